@@ -1,0 +1,95 @@
+/*
+ * elutq: runs LLaMA-family models stored as HLQ bit-planes (formats/SPEC.md) on a CPU.
+ *
+ * A model is a read-only mapping of one file; a session is one conversation over it: KV cache, scratch and threads.
+ *
+ * Thread safety: a model may be used by any number of sessions in any threads at once. A session or a pool is used by
+ * one thread at a time (it runs threads of its own inside). Nothing here prints, exits or keeps mutable globals.
+ *
+ * Functions that can fail return ELUTQ_OK or another elutq_status and, where they take `error`, write one
+ * NUL-terminated line that says what is wrong (`error` may be NULL when `error_bytes` is 0).
+ */
+#ifndef ELUTQ_H
+#define ELUTQ_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum elutq_status {
+    ELUTQ_OK = 0,
+    ELUTQ_ERROR_IO = 1,       /* the file cannot be opened, read or mapped */
+    ELUTQ_ERROR_FORMAT = 2,   /* the file is damaged, or is not a model this library runs */
+    ELUTQ_ERROR_ARGUMENT = 3, /* the caller asked for something impossible */
+    ELUTQ_ERROR_MEMORY = 4,   /* an allocation or a thread could not be had */
+    ELUTQ_ERROR_CONTEXT = 5,  /* more tokens than the session's context holds */
+    ELUTQ_ERROR_CANCELLED = 6 /* elutq_session_cancel was called */
+};
+
+typedef struct elutq_pool elutq_pool;
+typedef struct elutq_model elutq_model;
+typedef struct elutq_session elutq_session;
+
+/* ---- threads ---- */
+
+/* Number of physical cores this process may use: affinity mask, SMT siblings and cgroup CPU quota respected; >= 1. */
+unsigned elutq_default_threads(void);
+
+/* Creates a persistent pool of n_threads (1 to 256), the caller's thread included. The caller owns *pool. */
+int elutq_pool_create(unsigned n_threads, elutq_pool **pool);
+
+/* Stops the threads and frees the pool; NULL is allowed. No task may be running. */
+void elutq_pool_destroy(elutq_pool *pool);
+
+/* ---- model ---- */
+
+struct elutq_model_info {
+    uint32_t vocab_size;
+    uint32_t context_length; /* tokens the model was trained for */
+    uint32_t hidden_size;
+    uint32_t n_layers;
+    uint32_t n_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint64_t file_bytes;
+    uint64_t kv_bytes_per_token; /* fp16 keys and values of all layers */
+    uint64_t bytes_per_token;    /* weights read from the file to decode one token (embedding row, whole head, all blocks) */
+    const char *isa;             /* kernels chosen: "scalar", "avx2", "avx512", ...; static storage */
+};
+
+/*
+ * Maps and validates the file at `path`. `isa` names the kernels to use, NULL means the best this CPU has; an unknown or
+ * unsupported name is ELUTQ_ERROR_ARGUMENT. The caller owns *model and closes it after its last session.
+ */
+int elutq_model_open(const char *path, const char *isa, elutq_model **model, char *error, size_t error_bytes);
+void elutq_model_close(elutq_model *model); /* NULL is allowed */
+
+void elutq_model_describe(const elutq_model *model, struct elutq_model_info *info);
+
+/* ---- session ---- */
+
+/*
+ * context_size: tokens the KV cache holds, 1 to the model's context_length. n_threads: 1 to 256.
+ * The caller owns *session; `model` must outlive it.
+ */
+int elutq_session_create(const elutq_model *model, uint32_t context_size, unsigned n_threads, elutq_session **session,
+                         char *error, size_t error_bytes);
+void elutq_session_destroy(elutq_session *session); /* NULL is allowed */
+
+/*
+ * Appends tokens[n_tokens] to the context and computes logits of the last n_logits positions (0 to n_tokens) into
+ * logits[n_logits][vocab_size], owned by the caller. On error the position is unchanged. Results do not depend on the
+ * number of threads.
+ */
+int elutq_session_eval(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
+                       char *error, size_t error_bytes);
+
+/* Number of tokens in the context. */
+uint32_t elutq_session_position(const elutq_session *session);
+
+/* Forgets the tokens from `position` on; ELUTQ_ERROR_ARGUMENT when it is past the current position. */
+int elutq_session_rewind(elutq_session *session, uint32_t position);
+
+/* Makes a running or the next elutq_session_eval return ELUTQ_ERROR_CANCELLED. Safe in any thread and in a signal handler. */
+void elutq_session_cancel(elutq_session *session);
+
+#endif

@@ -1,0 +1,34 @@
+/*
+ * A persistent pool that runs one task on all of its threads at once (SPMD), with a barrier and a work queue.
+ *
+ * Inside a task the threads share work between two barriers through elutq_pool_take, and meet in elutq_pool_barrier.
+ * Each thread starts with its own contiguous range of items, so that it streams memory in order, and takes from the
+ * others' ranges when its own is done, so that a slow core (big.LITTLE, a busy neighbour) does not hold up the rest.
+ */
+#ifndef ELUTQ_THREADS_H
+#define ELUTQ_THREADS_H
+
+#include <stdbool.h>
+
+#include "elutq.h"
+
+#define ELUTQ_MAX_THREADS 256
+
+/* Runs on every thread of the pool, thread = 0 .. n_threads - 1; thread 0 is the caller of elutq_pool_run. */
+typedef void (*elutq_task)(void *context, unsigned thread, unsigned n_threads);
+
+unsigned elutq_pool_threads(const elutq_pool *pool);
+
+/* Runs `task` on all threads and returns when all have finished. `context` is the task's own. */
+void elutq_pool_run(elutq_pool *pool, elutq_task task, void *context);
+
+/* Called by all threads of a running task: returns in each when the last has arrived, and refills the work queue. */
+void elutq_pool_barrier(elutq_pool *pool);
+
+/*
+ * Hands out each of the items 0 .. n_items - 1 once. All threads pass the same n_items until it returns false; a barrier
+ * (or the end of the task) must lie between two uses.
+ */
+bool elutq_pool_take(elutq_pool *pool, unsigned thread, unsigned n_items, unsigned *item);
+
+#endif
