@@ -1,0 +1,17 @@
+"""Errors of the file layer: one line each, saying what is wrong and what to do about it."""
+
+
+class ElutqError(Exception):
+    """Base of every error that is the input's fault; its text is one line fit for a user."""
+
+
+class FormatError(ElutqError):
+    """A model file is damaged, truncated, or not one of ours."""
+
+
+class CheckpointError(ElutqError):
+    """A checkpoint folder is incomplete, damaged, or contradicts its own configuration."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """A checkpoint is sound but uses something that is not implemented."""

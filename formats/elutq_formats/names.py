@@ -1,0 +1,62 @@
+"""Tensor names: Hugging Face's on the checkpoint side, llama.cpp's standard names in a model file."""
+
+import re
+
+from elutq_formats.errors import FormatError
+
+_OUTER = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+_INNER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_OUTER_BACK = {ours: theirs for theirs, ours in _OUTER.items()}
+_INNER_BACK = {ours: theirs for theirs, ours in _INNER.items()}
+
+_HF_NAME = re.compile(r"(?:model\.layers\.(0|[1-9][0-9]*)\.)?(.+)\.(weight|bias)")
+_GGUF_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]*)\.)?(.+)\.(weight|bias)")
+
+ROPE_FREQUENCIES = "rope_freqs.weight"
+"""The one tensor of a model file that no checkpoint has: the divisors of the RoPE frequencies."""
+
+
+def gguf_name(name: str) -> str:
+    """Translate ``model.layers.3.self_attn.q_proj.weight`` to ``blk.3.attn_q.weight``.
+
+    Raises:
+        FormatError: the name is not one of a supported model's tensors.
+    """
+    match = _HF_NAME.fullmatch(name)
+    if match:
+        layer, stem, kind = match.groups()
+        ours = _OUTER.get(stem) if layer is None else _INNER.get(stem)
+        if ours is not None:
+            return f"{ours}.{kind}" if layer is None else f"blk.{layer}.{ours}.{kind}"
+    raise FormatError(f"tensor {name!r} has no name in a model file: it is not part of a supported model")
+
+
+def huggingface_name(name: str) -> str:
+    """Translate ``blk.3.attn_q.weight`` to ``model.layers.3.self_attn.q_proj.weight``.
+
+    Raises:
+        FormatError: the name is not one of a supported model's tensors.
+    """
+    match = _GGUF_NAME.fullmatch(name)
+    if match:
+        layer, stem, kind = match.groups()
+        theirs = _OUTER_BACK.get(stem) if layer is None else _INNER_BACK.get(stem)
+        if theirs is not None:
+            return f"{theirs}.{kind}" if layer is None else f"model.layers.{layer}.{theirs}.{kind}"
+    raise FormatError(f"tensor {name!r} is not part of a supported model")
