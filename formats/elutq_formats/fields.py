@@ -1,0 +1,67 @@
+"""Fields of a JSON object, read with their type checked."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from elutq_formats.errors import CheckpointError
+
+
+class Fields:
+    """A JSON object of a checkpoint; a field that is null counts as absent.
+
+    Every method raises CheckpointError, naming the place and the field, when the value is not what it should be.
+    """
+
+    def __init__(self, values: Mapping[str, Any], place: str, defaults: Mapping[str, Any] | None = None) -> None:
+        """Wrap ``values``, found at ``place``; ``defaults`` stand in for keys that it lacks altogether."""
+        self._values = {**(defaults or {}), **values}
+        self._place = place
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 (a JSON value)
+        return self._values.get(name)
+
+    def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
+        """Return an integer of at least ``minimum`` that fits 31 bits."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
+            self._refuse(name, value, f"an integer from {minimum}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a positive finite number."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            self._refuse(name, value, "a positive number")
+        return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """Return true or false."""
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            self._refuse(name, value, "true or false")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return an object; empty when absent."""
+        value = self._value(name, {})
+        if not isinstance(value, dict):
+            self._refuse(name, value, "an object")
+        return value
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """Return token ids, written as one integer or a list; empty when absent."""
+        value = self._value(name, [])
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            self._refuse(name, value, "a token id or a list of them")
+        return tuple(ids)
+
+    def _value(self, name: str, default: Any) -> Any:  # noqa: ANN401 (a JSON value)
+        value = self._values.get(name)
+        if value is None and default is None:
+            raise CheckpointError(f"{self._place} has no {name}")
+        return default if value is None else value
+
+    def _refuse(self, name: str, value: object, wanted: str) -> NoReturn:
+        raise CheckpointError(f"{self._place}: {name} must be {wanted}, found {value!r:.60}")
