@@ -1,0 +1,23 @@
+"""The reference transformer: readable, in float32, the oracle of the C runtime and the forward pass of calibration."""
+
+from elutq_cli.reference.transformer import (
+    SHARED_INPUTS,
+    Block,
+    Head,
+    KeyValueCache,
+    Positions,
+    Transformer,
+    WeightSource,
+    block_tensor_names,
+)
+
+__all__ = [
+    "SHARED_INPUTS",
+    "Block",
+    "Head",
+    "KeyValueCache",
+    "Positions",
+    "Transformer",
+    "WeightSource",
+    "block_tensor_names",
+]
