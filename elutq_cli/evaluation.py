@@ -23,6 +23,9 @@ WINDOW_RULE = "no overlap, no BOS, the first token of each window not scored"
 CHUNK_ELEMENTS = 1 << 20
 """Logits that are turned to float64 at once: a vocabulary of 128k takes 8 rows and 8 MB an array."""
 
+MAX_NLL = 700.0
+"""Nats: beyond this, perplexity is not a float64; a uniform guess over 128k tokens costs 12."""
+
 
 class LogitsModel(Protocol):
     """Anything that gives the logits of one sequence."""
@@ -92,7 +95,8 @@ def split_windows(tokens: Sequence[int] | NDArray[np.int64], ctx: int, chunks: i
     n_windows = len(tokens) // ctx
     if n_windows == 0:
         raise ElutqError(
-            f"the text has {len(tokens)} tokens, less than one window of {ctx}: use a longer text or a smaller context size"
+            f"the text has {len(tokens)} tokens, less than one window of {ctx}: "
+            "use a longer text or a smaller context size"
         )
     if chunks is not None:
         n_windows = min(n_windows, chunks)
@@ -100,10 +104,11 @@ def split_windows(tokens: Sequence[int] | NDArray[np.int64], ctx: int, chunks: i
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log(softmax) of the last axis in float64."""
+    """Return log(softmax) of the last axis in float64; NaN where a logit is not finite."""
     shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        shifted -= shifted.max(axis=-1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted
 
 
@@ -146,9 +151,10 @@ def evaluate(
                 log_q = log_softmax(expected[rows])
                 divergences[index, rows] = np.sum(np.exp(log_q) * (log_q - log_p), axis=-1)
                 agreements[index, rows] = log_p.argmax(axis=-1) == log_q.argmax(axis=-1)
-    if not np.isfinite(losses).all() or (reference is not None and not np.isfinite(divergences).all()):
-        raise ElutqError("the logits are not finite numbers: the weights of the model or the reference are damaged")
+    finite = np.isfinite(losses).all() and (reference is None or np.isfinite(divergences).all())
     nll = float(losses.mean())
+    if not finite or nll > MAX_NLL:
+        raise ElutqError("the logits are not finite or absurdly large: the weights are damaged; make the model again")
     ppl = math.exp(nll)
     return Evaluation(
         ppl=ppl,

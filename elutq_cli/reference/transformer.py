@@ -18,7 +18,8 @@ import numpy as np
 from elutq_formats.config import ModelConfig
 from numpy.typing import NDArray
 
-Array: TypeAlias = Any
+Array: TypeAlias = Any  # numpy array or torch tensor
+Namespace: TypeAlias = Any  # the module numpy or torch
 Observe: TypeAlias = Callable[[str, Array], None]
 KeyValueCache: TypeAlias = dict[int, tuple[Array, Array]]
 """Layer -> keys (after RoPE) and values of the tokens so far, each (..., n, kv_heads, head_dim); starts empty."""
@@ -100,17 +101,17 @@ class Positions:
         )
 
 
-def rms_norm(x: Array, weight: Array, epsilon: float, xp: Any) -> Array:
+def rms_norm(x: Array, weight: Array, epsilon: float, xp: Namespace) -> Array:
     """Divide x: (..., d) by the root mean square of its last axis and multiply by weight: (d,)."""
     return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
 
 
-def silu(x: Array, xp: Any) -> Array:
-    """x * sigmoid(x), through tanh because it cannot overflow."""
+def silu(x: Array, xp: Namespace) -> Array:
+    """Multiply x by sigmoid(x), through tanh because it cannot overflow."""
     return 0.5 * x * (1.0 + xp.tanh(0.5 * x))
 
 
-def rotate(x: Array, cos: Array, sin: Array, xp: Any) -> Array:
+def rotate(x: Array, cos: Array, sin: Array, xp: Namespace) -> Array:
     """Apply RoPE to x: (..., n, heads, head_dim); element i of a head turns with element i + head_dim / 2."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
@@ -118,7 +119,7 @@ def rotate(x: Array, cos: Array, sin: Array, xp: Any) -> Array:
     return xp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
-def attend(q: Array, k: Array, v: Array, positions: Positions, window: int | None, xp: Any) -> Array:
+def attend(q: Array, k: Array, v: Array, positions: Positions, window: int | None, xp: Namespace) -> Array:
     """Causal scaled dot-product attention; every KV head serves heads / kv_heads consecutive query heads.
 
     Args:
@@ -161,7 +162,7 @@ class Block:
         weights: tensors by `block_tensor_names`; replace an entry to run with other (dequantized) weights.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, weights: Mapping[str, Array], xp: Any = np) -> None:
+    def __init__(self, config: ModelConfig, layer: int, weights: Mapping[str, Array], xp: Namespace = np) -> None:
         self.config = config
         self.layer = layer
         self.weights = dict(weights)
@@ -243,7 +244,7 @@ class Head:
         weight: (vocab_size, hidden_size) float32.
     """
 
-    def __init__(self, config: ModelConfig, norm: Array, weight: Array, xp: Any = np) -> None:
+    def __init__(self, config: ModelConfig, norm: Array, weight: Array, xp: Namespace = np) -> None:
         self.config = config
         self.norm = norm
         self.weight = weight
@@ -265,7 +266,7 @@ class Transformer:
         self,
         source: WeightSource,
         keep: bool = False,
-        xp: Any = np,
+        xp: Namespace = np,
         convert: Callable[[NDArray[Any]], Array] | None = None,
     ) -> None:
         """Read nothing yet.
@@ -299,9 +300,7 @@ class Transformer:
     def block(self, layer: int) -> Block:
         """Read one block."""
         names = block_tensor_names(self.config)
-        return Block(
-            self.config, layer, {name: self.load(f"model.layers.{layer}.{name}") for name in names}, self.xp
-        )
+        return Block(self.config, layer, {name: self.load(f"model.layers.{layer}.{name}") for name in names}, self.xp)
 
     def blocks(self) -> Iterator[Block]:
         """Read the blocks in order, one at a time."""
