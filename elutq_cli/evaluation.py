@@ -149,7 +149,8 @@ def evaluate(
             losses[index, rows] = -log_p[np.arange(len(targets)), targets]
             if expected is not None:
                 log_q = log_softmax(expected[rows])
-                divergences[index, rows] = np.sum(np.exp(log_q) * (log_q - log_p), axis=-1)
+                with np.errstate(invalid="ignore"):  # what is not finite is reported below
+                    divergences[index, rows] = np.sum(np.exp(log_q) * (log_q - log_p), axis=-1)
                 agreements[index, rows] = log_p.argmax(axis=-1) == log_q.argmax(axis=-1)
     finite = np.isfinite(losses).all() and (reference is None or np.isfinite(divergences).all())
     nll = float(losses.mean())

@@ -1,0 +1,230 @@
+"""The reference transformer against the logits of Hugging Face transformers, and against itself."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.config import ModelConfig
+
+from elutq_cli.reference import SHARED_INPUTS, Block, Positions, Transformer, block_tensor_names, transformer
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+VARIANTS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+def expected(variant):
+    arrays = np.load(GOLDEN / variant / "expected.npz")
+    return arrays["tokens"], arrays["logits"]
+
+
+def relative_error(actual, wanted):
+    return np.abs(actual - wanted).max() / np.sqrt(np.mean(wanted**2))
+
+
+class Overridden:
+    """A weight source with another configuration, that counts what is read and forbids writing to it."""
+
+    def __init__(self, source, **changes):
+        self.source = source
+        self.config: ModelConfig = replace(source.config, **changes)
+        self.reads = Counter()
+
+    def has(self, name):
+        return self.source.has(name)
+
+    def load(self, name):
+        self.reads[name] += 1
+        tensor = self.source.load(name)
+        tensor.flags.writeable = False
+        return tensor
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    return request.param
+
+
+def test_every_family_has_golden_logits():
+    families = {Checkpoint.open(GOLDEN / name).config.model_type for name in VARIANTS}
+    assert families == {"llama", "mistral", "qwen2", "qwen3"}
+
+
+def test_logits_are_those_of_transformers(variant):
+    tokens, logits = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        actual = Transformer(checkpoint).logits(tokens)
+    assert actual.dtype == np.float32
+    assert relative_error(actual, logits) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("variant", "change"),
+    [
+        ("llama31-rope-scaling", {"rope_scaling": None}),
+        ("llama-linear-rope", {"rope_scaling": None}),
+        ("llama31-rope-scaling", {"rope_theta": 10000.0}),
+        ("mistral-sliding-window", {"sliding_window": None}),
+        ("mistral-sliding-window", {"sliding_window": 6}),
+        ("mistral-sliding-window", {"sliding_window": 8}),
+        ("qwen2", {"attention_bias": False}),
+        ("llama-biases", {"attention_output_bias": False}),
+        ("llama-biases", {"mlp_bias": False}),
+        ("qwen3", {"qk_norm": False}),
+        ("qwen3-biases", {"attention_output_bias": False}),
+        ("llama2-gqa-sharded", {"rms_norm_eps": 1e-2}),
+    ],
+)
+def test_golden_logits_notice_a_missing_feature(variant, change):
+    tokens, logits = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        actual = Transformer(Overridden(checkpoint, **change)).logits(tokens)
+    assert relative_error(actual, logits) > 1e-2
+
+
+def test_rope_divisors_of_llama3_are_those_of_the_published_formula():
+    """Frequencies of three bands: kept, blended, divided by the factor."""
+    with Checkpoint.open(GOLDEN / "llama31-rope-scaling") as checkpoint:
+        divisors = checkpoint.config.rope_divisors()
+    assert divisors[0] == 1.0
+    assert 1.0 < divisors[1] < 8.0
+    assert np.all(divisors[2:] == 8.0)
+
+
+def test_batch_of_sequences_is_each_sequence(variant):
+    tokens, _ = expected(variant)
+    batch = np.stack((tokens, tokens[::-1]))
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        model = Transformer(checkpoint, keep=True)
+        together = model.logits(batch)
+        for index in range(2):
+            assert relative_error(together[index], model.logits(batch[index])) < 1e-4
+
+
+@pytest.mark.parametrize("steps", [(1,) * 20, (7, 1, 12), (20,)])
+def test_cache_continues_a_sequence(variant, steps):
+    tokens, logits = expected(variant)
+    cache, start, parts = {}, 0, []
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        model = Transformer(checkpoint, keep=True)
+        for n_tokens in steps:
+            hidden = model.hidden(tokens[start : start + n_tokens], start, cache)
+            parts.append(model.head(hidden))
+            start += n_tokens
+    assert relative_error(np.concatenate(parts), logits) < 1e-4
+
+
+@pytest.mark.parametrize("query_rows", [1, 3, 19])
+def test_attention_in_pieces_is_attention(variant, query_rows, monkeypatch):
+    monkeypatch.setattr(transformer, "QUERY_ROWS", query_rows)
+    tokens, logits = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        assert relative_error(Transformer(checkpoint).logits(tokens), logits) < 1e-4
+
+
+def test_observe_sees_the_input_of_every_linear(variant):
+    tokens, _ = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        model = Transformer(checkpoint)
+        block, x = model.block(0), model.embed(np.stack((tokens, tokens[::-1])))
+    seen = {}
+    y = block(x, observe=lambda name, value: seen.setdefault(name, []).append(value))
+    assert list(seen) == list(SHARED_INPUTS)
+    assert all(len(values) == 1 for values in seen.values())
+    for name, linears in SHARED_INPUTS.items():
+        for linear in linears:
+            assert seen[name][0].shape == (2, len(tokens), block.weights[f"{linear}.weight"].shape[1])
+    # The two inputs that close a residual branch give the block's output.
+    after_attention = x + block.linear("self_attn.o_proj", seen["self_attn.o_proj"][0])
+    wanted = after_attention + block.linear("mlp.down_proj", seen["mlp.down_proj"][0])
+    np.testing.assert_array_equal(y, wanted)
+
+
+def test_shared_inputs_name_every_matrix_once():
+    with Checkpoint.open(GOLDEN / VARIANTS[0]) as checkpoint:
+        config = checkpoint.config
+    listed = [f"model.layers.0.{linear}.weight" for linears in SHARED_INPUTS.values() for linear in linears]
+    assert sorted(listed) == sorted(config.linear_names(0))
+
+
+def test_replaced_weights_are_used():
+    tokens, _ = expected("llama-biases")
+    with Checkpoint.open(GOLDEN / "llama-biases") as checkpoint:
+        model = Transformer(checkpoint)
+        block, x = model.block(0), model.embed(tokens)
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        block.weights[f"{name}.weight"] = np.zeros_like(block.weights[f"{name}.weight"])
+        block.weights[f"{name}.bias"] = np.zeros_like(block.weights[f"{name}.bias"])
+    np.testing.assert_array_equal(block(x), x)
+
+
+def test_window_logits_read_each_block_once():
+    tokens, logits = expected("llama2-gqa-sharded")
+    windows = np.stack((tokens, tokens[::-1], tokens))
+    done = []
+    with Checkpoint.open(GOLDEN / "llama2-gqa-sharded") as checkpoint:
+        source = Overridden(checkpoint)
+        streamed = list(Transformer(source).window_logits(windows, done.append))
+    assert set(source.reads.values()) == {1}
+    assert sum(done) == pytest.approx(3)
+    np.testing.assert_array_equal(streamed[0], streamed[2])
+    assert relative_error(streamed[0], logits) < 1e-4
+
+
+def test_window_logits_in_groups_are_the_same(monkeypatch):
+    tokens, _ = expected("qwen3")
+    windows = np.stack((tokens, tokens[::-1], tokens))
+    done = []
+    with Checkpoint.open(GOLDEN / "qwen3") as checkpoint:
+        together = list(Transformer(checkpoint).window_logits(windows))
+        monkeypatch.setattr(transformer, "HIDDEN_BYTES", 1)
+        one_by_one = list(Transformer(checkpoint).window_logits(windows, done.append))
+    np.testing.assert_array_equal(together, one_by_one)
+    assert sum(done) == pytest.approx(3)
+
+
+def test_keep_reads_each_tensor_once():
+    tokens, _ = expected("smollm-tied")
+    with Checkpoint.open(GOLDEN / "smollm-tied") as checkpoint:
+        kept, streamed = Overridden(checkpoint), Overridden(checkpoint)
+        for source, keep in ((kept, True), (streamed, False)):
+            model = Transformer(source, keep=keep)
+            model.logits(tokens)
+            model.logits(tokens)
+    assert set(kept.reads.values()) == {1}
+    assert min(streamed.reads.values()) == 2
+
+
+def test_only_names_that_torch_shares_are_called(variant):
+    """Torch is no dependency: a namespace of just the names (and keywords) that both modules have stands in for it.
+
+    Weights are read-only, and so is the input: nothing is written in place.
+    """
+    shared = ("amax", "asarray", "concatenate", "exp", "mean", "moveaxis", "sqrt", "sum", "tanh", "where")
+    namespace = SimpleNamespace(**{name: getattr(np, name) for name in shared})
+    tokens, _ = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        source = Overridden(checkpoint)
+        weights = {name: source.load(f"model.layers.0.{name}") for name in block_tensor_names(source.config)}
+        x = source.load("model.embed_tokens.weight")[tokens]
+        x.flags.writeable = False
+        wanted = Transformer(checkpoint).block(0)(x)
+    np.testing.assert_array_equal(Block(source.config, 0, weights, namespace)(x), wanted)
+
+
+def test_extreme_activations_stay_finite():
+    assert np.array_equal(transformer.silu(np.float32([-1e4, 0, 1e4]), np), [0, 0, 1e4])
+    x = np.zeros((3, 8), dtype=np.float32)
+    assert np.all(transformer.rms_norm(x, np.ones(8, np.float32), 1e-5, np) == 0)
+
+
+def test_positions_continue():
+    with Checkpoint.open(GOLDEN / VARIANTS[0]) as checkpoint:
+        config = checkpoint.config
+    whole, tail = Positions.of(config, 10), Positions.of(config, 4, start=6)
+    np.testing.assert_array_equal(whole.cos[6:], tail.cos)
+    np.testing.assert_array_equal(whole.sin[6:], tail.sin)
+    np.testing.assert_array_equal(whole.keys, tail.keys)
