@@ -1,0 +1,139 @@
+"""The feedback stage: levels fitted to error-compensated weights, rounded column by column under a Hessian.
+
+The numpy inner loop here defines the result; the C code behind ``elutq_native.quantizer`` repeats it bit for bit.
+"""
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import HLQTensor
+
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
+from elutq_cli.pipeline.stage import Backend, Quantized
+
+DoubleArray = npt.NDArray[np.float64]
+
+MOST_DAMPING = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def feedback(
+    weights: FloatArray, hessian: FloatArray, bits: int, group_size: int, damping: float, backend: Backend
+) -> Quantized:
+    """Quantize a matrix so that its output error on the calibration inputs is small.
+
+    Group by group from the left: the levels are fitted to the weights as compensated so far, a column's error
+    weighted by 1 / U_jj^2 (what it costs after the columns to its right have compensated it as well as they can), then
+    the columns are rounded in turn and what remains is taken out of the columns to the right.
+
+    Args:
+        weights: (rows, columns) float32.
+        hessian: (columns, columns) float32, X^T X of the inputs up to a factor.
+        bits: bit-planes.
+        group_size: columns that share their levels.
+        damping: relative to the mean of the Hessian's diagonal.
+        backend: runs the inner loops.
+
+    Raises:
+        ElutqError: the Hessian cannot be factored.
+
+    Source: GPTQ (Frantar et al. 2022) with ELUTQ's levels. ELUTQ's own code keeps the codes chosen before
+    compensation; here the compensated weight is rounded, which is better at every number of bits.
+    """
+    factor = inverse_factor(hessian, damping)
+    importance = (1.0 / np.diagonal(factor) ** 2).astype(np.float32)
+    compensated = weights.copy()
+    parts = []
+    for start in range(0, weights.shape[1], group_size):
+        group = slice(start, start + group_size)
+        rest = slice(start + group_size, None)
+        half_scales, centers, _ = backend.fit_groups(compensated[:, group], bits, group_size, importance[group])
+        codes, errors = backend.feedback_columns(
+            compensated[:, group], factor[group, group], half_scales[:, 0], centers[:, 0]
+        )
+        compensated[:, rest] -= errors @ factor[group, rest]
+        parts.append((half_scales, centers, codes))
+    half_scales, centers, codes = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    return Quantized.of(weights, HLQTensor(half_scales, centers, codes, group_size), hessian)
+
+
+def feedback_columns(
+    weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+) -> tuple[CodeArray, FloatArray]:
+    """Round a group's columns in turn; each column's error is taken out of the columns to its right.
+
+    Args:
+        weights: (rows, group_size) float32, left unchanged.
+        factor: (group_size, group_size) float32, diagonal block of the inverse Hessian's upper triangular factor U.
+        half_scales: (rows, bits) float16.
+        centers: (rows,) float16.
+
+    Returns:
+        codes (rows, group_size) uint8, and errors (rows, group_size) float32: (weight - level) / U_jj of every column,
+        what the columns past the group still have to compensate.
+    """
+    group_levels = levels(half_scales, centers)
+    compensated = weights.copy()
+    codes = np.empty(weights.shape, dtype=np.uint8)
+    errors = np.empty_like(weights)
+    for column in range(weights.shape[1]):
+        now = compensated[:, column : column + 1]
+        code = nearest(now, group_levels)
+        error = (now - np.take_along_axis(group_levels, code.astype(np.intp), axis=1)) / factor[column, column]
+        compensated[:, column + 1 :] -= error * factor[column, column + 1 :]
+        codes[:, column], errors[:, column] = code[:, 0], error[:, 0]
+    return codes, errors
+
+
+def inverse_factor(hessian: FloatArray, damping: float) -> FloatArray:
+    """Return the upper triangular U with U^T U = (H + damping * mean(diag H) * I)^-1.
+
+    With J the reversal of rows and columns and J H J = L L^T, U is J L^-1 J: one factorisation, one triangular inverse,
+    and no product of an inverse with itself. Damping grows tenfold, and says so in the log, while H is not positive
+    definite in float64.
+
+    Args:
+        hessian: (n, n) float32, symmetric.
+        damping: relative to the mean of the diagonal.
+
+    Returns:
+        (n, n) float32.
+
+    Raises:
+        ElutqError: H is not finite, or no damping up to MOST_DAMPING helps.
+    """
+    mean = float(np.mean(np.diagonal(hessian), dtype=np.float64))
+    if not np.isfinite(hessian).all():
+        raise ElutqError("activations overflow on the calibration text: use other text, or none")
+    if mean <= 0.0:  # the layer's input is always zero: any rounding is as good
+        return np.eye(len(hessian), dtype=np.float32)
+    while True:
+        reversed_hessian = hessian[::-1, ::-1].astype(np.float64)
+        reversed_hessian[np.diag_indices_from(reversed_hessian)] += damping * mean
+        try:
+            lower = np.linalg.cholesky(reversed_hessian)
+        except np.linalg.LinAlgError:
+            if damping * 10 > MOST_DAMPING:
+                raise ElutqError(f"the Hessian is not positive definite even with damping {damping:g}") from None
+            damping *= 10
+            log.warning("the Hessian is not positive definite: damping raised to %g", damping)
+            continue
+        del reversed_hessian
+        invert_lower(lower)
+        return np.ascontiguousarray(lower[::-1, ::-1], dtype=np.float32)
+
+
+def invert_lower(lower: DoubleArray) -> None:
+    """Invert a lower triangular matrix in place, by halves so that nearly all work is matrix products."""
+    n = len(lower)
+    if n <= 64:
+        lower[:] = np.tril(np.linalg.inv(lower))
+        return
+    half = n // 2
+    top, corner, bottom = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    invert_lower(top)
+    invert_lower(bottom)
+    corner[:] = -(bottom @ (corner @ top))

@@ -1,0 +1,241 @@
+"""The fit stage: levels of every group by alternating optimisation, each column weighted by its importance.
+
+The numpy functions here define the result; the C code behind ``elutq_native.quantizer`` does the same operations in the
+same order, so that the two agree bit for bit wherever the compiler does not contract multiplications and additions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from elutq_formats.hlq import HLQTensor
+
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest, signs
+from elutq_cli.pipeline.stage import Backend, Quantized
+
+DoubleArray = npt.NDArray[np.float64]
+
+ITERATIONS = 50
+"""Most rounds of assignment and solve per start; nine groups of ten stop changing within 20."""
+
+STARTS = ((2.0, 1.0), (1.4, 0.9), (2.5, 0.7), (1.6, 0.9), (1.4, 0.5))
+"""Starting points: the ratio of one plane's scale to that of the plane before, and the part of a group's range that the
+levels span. The first is the uniform quantizer. The others end in a better optimum often enough to take 1, 14 and 18 %
+off the squared error at 2, 3 and 4 bits (novels-6m, groups of 128)."""
+
+PROXIMITY = 1e-9
+"""Weight of the pull towards the present levels, relative to the sum of a group's importances. It keeps the normal
+equations solvable when fewer than bits + 1 levels are in use, and is too small to slow the descent otherwise."""
+
+HALF_MAX = 65504.0
+GROUPS_AT_ONCE = 8192
+
+
+def fit(weights: FloatArray, hessian: FloatArray | None, bits: int, group_size: int, backend: Backend) -> Quantized:
+    """Quantize a matrix group by group, each column weighted by its diagonal element of the Hessian if there is one.
+
+    Args:
+        weights: (rows, columns) float32.
+        hessian: (columns, columns) float32, X^T X of the inputs up to a factor, or None: all columns count the same.
+        bits: bit-planes.
+        group_size: columns that share their levels.
+        backend: runs the inner loop.
+    """
+    importance = None
+    if hessian is not None:
+        # Where no input of a group is ever used, any levels do as well; the weights' own are as good as others.
+        by_group = np.diagonal(hessian).reshape(-1, group_size)
+        importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
+    half_scales, centers, codes = backend.fit_groups(weights, bits, group_size, importance)
+    return Quantized.of(weights, HLQTensor(half_scales, centers, codes, group_size), hessian)
+
+
+def starting_scales(bits: int) -> DoubleArray:
+    """Return the half scales of each start relative to half a group's range: (starts, bits) float64."""
+    ratios = np.array([[ratio**plane for plane in range(bits)] for ratio, _ in STARTS])
+    spans = np.array([[span] for _, span in STARTS])
+    return np.asarray(ratios / ratios.sum(axis=1, keepdims=True) * spans)
+
+
+def fit_groups(
+    weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
+) -> tuple[HalfArray, HalfArray, CodeArray]:
+    """Fit the levels of every group of a matrix, round them to float16 and give each weight the nearest.
+
+    Args:
+        weights: (rows, columns) float32, finite, columns a multiple of group_size.
+        bits: bit-planes.
+        group_size: columns that share their levels.
+        importance: (columns,) float32, what a squared error in a column costs; not negative, and not all zero within
+            a group. None: 1 everywhere.
+
+    Returns:
+        half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
+    """
+    rows, columns = weights.shape
+    groups = np.ascontiguousarray(weights.reshape(-1, group_size).T)
+    if importance is None:
+        importance = np.ones(columns, dtype=np.float32)
+    repeated = np.tile(importance.reshape(-1, group_size).T, (1, rows))
+    half_scales = np.empty((bits, groups.shape[1]), dtype=np.float16)
+    centers = np.empty(groups.shape[1], dtype=np.float16)
+    for first in range(0, groups.shape[1], GROUPS_AT_ONCE):
+        part = slice(first, first + GROUPS_AT_ONCE)
+        statistics = SortedGroups.of(groups[:, part], repeated[:, part])
+        best_half_scales, best_centers = fit_sorted(statistics, bits)
+        half_scales[:, part] = _to_half(best_half_scales)
+        centers[part] = _to_half(best_centers + statistics.middle)
+    codes = nearest(groups.T, levels(half_scales.T, centers))
+    shape = rows, columns // group_size
+    return half_scales.T.reshape(*shape, bits), centers.reshape(shape), codes.reshape(rows, columns)
+
+
+@dataclass(frozen=True)
+class SortedGroups:
+    """The sufficient statistics of a batch of groups: with the weights sorted, any assignment is a list of bounds.
+
+    Attributes:
+        values: (group_size, n) float64, each group's weights less its middle, ascending.
+        mass: (group_size + 1, n) float64, running sum of importance over ``values``.
+        moment: (group_size + 1, n) float64, running sum of importance * value.
+        energy: (n,) float64, sum of importance * value**2.
+        middle: (n,) float64, half-way between a group's smallest and largest weight.
+    """
+
+    values: DoubleArray
+    mass: DoubleArray
+    moment: DoubleArray
+    energy: DoubleArray
+    middle: DoubleArray
+
+    @classmethod
+    def of(cls, groups: npt.NDArray[np.float32], importance: npt.NDArray[np.float32]) -> "SortedGroups":
+        """Sort groups: (group_size, n) float32 each; equal weights stay in the order of their columns."""
+        order = np.argsort(groups, axis=0, kind="stable")
+        values = np.take_along_axis(groups, order, axis=0).astype(np.float64)
+        middle = (values[0] + values[-1]) * 0.5
+        values -= middle
+        mass = np.take_along_axis(importance, order, axis=0).astype(np.float64)
+        moment = mass * values
+        zeros = np.zeros((1, values.shape[1]))
+        return cls(
+            values,
+            np.cumsum(np.concatenate([zeros, mass]), axis=0),
+            np.cumsum(np.concatenate([zeros, moment]), axis=0),
+            np.cumsum(moment * values, axis=0)[-1],
+            middle,
+        )
+
+
+def fit_sorted(groups: "SortedGroups", bits: int, iterations: int = ITERATIONS) -> tuple[DoubleArray, DoubleArray]:
+    """Descend from every start and return the best half scales (bits, n) and centers (n,), float64."""
+    reach = groups.values[-1]
+    best_error = np.full(reach.shape, np.inf)
+    best_half_scales, best_centers = np.zeros((bits, len(reach))), np.zeros_like(reach)
+    for start in starting_scales(bits):
+        half_scales, centers = start[:, None] * reach, np.zeros_like(reach)
+        error = descend(groups, half_scales, centers, iterations).min(axis=0)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_half_scales = np.where(better, half_scales, best_half_scales)
+        best_centers = np.where(better, centers, best_centers)
+    return best_half_scales, best_centers
+
+
+def descend(groups: SortedGroups, half_scales: DoubleArray, centers: DoubleArray, iterations: int) -> DoubleArray:
+    """Alternate between nearest levels and least squares, in place, until no group's assignment changes.
+
+    Args:
+        groups: n sorted groups.
+        half_scales: (bits, n) float64, the start; replaced by the best found.
+        centers: (n,) float64, relative to the groups' middles; likewise.
+        iterations: most rounds of assignment and solve.
+
+    Returns:
+        (rounds, n) float64: the weighted squared error with nearest levels, before the first solve and after each.
+
+    Source: ELUTQ's alternating optimisation. The least squares step is written for the change of the levels and held
+    near the present ones by PROXIMITY, so that the error cannot rise even where the solution is not unique.
+    """
+    bits = half_scales.shape[0]
+    beta = signs(bits)
+    best_error = np.full(centers.shape, np.inf)
+    theta = np.concatenate([half_scales, centers[None]])
+    changed = np.ones(centers.shape, dtype=bool)
+    history = []
+    state = np.full((2 ** (bits + 1) + 1, len(centers)), -1)
+    for _ in range(iterations + 1):
+        values = np.repeat(theta[bits][None], 2**bits, axis=0)
+        for plane in range(bits):
+            values += beta[:, plane, None] * theta[plane]
+        order = np.argsort(values, axis=0, kind="stable")
+        ranked = np.take_along_axis(values, order, axis=0)
+        bounds = _bounds(groups.values, (ranked[:-1] + ranked[1:]) * 0.5)
+        mass = np.diff(np.take_along_axis(groups.mass, bounds, axis=0), axis=0)
+        moment = np.diff(np.take_along_axis(groups.moment, bounds, axis=0), axis=0)
+
+        error = groups.energy.copy()
+        for rank in range(2**bits):
+            error += ranked[rank] * (ranked[rank] * mass[rank] - 2.0 * moment[rank])
+        history.append(error)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        half_scales[:] = np.where(better, theta[:bits], half_scales)
+        centers[:] = np.where(better, theta[bits], centers)
+
+        previous, state = state, np.concatenate([bounds, order])
+        changed &= (state != previous).any(axis=0)
+        if not changed.any():
+            break
+        step = _least_squares_step(beta[order], mass, moment - mass * ranked)
+        theta = np.where(changed, theta + step, theta)
+        theta[:bits] = np.abs(theta[:bits])  # the same levels, under other codes
+    return np.array(history)
+
+
+def _to_half(values: DoubleArray) -> HalfArray:
+    """Round to float16 by way of float32, as C does; too large values to the largest."""
+    return np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float32).astype(np.float16)
+
+
+def _bounds(values: DoubleArray, midpoints: DoubleArray) -> npt.NDArray[np.intp]:
+    """Return where each level's weights begin and end in the sorted groups: (levels + 1, n)."""
+    size, n_groups = values.shape
+    inner = [np.count_nonzero(values <= midpoint, axis=0) for midpoint in midpoints]
+    return np.stack([np.zeros(n_groups, dtype=np.intp), *inner, np.full(n_groups, size)])
+
+
+def _least_squares_step(beta: DoubleArray, mass: DoubleArray, residual: DoubleArray) -> DoubleArray:
+    """Solve for the change of half scales and center that minimises the error with the assignment held.
+
+    Args:
+        beta: (levels, n, bits) float64, signs of the code at each rank.
+        mass: (levels, n) float64, importance assigned to each level.
+        residual: (levels, n) float64, importance-weighted sum of weight - level.
+
+    Returns:
+        (bits + 1, n) float64: Gaussian elimination of the symmetric normal equations, without pivoting.
+    """
+    n_levels, n_groups, bits = beta.shape
+    feature = [beta[:, :, plane] for plane in range(bits)] + [np.ones((n_levels, n_groups))]
+    size = bits + 1
+    matrix = np.zeros((size, size, n_groups))
+    step = np.zeros((size, n_groups))
+    for rank in range(n_levels):
+        for i in range(size):
+            step[i] += feature[i][rank] * residual[rank]
+            for j in range(i + 1):
+                matrix[i, j] += feature[i][rank] * feature[j][rank] * mass[rank]
+    for i in range(size):
+        matrix[i, i] += PROXIMITY * matrix[bits, bits]
+    for j in range(size):
+        for i in range(j + 1, size):
+            factor = matrix[i, j] / matrix[j, j]
+            step[i] -= factor * step[j]
+            for k in range(j + 1, i + 1):
+                matrix[i, k] -= factor * matrix[k, j]
+    for i in reversed(range(size)):
+        for k in range(i + 1, size):
+            step[i] -= matrix[k, i] * step[k]
+        step[i] /= matrix[i, i]
+    return step

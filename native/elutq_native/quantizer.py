@@ -1,0 +1,162 @@
+"""The quantizer's hot loops in C (native/include/elutq_quantize.h), on numpy arrays."""
+
+import numpy as np
+import numpy.typing as npt
+from elutq_native._elutq import ffi, lib
+
+FloatArray = npt.NDArray[np.float32]
+HalfArray = npt.NDArray[np.float16]
+CodeArray = npt.NDArray[np.uint8]
+
+
+class Quantizer:
+    """A pool of threads that fits levels and feeds errors back; used by one thread at a time."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """Start the threads.
+
+        Args:
+            threads: 1 to 256; None: one for each physical core this process may use.
+
+        Raises:
+            ValueError: threads out of range.
+            MemoryError: a thread cannot be started.
+        """
+        pool = ffi.new("elutq_pool **")
+        status = lib.elutq_pool_create(lib.elutq_default_threads() if threads is None else threads, pool)
+        if status == lib.ELUTQ_ERROR_ARGUMENT:
+            raise ValueError(f"{threads} threads: 1 to 256 are possible")
+        if status != lib.ELUTQ_OK:
+            raise MemoryError("the quantizer's threads could not be started")
+        self._pool = ffi.gc(pool[0], lib.elutq_pool_destroy)
+
+    def close(self) -> None:
+        """Stop the threads; nothing else may be called after."""
+        ffi.release(self._pool)
+
+    def fit(
+        self,
+        weights: FloatArray,
+        starts: npt.NDArray[np.float64],
+        group_size: int,
+        importance: FloatArray | None,
+        iterations: int,
+        proximity: float,
+    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        """Fit levels to every group and give each weight the nearest.
+
+        Args:
+            weights: (rows, columns) float32, finite, rows contiguous or a slice of columns of such an array.
+            starts: (starts, bits) float64, half scales relative to half a group's range.
+            group_size: columns that share their levels; divides columns, at most 128.
+            importance: (columns,) float32, what a squared error in a column costs: not negative, not all zero within a
+                group. None: 1 everywhere.
+            iterations: most rounds of assignment and solve per start.
+            proximity: pull towards the present levels in each solve, relative to the sum of a group's importances.
+
+        Returns:
+            half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
+
+        Raises:
+            ValueError: an array's shape or a parameter is out of range.
+        """
+        rows, columns = weights.shape
+        if group_size < 1 or columns % group_size:
+            raise ValueError(f"groups of {group_size} do not divide {columns} columns")
+        if importance is not None and importance.shape != (columns,):
+            raise ValueError(f"importance {importance.shape} is not one number for each of {columns} columns")
+        weights, stride = _rows(weights)
+        starts = np.ascontiguousarray(starts, dtype=np.float64)
+        bits = starts.shape[1]
+        half_scales = np.empty((rows, columns // group_size, bits), dtype=np.float16)
+        centers = np.empty(half_scales.shape[:2], dtype=np.float16)
+        codes = np.empty((rows, columns), dtype=np.uint8)
+        if importance is not None:
+            importance = np.ascontiguousarray(importance, dtype=np.float32)
+        status = lib.elutq_fit(
+            self._pool,
+            _pointer("float *", weights),
+            rows,
+            columns,
+            stride,
+            bits,
+            group_size,
+            ffi.NULL if importance is None else _pointer("float *", importance),
+            _pointer("double *", starts),
+            len(starts),
+            iterations,
+            proximity,
+            _pointer("uint16_t *", half_scales),
+            _pointer("uint16_t *", centers),
+            _pointer("uint8_t *", codes),
+        )
+        _check(status)
+        return half_scales, centers, codes
+
+    def feedback(
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+    ) -> tuple[CodeArray, FloatArray]:
+        """Round one group's columns in turn, each column's error taken out of the columns to its right.
+
+        Args:
+            weights: (rows, group_size) float32, finite, left unchanged; may be a slice of columns.
+            factor: (group_size, group_size) float32, upper triangular; may be a block of a larger array.
+            half_scales: (rows, bits) float16.
+            centers: (rows,) float16.
+
+        Returns:
+            codes (rows, group_size) uint8, errors (rows, group_size) float32.
+
+        Raises:
+            ValueError: an array's shape or the number of bits is out of range.
+        """
+        rows, group_size = weights.shape
+        bits = half_scales.shape[1]
+        if factor.shape != (group_size, group_size) or len(half_scales) != rows or centers.shape != (rows,):
+            raise ValueError(
+                f"factor {factor.shape}, half_scales {half_scales.shape} and centers {centers.shape} do not fit "
+                f"weights {weights.shape}"
+            )
+        weights, stride = _rows(weights)
+        factor, factor_stride = _rows(factor)
+        half_scales = np.ascontiguousarray(half_scales, dtype=np.float16)
+        centers = np.ascontiguousarray(centers, dtype=np.float16)
+        codes = np.empty((rows, group_size), dtype=np.uint8)
+        errors = np.empty((rows, group_size), dtype=np.float32)
+        status = lib.elutq_feedback(
+            self._pool,
+            _pointer("float *", weights),
+            rows,
+            stride,
+            bits,
+            group_size,
+            _pointer("float *", factor),
+            factor_stride,
+            _pointer("uint16_t *", half_scales),
+            _pointer("uint16_t *", centers),
+            _pointer("uint8_t *", codes),
+            _pointer("float *", errors),
+        )
+        _check(status)
+        return codes, errors
+
+
+def _rows(array: FloatArray) -> tuple[FloatArray, int]:
+    """Return the array with contiguous rows, copied only if it must be, and the distance of its rows in elements."""
+    itemsize = np.dtype(np.float32).itemsize
+    step, n_columns = array.strides[0], array.shape[1]
+    sound = array.dtype == np.float32 and array.strides[1] == itemsize and step % itemsize == 0
+    if not sound or step < n_columns * itemsize:
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        step = array.strides[0]
+    return array, max(step // itemsize, n_columns)
+
+
+def _pointer(kind: str, array: npt.NDArray[np.generic]) -> object:
+    """Return the address of an array's first element, which the caller keeps alive."""
+    return ffi.cast(kind, array.ctypes.data)
+
+
+def _check(status: int) -> None:
+    if status != lib.ELUTQ_OK:
+        raise ValueError("bits must be 1 to 4, groups at most 128 columns, starts at least 1 and proximity positive")

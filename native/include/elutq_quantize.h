@@ -1,0 +1,53 @@
+/*
+ * The quantizer's hot loops. elutq_cli/pipeline holds a numpy twin of each that defines the result; given the same finite
+ * input both return the same bits, with any number of threads.
+ *
+ * A group of `group_size` consecutive columns of a row shares its levels c + sum_k (+-h_k); bit k - 1 of a code is the
+ * sign of h_k. Half scales and centers are float16 as integers. No function keeps a pointer after it returns.
+ */
+#ifndef ELUTQ_QUANTIZE_H
+#define ELUTQ_QUANTIZE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "elutq.h"
+
+#define ELUTQ_MAX_GROUP_SIZE 128
+
+/*
+ * Fits levels to every group by alternating optimisation from each start in turn, keeps the best, rounds it to float16 and
+ * gives every weight the code of the nearest level.
+ *
+ *   weights      [n_rows][row_stride], of which the first n_columns are read; group_size divides n_columns
+ *   importance   [n_columns], what a squared error in a column costs, >= 0 and not all zero within a group; NULL: all 1
+ *   starts       [n_starts][bits], half scales relative to half the range of a group
+ *   proximity    pull towards the present levels in each solve, relative to the sum of a group's importances; > 0
+ *   half_scales  [n_rows][n_columns / group_size][bits], written
+ *   centers      [n_rows][n_columns / group_size], written
+ *   codes        [n_rows][n_columns], written
+ *
+ * bits is 1 to 4, group_size at most ELUTQ_MAX_GROUP_SIZE. Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT.
+ */
+int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_columns, size_t row_stride, unsigned bits,
+              unsigned group_size, const float *importance, const double *starts, unsigned n_starts, unsigned n_iterations,
+              double proximity, uint16_t *half_scales, uint16_t *centers, uint8_t *codes);
+
+/*
+ * Rounds one group of columns to its levels, one column after the other, and takes each column's error out of those to its
+ * right: error_j = (w_j - level) / factor[j][j], then w_k -= error_j * factor[j][k] for k > j.
+ *
+ *   weights      [n_rows][row_stride], of which the first group_size are read and left unchanged
+ *   factor       [group_size][factor_stride], diagonal block of the upper triangular factor of H^-1
+ *   half_scales  [n_rows][bits]
+ *   centers      [n_rows]
+ *   codes        [n_rows][group_size], written
+ *   errors       [n_rows][group_size], written
+ *
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits or group_size out of range).
+ */
+int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t row_stride, unsigned bits,
+                   unsigned group_size, const float *factor, size_t factor_stride, const uint16_t *half_scales,
+                   const uint16_t *centers, uint8_t *codes, float *errors);
+
+#endif
