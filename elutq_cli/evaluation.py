@@ -72,6 +72,18 @@ class Evaluation:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+def check_sizes(ctx: int, chunks: int | None) -> None:
+    """Refuse sizes that no text can satisfy.
+
+    Raises:
+        ElutqError: ctx is less than 2, or chunks less than 1.
+    """
+    if ctx < 2:
+        raise ElutqError(f"context size {ctx} is too small: a window needs at least 2 tokens to score one")
+    if chunks is not None and chunks < 1:
+        raise ElutqError(f"number of chunks is {chunks}: it must be at least 1")
+
+
 def split_windows(tokens: Sequence[int] | NDArray[np.int64], ctx: int, chunks: int | None = None) -> NDArray[np.int64]:
     """Cut a tokenized text into windows that do not overlap; what is left at the end is not used.
 
@@ -86,10 +98,7 @@ def split_windows(tokens: Sequence[int] | NDArray[np.int64], ctx: int, chunks: i
     Raises:
         ElutqError: ctx or chunks is too small, or the text is empty or shorter than one window.
     """
-    if ctx < 2:
-        raise ElutqError(f"context size {ctx} is too small: a window needs at least 2 tokens to score one")
-    if chunks is not None and chunks < 1:
-        raise ElutqError(f"number of chunks is {chunks}: it must be at least 1")
+    check_sizes(ctx, chunks)
     if len(tokens) == 0:
         raise ElutqError("the text is empty: nothing to evaluate")
     n_windows = len(tokens) // ctx

@@ -32,7 +32,8 @@ def draw(logits: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.in
     weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     cumulative = np.cumsum(weights, axis=-1)
     points = rng.random(len(logits)) * cumulative[:, -1]
-    return (cumulative <= points[:, None]).sum(axis=-1)
+    drawn: NDArray[np.int64] = (cumulative <= points[:, None]).sum(axis=-1)
+    return drawn
 
 
 def sample(model: Transformer, rng: np.random.Generator) -> NDArray[np.int64]:

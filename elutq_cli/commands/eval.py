@@ -73,6 +73,9 @@ def eval_command(
         # Read by the BLAS behind numpy when numpy is first imported, which no command does before this.
         for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(threads)
+    from elutq_cli.evaluation import check_sizes
+
+    check_sizes(ctx_size, chunks)
     text = read_text(file)
     with open_model(model, ctx_size, threads) as evaluated:
         if reference is None:
@@ -188,17 +191,11 @@ def tokenize(model: EvaluatedModel, text: str) -> list[int]:
     """Turn the whole text into tokens, without special ones.
 
     Raises:
-        ElutqError: the tokenizer gives tokens that the model does not have.
+        ElutqError: the tokenizer is damaged, or gives tokens that the model does not have.
     """
     from elutq_formats.tokenizer import Tokenizer
 
-    tokens = Tokenizer.from_json(model.tokenizer_json, model.config).encode(text, add_special_tokens=False)
-    if tokens and max(tokens) >= model.config.vocab_size:
-        raise ElutqError(
-            f"the tokenizer of {model.name} gives token {max(tokens)}, but the model has only "
-            f"{model.config.vocab_size}: tokenizer and weights do not belong together"
-        )
-    return tokens
+    return Tokenizer.from_json(model.tokenizer_json, model.config).encode(text)
 
 
 def print_result(result: Evaluation, model: str, reference: str) -> None:

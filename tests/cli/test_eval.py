@@ -1,0 +1,154 @@
+"""`elutq eval`: the figures against those of transformers, and one line for every mistake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from elutq_formats.errors import ElutqError
+from typer.testing import CliRunner
+
+from elutq_cli.commands.eval import eval_command
+
+DATA = Path(__file__).parent.parent / "data"
+NOVELS = DATA / "novels-6m"
+GOLDEN = DATA / "golden"
+SAMPLED = DATA / "sampled.txt"
+
+app = typer.Typer()
+app.command()(eval_command)
+
+
+def run(*arguments):
+    """Run the command; errors come out as exceptions, which the real application turns into one line."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def refusal(*arguments):
+    with pytest.raises(ElutqError) as caught:
+        run(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Text in the alphabet of the golden checkpoints' tokenizer."""
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog.\n" * 10)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ctx", "chunks", "nll"),
+    [
+        # transformers 5.23, float32, log-softmax in float64, on the same windows of tests/data/sampled.txt
+        (256, 8, 3.223567645160902),
+        (128, 10, 3.297614437353665),
+        (512, 4, 3.4936264297165778),
+    ],
+)
+def test_checkpoint_has_the_perplexity_that_transformers_gives(ctx, chunks, nll):
+    result = run(NOVELS, "-f", SAMPLED, "-c", ctx, "--chunks", chunks, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    values = json.loads(result.stdout)
+    assert values["nll"] == pytest.approx(nll, abs=2e-5)
+    assert values["ppl"] == pytest.approx(2.718281828459045 ** values["nll"])
+    assert (values["n_tokens"], values["ctx"], values["windows"]) == (chunks * (ctx - 1), ctx, chunks)
+    assert "kl" not in values
+    assert "top1" not in values
+
+
+def test_checkpoint_against_itself_agrees(text):
+    values = json.loads(
+        run(GOLDEN / "qwen3", "--file", text, "--ctx-size", 32, "--reference", GOLDEN / "qwen3", "--json").stdout
+    )
+    assert values["kl"] == pytest.approx(0, abs=1e-12)
+    assert values["top1"] == 1.0
+
+
+def test_checkpoint_against_another_of_the_same_vocabulary(text):
+    values = json.loads(run(GOLDEN / "qwen3", "-f", text, "-c", 32, "--reference", GOLDEN / "qwen2", "--json").stdout)
+    assert values["kl"] > 0.1
+    assert 0 <= values["top1"] < 1
+
+
+def test_default_uses_every_whole_window_and_says_which_rule(text):
+    n_windows = len(text.read_text()) // 32
+    result = run(GOLDEN / "llama1-mha", "-f", text, "-c", 32)
+    assert result.stderr == ""
+    assert f"{31 * n_windows} tokens in {n_windows} windows of 32" in result.stdout
+    assert "no overlap, no BOS, the first token of each window not scored" in result.stdout
+    assert "KL" not in result.stdout
+
+
+def test_readable_output_names_the_reference(text):
+    output = run(GOLDEN / "qwen3", "-f", text, "-c", 32, "--reference", GOLDEN / "qwen2").stdout
+    assert "KL divergence" in output
+    assert "top-1 agreement" in output
+    assert str(GOLDEN / "qwen2") in output
+
+
+def test_empty_text(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    assert "text is empty" in refusal(NOVELS, "-f", tmp_path / "empty.txt")
+
+
+def test_text_shorter_than_a_window(tmp_path):
+    (tmp_path / "short.txt").write_text("A short text.")
+    assert "less than one window of 512" in refusal(NOVELS, "-f", tmp_path / "short.txt")
+
+
+def test_text_that_is_not_there(tmp_path):
+    assert "cannot read" in refusal(NOVELS, "-f", tmp_path / "nothing.txt")
+    assert "cannot read" in refusal(NOVELS, "-f", tmp_path)
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    (tmp_path / "latin1.txt").write_bytes("Caf\xe9 ".encode("latin-1") * 1000)
+    assert "not UTF-8 text (byte 3)" in refusal(NOVELS, "-f", tmp_path / "latin1.txt")
+
+
+def test_context_larger_than_the_models():
+    assert "larger than the context" in refusal(NOVELS, "-f", SAMPLED, "-c", 1025)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("-c", 1), ("-c", 0), ("-c", -5), ("--chunks", 0), ("--chunks", -1)])
+def test_sizes_too_small(flag, value):
+    assert str(value) in refusal(NOVELS, "-f", SAMPLED, flag, value)
+
+
+def test_model_that_is_not_there(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "model.gguf", "-f", SAMPLED)
+    assert "does not exist" in refusal(NOVELS, "-f", SAMPLED, "--reference", tmp_path / "checkpoint")
+
+
+def test_model_of_another_format(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"not a model")
+    assert "model.gguf" in refusal(tmp_path / "model.gguf", "-f", SAMPLED)
+    assert "config.json" in refusal(tmp_path, "-f", SAMPLED)
+
+
+def test_reference_of_another_vocabulary(text, tmp_path):
+    message = refusal(NOVELS, "-f", SAMPLED, "-c", 64, "--reference", GOLDEN / "qwen3")
+    assert "different vocabularies" in message
+    # The same size of vocabulary, but other tokens.
+    other = tmp_path / "other"
+    shutil.copytree(GOLDEN / "qwen3", other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["e"], vocabulary["o"] = vocabulary["o"], vocabulary["e"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "different vocabularies" in refusal(GOLDEN / "qwen3", "-f", text, "-c", 64, "--reference", other)
+
+
+def test_damaged_weights_are_reported(text, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(GOLDEN / "llama-linear-rope", broken)
+    data = bytearray((broken / "model.safetensors").read_bytes())
+    data[-4096:] = b"\xff" * 4096  # NaN in float32
+    (broken / "model.safetensors").write_bytes(data)
+    assert "not finite" in refusal(broken, "-f", text, "-c", 32)
