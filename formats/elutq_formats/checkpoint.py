@@ -115,7 +115,7 @@ class Checkpoint:
                 )
             if (dtype := self._file(name).dtype(name)) not in DTYPES:
                 raise UnsupportedModelError(
-                    f"{self.path}: tensor {name} is {dtype:.20}: only {', '.join(DTYPES)} are supported"
+                    f"{self.path}: tensor {name} is {dtype!r:.20}: only {', '.join(DTYPES)} are supported"
                 )
         for name in self._files.keys() - expected.keys():
             if name != _HEAD and not _IGNORED.fullmatch(name):
@@ -144,7 +144,7 @@ def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
         if Path(shard).name != shard:
             raise CheckpointError(f"{index} is damaged: {shard!r:.80} is not a file name")
         if not (path / shard).exists():
-            raise CheckpointError(f"{path} is incomplete: {shard} is missing; download it again")
+            raise CheckpointError(f"{path} is incomplete: {shard!r:.80} is missing; download it again")
         shards[shard] = SafetensorsFile(path / shard)
     for name, shard in weight_map.items():
         if name not in shards[shard].shapes:

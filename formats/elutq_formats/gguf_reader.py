@@ -1,0 +1,208 @@
+"""Reads a GGUF container that nobody vouches for: every count, length and offset is checked before it is used."""
+
+import math
+import struct
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_formats.constants import (
+    GGUF_MAGIC,
+    GGUF_VERSION,
+    MAX_ARRAY_LENGTH,
+    MAX_DIMENSIONS,
+    MAX_METADATA_ENTRIES,
+    MAX_NAME_BYTES,
+    MAX_STRING_BYTES,
+    MAX_TENSORS,
+)
+from elutq_formats.errors import FormatError
+from elutq_formats.gguf import (
+    ALIGNMENT_KEY,
+    DEFAULT_ALIGNMENT,
+    GGML_ELEMENT_BYTES,
+    SCALAR_LAYOUTS,
+    TensorInfo,
+    ValueType,
+    align,
+)
+
+_U32 = SCALAR_LAYOUTS[ValueType.UINT32]
+_U64 = SCALAR_LAYOUTS[ValueType.UINT64]
+
+_MAX_ELEMENTS = 2**60  # so that sizes and offsets in bytes fit 63 bits
+
+
+class GGUFReader:
+    """A mapped container.
+
+    Attributes:
+        path: where it is.
+        metadata: the values by key, in the order of the file; arrays are lists.
+        tensors: the tensors by name, in the order of the file.
+        size_bytes: size of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and validate everything but the tensors' values.
+
+        Raises:
+            FormatError: the file cannot be read or is not a sound container.
+        """
+        self.path = path
+        try:
+            if path.stat().st_size == 0:
+                raise FormatError(f"{path} is empty")
+            self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror}") from error
+        self.size_bytes = self._bytes.size
+        cursor = _Cursor(path, self._bytes)
+        n_tensors, n_entries = _read_preamble(cursor)
+        self.metadata = _read_metadata(cursor, n_entries)
+        alignment = self.metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
+            cursor.refuse(f"{ALIGNMENT_KEY} {alignment!r:.40} is not a power of two from 8")
+        self.tensors = _read_tensor_infos(cursor, n_tensors)
+        self._data_start = align(cursor.position, alignment)
+        self._check_places(cursor, alignment)
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return a tensor's bytes, in place: (n_bytes,) uint8, read-only."""
+        info = self.tensors[name]
+        start = self._data_start + info.offset
+        return self._bytes[start : start + info.n_bytes]
+
+    def _check_places(self, cursor: "_Cursor", alignment: int) -> None:
+        available = self.size_bytes - self._data_start
+        end, last = 0, ""
+        for info in sorted(self.tensors.values(), key=lambda info: info.offset):
+            if info.offset % alignment:
+                cursor.refuse(f"tensor {info.name} begins at {info.offset}, not a multiple of {alignment}")
+            if (excess := info.offset + info.n_bytes - available) > 0:
+                raise FormatError(
+                    f"{self.path} is truncated or damaged: tensor {info.name} ends {excess} bytes past the end of the "
+                    "file; copy or download it again"
+                )
+            if info.offset < end:
+                cursor.refuse(f"tensors {last} and {info.name} overlap")
+            end, last = info.offset + info.n_bytes, info.name
+
+
+class _Cursor:
+    """A position in the mapped file that never passes its end."""
+
+    def __init__(self, path: Path, contents: npt.NDArray[np.uint8]) -> None:
+        self.position = 0
+        self.path = path
+        self._view = contents.data
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise FormatError(f"{self.path} is damaged: {reason}")
+
+    def require(self, n_bytes: int) -> None:
+        if n_bytes > len(self._view) - self.position:
+            raise FormatError(f"{self.path} is truncated: it ends inside the header; copy or download it again")
+
+    def scalar(self, layout: struct.Struct) -> Any:  # noqa: ANN401 (the layout decides)
+        self.require(layout.size)
+        (value,) = layout.unpack_from(self._view, self.position)
+        self.position += layout.size
+        return value
+
+    def count(self, limit: int, what: str) -> int:
+        value: int = self.scalar(_U64)
+        if value > limit:
+            self.refuse(f"{value} {what}, more than {limit}")
+        return value
+
+    def string(self, limit: int, what: str) -> str:
+        length = self.count(limit, f"bytes in {what}")
+        self.require(length)
+        start, self.position = self.position, self.position + length
+        try:
+            return str(self._view[start : self.position], "utf-8")
+        except UnicodeDecodeError:
+            self.refuse(f"{what} is not UTF-8")
+
+    def name(self, what: str) -> str:
+        name = self.string(MAX_NAME_BYTES, what)
+        if not name.isprintable():
+            self.refuse(f"{what} holds control characters")
+        return name
+
+    def value_type(self, key: str) -> ValueType:
+        number = self.scalar(_U32)
+        try:
+            return ValueType(number)
+        except ValueError:
+            self.refuse(f"the value of {key} has unknown type {number}")
+
+    def value(self, key: str, value_type: ValueType) -> Any:  # noqa: ANN401 (the type decides)
+        if value_type is ValueType.ARRAY:
+            return self._array(key)
+        if value_type is ValueType.STRING:
+            return self.string(MAX_STRING_BYTES, f"the value of {key}")
+        number = self.scalar(SCALAR_LAYOUTS[value_type])
+        if value_type is ValueType.BOOL:
+            if number > 1:
+                self.refuse(f"the value of {key} is {number}, neither true nor false")
+            return bool(number)
+        return number
+
+    def _array(self, key: str) -> list[Any]:
+        element_type = self.value_type(key)
+        if element_type is ValueType.ARRAY:
+            self.refuse(f"the value of {key} is an array of arrays")
+        length = self.count(MAX_ARRAY_LENGTH, f"elements in {key}")
+        smallest = _U64 if element_type is ValueType.STRING else SCALAR_LAYOUTS[element_type]
+        self.require(length * smallest.size)
+        return [self.value(key, element_type) for _ in range(length)]
+
+
+def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
+    """Read what precedes the metadata; return the numbers of tensors and of metadata entries."""
+    magic = cursor.scalar(_U32)
+    if magic != GGUF_MAGIC:
+        raise FormatError(f"{cursor.path} is not a GGUF file: it begins with {magic.to_bytes(4, 'little')!r}")
+    version = cursor.scalar(_U32)
+    if version != GGUF_VERSION:
+        found = "big-endian" if version & 0xFFFF == 0 and version else f"version {version}"
+        raise FormatError(
+            f"{cursor.path} is a GGUF file, but {found}: only little-endian version {GGUF_VERSION} is read"
+        )
+    return cursor.count(MAX_TENSORS, "tensors"), cursor.count(MAX_METADATA_ENTRIES, "metadata entries")
+
+
+def _read_metadata(cursor: _Cursor, n_entries: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for _ in range(n_entries):
+        key = cursor.name("a metadata key")
+        if key in metadata:
+            cursor.refuse(f"two metadata entries are called {key}")
+        metadata[key] = cursor.value(key, cursor.value_type(key))
+    return metadata
+
+
+def _read_tensor_infos(cursor: _Cursor, n_tensors: int) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for _ in range(n_tensors):
+        name = cursor.name("a tensor's name")
+        if name in tensors:
+            cursor.refuse(f"two tensors are called {name}")
+        n_dims = cursor.scalar(_U32)
+        if not 1 <= n_dims <= MAX_DIMENSIONS:
+            cursor.refuse(f"tensor {name} has {n_dims} dimensions")
+        dims = tuple(cursor.scalar(_U64) for _ in range(n_dims))
+        if not 1 <= math.prod(dims) <= _MAX_ELEMENTS:
+            cursor.refuse(f"tensor {name} has impossible dimensions {list(dims)}")
+        ggml_type = cursor.scalar(_U32)
+        if ggml_type not in GGML_ELEMENT_BYTES:
+            raise FormatError(
+                f"{cursor.path}: tensor {name} has GGML type {ggml_type}, which only other tools read: "
+                "quantize the original checkpoint with elutq"
+            )
+        tensors[name] = TensorInfo(name, dims, ggml_type, offset=cursor.scalar(_U64))
+    return tensors

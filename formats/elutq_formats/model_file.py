@@ -1,0 +1,139 @@
+"""A finished model file: a GGUF container whose matrices are HLQ records or fp16, opened and checked as a whole."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_formats.constants import HLQ_VERSION
+from elutq_formats.errors import FormatError
+from elutq_formats.gguf_reader import GGUFReader
+from elutq_formats.hlq import HLQTensor, unpack
+from elutq_formats.model_metadata import (
+    CHAT_TEMPLATE,
+    EOS_TOKEN_IDS,
+    MODEL_TYPE,
+    ROPE_SCALING,
+    TOKENIZER,
+    Metadata,
+    read_config,
+)
+from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
+from elutq_formats.tensor_record import HLQ_VERSION_KEY, TensorRecord, read_records
+
+PROVENANCE_PREFIX = "elutq."
+
+
+class ModelFile:
+    """An open model file, mapped for as long as this object or an array it handed out lives.
+
+    Attributes:
+        path: where it is.
+        name: what the model is called.
+        config: its hyper-parameters; the head counts as tied when the file has none of its own.
+        tensors: every tensor by its name in the file.
+        chat_template: the Jinja source of its chat template, if it has one.
+        provenance: where the file came from, by key without ``elutq.``.
+        size_bytes: size of the file.
+    """
+
+    def __init__(self, reader: GGUFReader) -> None:
+        """Check a container that claims to be a model file.
+
+        Raises:
+            FormatError: it is not one, or contradicts itself.
+        """
+        self._reader = reader
+        self._metadata = Metadata(reader.metadata, reader.path)
+        if HLQ_VERSION_KEY not in self._metadata:
+            raise FormatError(f"{reader.path} is a GGUF file, but not one of elutq: make one with elutq quantize")
+        if (version := self._metadata.integer(HLQ_VERSION_KEY)) != HLQ_VERSION:
+            raise FormatError(f"{reader.path} has HLQ version {version}: this elutq reads {HLQ_VERSION}; upgrade elutq")
+        self.path = reader.path
+        self.size_bytes = reader.size_bytes
+        self.config = read_config(self._metadata, reader.tensors)
+        self.tensors = read_records(self._metadata, reader.tensors)
+        self._check_model()
+        self.name = self._metadata.string("general.name") if "general.name" in self._metadata else reader.path.stem
+        self.chat_template = self._metadata.string(CHAT_TEMPLATE) if CHAT_TEMPLATE in self._metadata else None
+        self.provenance = {
+            key.removeprefix(PROVENANCE_PREFIX): value
+            for key, value in reader.metadata.items()
+            if key.startswith(PROVENANCE_PREFIX) and key not in (MODEL_TYPE, ROPE_SCALING, EOS_TOKEN_IDS)
+        }
+
+    @classmethod
+    def open(cls, path: Path) -> "ModelFile":
+        """Open a model file and validate everything but the values of its tensors.
+
+        Raises:
+            FormatError: the file cannot be read, is damaged, or is not a model file of elutq.
+        """
+        return cls(GGUFReader(path))
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The contents of the model's ``tokenizer.json``.
+
+        Raises:
+            FormatError: the file has none.
+        """
+        return self._metadata.string(TOKENIZER)
+
+    def has(self, name: str) -> bool:
+        """Whether the model has this tensor, by its Hugging Face name."""
+        return gguf_name(name) in self.tensors
+
+    def load(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a tensor, by its Hugging Face name, in a new float32 array: (rows, columns), or (rows,)."""
+        record = self._record(gguf_name(name))
+        if record.group_size is not None:
+            return self.hlq(record.name).dequantize()
+        stored = self._reader.data(record.name)
+        if record.bits == 16:
+            return np.array(stored.view("<f2"), dtype=np.float32).reshape(record.rows, record.columns)
+        return np.array(stored.view("<f4"), dtype=np.float32)
+
+    def hlq(self, name: str) -> HLQTensor:
+        """Return a quantized matrix, by its name in the file.
+
+        Raises:
+            FormatError: the tensor is not there or not HLQ, or holds impossible scales.
+        """
+        record = self._record(name)
+        if record.group_size is None:
+            raise FormatError(f"{self.path}: tensor {name} is not an HLQ matrix")
+        try:
+            return unpack(self._reader.data(name), record.rows, record.columns, record.bits, record.group_size)
+        except FormatError as error:
+            raise FormatError(f"{self.path}: tensor {name}: {error}") from error
+
+    def bits_per_weight(self) -> float:
+        """Return the mean over every tensor of the model, norms and biases included."""
+        records = [record for record in self.tensors.values() if record.name != ROPE_FREQUENCIES]
+        return 8 * sum(record.n_bytes for record in records) / sum(record.n_weights for record in records)
+
+    def _record(self, name: str) -> TensorRecord:
+        if name not in self.tensors:
+            raise FormatError(f"{self.path} has no tensor {name}")
+        return self.tensors[name]
+
+    def _check_model(self) -> None:
+        """Check that the tensors are those of the configuration, each of its shape."""
+        expected = {gguf_name(name): shape for name, shape in self.config.tensor_shapes().items()}
+        divisors = self.config.rope_divisors()
+        if divisors is not None:
+            expected[ROPE_FREQUENCIES] = divisors.shape
+        for name, shape in expected.items():
+            if name not in self.tensors:
+                self._metadata.refuse(f"tensor {name} is missing")
+            record = self.tensors[name]
+            found = (record.rows,) if record.bits == 32 else (record.rows, record.columns)
+            if found != shape:
+                self._metadata.refuse(f"tensor {name} has shape {list(found)}, the metadata say {list(shape)}")
+        if unknown := self.tensors.keys() - expected.keys():
+            self._metadata.refuse(f"tensor {min(unknown)} is not part of the model that the metadata describe")
+        if divisors is not None:
+            stored = self._reader.data(ROPE_FREQUENCIES).view("<f4")
+            if not np.allclose(stored, divisors, rtol=1e-5, atol=0):
+                self._metadata.refuse(f"{ROPE_FREQUENCIES} differs from what {ROPE_SCALING} says")

@@ -1,0 +1,171 @@
+"""Metadata of a model file: hyper-parameters as llama.cpp's keys, and back."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, cast
+
+import numpy as np
+
+from elutq_formats.config import ModelConfig, ModelType, RopeScaling
+from elutq_formats.errors import CheckpointError, FormatError
+from elutq_formats.gguf import ValueType
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+MetadataEntry = tuple[str, Any, ValueType]
+
+ARCHITECTURES: dict[ModelType, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+ARCHITECTURE = "general.architecture"
+MODEL_TYPE = "elutq.model_type"
+ROPE_SCALING = "elutq.rope_scaling"
+EOS_TOKEN_IDS = "elutq.eos_token_ids"
+BOS_TOKEN_ID = "tokenizer.ggml.bos_token_id"
+TOKENIZER = "tokenizer.huggingface.json"
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
+
+class Metadata:
+    """Metadata of a file that nobody vouches for, read with their types checked.
+
+    Every method raises FormatError, naming the key, when the value is missing or not what it should be.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: object) -> None:
+        """Wrap the values of the file at ``path``."""
+        self._values = values
+        self._path = path
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def string(self, key: str) -> str:
+        """Return a string."""
+        return cast(str, self._value(key, str, "a string"))
+
+    def integer(self, key: str, minimum: int = 1) -> int:
+        """Return an integer of at least ``minimum`` that fits 31 bits."""
+        value = cast(int, self._value(key, int, "an integer"))
+        if not minimum <= value < 2**31:
+            self.refuse(f"{key} is {value}, not an integer from {minimum}")
+        return value
+
+    def number(self, key: str) -> float:
+        """Return a positive float32, as the shortest decimal that stands for it."""
+        value = cast(float, self._value(key, float, "a float"))
+        if not 0 < value <= _LARGEST_FLOAT32:
+            self.refuse(f"{key} is {value}, not a positive number")
+        return float(str(np.float32(value)))
+
+    def array(self, key: str, kind: type) -> list[Any]:
+        """Return an array whose elements are all of Python type ``kind``."""
+        values = cast(list[Any], self._value(key, list, "an array"))
+        if any(type(value) is not kind for value in values):
+            self.refuse(f"{key} is not an array of {kind.__name__}")
+        return values
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise a FormatError that names the file."""
+        raise FormatError(f"{self._path} is damaged: {reason}")
+
+    def _value(self, key: str, kind: type, wanted: str) -> object:
+        if key not in self._values:
+            self.refuse(f"it has no {key}")
+        value = self._values[key]
+        if type(value) is not kind:
+            self.refuse(f"{key} is not {wanted}")
+        return value
+
+
+def describe_config(config: ModelConfig) -> Iterator[MetadataEntry]:
+    """Yield the metadata entries that hold a configuration; biases, norms and a tied head show in the tensors."""
+    prefix = ARCHITECTURES[config.model_type]
+    yield ARCHITECTURE, prefix, ValueType.STRING
+    for key, value in {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+    }.items():
+        yield f"{prefix}.{key}", value, ValueType.UINT32
+    yield f"{prefix}.attention.layer_norm_rms_epsilon", config.rms_norm_eps, ValueType.FLOAT32
+    yield f"{prefix}.rope.freq_base", config.rope_theta, ValueType.FLOAT32
+    if config.sliding_window is not None:
+        yield f"{prefix}.attention.sliding_window", config.sliding_window, ValueType.UINT32
+    yield MODEL_TYPE, config.model_type, ValueType.STRING
+    if config.rope_scaling is not None:
+        yield ROPE_SCALING, json.dumps(config.rope_scaling.to_huggingface()), ValueType.STRING
+    if config.bos_token_id is not None:
+        yield BOS_TOKEN_ID, config.bos_token_id, ValueType.UINT32
+    if config.eos_token_ids:
+        yield "tokenizer.ggml.eos_token_id", config.eos_token_ids[0], ValueType.UINT32
+        yield EOS_TOKEN_IDS, config.eos_token_ids, ValueType.UINT32
+
+
+def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfig:
+    """Read a configuration back.
+
+    Args:
+        metadata: of the file.
+        tensors: its tensors by name; those of block 0 show which biases every block has.
+
+    Raises:
+        FormatError: a key is missing or impossible.
+    """
+    prefix, model_type = metadata.string(ARCHITECTURE), metadata.string(MODEL_TYPE)
+    if ARCHITECTURES.get(cast(ModelType, model_type)) != prefix:
+        metadata.refuse(
+            f"architecture {prefix!r:.60} of model type {model_type!r:.60} is unknown: a newer elutq may read it"
+        )
+    head_dim = metadata.integer(f"{prefix}.attention.key_length")
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if metadata.integer(f"{prefix}.{key}") != head_dim:
+            metadata.refuse(f"{prefix}.{key} differs from {prefix}.attention.key_length")
+    vocab_size, window = metadata.integer(f"{prefix}.vocab_size"), f"{prefix}.attention.sliding_window"
+    bos = [metadata.integer(BOS_TOKEN_ID, minimum=0)] if BOS_TOKEN_ID in metadata else []
+    eos = metadata.array(EOS_TOKEN_IDS, int) if EOS_TOKEN_IDS in metadata else []
+    if not all(0 <= token < vocab_size for token in bos + eos):
+        metadata.refuse(f"a special token is not among the {vocab_size} of the vocabulary")
+    try:
+        return ModelConfig(
+            model_type=cast(ModelType, model_type),
+            hidden_size=metadata.integer(f"{prefix}.embedding_length"),
+            intermediate_size=metadata.integer(f"{prefix}.feed_forward_length"),
+            num_hidden_layers=metadata.integer(f"{prefix}.block_count"),
+            num_attention_heads=metadata.integer(f"{prefix}.attention.head_count"),
+            num_key_value_heads=metadata.integer(f"{prefix}.attention.head_count_kv"),
+            head_dim=head_dim,
+            vocab_size=vocab_size,
+            max_position_embeddings=metadata.integer(f"{prefix}.context_length"),
+            rms_norm_eps=metadata.number(f"{prefix}.attention.layer_norm_rms_epsilon"),
+            rope_theta=metadata.number(f"{prefix}.rope.freq_base"),
+            rope_scaling=_read_rope_scaling(metadata),
+            sliding_window=metadata.integer(window) if window in metadata else None,
+            tie_word_embeddings="output.weight" not in tensors,
+            attention_bias=model_type == "qwen2" or "blk.0.attn_q.bias" in tensors,
+            attention_output_bias="blk.0.attn_output.bias" in tensors,
+            mlp_bias="blk.0.ffn_up.bias" in tensors,
+            qk_norm=model_type == "qwen3",
+            bos_token_id=bos[0] if bos else None,
+            eos_token_ids=tuple(eos),
+        )
+    except CheckpointError as error:
+        metadata.refuse(str(error))
+
+
+def _read_rope_scaling(metadata: Metadata) -> RopeScaling | None:
+    if ROPE_SCALING not in metadata:
+        return None
+    try:
+        settings = json.loads(metadata.string(ROPE_SCALING))
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        metadata.refuse(f"{ROPE_SCALING} is not a JSON object")
+    return RopeScaling.from_huggingface(settings)

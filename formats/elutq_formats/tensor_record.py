@@ -1,0 +1,121 @@
+"""Tensor records: what the metadata of a model file say about each tensor's shape and storage."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from elutq_formats.constants import GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_I8, HLQ_VERSION
+from elutq_formats.errors import FormatError
+from elutq_formats.gguf import GGML_TYPE_NAMES, TensorInfo, ValueType
+from elutq_formats.hlq import block_bytes, block_count, check_geometry, tensor_bytes
+from elutq_formats.model_metadata import Metadata, MetadataEntry
+
+HLQ_VERSION_KEY = "hlq.version"
+HLQ_NAMES = "hlq.tensor.names"
+HLQ_BITS = "hlq.tensor.bits"
+HLQ_GROUP_SIZES = "hlq.tensor.group_sizes"
+HLQ_ROWS = "hlq.tensor.rows"
+HLQ_COLUMNS = "hlq.tensor.columns"
+HLQ_ERRORS = "hlq.tensor.errors"
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What a model file says about a tensor.
+
+    Attributes:
+        name: its name in the file.
+        bits: 1 to 4 for an HLQ matrix, 16 for an fp16 matrix, 32 for a vector.
+        rows: output features of a matrix, elements of a vector.
+        columns: input features of a matrix, 1 for a vector.
+        group_size: columns that share scales, for an HLQ matrix.
+        error: relative error against the checkpoint's weight, for an HLQ matrix whose error was measured.
+    """
+
+    name: str
+    bits: int
+    rows: int
+    columns: int = 1
+    group_size: int | None = None
+    error: float | None = None
+
+    @property
+    def n_weights(self) -> int:
+        """Elements of the tensor."""
+        return self.rows * self.columns
+
+    @property
+    def n_bytes(self) -> int:
+        """Size in the file, without padding."""
+        if self.group_size is None:
+            return self.n_weights * self.bits // 8
+        return tensor_bytes(self.rows, self.columns, self.bits, self.group_size)
+
+    @property
+    def ggml_type(self) -> int:
+        """GGML's number of the element type in the container."""
+        return {16: GGML_TYPE_F16, 32: GGML_TYPE_F32}.get(self.bits, GGML_TYPE_I8)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions in the container, the fastest first."""
+        if self.group_size is not None:
+            return block_bytes(self.bits, self.group_size), block_count(self.rows, self.columns, self.group_size)
+        return (self.columns, self.rows) if self.bits == 16 else (self.rows,)
+
+
+def describe_records(records: Iterable[TensorRecord]) -> Iterator[MetadataEntry]:
+    """Yield the metadata entries that tell the HLQ matrices among ``records`` from plain bytes."""
+    matrices = [record for record in records if record.group_size is not None]
+    yield HLQ_VERSION_KEY, HLQ_VERSION, ValueType.UINT32
+    yield HLQ_NAMES, [matrix.name for matrix in matrices], ValueType.STRING
+    yield HLQ_BITS, [matrix.bits for matrix in matrices], ValueType.UINT32
+    yield HLQ_GROUP_SIZES, [matrix.group_size for matrix in matrices], ValueType.UINT32
+    yield HLQ_ROWS, [matrix.rows for matrix in matrices], ValueType.UINT32
+    yield HLQ_COLUMNS, [matrix.columns for matrix in matrices], ValueType.UINT32
+    errors = [math.nan if matrix.error is None else matrix.error for matrix in matrices]
+    yield HLQ_ERRORS, errors, ValueType.FLOAT32
+
+
+def read_records(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorRecord]:
+    """Read the records of a file's tensors and check each against the container.
+
+    Raises:
+        FormatError: the metadata contradict themselves or the tensors.
+    """
+    matrices = _read_matrices(metadata)
+    if missing := matrices.keys() - tensors.keys():
+        metadata.refuse(f"{HLQ_NAMES} lists {min(missing)!r:.80}, which is not there")
+    records = {}
+    for name, info in tensors.items():
+        if (info.ggml_type == GGML_TYPE_I8) != (name in matrices):
+            metadata.refuse(f"tensor {name} is {GGML_TYPE_NAMES[info.ggml_type]}, but {HLQ_NAMES} says otherwise")
+        record = matrices.get(name) or _plain_record(info)
+        if record.dims != info.dims:
+            metadata.refuse(f"tensor {name} has dimensions {list(info.dims)}, not {list(record.dims)}")
+        records[name] = record
+    return records
+
+
+def _plain_record(info: TensorInfo) -> TensorRecord:
+    if info.ggml_type == GGML_TYPE_F16:
+        return TensorRecord(info.name, 16, rows=info.dims[-1], columns=info.dims[0])
+    return TensorRecord(info.name, 32, rows=info.dims[0])
+
+
+def _read_matrices(metadata: Metadata) -> dict[str, TensorRecord]:
+    names = metadata.array(HLQ_NAMES, str)
+    numbers = [metadata.array(key, int) for key in (HLQ_BITS, HLQ_ROWS, HLQ_COLUMNS, HLQ_GROUP_SIZES)]
+    errors = metadata.array(HLQ_ERRORS, float)
+    if any(len(values) != len(names) for values in (*numbers, errors)):
+        metadata.refuse("the hlq.tensor arrays differ in length")
+    matrices = {}
+    for name, bits, rows, columns, group_size, error in zip(names, *numbers, errors, strict=True):
+        try:
+            check_geometry(rows, columns, bits, group_size)
+        except FormatError as reason:
+            metadata.refuse(f"tensor {name!r:.80}: {reason}")
+        matrices[name] = TensorRecord(name, bits, rows, columns, group_size, error if math.isfinite(error) else None)
+    if len(matrices) != len(names):
+        metadata.refuse(f"{HLQ_NAMES} names a tensor twice")
+    return matrices
