@@ -186,7 +186,7 @@ def _read_text(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object")

@@ -1,10 +1,13 @@
 """Fields of a JSON object, read with their type checked."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import numpy as np
+
 from elutq_formats.errors import CheckpointError
+
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Fields:
@@ -29,9 +32,9 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """Return a positive finite number."""
+        """Return a positive number that float32 can hold."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _SMALLEST <= value <= _LARGEST:
             self._refuse(name, value, "a positive number")
         return float(value)
 

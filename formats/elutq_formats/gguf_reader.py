@@ -42,6 +42,7 @@ class GGUFReader:
         path: where it is.
         metadata: the values by key, in the order of the file; arrays are lists.
         tensors: the tensors by name, in the order of the file.
+        alignment: every tensor's data begin at a multiple of it in the data section.
         size_bytes: size of the file.
     """
 
@@ -66,8 +67,9 @@ class GGUFReader:
         if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
             cursor.refuse(f"{ALIGNMENT_KEY} {alignment!r:.40} is not a power of two from 8")
         self.tensors = _read_tensor_infos(cursor, n_tensors)
+        self.alignment = alignment
         self._data_start = align(cursor.position, alignment)
-        self._check_places(cursor, alignment)
+        self._check_places(cursor)
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """Return a tensor's bytes, in place: (n_bytes,) uint8, read-only."""
@@ -75,12 +77,12 @@ class GGUFReader:
         start = self._data_start + info.offset
         return self._bytes[start : start + info.n_bytes]
 
-    def _check_places(self, cursor: "_Cursor", alignment: int) -> None:
+    def _check_places(self, cursor: "_Cursor") -> None:
         available = self.size_bytes - self._data_start
         end, last = 0, ""
         for info in sorted(self.tensors.values(), key=lambda info: info.offset):
-            if info.offset % alignment:
-                cursor.refuse(f"tensor {info.name} begins at {info.offset}, not a multiple of {alignment}")
+            if info.offset % self.alignment:
+                cursor.refuse(f"tensor {info.name} begins at {info.offset}, not a multiple of {self.alignment}")
             if (excess := info.offset + info.n_bytes - available) > 0:
                 raise FormatError(
                     f"{self.path} is truncated or damaged: tensor {info.name} ends {excess} bytes past the end of the "

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.constants import HLQ_VERSION
+from elutq_formats.constants import GGUF_ALIGNMENT, HLQ_VERSION
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.hlq import HLQTensor, unpack
@@ -49,6 +49,8 @@ class ModelFile:
             raise FormatError(f"{reader.path} is a GGUF file, but not one of elutq: make one with elutq quantize")
         if (version := self._metadata.integer(HLQ_VERSION_KEY)) != HLQ_VERSION:
             raise FormatError(f"{reader.path} has HLQ version {version}: this elutq reads {HLQ_VERSION}; upgrade elutq")
+        if reader.alignment < GGUF_ALIGNMENT:
+            self._metadata.refuse(f"its alignment is {reader.alignment}, less than {GGUF_ALIGNMENT}")
         self.path = reader.path
         self.size_bytes = reader.size_bytes
         self.config = read_config(self._metadata, reader.tensors)
@@ -121,9 +123,8 @@ class ModelFile:
     def _check_model(self) -> None:
         """Check that the tensors are those of the configuration, each of its shape."""
         expected = {gguf_name(name): shape for name, shape in self.config.tensor_shapes().items()}
-        divisors = self.config.rope_divisors()
-        if divisors is not None:
-            expected[ROPE_FREQUENCIES] = divisors.shape
+        if self.config.rope_scaling:
+            expected[ROPE_FREQUENCIES] = (self.config.head_dim // 2,)
         for name, shape in expected.items():
             if name not in self.tensors:
                 self._metadata.refuse(f"tensor {name} is missing")
@@ -133,6 +134,7 @@ class ModelFile:
                 self._metadata.refuse(f"tensor {name} has shape {list(found)}, the metadata say {list(shape)}")
         if unknown := self.tensors.keys() - expected.keys():
             self._metadata.refuse(f"tensor {min(unknown)} is not part of the model that the metadata describe")
+        divisors = self.config.rope_divisors()
         if divisors is not None:
             stored = self._reader.data(ROPE_FREQUENCIES).view("<f4")
             if not np.allclose(stored, divisors, rtol=1e-5, atol=0):
