@@ -1,0 +1,36 @@
+# make install | demo | test | lint | native | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE_SOURCES := $(shell find native -name '*.c' -o -name '*.h' | grep -v _elutq.c) native/build_ffi.py
+
+DEMO_MODEL := build/novels-6m-2bit.gguf
+
+.PHONY: install demo test lint native clean
+
+install: $(VENV)/.installed
+
+# The stamp depends on what the installation is made from, so that a second call does nothing.
+$(VENV)/.installed: pyproject.toml setup.py $(NATIVE_SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+native: install
+
+demo: install
+	mkdir -p build
+	test -f $(DEMO_MODEL) || $(BIN)/elutq quantize tests/data/novels-6m -o $(DEMO_MODEL) --bits 2 --calibration tests/data/sampled.txt
+	$(BIN)/elutq info $(DEMO_MODEL)
+	$(BIN)/elutq run $(DEMO_MODEL) -p "It was a dark night, and" -n 64 --temp 0
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build $(VENV) *.egg-info native/elutq_native/_elutq*

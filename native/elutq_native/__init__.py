@@ -1,0 +1,17 @@
+"""The C runtime behind elutq: models, sessions and the quantizer's hot loops."""
+
+from elutq_native.errors import CancelledError, ContextFullError, NativeError
+from elutq_native.library import default_threads, ffi, lib
+from elutq_native.model import Model, ModelInfo, Session
+
+__all__ = [
+    "CancelledError",
+    "ContextFullError",
+    "Model",
+    "ModelInfo",
+    "NativeError",
+    "Session",
+    "default_threads",
+    "ffi",
+    "lib",
+]

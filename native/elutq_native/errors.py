@@ -1,0 +1,23 @@
+"""Errors of the native runtime."""
+
+
+class NativeError(Exception):
+    """The C runtime refused or failed; the message is one line that says what is wrong.
+
+    Attributes:
+        status: The ``ELUTQ_ERROR_*`` code of ``native/include/elutq.h``.
+        bad_input: Whether what the caller gave (a file, an argument) is at fault, not this machine.
+    """
+
+    def __init__(self, status: int, message: str, bad_input: bool) -> None:
+        super().__init__(message)
+        self.status = status
+        self.bad_input = bad_input
+
+
+class ContextFullError(NativeError):
+    """More tokens than the session's context holds."""
+
+
+class CancelledError(NativeError):
+    """The evaluation was cancelled through :meth:`Session.cancel`."""

@@ -1,0 +1,39 @@
+"""The compiled library, and how its statuses become exceptions."""
+
+from typing import Any
+
+from elutq_native._elutq import ffi, lib
+from elutq_native.errors import CancelledError, ContextFullError, NativeError
+
+__all__ = ["MESSAGE_BYTES", "check", "default_threads", "ffi", "lib"]
+
+MESSAGE_BYTES = 512
+
+
+def check(status: int, message: Any, subject: str = "") -> None:
+    """Raises what a status stands for; returns on ``ELUTQ_OK``.
+
+    Args:
+        status: What a function of the library returned.
+        message: Its ``char[]`` message buffer.
+        subject: What the call was about (a file's path); put before the message.
+
+    Raises:
+        ContextFullError, CancelledError, NativeError: When the status is not ``ELUTQ_OK``.
+    """
+    if status == lib.ELUTQ_OK:
+        return
+    text = ffi.string(message).decode("utf-8", "replace")
+    line = f"{subject}: {text}" if subject else text
+    if status == lib.ELUTQ_ERROR_MEMORY:
+        raise NativeError(status, line, bad_input=False)
+    if status == lib.ELUTQ_ERROR_CONTEXT:
+        raise ContextFullError(status, line, bad_input=True)
+    if status == lib.ELUTQ_ERROR_CANCELLED:
+        raise CancelledError(status, line, bad_input=False)
+    raise NativeError(status, line, bad_input=True)
+
+
+def default_threads() -> int:
+    """Returns the number of physical cores this process may use (affinity and cgroup quota respected)."""
+    return int(lib.elutq_default_threads())

@@ -1,0 +1,152 @@
+"""Models and sessions of the C runtime."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elutq_native.library import MESSAGE_BYTES, check, default_threads, ffi, lib
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file holds, as the runtime sees it. Sizes in bytes."""
+
+    vocab_size: int
+    context_length: int
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    file_bytes: int
+    kv_bytes_per_token: int
+    bytes_per_token: int
+    isa: str
+
+
+class Model:
+    """A model file, mapped read-only; any number of sessions may share it."""
+
+    def __init__(self, path: str | os.PathLike[str], isa: str | None = None) -> None:
+        """Maps and validates a model file.
+
+        Args:
+            path: An elutq GGUF file.
+            isa: Kernels to use (``scalar``, ``avx2``, ...); the environment variable ``ELUTQ_ISA`` when None, and the
+                best this CPU has when that is not set either.
+
+        Raises:
+            NativeError: The file cannot be used, or the kernels do not exist here.
+        """
+        isa = isa or os.environ.get("ELUTQ_ISA") or None
+        handle, message = ffi.new("elutq_model **"), ffi.new("char[]", MESSAGE_BYTES)
+        name = ffi.NULL if isa is None else isa.encode()
+        check(lib.elutq_model_open(os.fsencode(path), name, handle, message, MESSAGE_BYTES), message, os.fspath(path))
+        self._handle = ffi.gc(handle[0], lib.elutq_model_close)
+        info = ffi.new("struct elutq_model_info *")
+        lib.elutq_model_describe(self._handle, info)
+        fields = {name: getattr(info, name) for name in ModelInfo.__dataclass_fields__ if name != "isa"}
+        self.info = ModelInfo(**fields, isa=ffi.string(info.isa).decode())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.info.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model was trained for."""
+        return self.info.context_length
+
+    def session(self, context_size: int | None = None, threads: int | None = None) -> "Session":
+        """Opens a session with a KV cache of ``context_size`` tokens (default: the model's context length).
+
+        Raises:
+            NativeError: The context or the number of threads is out of range, or memory is short.
+        """
+        return Session(self, context_size or self.context_length, threads or default_threads())
+
+    def close(self) -> None:
+        """Unmaps the file; sessions over it must be closed before."""
+        ffi.release(self._handle)
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Session:
+    """One conversation over a model: KV cache, scratch and threads. Used by one thread at a time."""
+
+    def __init__(self, model: Model, context_size: int, threads: int) -> None:
+        handle, message = ffi.new("elutq_session **"), ffi.new("char[]", MESSAGE_BYTES)
+        status = lib.elutq_session_create(model._handle, context_size, threads, handle, message, MESSAGE_BYTES)
+        check(status, message)
+        self._handle = ffi.gc(handle[0], lib.elutq_session_destroy)
+        self.model = model
+        self.context_size = context_size
+        self.threads = threads
+
+    @property
+    def position(self) -> int:
+        """Number of tokens in the context."""
+        return int(lib.elutq_session_position(self._handle))
+
+    def eval(self, tokens: Sequence[int] | NDArray[np.int32], all_logits: bool = False) -> NDArray[np.float32]:
+        """Appends tokens to the context and computes logits.
+
+        Args:
+            tokens: One or more token ids.
+            all_logits: Logits of every given token, instead of the last one's.
+
+        Returns:
+            ``(vocab_size,)`` float32, or ``(len(tokens), vocab_size)`` with ``all_logits``.
+
+        Raises:
+            ContextFullError: The context cannot hold the tokens; it is left as it was.
+            CancelledError: :meth:`cancel` was called; the context is left as it was.
+            NativeError: No tokens, or a token outside the vocabulary.
+        """
+        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        logits = np.empty((len(ids) if all_logits else 1, self.model.vocab_size), np.float32)
+        message = ffi.new("char[]", MESSAGE_BYTES)
+        status = lib.elutq_session_eval(
+            self._handle,
+            ffi.from_buffer("int32_t[]", ids),
+            len(ids),
+            ffi.from_buffer("float[]", logits),
+            len(logits),
+            message,
+            MESSAGE_BYTES,
+        )
+        check(status, message)
+        return logits if all_logits else logits[0]
+
+    def rewind(self, position: int) -> None:
+        """Forgets the tokens from ``position`` on.
+
+        Raises:
+            ValueError: ``position`` is negative or past the current one.
+        """
+        if position < 0 or lib.elutq_session_rewind(self._handle, position) != lib.ELUTQ_OK:
+            raise ValueError(f"cannot rewind to {position}: the context holds {self.position} tokens")
+
+    def cancel(self) -> None:
+        """Makes a running or the next :meth:`eval` raise CancelledError. Safe in any thread."""
+        lib.elutq_session_cancel(self._handle)
+
+    def close(self) -> None:
+        """Stops the threads and frees the cache."""
+        ffi.release(self._handle)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

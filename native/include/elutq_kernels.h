@@ -1,0 +1,115 @@
+/*
+ * The kernels behind the runtime, one `struct elutq_kernels` per instruction set. Public so that tests and benchmarks can
+ * hold each against the scalar one and against float64; programs use elutq.h.
+ *
+ * The scalar kernels define the result. Every other set gives the same bits, except gemm_levels, whose integer part is
+ * exact and whose scalar twin is kernels "scalar".
+ *
+ * Thread safety: all functions are pure; they touch only what their arguments point to. No argument may overlap an
+ * output unless said so.
+ */
+#ifndef ELUTQ_KERNELS_H
+#define ELUTQ_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Rows a kernel computes at a time: one superblock of an HLQ matrix, or as many rows of an fp16 one. */
+#define ELUTQ_CHUNK_ROWS 256
+
+/* Floats from one token's chunk of results to the next's: a little more than a chunk, to spread them over cache sets. */
+#define ELUTQ_CHUNK_STRIDE 272
+
+/* Tokens of one elutq_levels block. */
+#define ELUTQ_LEVELS_TOKENS 8
+
+struct elutq_matrix {
+    const uint8_t *data; /* HLQ blocks, 64-byte aligned (elutq_format.h), or fp16[n_rows][n_columns]; not owned */
+    uint32_t n_rows;
+    uint32_t n_columns;
+    uint32_t bits;       /* 1 to 4: HLQ; 16: fp16 */
+    uint32_t group_size; /* HLQ: 32, 64 or 128, divides n_columns */
+};
+
+/*
+ * Lookup tables of one token's activations x[n_columns]. For cell i (columns 4i .. 4i+3) entry[i][b] is the sum of +-x over
+ * the cell, + where bit of b is set, divided by the group's scale and rounded to int8.
+ */
+struct elutq_tables {
+    int8_t *entries; /* [n_columns / 4][16], 64-byte aligned; some ISAs store them plus 128 as uint8 */
+    float *scales;   /* [n_columns / group_size] */
+    float *sums;     /* [n_columns / group_size] float sums of the activations */
+};
+
+/*
+ * Activations of a batch as int8, for kernels that expand bit-planes to 8-bit levels and multiply: blocks of
+ * ELUTQ_LEVELS_TOKENS tokens; n_blocks = ceil(n_tokens / 8), tokens past the last are zero.
+ */
+struct elutq_levels {
+    int8_t *values; /* [n_blocks][n_columns / 4][8][4] */
+    float *scales;  /* [n_blocks][n_columns / group_size][8] */
+    float *sums;    /* [n_blocks][n_columns / group_size][8] float sums of the activations */
+    int32_t *biases; /* [n_blocks][n_columns / group_size][8] -128 * sum of the group's values */
+};
+
+struct elutq_kernels {
+    const char *name;
+
+    /* Builds the tables of groups first_group .. end_group - 1 from x[n_columns]. */
+    void (*build_tables)(const float *x, uint32_t group_size, uint32_t first_group, uint32_t end_group,
+                         struct elutq_tables *tables);
+
+    /* One chunk of an HLQ matrix times one token: y[256]; tiles past the matrix's last are left alone. */
+    void (*gemv)(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y);
+
+    /* Quantizes token `token` (0 .. n_tokens - 1) of a batch into `levels`. NULL with gemm_levels where an ISA has none. */
+    void (*build_levels)(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
+                         struct elutq_levels *levels);
+
+    /* One chunk times a batch of int8 activations: y[n_tokens][ELUTQ_CHUNK_STRIDE]. */
+    void (*gemm_levels)(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                        uint32_t chunk, float *y);
+
+    /* One chunk of an fp16 matrix times x[n_tokens][x_stride]: y[n_tokens][ELUTQ_CHUNK_STRIDE]; other rows are left alone. */
+    void (*gemm_f16)(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens, uint32_t chunk,
+                     float *y);
+
+    /* 1 / sqrt(mean(x^2) + epsilon) over x[n]. */
+    float (*rms_scale)(const float *x, uint32_t n, float epsilon);
+
+    /* y[n] = x[n] * scale * weight[n]; y may be x. */
+    void (*scale_by)(const float *x, float scale, const float *weight, uint32_t n, float *y);
+
+    /* Rotates x[head_dim] in place, pairs (i, i + head_dim / 2), by cosines[head_dim / 2] and sines[head_dim / 2]. */
+    void (*rope)(float *x, const float *cosines, const float *sines, uint32_t head_dim);
+
+    /* y[n] = gate / (1 + exp(-gate)) * up; y may be gate or up. */
+    void (*swiglu)(const float *gate, const float *up, uint32_t n, float *y);
+
+    /* y[n] += x[n]. */
+    void (*add)(const float *x, uint32_t n, float *y);
+
+    /* Rounds x[n] to fp16. */
+    void (*to_f16)(const float *x, uint32_t n, uint16_t *y);
+
+    /*
+     * Attention of n_queries query heads over one key-value head: y[q] = softmax(scale * queries[q] . keys^T) values.
+     * queries, y: [n_queries][head_dim]; keys, values: fp16 [n_keys][head_dim]; scores: scratch [n_queries][n_keys].
+     */
+    void (*attend)(const float *queries, uint32_t n_queries, const uint16_t *keys, const uint16_t *values, uint32_t n_keys,
+                   uint32_t head_dim, float scale, float *scores, float *y);
+};
+
+/* All kernel sets this build holds, best first; i from 0, NULL past the last. */
+const struct elutq_kernels *elutq_kernels_at(unsigned i);
+
+/* Whether this CPU (and operating system) can run a set. */
+int elutq_kernels_supported(const struct elutq_kernels *kernels);
+
+/* The set of that name, NULL where there is none or this CPU cannot run it. */
+const struct elutq_kernels *elutq_kernels_named(const char *name);
+
+/* Dequantizes one row of an HLQ or fp16 matrix: y[n_columns]. */
+void elutq_matrix_row(const struct elutq_matrix *matrix, uint32_t row, float *y);
+
+#endif

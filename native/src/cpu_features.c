@@ -1,0 +1,20 @@
+#include "kernel_sets.h"
+
+#if defined(__x86_64__)
+
+/* The compiler's probe includes the operating system's support for the wider registers. */
+
+bool elutq_cpu_has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool elutq_cpu_has_avx512bw(void) {
+    return elutq_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool elutq_cpu_has_avx512(void) {
+    return elutq_cpu_has_avx512bw() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
+
+#endif

@@ -1,0 +1,291 @@
+/*
+ * The kernels whose loops are the same on every instruction set, written once over the sixteen-lane operations of a
+ * vec16_<isa>.h, which must be included first. Sums run in sixteen strided lanes, so that all sets give the same bits.
+ * A file that includes this defines ELUTQ_TABLE_BIAS as well: what its gemv wants added to a table entry (0 or 128).
+ */
+#ifndef ELUTQ_FLOAT_KERNELS_H
+#define ELUTQ_FLOAT_KERNELS_H
+
+#include <math.h>
+#include <string.h>
+
+#include "elutq_format.h"
+#include "elutq_kernels.h"
+
+/* The first n < 16 floats at p, then zeros. */
+INLINE v16 load_first(const float *p, uint32_t n) {
+    float lanes[16] = {0};
+    memcpy(lanes, p, n * sizeof *p);
+    return v16_load(lanes);
+}
+
+INLINE void store_first(float *p, v16 a, uint32_t n) {
+    float lanes[16];
+    v16_store(lanes, a);
+    memcpy(p, lanes, n * sizeof *p);
+}
+
+INLINE v16 load_half_first(const uint16_t *p, uint32_t n) {
+    uint16_t lanes[16] = {0};
+    memcpy(lanes, p, n * sizeof *p);
+    return v16_load_half(lanes);
+}
+
+/*
+ * exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2. The polynomial is the Taylor series to r^7: its remainder,
+ * r^8/8! < 5.3e-9, is below half an ulp of a float. x is clamped to where 2^n is a normal float.
+ */
+INLINE v16 v16_exp(v16 x) {
+    x = v16_max(v16_min(x, v16_set1(88.0f)), v16_set1(-87.0f));
+    v16 n = v16_round(v16_mul(x, v16_set1(1.44269504f)));
+    v16 r = v16_fma(n, v16_set1(-0.693359375f), x); /* ln 2 in two parts, the first exact times n */
+    r = v16_fma(n, v16_set1(2.12194440e-4f), r);
+    v16 p = v16_set1(1.0f / 5040);
+    p = v16_fma(p, r, v16_set1(1.0f / 720));
+    p = v16_fma(p, r, v16_set1(1.0f / 120));
+    p = v16_fma(p, r, v16_set1(1.0f / 24));
+    p = v16_fma(p, r, v16_set1(1.0f / 6));
+    p = v16_fma(p, r, v16_set1(0.5f));
+    p = v16_fma(p, r, v16_set1(1.0f));
+    p = v16_fma(p, r, v16_set1(1.0f));
+    return v16_scale2(p, n);
+}
+
+/* Signs of the four activations of a cell in table entries 0 .. 15: bit i of the entry's index is the sign of column i. */
+static const float TABLE_SIGNS[4][16] = {
+    {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1},
+    {-1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1},
+    {-1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1},
+    {-1, -1, -1, -1, -1, -1, -1, -1, 1, 1, 1, 1, 1, 1, 1, 1},
+};
+
+/* Groups whose largest value is below this are taken for zero, so that 127 / largest stays finite. */
+#define SMALLEST_SCALED 1e-30f
+
+/*
+ * Each entry is rounded once, from the float sum: its error is at most scale / 2, where scale = (largest sum of four
+ * magnitudes in the group) / 127. A row's result is therefore off by at most
+ * sum over groups of scale_g * (group_size / 8) * sum_k |h_k| from rounding the tables.
+ */
+KERNEL void build_tables(const float *x, uint32_t group_size, uint32_t first_group, uint32_t end_group,
+                         struct elutq_tables *tables) {
+    const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS;
+    const v16 s0 = v16_load(TABLE_SIGNS[0]), s1 = v16_load(TABLE_SIGNS[1]);
+    const v16 s2 = v16_load(TABLE_SIGNS[2]), s3 = v16_load(TABLE_SIGNS[3]);
+    for (uint32_t group = first_group; group < end_group; group++) {
+        const float *xg = x + (size_t)group * group_size;
+        float sums[128 / ELUTQ_CELL_COLUMNS][16];
+        v16 largest = v16_set1(0), total = v16_set1(0);
+        for (uint32_t i = 0; i < group_size; i += 16)
+            total = v16_add(total, v16_load(xg + i));
+        for (uint32_t cell = 0; cell < n_cells; cell++) {
+            const float *xc = xg + ELUTQ_CELL_COLUMNS * cell;
+            v16 first = v16_fma(s1, v16_set1(xc[1]), v16_mul(s0, v16_set1(xc[0])));
+            v16 second = v16_fma(s3, v16_set1(xc[3]), v16_mul(s2, v16_set1(xc[2])));
+            v16 sum = v16_add(first, second);
+            largest = v16_max(sum, largest);
+            v16_store(sums[cell], sum);
+        }
+        float magnitude = v16_largest(largest);
+        int scaled = magnitude > SMALLEST_SCALED;
+        v16 inverse = v16_set1(scaled ? 127.0f / magnitude : 0.0f);
+        int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
+        for (uint32_t cell = 0; cell < n_cells; cell++)
+            v16_store_i8(entries + 16 * cell, v16_mul(v16_load(sums[cell]), inverse));
+        if (ELUTQ_TABLE_BIAS)
+            for (uint32_t i = 0; i < 16 * n_cells; i++)
+                entries[i] = (int8_t)(entries[i] ^ ELUTQ_TABLE_BIAS);
+        tables->scales[group] = scaled ? magnitude / 127.0f : 0.0f;
+        tables->sums[group] = v16_sum(total);
+    }
+}
+
+/* int8 values with one scale a group: each is off by at most scale / 2, scale = largest magnitude / 127. */
+KERNEL __attribute__((unused)) void build_levels(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
+                                                 struct elutq_levels *levels) {
+    const uint32_t n_groups = n_columns / group_size, lane = token % ELUTQ_LEVELS_TOKENS;
+    const size_t block = token / ELUTQ_LEVELS_TOKENS;
+    int8_t *values = levels->values + block * n_columns * ELUTQ_LEVELS_TOKENS + (size_t)lane * ELUTQ_CELL_COLUMNS;
+    for (uint32_t group = 0; group < n_groups; group++) {
+        const float *xg = x + (size_t)group * group_size;
+        v16 largest = v16_set1(0), total = v16_set1(0);
+        for (uint32_t i = 0; i < group_size; i += 16) {
+            v16 xi = v16_load(xg + i);
+            total = v16_add(total, xi);
+            largest = v16_max(v16_abs(xi), largest);
+        }
+        float magnitude = v16_largest(largest);
+        int scaled = magnitude > SMALLEST_SCALED;
+        v16 inverse = v16_set1(scaled ? 127.0f / magnitude : 0.0f);
+        int32_t sum = 0;
+        for (uint32_t i = 0; i < group_size; i += 16) {
+            int8_t rounded[16];
+            v16_store_i8(rounded, v16_mul(v16_load(xg + i), inverse));
+            for (uint32_t j = 0; j < 16; j++)
+                sum += rounded[j];
+            for (uint32_t j = 0; j < 16; j += ELUTQ_CELL_COLUMNS)
+                memcpy(values + ((size_t)group * group_size + i + j) * ELUTQ_LEVELS_TOKENS, rounded + j,
+                       ELUTQ_CELL_COLUMNS);
+        }
+        size_t at = (block * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
+        levels->scales[at] = scaled ? magnitude / 127.0f : 0.0f;
+        levels->sums[at] = v16_sum(total);
+        levels->biases[at] = -128 * sum;
+    }
+}
+
+KERNEL float rms_scale(const float *x, uint32_t n, float epsilon) {
+    v16 squares = v16_set1(0);
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v16 xi = v16_load(x + i);
+        squares = v16_fma(xi, xi, squares);
+    }
+    if (i < n) {
+        v16 xi = load_first(x + i, n - i);
+        squares = v16_fma(xi, xi, squares);
+    }
+    return 1.0f / sqrtf(v16_sum(squares) / (float)n + epsilon);
+}
+
+KERNEL void scale_by(const float *x, float scale, const float *weight, uint32_t n, float *y) {
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(y + i, v16_mul(v16_mul(v16_load(x + i), v16_set1(scale)), v16_load(weight + i)));
+    for (; i < n; i++)
+        y[i] = x[i] * scale * weight[i];
+}
+
+KERNEL void rope(float *x, const float *cosines, const float *sines, uint32_t head_dim) {
+    uint32_t half = head_dim / 2, i = 0;
+    float *a = x, *b = x + half;
+    for (; i + 16 <= half; i += 16) {
+        v16 ai = v16_load(a + i), bi = v16_load(b + i), c = v16_load(cosines + i), s = v16_load(sines + i);
+        v16_store(a + i, v16_sub(v16_mul(ai, c), v16_mul(bi, s)));
+        v16_store(b + i, v16_add(v16_mul(bi, c), v16_mul(ai, s)));
+    }
+    for (; i < half; i++) {
+        float ai = a[i], bi = b[i];
+        a[i] = ai * cosines[i] - bi * sines[i];
+        b[i] = bi * cosines[i] + ai * sines[i];
+    }
+}
+
+INLINE v16 swiglu_lanes(v16 gate, v16 up) {
+    v16 one = v16_set1(1), negative = v16_sub(v16_set1(0), gate);
+    return v16_mul(v16_div(gate, v16_add(one, v16_exp(negative))), up);
+}
+
+KERNEL void swiglu(const float *gate, const float *up, uint32_t n, float *y) {
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(y + i, swiglu_lanes(v16_load(gate + i), v16_load(up + i)));
+    if (i < n)
+        store_first(y + i, swiglu_lanes(load_first(gate + i, n - i), load_first(up + i, n - i)), n - i);
+}
+
+KERNEL void add(const float *x, uint32_t n, float *y) {
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(y + i, v16_add(v16_load(y + i), v16_load(x + i)));
+    for (; i < n; i++)
+        y[i] += x[i];
+}
+
+KERNEL void to_f16(const float *x, uint32_t n, uint16_t *y) {
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store_half(y + i, v16_load(x + i));
+    if (i < n) {
+        uint16_t lanes[16];
+        v16_store_half(lanes, load_first(x + i, n - i));
+        memcpy(y + i, lanes, (n - i) * sizeof *y);
+    }
+}
+
+/* sum of weights[n] (fp16) * x[n], in four times sixteen lanes to hide the latency of fma. */
+INLINE float dot_half(const uint16_t *weights, const float *x, uint32_t n) {
+    v16 a0 = v16_set1(0), a1 = a0, a2 = a0, a3 = a0;
+    uint32_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        a0 = v16_fma(v16_load_half(weights + i), v16_load(x + i), a0);
+        a1 = v16_fma(v16_load_half(weights + i + 16), v16_load(x + i + 16), a1);
+        a2 = v16_fma(v16_load_half(weights + i + 32), v16_load(x + i + 32), a2);
+        a3 = v16_fma(v16_load_half(weights + i + 48), v16_load(x + i + 48), a3);
+    }
+    for (; i + 16 <= n; i += 16)
+        a0 = v16_fma(v16_load_half(weights + i), v16_load(x + i), a0);
+    if (i < n)
+        a1 = v16_fma(load_half_first(weights + i, n - i), load_first(x + i, n - i), a1);
+    return v16_sum(v16_add(v16_add(a0, a1), v16_add(a2, a3)));
+}
+
+KERNEL void gemm_f16(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens, uint32_t chunk,
+                     float *y) {
+    uint32_t first = chunk * ELUTQ_CHUNK_ROWS;
+    uint32_t n_rows = matrix->n_rows - first < ELUTQ_CHUNK_ROWS ? matrix->n_rows - first : ELUTQ_CHUNK_ROWS;
+    const uint16_t *weights = (const uint16_t *)matrix->data + (size_t)first * matrix->n_columns;
+    for (uint32_t row = 0; row < n_rows; row++, weights += matrix->n_columns)
+        for (uint32_t token = 0; token < n_tokens; token++)
+            y[(size_t)token * ELUTQ_CHUNK_STRIDE + row] = dot_half(weights, x + token * x_stride, matrix->n_columns);
+}
+
+/* In place: scores[n] -> exp(scores - max) / sum. */
+INLINE void softmax(float *scores, uint32_t n) {
+    v16 lanes = v16_set1(-INFINITY);
+    uint32_t whole = n & ~15u;
+    for (uint32_t i = 0; i < whole; i += 16)
+        lanes = v16_max(v16_load(scores + i), lanes);
+    float largest = v16_largest(lanes);
+    for (uint32_t i = whole; i < n; i++)
+        largest = scores[i] > largest ? scores[i] : largest;
+    v16 total = v16_set1(0), shift = v16_set1(largest);
+    for (uint32_t i = 0; i < whole; i += 16) {
+        v16 e = v16_exp(v16_sub(v16_load(scores + i), shift));
+        total = v16_add(total, e);
+        v16_store(scores + i, e);
+    }
+    if (whole < n) {
+        float lanes_left[16] = {0};
+        store_first(lanes_left, v16_exp(v16_sub(load_first(scores + whole, n - whole), shift)), n - whole);
+        memcpy(scores + whole, lanes_left, (n - whole) * sizeof *scores);
+        total = v16_add(total, v16_load(lanes_left));
+    }
+    v16 inverse = v16_set1(1.0f / v16_sum(total));
+    for (uint32_t i = 0; i < whole; i += 16)
+        v16_store(scores + i, v16_mul(v16_load(scores + i), inverse));
+    if (whole < n)
+        store_first(scores + whole, v16_mul(load_first(scores + whole, n - whole), inverse), n - whole);
+}
+
+/* y[n] += weight * values[n] (fp16). */
+INLINE void add_weighted(const uint16_t *values, float weight, uint32_t n, float *y) {
+    v16 w = v16_set1(weight);
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(y + i, v16_fma(w, v16_load_half(values + i), v16_load(y + i)));
+    if (i < n)
+        store_first(y + i, v16_fma(w, load_half_first(values + i, n - i), load_first(y + i, n - i)), n - i);
+}
+
+KERNEL void attend(const float *queries, uint32_t n_queries, const uint16_t *keys, const uint16_t *values, uint32_t n_keys,
+                   uint32_t head_dim, float scale, float *scores, float *y) {
+    for (uint32_t key = 0; key < n_keys; key++)
+        for (uint32_t q = 0; q < n_queries; q++)
+            scores[(size_t)q * n_keys + key] =
+                scale * dot_half(keys + (size_t)key * head_dim, queries + (size_t)q * head_dim, head_dim);
+    for (uint32_t q = 0; q < n_queries; q++)
+        softmax(scores + (size_t)q * n_keys, n_keys);
+    memset(y, 0, (size_t)n_queries * head_dim * sizeof *y);
+    for (uint32_t key = 0; key < n_keys; key++)
+        for (uint32_t q = 0; q < n_queries; q++)
+            add_weighted(values + (size_t)key * head_dim, scores[(size_t)q * n_keys + key], head_dim,
+                         y + (size_t)q * head_dim);
+}
+
+/* The members of struct elutq_kernels that this file defines, for its initialiser. */
+#define ELUTQ_FLOAT_KERNELS                                                                                                    \
+    .build_tables = build_tables, .gemm_f16 = gemm_f16, .rms_scale = rms_scale, .scale_by = scale_by, .rope = rope,           \
+    .swiglu = swiglu, .add = add, .to_f16 = to_f16, .attend = attend
+
+#endif

@@ -1,0 +1,303 @@
+/*
+ * One forward pass, in the model's own order. All threads of the pool run every function here; between two barriers they
+ * share its items. An item's arithmetic does not depend on which thread runs it, so neither do the results.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "hlq_block.h"
+#include "session.h"
+
+struct pass {
+    struct elutq_session *session;
+    const int32_t *tokens;
+    uint32_t n_tokens;
+    float *logits;
+    uint32_t n_logits;
+    bool stop; /* written by thread 0 before a barrier, read by all after it */
+};
+
+/* ---- inputs of linear layers ---- */
+
+/* Where the input of linear layers comes from: columns first .. end - 1 of a token's row. */
+struct source {
+    enum { FROM_NORM, FROM_ATTENTION, FROM_SWIGLU } kind;
+    const float *norm;    /* FROM_NORM: its weight */
+    uint32_t first_token; /* the input's token 0 is this one of the batch */
+    uint32_t n_tokens;
+};
+
+static void read_source(const struct pass *pass, const struct source *source, uint32_t token, uint32_t first, uint32_t end,
+                        float *x) {
+    const struct elutq_session *session = pass->session;
+    const struct elutq_config *config = &session->model->config;
+    const struct elutq_kernels *kernels = session->model->kernels;
+    const size_t row = source->first_token + token;
+    if (source->kind == FROM_NORM) {
+        const float *hidden = session->hidden + row * config->hidden_size;
+        float scale = kernels->rms_scale(hidden, config->hidden_size, config->rms_norm_eps);
+        kernels->scale_by(hidden + first, scale, source->norm + first, end - first, x + first);
+    } else if (source->kind == FROM_ATTENTION) {
+        size_t width = (size_t)config->n_heads * config->head_dim;
+        memcpy(x + first, session->attended + row * width + first, (end - first) * sizeof *x);
+    } else {
+        size_t start = row * config->intermediate_size + first;
+        kernels->swiglu(session->gate + start, session->up + start, end - first, x + first);
+    }
+}
+
+static bool use_levels(const struct elutq_session *session, uint32_t n_tokens) {
+    return session->model->kernels->gemm_levels != NULL && n_tokens >= ELUTQ_LEVELS_MIN_TOKENS;
+}
+
+/* Columns are dealt to threads in units that every group size divides. */
+#define COLUMN_UNIT 128
+
+/*
+ * Reads the source into session->input in every form that weights with the given group sizes (bit i: 32 << i) need. A
+ * batch is shared out by token, a single token by columns.
+ */
+static void prepare_input(struct pass *pass, unsigned thread, const struct source *source, uint32_t n_columns,
+                          unsigned group_sizes) {
+    struct elutq_session *session = pass->session;
+    struct elutq_input *input = &session->input;
+    const struct elutq_kernels *kernels = session->model->kernels;
+    const uint32_t n_threads = elutq_pool_threads(session->pool), n_tokens = source->n_tokens;
+    const uint32_t n_parts = n_tokens == 1 ? n_threads : 1;
+    const uint32_t n_units = (n_columns + COLUMN_UNIT - 1) / COLUMN_UNIT;
+    const bool levels = use_levels(session, n_tokens);
+    unsigned item;
+    if (thread == 0)
+        input->n_columns = n_columns;
+    while (elutq_pool_take(session->pool, thread, n_tokens * n_parts, &item)) {
+        const uint32_t token = item / n_parts, part = item % n_parts;
+        const uint32_t first = n_units * part / n_parts * COLUMN_UNIT;
+        uint32_t end = n_units * (part + 1) / n_parts * COLUMN_UNIT;
+        end = end < n_columns ? end : n_columns;
+        float *x = input->x + (size_t)token * n_columns;
+        if (first < end)
+            read_source(pass, source, token, first, end, x);
+        for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++) {
+            const uint32_t group_size = 32u << i;
+            if (!(group_sizes >> i & 1) || first >= end)
+                continue;
+            if (levels)
+                kernels->build_levels(x, n_columns, group_size, token, &input->levels[i]);
+            else
+                kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][token]);
+        }
+    }
+    elutq_pool_barrier(session->pool);
+}
+
+/* ---- products ---- */
+
+/* y[token][row] = or += weight x + bias. */
+struct product {
+    const struct elutq_linear *linear;
+    float *y;
+    size_t y_stride;
+    bool accumulate;
+};
+
+static unsigned group_size_bits(const struct product *products, unsigned n_products) {
+    unsigned bits = 0;
+    for (unsigned i = 0; i < n_products; i++)
+        if (products[i].linear->weight.bits != 16)
+            bits |= 1u << elutq_group_index(products[i].linear->weight.group_size);
+    return bits;
+}
+
+static void multiply_chunk(const struct elutq_session *session, const struct elutq_matrix *weight, uint32_t n_tokens,
+                           uint32_t chunk, float *y) {
+    const struct elutq_kernels *kernels = session->model->kernels;
+    const struct elutq_input *input = &session->input;
+    if (weight->bits == 16) {
+        kernels->gemm_f16(weight, input->x, input->n_columns, n_tokens, chunk, y);
+        return;
+    }
+    const uint32_t index = elutq_group_index(weight->group_size);
+    if (use_levels(session, n_tokens)) {
+        kernels->gemm_levels(weight, &input->levels[index], n_tokens, chunk, y);
+        return;
+    }
+    for (uint32_t token = 0; token < n_tokens; token++)
+        kernels->gemv(weight, &input->tables[index][token], chunk, y + (size_t)token * ELUTQ_CHUNK_STRIDE);
+}
+
+/* Multiplies session->input by several matrices; the threads share their chunks. */
+static void multiply(struct pass *pass, unsigned thread, uint32_t n_tokens, const struct product *products,
+                     unsigned n_products) {
+    struct elutq_session *session = pass->session;
+    const struct elutq_kernels *kernels = session->model->kernels;
+    float *scratch = session->chunks + (size_t)thread * session->batch_tokens * ELUTQ_CHUNK_STRIDE;
+    unsigned n_items = 0, item;
+    for (unsigned i = 0; i < n_products; i++)
+        n_items += elutq_matrix_chunks(&products[i].linear->weight);
+    while (elutq_pool_take(session->pool, thread, n_items, &item)) {
+        const struct product *product = products;
+        while (item >= elutq_matrix_chunks(&product->linear->weight))
+            item -= elutq_matrix_chunks(&product++->linear->weight);
+        const struct elutq_matrix *weight = &product->linear->weight;
+        const uint32_t first = item * ELUTQ_CHUNK_ROWS, left = weight->n_rows - first;
+        const uint32_t n_rows = left < ELUTQ_CHUNK_ROWS ? left : ELUTQ_CHUNK_ROWS;
+        multiply_chunk(session, weight, n_tokens, item, scratch);
+        for (uint32_t token = 0; token < n_tokens; token++) {
+            float *result = scratch + (size_t)token * ELUTQ_CHUNK_STRIDE;
+            float *y = product->y + token * product->y_stride + first;
+            if (product->linear->bias != NULL)
+                kernels->add(product->linear->bias + first, n_rows, result);
+            if (product->accumulate)
+                kernels->add(result, n_rows, y);
+            else
+                memcpy(y, result, n_rows * sizeof *y);
+        }
+    }
+    elutq_pool_barrier(session->pool);
+}
+
+/* ---- the model ---- */
+
+static void embed(struct pass *pass, unsigned thread) {
+    struct elutq_session *session = pass->session;
+    const uint32_t hidden_size = session->model->config.hidden_size;
+    unsigned token;
+    while (elutq_pool_take(session->pool, thread, pass->n_tokens, &token))
+        elutq_matrix_row(&session->model->embedding, (uint32_t)pass->tokens[token],
+                         session->hidden + (size_t)token * hidden_size);
+    elutq_pool_barrier(session->pool);
+}
+
+static size_t cache_offset(const struct elutq_session *session, uint32_t layer, uint32_t kv_head) {
+    const struct elutq_config *config = &session->model->config;
+    return ((size_t)layer * config->n_kv_heads + kv_head) * session->context_size * config->head_dim;
+}
+
+static void position_head(const struct pass *pass, uint32_t token, const float *norm, float *head) {
+    const struct elutq_session *session = pass->session;
+    const struct elutq_config *config = &session->model->config;
+    const struct elutq_kernels *kernels = session->model->kernels;
+    const size_t half = config->head_dim / 2;
+    if (norm != NULL)
+        kernels->scale_by(head, kernels->rms_scale(head, config->head_dim, config->rms_norm_eps), norm, config->head_dim, head);
+    kernels->rope(head, session->cosines + token * half, session->sines + token * half, config->head_dim);
+}
+
+/* Norms and rotates queries and keys, and appends keys and values to the cache. Items: token and KV head. */
+static void position_and_store(struct pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_session *session = pass->session;
+    const struct elutq_config *config = &session->model->config;
+    const struct elutq_kernels *kernels = session->model->kernels;
+    const struct elutq_layer *layer = &session->model->layers[i];
+    const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
+    unsigned item;
+    while (elutq_pool_take(session->pool, thread, pass->n_tokens * config->n_kv_heads, &item)) {
+        const uint32_t token = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
+        const size_t row = (size_t)token * config->n_kv_heads + kv_head;
+        for (uint32_t q = 0; q < n_queries; q++)
+            position_head(pass, token, layer->q_norm, session->q + (row * n_queries + q) * head_dim);
+        position_head(pass, token, layer->k_norm, session->k + row * head_dim);
+        size_t at = cache_offset(session, i, kv_head) + (size_t)(session->position + token) * head_dim;
+        kernels->to_f16(session->k + row * head_dim, head_dim, session->keys + at);
+        kernels->to_f16(session->v + row * head_dim, head_dim, session->values + at);
+    }
+    elutq_pool_barrier(session->pool);
+}
+
+/* softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: token and KV head. */
+static void attend(struct pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_session *session = pass->session;
+    const struct elutq_config *config = &session->model->config;
+    const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
+    const float scale = 1.0f / sqrtf((float)head_dim);
+    float *scores = session->scores + (size_t)thread * n_queries * session->context_size;
+    unsigned item;
+    while (elutq_pool_take(session->pool, thread, pass->n_tokens * config->n_kv_heads, &item)) {
+        const uint32_t token = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
+        const uint32_t end = session->position + token + 1, window = config->sliding_window;
+        const uint32_t first = window != 0 && end > window ? end - window : 0;
+        const size_t at = cache_offset(session, i, kv_head) + (size_t)first * head_dim;
+        const size_t row = ((size_t)token * config->n_kv_heads + kv_head) * n_queries;
+        session->model->kernels->attend(session->q + row * head_dim, n_queries, session->keys + at, session->values + at,
+                                        end - first, head_dim, scale, scores, session->attended + row * head_dim);
+    }
+    elutq_pool_barrier(session->pool);
+}
+
+static void attention_block(struct pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_session *session = pass->session;
+    const struct elutq_config *config = &session->model->config;
+    const struct elutq_layer *layer = &session->model->layers[i];
+    const size_t q_size = (size_t)config->n_heads * config->head_dim, kv_size = (size_t)config->n_kv_heads * config->head_dim;
+    const struct product project[] = {
+        {&layer->q, session->q, q_size, false},
+        {&layer->k, session->k, kv_size, false},
+        {&layer->v, session->v, kv_size, false},
+    };
+    const struct product output = {&layer->o, session->hidden, config->hidden_size, true};
+    const struct source normed = {FROM_NORM, layer->attn_norm, 0, pass->n_tokens};
+    const struct source attended = {FROM_ATTENTION, NULL, 0, pass->n_tokens};
+    prepare_input(pass, thread, &normed, config->hidden_size, group_size_bits(project, 3));
+    multiply(pass, thread, pass->n_tokens, project, 3);
+    position_and_store(pass, thread, i);
+    attend(pass, thread, i);
+    prepare_input(pass, thread, &attended, (uint32_t)q_size, group_size_bits(&output, 1));
+    multiply(pass, thread, pass->n_tokens, &output, 1);
+}
+
+static void mlp_block(struct pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_session *session = pass->session;
+    const struct elutq_config *config = &session->model->config;
+    const struct elutq_layer *layer = &session->model->layers[i];
+    const struct product expand[] = {
+        {&layer->gate, session->gate, config->intermediate_size, false},
+        {&layer->up, session->up, config->intermediate_size, false},
+    };
+    const struct product contract = {&layer->down, session->hidden, config->hidden_size, true};
+    const struct source normed = {FROM_NORM, layer->ffn_norm, 0, pass->n_tokens};
+    const struct source activated = {FROM_SWIGLU, NULL, 0, pass->n_tokens};
+    prepare_input(pass, thread, &normed, config->hidden_size, group_size_bits(expand, 2));
+    multiply(pass, thread, pass->n_tokens, expand, 2);
+    prepare_input(pass, thread, &activated, config->intermediate_size, group_size_bits(&contract, 1));
+    multiply(pass, thread, pass->n_tokens, &contract, 1);
+}
+
+static void head(struct pass *pass, unsigned thread) {
+    const struct elutq_session *session = pass->session;
+    const struct elutq_model *model = session->model;
+    const struct product project = {&model->head, pass->logits, model->config.vocab_size, false};
+    const struct source normed = {FROM_NORM, model->output_norm, pass->n_tokens - pass->n_logits, pass->n_logits};
+    prepare_input(pass, thread, &normed, model->config.hidden_size, group_size_bits(&project, 1));
+    multiply(pass, thread, pass->n_logits, &project, 1);
+}
+
+static void run_pass(void *context, unsigned thread, unsigned n_threads) {
+    (void)n_threads;
+    struct pass *pass = context;
+    embed(pass, thread);
+    for (uint32_t i = 0; i < pass->session->model->config.n_layers; i++) {
+        if (thread == 0)
+            pass->stop = atomic_load_explicit(&pass->session->cancelled, memory_order_relaxed);
+        attention_block(pass, thread, i);
+        if (pass->stop)
+            return;
+        mlp_block(pass, thread, i);
+    }
+    if (pass->n_logits > 0)
+        head(pass, thread);
+}
+
+bool elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_t n_tokens, float *logits,
+                   uint32_t n_logits) {
+    const uint32_t half = session->model->config.head_dim / 2;
+    for (uint32_t token = 0; token < n_tokens; token++) {
+        for (uint32_t i = 0; i < half; i++) {
+            float angle = (float)(session->position + token) * session->frequencies[i];
+            session->cosines[token * half + i] = cosf(angle);
+            session->sines[token * half + i] = sinf(angle);
+        }
+    }
+    struct pass pass = {.session = session, .tokens = tokens, .n_tokens = n_tokens, .logits = logits, .n_logits = n_logits};
+    elutq_pool_run(session->pool, run_pass, &pass);
+    return !pass.stop;
+}

@@ -1,0 +1,20 @@
+/* The kernel sets, each defined in the file of its instruction set, and the CPU features that each needs. */
+#ifndef ELUTQ_KERNEL_SETS_H
+#define ELUTQ_KERNEL_SETS_H
+
+#include <stdbool.h>
+
+#include "elutq_kernels.h"
+
+extern const struct elutq_kernels elutq_kernels_scalar;
+
+#if defined(__x86_64__)
+extern const struct elutq_kernels elutq_kernels_avx2;
+extern const struct elutq_kernels elutq_kernels_avx512bw;
+extern const struct elutq_kernels elutq_kernels_avx512;
+bool elutq_cpu_has_avx2(void);     /* AVX2, FMA, F16C */
+bool elutq_cpu_has_avx512bw(void); /* AVX-512 F, BW, DQ, VL */
+bool elutq_cpu_has_avx512(void);   /* the same with VBMI and VNNI */
+#endif
+
+#endif

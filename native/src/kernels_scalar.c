@@ -1,0 +1,143 @@
+/* The kernels in portable C. They define the result; every other set is held against them. */
+#include "vec16_scalar.h"
+
+#define ELUTQ_TABLE_BIAS 0
+#include "float_kernels.h"
+#include "hlq_block.h"
+#include "kernel_sets.h"
+
+/*
+ * One block: f[row] += c * sum(x) + scale * sum_k h_k * (sum of the table entries that plane k picks).
+ * The integer sum is exact: at most 32 cells times 127.
+ */
+INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
+                      float *f) {
+    const uint16_t *scales = (const uint16_t *)block;
+    const uint8_t *planes = block + elutq_scales_bytes(bits);
+    for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
+        const uint32_t byte = elutq_cell_byte(row), shift = elutq_cell_shift(row);
+        float u = 0;
+        for (uint32_t k = 0; k < bits; k++) {
+            const uint8_t *plane = planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES;
+            int32_t picked = 0;
+            for (uint32_t cell = 0; cell < n_cells; cell++)
+                picked += entries[16 * cell + ((plane[ELUTQ_CELL_BYTES * cell + byte] >> shift) & 15)];
+            float half_scale = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
+            u = k == 0 ? half_scale * (float)picked : fmaf(half_scale, (float)picked, u);
+        }
+        f[row] = fmaf(elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]), sum, f[row]);
+        f[row] = fmaf(u, scale, f[row]);
+    }
+}
+
+#include "hlq_gemv.h"
+
+/*
+ * The levels of one row and group as integers u = sum_k bit_k * steps[k], 0 to 255: w ~ c + step * (u - 127.5). The steps
+ * are differences of rounded running sums, so that they add up to 255 and each is off by less than one.
+ */
+static float integer_steps(const uint16_t *scales, uint32_t bits, uint32_t row, int32_t *steps) {
+    float running = 0, total = 0;
+    for (uint32_t k = 0; k < bits; k++)
+        total += elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
+    float inverse = 255.0f / (total > SMALLEST_SCALED ? total : SMALLEST_SCALED);
+    int32_t below = 0;
+    for (uint32_t k = 0; k < bits; k++) {
+        running += elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
+        int32_t up_to = k + 1 == bits ? 255 : (int32_t)rintf(running * inverse);
+        steps[k] = up_to - below;
+        below = up_to;
+    }
+    return total * (2.0f / 255.0f);
+}
+
+/* Expands one row of a block to u - 128 in [-128, 127]. */
+static void expand_row(const uint8_t *planes, uint32_t bits, uint32_t group_size, uint32_t row, const int32_t *steps,
+                       int32_t *levels) {
+    const uint32_t byte = elutq_cell_byte(row), shift = elutq_cell_shift(row);
+    for (uint32_t column = 0; column < group_size; column++) {
+        levels[column] = -128;
+        for (uint32_t k = 0; k < bits; k++) {
+            uint8_t cell = planes[k * elutq_plane_bytes(group_size) + column / ELUTQ_CELL_COLUMNS * ELUTQ_CELL_BYTES + byte];
+            levels[column] += steps[k] * ((cell >> (shift + column % ELUTQ_CELL_COLUMNS)) & 1);
+        }
+    }
+}
+
+/* One row of a block times all tokens: f[token] += middle * sum(x) + step * scale * (levels . values). */
+static void add_row_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                           uint32_t group, const int32_t *weights, float step, float middle, float *f) {
+    const uint32_t group_size = matrix->group_size, cell_stride = ELUTQ_CELL_COLUMNS * ELUTQ_LEVELS_TOKENS;
+    for (uint32_t token = 0; token < n_tokens; token++, f += ELUTQ_CHUNK_STRIDE) {
+        const size_t slot = token / ELUTQ_LEVELS_TOKENS, lane = token % ELUTQ_LEVELS_TOKENS;
+        const size_t at = (slot * elutq_matrix_groups(matrix) + group) * ELUTQ_LEVELS_TOKENS + lane;
+        const int8_t *values = levels->values +
+                               (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
+                               lane * ELUTQ_CELL_COLUMNS;
+        int32_t product = 0;
+        for (uint32_t column = 0; column < group_size; column++)
+            product += weights[column] *
+                       values[column / ELUTQ_CELL_COLUMNS * cell_stride + column % ELUTQ_CELL_COLUMNS];
+        *f = fmaf(middle, levels->sums[at], *f);
+        *f = fmaf((float)product * step, levels->scales[at], *f);
+    }
+}
+
+static void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                        uint32_t chunk, float *y) {
+    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_groups = elutq_matrix_groups(matrix);
+    const uint32_t group_size = matrix->group_size, bits = matrix->bits;
+    const uint8_t *block = elutq_chunk_data(matrix, chunk);
+    for (uint32_t token = 0; token < n_tokens; token++)
+        memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
+    for (uint32_t group = 0; group < n_groups; group++) {
+        for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
+            const uint16_t *scales = (const uint16_t *)block;
+            for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
+                int32_t steps[ELUTQ_HLQ_MAX_BITS], weights[128];
+                float step = integer_steps(scales, bits, row, steps);
+                float middle = fmaf(step, 0.5f, elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]));
+                expand_row(block + elutq_scales_bytes(bits), bits, group_size, row, steps, weights);
+                add_row_levels(matrix, levels, n_tokens, group, weights, step, middle, y + tile * ELUTQ_TILE_ROWS + row);
+            }
+        }
+    }
+}
+
+void elutq_matrix_row(const struct elutq_matrix *matrix, uint32_t row, float *y) {
+    if (matrix->bits == 16) {
+        const uint16_t *weights = (const uint16_t *)matrix->data + (size_t)row * matrix->n_columns;
+        for (uint32_t column = 0; column < matrix->n_columns; column++)
+            y[column] = elutq_half_to_float(weights[column]);
+        return;
+    }
+    const uint32_t bits = matrix->bits, group_size = matrix->group_size, n_groups = elutq_matrix_groups(matrix);
+    const uint32_t chunk = row / ELUTQ_CHUNK_ROWS, tile = row % ELUTQ_CHUNK_ROWS / ELUTQ_TILE_ROWS;
+    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), row_in_tile = row % ELUTQ_TILE_ROWS;
+    const uint32_t byte = elutq_cell_byte(row_in_tile), shift = elutq_cell_shift(row_in_tile);
+    for (uint32_t group = 0; group < n_groups; group++) {
+        const uint8_t *block =
+            elutq_chunk_data(matrix, chunk) + ((size_t)group * n_tiles + tile) * elutq_block_bytes(bits, group_size);
+        const uint16_t *scales = (const uint16_t *)block;
+        float *yg = y + (size_t)group * group_size;
+        float center = elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row_in_tile]);
+        for (uint32_t column = 0; column < group_size; column++)
+            yg[column] = center;
+        for (uint32_t k = 0; k < bits; k++) {
+            const uint8_t *plane = block + elutq_scales_bytes(bits) + k * elutq_plane_bytes(group_size);
+            float half_scale = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row_in_tile]);
+            for (uint32_t column = 0; column < group_size; column++) {
+                uint32_t nibble = plane[column / ELUTQ_CELL_COLUMNS * ELUTQ_CELL_BYTES + byte] >> shift;
+                yg[column] += (nibble >> column % ELUTQ_CELL_COLUMNS) & 1 ? half_scale : -half_scale;
+            }
+        }
+    }
+}
+
+const struct elutq_kernels elutq_kernels_scalar = {
+    .name = "scalar",
+    .gemv = gemv,
+    .build_levels = build_levels,
+    .gemm_levels = gemm_levels,
+    ELUTQ_FLOAT_KERNELS,
+};

@@ -1,0 +1,294 @@
+#include "model.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hlq_block.h"
+#include "kernel_sets.h"
+
+/* Sizes no model of these families comes near; with them no product in this library overflows 64 bits. */
+#define MAX_DIMENSION (1u << 22)
+#define MAX_LAYERS 4096u
+#define MAX_HEADS 4096u
+#define MAX_HEAD_DIM 1024u
+#define MAX_VOCABULARY (1u << 24)
+#define MAX_CONTEXT (1u << 26)
+
+#define NAME_BYTES 96
+
+static const char *const ARCHITECTURES[] = {"llama", "qwen2", "qwen3"};
+
+struct loader {
+    struct elutq_model *model;
+    const struct elutq_error *error;
+    const char *architecture;
+    int status; /* the first failure; later steps do nothing */
+};
+
+static bool fail(struct loader *loader, const char *what, const char *name) {
+    if (loader->status == ELUTQ_OK)
+        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT, "%s %s", name, what);
+    return false;
+}
+
+/* ---- configuration ---- */
+
+static void find_architecture(struct loader *loader) {
+    struct elutq_text name = {"", 0};
+    elutq_gguf_string(&loader->model->gguf, "general.architecture", &name);
+    for (size_t i = 0; i < sizeof ARCHITECTURES / sizeof ARCHITECTURES[0]; i++)
+        if (elutq_text_equals(name, ARCHITECTURES[i]))
+            loader->architecture = ARCHITECTURES[i];
+    if (loader->architecture == NULL)
+        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT,
+                                    "architecture \"%.*s\" is not supported; elutq runs llama, mistral, qwen2 and qwen3",
+                                    name.n_bytes < 64 ? (int)name.n_bytes : 64, name.bytes);
+}
+
+static void config_u32(struct loader *loader, const char *suffix, uint32_t maximum, uint32_t *value) {
+    char key[NAME_BYTES];
+    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
+    if (!elutq_gguf_u32(&loader->model->gguf, key, value))
+        fail(loader, "is missing from the metadata or has the wrong type", key);
+    else if (*value < 1 || *value > maximum)
+        fail(loader, "is out of range", key);
+}
+
+static void config_f32(struct loader *loader, const char *suffix, float *value) {
+    char key[NAME_BYTES];
+    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
+    if (!elutq_gguf_f32(&loader->model->gguf, key, value))
+        fail(loader, "is missing from the metadata or has the wrong type", key);
+    else if (!isfinite(*value) || *value <= 0)
+        fail(loader, "is out of range", key);
+}
+
+static void load_config(struct loader *loader) {
+    struct elutq_config *config = &loader->model->config;
+    uint32_t value_length = 0, rope_dimensions = 0;
+    config_u32(loader, "vocab_size", MAX_VOCABULARY, &config->vocab_size);
+    config_u32(loader, "context_length", MAX_CONTEXT, &config->context_length);
+    config_u32(loader, "embedding_length", MAX_DIMENSION, &config->hidden_size);
+    config_u32(loader, "block_count", MAX_LAYERS, &config->n_layers);
+    config_u32(loader, "feed_forward_length", MAX_DIMENSION, &config->intermediate_size);
+    config_u32(loader, "attention.head_count", MAX_HEADS, &config->n_heads);
+    config_u32(loader, "attention.head_count_kv", MAX_HEADS, &config->n_kv_heads);
+    config_u32(loader, "attention.key_length", MAX_HEAD_DIM, &config->head_dim);
+    config_u32(loader, "attention.value_length", MAX_HEAD_DIM, &value_length);
+    config_u32(loader, "rope.dimension_count", MAX_HEAD_DIM, &rope_dimensions);
+    config_f32(loader, "attention.layer_norm_rms_epsilon", &config->rms_norm_eps);
+    config_f32(loader, "rope.freq_base", &config->rope_theta);
+    char key[NAME_BYTES];
+    snprintf(key, sizeof key, "%s.attention.sliding_window", loader->architecture);
+    if (elutq_gguf_metadata(&loader->model->gguf, key) != NULL)
+        config_u32(loader, "attention.sliding_window", MAX_CONTEXT, &config->sliding_window);
+    if (loader->status != ELUTQ_OK)
+        return;
+    if (config->n_heads % config->n_kv_heads != 0)
+        fail(loader, "is not divisible by attention.head_count_kv", "attention.head_count");
+    else if (config->head_dim % 2 != 0 || value_length != config->head_dim || rope_dimensions != config->head_dim)
+        fail(loader, "must be even and equal attention.value_length and rope.dimension_count", "attention.key_length");
+}
+
+/* ---- tensors ---- */
+
+/* Fills in bits and group size from the parallel hlq.tensor arrays; false when the tensor is not listed as described. */
+static bool hlq_entry(const struct loader *loader, const char *name, struct elutq_matrix *matrix) {
+    static const char *const KEYS[4] = {"hlq.tensor.bits", "hlq.tensor.group_sizes", "hlq.tensor.rows", "hlq.tensor.columns"};
+    const struct elutq_gguf *gguf = &loader->model->gguf;
+    const uint8_t *cursor, *columns[4];
+    uint64_t n_names, n_values;
+    if (!elutq_gguf_string_array(gguf, "hlq.tensor.names", &cursor, &n_names))
+        return false;
+    for (int i = 0; i < 4; i++)
+        if (!elutq_gguf_u32_array(gguf, KEYS[i], &columns[i], &n_values) || n_values != n_names)
+            return false;
+    for (uint64_t i = 0; i < n_names; i++) {
+        if (!elutq_text_equals(elutq_gguf_next_string(&cursor), name))
+            continue;
+        matrix->bits = elutq_read_u32(columns[0] + 4 * i);
+        matrix->group_size = elutq_read_u32(columns[1] + 4 * i);
+        return elutq_read_u32(columns[2] + 4 * i) == matrix->n_rows && elutq_read_u32(columns[3] + 4 * i) == matrix->n_columns;
+    }
+    return false;
+}
+
+static bool valid_shape(const struct elutq_matrix *matrix) {
+    return matrix->bits >= ELUTQ_HLQ_MIN_BITS && matrix->bits <= ELUTQ_HLQ_MAX_BITS &&
+           (matrix->group_size == 32 || matrix->group_size == 64 || matrix->group_size == 128) &&
+           matrix->n_columns % matrix->group_size == 0;
+}
+
+static bool load_matrix(struct loader *loader, const char *name, uint32_t n_rows, uint32_t n_columns,
+                        struct elutq_matrix *matrix) {
+    const struct elutq_tensor *tensor = elutq_gguf_tensor(&loader->model->gguf, name);
+    *matrix = (struct elutq_matrix){.n_rows = n_rows, .n_columns = n_columns};
+    if (tensor == NULL)
+        return fail(loader, "is missing", name);
+    matrix->data = tensor->data;
+    if (tensor->type == ELUTQ_GGML_TYPE_F16) {
+        matrix->bits = 16;
+        if (tensor->n_dims != 2 || tensor->dims[0] != n_columns || tensor->dims[1] != n_rows)
+            return fail(loader, "does not have the shape the metadata gives it", name);
+        return true;
+    }
+    if (tensor->type != ELUTQ_GGML_TYPE_I8)
+        return fail(loader, "is neither an HLQ nor an fp16 matrix", name);
+    if (!hlq_entry(loader, name, matrix) || !valid_shape(matrix))
+        return fail(loader, "is not described by the hlq.tensor metadata, or not as the model needs it", name);
+    uint64_t n_blocks = (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix);
+    if (tensor->dims[0] != elutq_block_bytes(matrix->bits, matrix->group_size) || tensor->dims[1] != n_blocks ||
+        tensor->n_bytes != tensor->dims[0] * n_blocks)
+        return fail(loader, "does not have the number of bytes that its shape, bits and group size need", name);
+    return true;
+}
+
+/* A vector of floats; NULL and no error when it is optional and absent. */
+static const float *load_vector(struct loader *loader, const char *name, uint32_t n, bool required) {
+    const struct elutq_tensor *tensor = elutq_gguf_tensor(&loader->model->gguf, name);
+    if (tensor == NULL) {
+        if (required)
+            fail(loader, "is missing", name);
+        return NULL;
+    }
+    if (tensor->type != ELUTQ_GGML_TYPE_F32 || tensor->n_dims != 1 || tensor->dims[0] != n) {
+        fail(loader, "is not a float vector of the length the model needs", name);
+        return NULL;
+    }
+    return (const float *)tensor->data;
+}
+
+static const float *load_layer_vector(struct loader *loader, uint32_t layer, const char *name, uint32_t n, bool required) {
+    char full_name[NAME_BYTES];
+    snprintf(full_name, sizeof full_name, "blk.%u.%s", layer, name);
+    return load_vector(loader, full_name, n, required);
+}
+
+static void load_linear(struct loader *loader, uint32_t layer, const char *name, uint32_t n_rows, uint32_t n_columns,
+                        struct elutq_linear *linear) {
+    char full_name[NAME_BYTES];
+    snprintf(full_name, sizeof full_name, "blk.%u.%s.weight", layer, name);
+    load_matrix(loader, full_name, n_rows, n_columns, &linear->weight);
+    snprintf(full_name, sizeof full_name, "blk.%u.%s.bias", layer, name);
+    linear->bias = load_vector(loader, full_name, n_rows, false);
+}
+
+static void load_layer(struct loader *loader, uint32_t i) {
+    const struct elutq_config *config = &loader->model->config;
+    struct elutq_layer *layer = &loader->model->layers[i];
+    const uint32_t hidden = config->hidden_size, inner = config->intermediate_size;
+    const uint32_t q_rows = config->n_heads * config->head_dim, kv_rows = config->n_kv_heads * config->head_dim;
+    layer->attn_norm = load_layer_vector(loader, i, "attn_norm.weight", hidden, true);
+    layer->ffn_norm = load_layer_vector(loader, i, "ffn_norm.weight", hidden, true);
+    layer->q_norm = load_layer_vector(loader, i, "attn_q_norm.weight", config->head_dim, false);
+    layer->k_norm = load_layer_vector(loader, i, "attn_k_norm.weight", config->head_dim, false);
+    load_linear(loader, i, "attn_q", q_rows, hidden, &layer->q);
+    load_linear(loader, i, "attn_k", kv_rows, hidden, &layer->k);
+    load_linear(loader, i, "attn_v", kv_rows, hidden, &layer->v);
+    load_linear(loader, i, "attn_output", hidden, q_rows, &layer->o);
+    load_linear(loader, i, "ffn_gate", inner, hidden, &layer->gate);
+    load_linear(loader, i, "ffn_up", inner, hidden, &layer->up);
+    load_linear(loader, i, "ffn_down", hidden, inner, &layer->down);
+}
+
+static void load_tensors(struct loader *loader) {
+    struct elutq_model *model = loader->model;
+    const struct elutq_config *config = &model->config;
+    uint32_t version;
+    if (!elutq_gguf_u32(&model->gguf, "hlq.version", &version) || version != ELUTQ_HLQ_VERSION) {
+        fail(loader, "is missing or not 1; this file was written by another version of elutq, or by another tool", "hlq.version");
+        return;
+    }
+    load_matrix(loader, "token_embd.weight", config->vocab_size, config->hidden_size, &model->embedding);
+    if (elutq_gguf_tensor(&model->gguf, "output.weight") != NULL)
+        load_matrix(loader, "output.weight", config->vocab_size, config->hidden_size, &model->head.weight);
+    else
+        model->head.weight = model->embedding;
+    model->output_norm = load_vector(loader, "output_norm.weight", config->hidden_size, true);
+    model->rope_divisors = load_vector(loader, "rope_freqs.weight", config->head_dim / 2, false);
+    model->layers = calloc(config->n_layers, sizeof *model->layers);
+    if (model->layers == NULL)
+        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_MEMORY, "out of memory for %u layers", config->n_layers);
+    for (uint32_t i = 0; i < config->n_layers && loader->status == ELUTQ_OK; i++)
+        load_layer(loader, i);
+}
+
+/* ---- public ---- */
+
+static const struct elutq_kernels *choose_kernels(const char *isa) {
+    if (isa != NULL)
+        return elutq_kernels_named(isa);
+    unsigned i = 0;
+    while (!elutq_kernels_supported(elutq_kernels_at(i)))
+        i++; /* the last set, scalar, runs everywhere */
+    return elutq_kernels_at(i);
+}
+
+int elutq_model_open(const char *path, const char *isa, elutq_model **out, char *error, size_t error_bytes) {
+    const struct elutq_error report = {error, error_bytes};
+    *out = NULL;
+    const struct elutq_kernels *kernels = choose_kernels(isa);
+    if (kernels == NULL)
+        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "kernels \"%.32s\" do not exist here or this CPU cannot run them", isa);
+    struct elutq_model *model = calloc(1, sizeof *model);
+    if (model == NULL)
+        return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory");
+    model->kernels = kernels;
+    struct loader loader = {.model = model, .error = &report};
+    loader.status = elutq_gguf_open(path, &model->gguf, &report);
+    if (loader.status == ELUTQ_OK)
+        find_architecture(&loader);
+    if (loader.status == ELUTQ_OK)
+        load_config(&loader);
+    if (loader.status == ELUTQ_OK)
+        load_tensors(&loader);
+    if (loader.status != ELUTQ_OK) {
+        elutq_model_close(model);
+        return loader.status;
+    }
+    *out = model;
+    return ELUTQ_OK;
+}
+
+void elutq_model_close(elutq_model *model) {
+    if (model == NULL)
+        return;
+    elutq_gguf_close(&model->gguf);
+    free(model->layers);
+    free(model);
+}
+
+static uint64_t matrix_bytes(const struct elutq_matrix *matrix) {
+    if (matrix->bits == 16)
+        return (uint64_t)matrix->n_rows * matrix->n_columns * sizeof(uint16_t);
+    return (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix) *
+           elutq_block_bytes(matrix->bits, matrix->group_size);
+}
+
+void elutq_model_describe(const elutq_model *model, struct elutq_model_info *info) {
+    const struct elutq_config *config = &model->config;
+    uint64_t kv_values = 2ull * config->n_layers * config->n_kv_heads * config->head_dim;
+    *info = (struct elutq_model_info){
+        .vocab_size = config->vocab_size,
+        .context_length = config->context_length,
+        .hidden_size = config->hidden_size,
+        .n_layers = config->n_layers,
+        .n_heads = config->n_heads,
+        .n_kv_heads = config->n_kv_heads,
+        .head_dim = config->head_dim,
+        .file_bytes = model->gguf.n_bytes,
+        .kv_bytes_per_token = kv_values * sizeof(uint16_t),
+        .isa = model->kernels->name,
+    };
+    info->bytes_per_token = matrix_bytes(&model->head.weight) + matrix_bytes(&model->embedding) / config->vocab_size;
+    for (uint32_t i = 0; i < config->n_layers; i++) {
+        const struct elutq_layer *layer = &model->layers[i];
+        const struct elutq_linear *linears[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
+                                                &layer->gate, &layer->up, &layer->down};
+        for (size_t j = 0; j < sizeof linears / sizeof linears[0]; j++)
+            info->bytes_per_token += matrix_bytes(&linears[j]->weight);
+    }
+}

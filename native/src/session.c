@@ -1,0 +1,229 @@
+#include "session.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 64
+
+/* 64-byte aligned memory that lives as long as the session; NULL when there is none. */
+static void *allocate(struct elutq_session *session, uint64_t n_items, size_t item_bytes) {
+    uint64_t n_bytes;
+    if (session->n_allocations == ELUTQ_MAX_ALLOCATIONS || __builtin_mul_overflow(n_items, item_bytes, &n_bytes) ||
+        n_bytes > SIZE_MAX - ALIGNMENT)
+        return NULL;
+    void *memory = aligned_alloc(ALIGNMENT, (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + (n_bytes == 0) * ALIGNMENT);
+    if (memory != NULL)
+        session->allocations[session->n_allocations++] = memory;
+    return memory;
+}
+
+static float *allocate_floats(struct elutq_session *session, uint64_t n) {
+    return allocate(session, n, sizeof(float));
+}
+
+static uint32_t largest_of(uint32_t a, uint32_t b) {
+    return a > b ? a : b;
+}
+
+/* Bit i: some matrix has group size 32 << i. */
+static unsigned group_sizes_used(const struct elutq_model *model) {
+    unsigned used = 0;
+#define NOTE(matrix) used |= (matrix).bits == 16 ? 0 : 1u << elutq_group_index((matrix).group_size)
+    NOTE(model->head.weight);
+    for (uint32_t i = 0; i < model->config.n_layers; i++) {
+        const struct elutq_layer *layer = &model->layers[i];
+        NOTE(layer->q.weight);
+        NOTE(layer->k.weight);
+        NOTE(layer->v.weight);
+        NOTE(layer->o.weight);
+        NOTE(layer->gate.weight);
+        NOTE(layer->up.weight);
+        NOTE(layer->down.weight);
+    }
+#undef NOTE
+    return used;
+}
+
+static bool allocate_tables(struct elutq_session *session, uint32_t n_columns, uint32_t group_size, uint32_t n_tokens) {
+    struct elutq_tables *tables = allocate(session, n_tokens, sizeof *tables);
+    uint64_t entry_bytes = (uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16, n_groups = n_columns / group_size + 1;
+    int8_t *entries = allocate(session, n_tokens, entry_bytes);
+    float *scales = allocate_floats(session, 2 * n_tokens * n_groups);
+    if (tables == NULL || entries == NULL || scales == NULL)
+        return false;
+    for (uint32_t token = 0; token < n_tokens; token++)
+        tables[token] = (struct elutq_tables){
+            .entries = entries + token * entry_bytes,
+            .scales = scales + 2 * token * n_groups,
+            .sums = scales + (2 * token + 1) * n_groups,
+        };
+    session->input.tables[elutq_group_index(group_size)] = tables;
+    return true;
+}
+
+static bool allocate_levels(struct elutq_session *session, uint32_t n_columns, uint32_t group_size, uint32_t n_tokens) {
+    uint64_t padded = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS * ELUTQ_LEVELS_TOKENS;
+    uint64_t n_scales = padded * (n_columns / group_size);
+    struct elutq_levels *levels = &session->input.levels[elutq_group_index(group_size)];
+    levels->values = allocate(session, padded, n_columns);
+    levels->scales = allocate_floats(session, n_scales);
+    levels->sums = allocate_floats(session, n_scales);
+    levels->biases = allocate(session, n_scales, sizeof *levels->biases);
+    if (levels->values == NULL || levels->scales == NULL || levels->sums == NULL || levels->biases == NULL)
+        return false;
+    memset(levels->values, 0, padded * n_columns);
+    memset(levels->biases, 0, n_scales * sizeof *levels->biases);
+    return true;
+}
+
+static bool allocate_input(struct elutq_session *session) {
+    const struct elutq_model *model = session->model;
+    const struct elutq_config *config = &model->config;
+    const bool has_levels = model->kernels->gemm_levels != NULL;
+    const uint32_t n_tokens = session->batch_tokens;
+    const uint32_t table_tokens = has_levels && n_tokens >= ELUTQ_LEVELS_MIN_TOKENS ? ELUTQ_LEVELS_MIN_TOKENS : n_tokens;
+    uint32_t n_columns =
+        largest_of(largest_of(config->hidden_size, config->intermediate_size), config->n_heads * config->head_dim);
+    session->input.x = allocate_floats(session, (uint64_t)n_tokens * n_columns);
+    if (session->input.x == NULL)
+        return false;
+    for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++) {
+        if (!(group_sizes_used(model) >> i & 1))
+            continue;
+        if (!allocate_tables(session, n_columns, 32u << i, table_tokens) ||
+            (has_levels && !allocate_levels(session, n_columns, 32u << i, n_tokens)))
+            return false;
+    }
+    return true;
+}
+
+static bool allocate_buffers(struct elutq_session *session, unsigned n_threads) {
+    const struct elutq_config *config = &session->model->config;
+    const uint64_t n = session->batch_tokens, head_dim = config->head_dim;
+    const uint64_t q_size = config->n_heads * head_dim, kv_size = config->n_kv_heads * head_dim;
+    const uint64_t kv_cache = config->n_layers * kv_size * session->context_size;
+    session->keys = allocate(session, kv_cache, sizeof *session->keys);
+    session->values = allocate(session, kv_cache, sizeof *session->values);
+    session->frequencies = allocate_floats(session, head_dim / 2);
+    session->hidden = allocate_floats(session, n * config->hidden_size);
+    session->q = allocate_floats(session, n * q_size);
+    session->k = allocate_floats(session, n * kv_size);
+    session->v = allocate_floats(session, n * kv_size);
+    session->attended = allocate_floats(session, n * q_size);
+    session->gate = allocate_floats(session, n * config->intermediate_size);
+    session->up = allocate_floats(session, n * config->intermediate_size);
+    session->cosines = allocate_floats(session, n * head_dim / 2);
+    session->sines = allocate_floats(session, n * head_dim / 2);
+    session->chunks = allocate_floats(session, n_threads * n * ELUTQ_CHUNK_STRIDE);
+    session->scores =
+        allocate_floats(session, (uint64_t)n_threads * (config->n_heads / config->n_kv_heads) * session->context_size);
+    const void *needed[] = {session->keys, session->values,   session->frequencies, session->hidden,  session->q,
+                            session->k,    session->v,        session->attended,    session->gate,    session->up,
+                            session->cosines, session->sines, session->chunks,      session->scores};
+    for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++)
+        if (needed[i] == NULL)
+            return false;
+    return allocate_input(session);
+}
+
+/* theta^(-2i / head_dim), in float as the checkpoints' own code has it, divided where RoPE is scaled. */
+static void fill_frequencies(struct elutq_session *session) {
+    const struct elutq_model *model = session->model;
+    const uint32_t head_dim = model->config.head_dim;
+    for (uint32_t i = 0; i < head_dim / 2; i++) {
+        session->frequencies[i] = 1.0f / powf(model->config.rope_theta, (float)(2 * i) / (float)head_dim);
+        if (model->rope_divisors != NULL)
+            session->frequencies[i] /= model->rope_divisors[i];
+    }
+}
+
+int elutq_session_create(const elutq_model *model, uint32_t context_size, unsigned n_threads, elutq_session **out,
+                         char *error, size_t error_bytes) {
+    const struct elutq_error report = {error, error_bytes};
+    *out = NULL;
+    if (context_size < 1 || context_size > model->config.context_length)
+        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "a context of %u tokens is not between 1 and the model's %u",
+                          context_size, model->config.context_length);
+    if (n_threads < 1 || n_threads > ELUTQ_MAX_THREADS)
+        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "%u threads is not between 1 and %d", n_threads, ELUTQ_MAX_THREADS);
+    struct elutq_session *session = calloc(1, sizeof *session);
+    if (session == NULL)
+        return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory");
+    session->model = model;
+    session->context_size = context_size;
+    session->batch_tokens = context_size < ELUTQ_BATCH_TOKENS ? context_size : ELUTQ_BATCH_TOKENS;
+    if (!allocate_buffers(session, n_threads)) {
+        elutq_session_destroy(session);
+        return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory for a context of %u tokens; ask for a smaller one",
+                          context_size);
+    }
+    fill_frequencies(session);
+    int status = elutq_pool_create(n_threads, &session->pool);
+    if (status != ELUTQ_OK) {
+        elutq_session_destroy(session);
+        return elutq_fail(&report, status, "cannot start %u threads", n_threads);
+    }
+    *out = session;
+    return ELUTQ_OK;
+}
+
+void elutq_session_destroy(elutq_session *session) {
+    if (session == NULL)
+        return;
+    elutq_pool_destroy(session->pool);
+    for (unsigned i = 0; i < session->n_allocations; i++)
+        free(session->allocations[i]);
+    free(session);
+}
+
+static int check_tokens(const elutq_session *session, const int32_t *tokens, size_t n_tokens, size_t n_logits,
+                        const struct elutq_error *report) {
+    if (n_tokens == 0 || n_logits > n_tokens)
+        return elutq_fail(report, ELUTQ_ERROR_ARGUMENT, "no tokens, or more logits asked for than tokens given");
+    if (n_tokens > session->context_size - session->position)
+        return elutq_fail(report, ELUTQ_ERROR_CONTEXT, "the context is full: %u of %u tokens are used and %zu more were given",
+                          session->position, session->context_size, n_tokens);
+    for (size_t i = 0; i < n_tokens; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= session->model->config.vocab_size)
+            return elutq_fail(report, ELUTQ_ERROR_ARGUMENT, "token id %d is outside the vocabulary of %u", tokens[i],
+                              session->model->config.vocab_size);
+    return ELUTQ_OK;
+}
+
+int elutq_session_eval(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
+                       char *error, size_t error_bytes) {
+    const struct elutq_error report = {error, error_bytes};
+    const uint32_t start = session->position, vocab_size = session->model->config.vocab_size;
+    int status = check_tokens(session, tokens, n_tokens, n_logits, &report);
+    for (size_t done = 0; status == ELUTQ_OK && done < n_tokens;) {
+        size_t left = n_tokens - done;
+        uint32_t n = left < session->batch_tokens ? (uint32_t)left : session->batch_tokens;
+        size_t after = left - n; /* tokens of later passes */
+        uint32_t wanted = n_logits <= after ? 0 : n_logits - after < n ? (uint32_t)(n_logits - after) : n;
+        if (!elutq_forward(session, tokens + done, n, logits, wanted)) {
+            session->position = start;
+            atomic_store(&session->cancelled, false);
+            return elutq_fail(&report, ELUTQ_ERROR_CANCELLED, "cancelled");
+        }
+        logits += (size_t)wanted * vocab_size;
+        session->position += n;
+        done += n;
+    }
+    return status;
+}
+
+uint32_t elutq_session_position(const elutq_session *session) {
+    return session->position;
+}
+
+int elutq_session_rewind(elutq_session *session, uint32_t position) {
+    if (position > session->position)
+        return ELUTQ_ERROR_ARGUMENT;
+    session->position = position;
+    return ELUTQ_OK;
+}
+
+void elutq_session_cancel(elutq_session *session) {
+    atomic_store(&session->cancelled, true);
+}

@@ -1,0 +1,64 @@
+/* A session: the KV cache, the scratch of one forward pass, and the pool that runs it. Used by one thread at a time. */
+#ifndef ELUTQ_SESSION_H
+#define ELUTQ_SESSION_H
+
+#include <stdatomic.h>
+
+#include "model.h"
+#include "threads.h"
+
+/* Tokens of one forward pass: enough that a batch is bound by arithmetic, few enough that its scratch stays small. */
+#define ELUTQ_BATCH_TOKENS 128
+
+/* From this many tokens on, expanding planes to levels once beats looking every token up in tables (docs/kernels.md). */
+#define ELUTQ_LEVELS_MIN_TOKENS 4
+
+/* Group sizes 32, 64 and 128 have their own tables; index with elutq_group_index. */
+#define ELUTQ_GROUP_SIZES 3
+
+static inline uint32_t elutq_group_index(uint32_t group_size) {
+    return group_size == 32 ? 0 : group_size == 64 ? 1 : 2;
+}
+
+/* The input of linear layers, in each form that their weights need. */
+struct elutq_input {
+    uint32_t n_columns;
+    float *x;                                        /* [batch][n_columns] */
+    struct elutq_tables *tables[ELUTQ_GROUP_SIZES];  /* [table_tokens], NULL where no matrix has that group size */
+    struct elutq_levels levels[ELUTQ_GROUP_SIZES];   /* members NULL likewise, or when the kernels have no levels */
+};
+
+#define ELUTQ_MAX_ALLOCATIONS 64
+
+struct elutq_session {
+    const struct elutq_model *model;
+    elutq_pool *pool;
+    uint32_t context_size;
+    uint32_t position;
+    uint32_t batch_tokens; /* tokens a pass takes, at most ELUTQ_BATCH_TOKENS */
+    atomic_bool cancelled;
+
+    uint16_t *keys, *values; /* fp16 [n_layers][n_kv_heads][context_size][head_dim] */
+    float *frequencies;      /* [head_dim / 2] radians a position */
+
+    float *hidden;          /* [batch][hidden_size] the residual stream */
+    float *q, *k, *v;       /* [batch][n_heads or n_kv_heads][head_dim] */
+    float *attended;        /* [batch][n_heads][head_dim] */
+    float *gate, *up;       /* [batch][intermediate_size] */
+    float *cosines, *sines; /* [batch][head_dim / 2] */
+    struct elutq_input input;
+    float *chunks; /* [n_threads][batch][ELUTQ_CHUNK_STRIDE] */
+    float *scores; /* [n_threads][n_heads / n_kv_heads][context_size] */
+
+    void *allocations[ELUTQ_MAX_ALLOCATIONS];
+    unsigned n_allocations;
+};
+
+/*
+ * Runs n_tokens (1 to batch_tokens) at session->position through the model and writes logits[n_logits][vocab_size] of the
+ * last n_logits of them. False when cancelled. Does not move the position.
+ */
+bool elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_t n_tokens, float *logits,
+                   uint32_t n_logits);
+
+#endif

@@ -1,0 +1,144 @@
+/*
+ * Prefill for AVX-512 VNNI: the planes of one tile and group become 8-bit levels once, in L1, and are then multiplied with
+ * the int8 activations of all tokens. As fast for 4 bits as for 2. Its definition is gemm_levels in kernels_scalar.c.
+ */
+#ifndef ELUTQ_LEVELS_AVX512_H
+#define ELUTQ_LEVELS_AVX512_H
+
+/*
+ * acc + the dot products of four unsigned with four signed bytes in each 32-bit lane. As assembly, because compilers
+ * otherwise move the accumulators of long chains around.
+ */
+INLINE __m512i dot_bytes(__m512i acc, __m512i unsigned_bytes, __m512i signed_bytes) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
+    return acc;
+}
+
+INLINE __m512 load_scales(const uint8_t *block, uint32_t plane, uint32_t half) {
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(block + 64 * plane + 32 * half)));
+}
+
+/*
+ * A cell's two 64-bit words, used as masks over bytes, put rows in this order (word q, byte j, nibble h is lane 2j + h):
+ * ROW_OF[q][lane] is the tile's row; LANE_OF[h][row mod 16] is the lane, 16 q + lane, of row 16 h + row.
+ */
+static const int32_t ROW_OF[2][16] = {
+    {0, 16, 8, 24, 1, 17, 9, 25, 2, 18, 10, 26, 3, 19, 11, 27},
+    {4, 20, 12, 28, 5, 21, 13, 29, 6, 22, 14, 30, 7, 23, 15, 31},
+};
+static const int32_t LANE_OF[2][16] = {
+    {0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30},
+    {1, 5, 9, 13, 17, 21, 25, 29, 3, 7, 11, 15, 19, 23, 27, 31},
+};
+
+struct tile_levels {
+    __m512 step[2], middle[2];                     /* per word q, in lane order */
+    uint8_t *levels;                               /* [cell][q][16 lanes][4 columns] */
+};
+
+INLINE __m512 scales_in_lane_order(const uint8_t *block, uint32_t plane, uint32_t q) {
+    return _mm512_permutex2var_ps(load_scales(block, plane, 0), _mm512_loadu_si512(ROW_OF[q]), load_scales(block, plane, 1));
+}
+
+/* Writes the levels of one block, 0 to 255, and their step and middle: w ~ middle + step * (level - 128). */
+INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
+    __m512i steps[2][ELUTQ_HLQ_MAX_BITS];
+    for (uint32_t q = 0; q < 2; q++) {
+        __m512 total = scales_in_lane_order(block, 0, q);
+        for (uint32_t k = 1; k < bits; k++)
+            total = _mm512_add_ps(total, scales_in_lane_order(block, k, q));
+        const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(255.0f), _mm512_max_ps(total, _mm512_set1_ps(SMALLEST_SCALED)));
+        __m512 running = _mm512_setzero_ps();
+        __m512i below = _mm512_setzero_si512();
+        for (uint32_t k = 0; k < bits; k++) {
+            running = _mm512_add_ps(running, scales_in_lane_order(block, k, q));
+            __m512i up_to = k + 1 == bits ? _mm512_set1_epi32(255) : _mm512_cvtps_epi32(_mm512_mul_ps(running, inverse));
+            steps[q][k] = _mm512_mullo_epi32(_mm512_sub_epi32(up_to, below), _mm512_set1_epi32(0x01010101));
+            below = up_to;
+        }
+        out->step[q] = _mm512_mul_ps(total, _mm512_set1_ps(2.0f / 255.0f));
+        out->middle[q] = _mm512_fmadd_ps(out->step[q], _mm512_set1_ps(0.5f), scales_in_lane_order(block, bits, q));
+    }
+    const uint64_t *planes = (const uint64_t *)(block + 64 * (bits + 1));
+#pragma GCC unroll 4
+    for (uint32_t cell = 0; cell < n_cells; cell++) {
+        for (uint32_t q = 0; q < 2; q++) {
+            __m512i level = _mm512_maskz_mov_epi8(planes[2 * cell + q], steps[q][0]);
+            for (uint32_t k = 1; k < bits; k++)
+                level = _mm512_mask_add_epi8(level, planes[2 * ((size_t)k * n_cells + cell) + q], level, steps[q][k]);
+            _mm512_store_si512(out->levels + 128 * cell + 64 * q, level);
+        }
+    }
+}
+
+/* One expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][2][16 lanes] += ... The integer sums are at most
+ * 128 * 255 * 127 in magnitude. */
+INLINE void multiply_levels(const struct tile_levels *tile, uint32_t n_cells, const int8_t *values, const float *scales,
+                            const float *sums, const int32_t *biases, uint32_t n_tokens, float *y) {
+    __m512i products[2][ELUTQ_LEVELS_TOKENS];
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
+        products[0][t] = products[1][t] = _mm512_set1_epi32(biases[t]);
+    for (uint32_t cell = 0; cell < n_cells; cell++) {
+        __m512i levels_0 = _mm512_load_si512(tile->levels + 128 * cell);
+        __m512i levels_1 = _mm512_load_si512(tile->levels + 128 * cell + 64);
+#pragma GCC unroll 8
+        for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
+            int32_t four;
+            memcpy(&four, values + ELUTQ_CELL_COLUMNS * (ELUTQ_LEVELS_TOKENS * cell + t), sizeof four);
+            __m512i x = _mm512_set1_epi32(four);
+            products[0][t] = dot_bytes(products[0][t], levels_0, x);
+            products[1][t] = dot_bytes(products[1][t], levels_1, x);
+        }
+    }
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
+        if (t >= n_tokens)
+            break;
+        for (uint32_t q = 0; q < 2; q++) {
+            float *f = y + (size_t)t * ELUTQ_CHUNK_STRIDE + 16 * q;
+            __m512 fq = _mm512_fmadd_ps(tile->middle[q], _mm512_set1_ps(sums[t]), _mm512_loadu_ps(f));
+            __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products[q][t]), tile->step[q]);
+            _mm512_storeu_ps(f, _mm512_fmadd_ps(scaled, _mm512_set1_ps(scales[t]), fq));
+        }
+    }
+}
+
+INLINE void rows_to_natural_order(float *y, uint32_t n_tokens) {
+    for (uint32_t t = 0; t < n_tokens; t++, y += ELUTQ_CHUNK_STRIDE) {
+        __m512 a = _mm512_loadu_ps(y), b = _mm512_loadu_ps(y + 16);
+        _mm512_storeu_ps(y, _mm512_permutex2var_ps(a, _mm512_loadu_si512(LANE_OF[0]), b));
+        _mm512_storeu_ps(y + 16, _mm512_permutex2var_ps(a, _mm512_loadu_si512(LANE_OF[1]), b));
+    }
+}
+
+INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                              uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
+    const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
+    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
+    _Alignas(64) uint8_t scratch[128 / ELUTQ_CELL_COLUMNS * 128];
+    struct tile_levels expanded = {.levels = scratch};
+    for (uint32_t tile = 0; tile < n_tiles; tile++, y += ELUTQ_TILE_ROWS) {
+        const uint8_t *block = elutq_chunk_data(matrix, chunk) + tile * elutq_block_bytes(bits, group_size);
+        for (uint32_t t = 0; t < n_tokens; t++)
+            memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
+        for (uint32_t group = 0; group < n_groups; group++, block += n_tiles * elutq_block_bytes(bits, group_size)) {
+            expand_block(block, bits, n_cells, &expanded);
+            for (uint32_t t = 0; t < n_tokens; t += ELUTQ_LEVELS_TOKENS) {
+                const size_t slot = t / ELUTQ_LEVELS_TOKENS, at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
+                const int8_t *values =
+                    levels->values + (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
+                multiply_levels(&expanded, n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
+                                n_tokens - t, y + (size_t)t * ELUTQ_CHUNK_STRIDE);
+            }
+        }
+        rows_to_natural_order(y, n_tokens);
+    }
+}
+
+KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                        uint32_t chunk, float *y) {
+    ELUTQ_FOR_SHAPE(matrix, gemm_levels_shape, matrix, levels, n_tokens, chunk, y);
+}
+
+#endif
