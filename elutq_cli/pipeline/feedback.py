@@ -114,7 +114,7 @@ def inverse_factor(hessian: FloatArray, damping: float) -> FloatArray:
         reversed_hessian = hessian[::-1, ::-1].astype(np.float64)
         reversed_hessian[np.diag_indices_from(reversed_hessian)] += damping * mean
         try:
-            lower = np.linalg.cholesky(reversed_hessian)
+            lower = np.asarray(np.linalg.cholesky(reversed_hessian), dtype=np.float64)
         except np.linalg.LinAlgError:
             if damping * 10 > MOST_DAMPING:
                 raise ElutqError(f"the Hessian is not positive definite even with damping {damping:g}") from None

@@ -11,7 +11,7 @@ CodeArray = npt.NDArray[np.uint8]
 def signs(bits: int) -> npt.NDArray[np.float64]:
     """Return beta of every code and plane, 2 * bit - 1: (2**bits, bits) float64."""
     codes = np.arange(2**bits)
-    return 2.0 * ((codes[:, None] >> np.arange(bits)) & 1) - 1.0
+    return np.where((codes[:, None] >> np.arange(bits)) & 1, 1.0, -1.0)
 
 
 def levels(half_scales: HalfArray, centers: HalfArray) -> FloatArray:

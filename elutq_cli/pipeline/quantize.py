@@ -1,0 +1,253 @@
+"""The driver: takes a checkpoint through the stages, block by block, to a model file."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from elutq_formats.atomic import check_output
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import pack
+from elutq_formats.model_file import ModelFile
+from elutq_formats.model_writer import Provenance, write_model
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
+
+from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians, hessian, token_batches
+from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
+from elutq_cli.pipeline.spool import Spool
+from elutq_cli.pipeline.stage import Backend, Quantized
+from elutq_cli.reference import Block, block_tensor_names
+from elutq_cli.reference.transformer import rms_norm
+from elutq_cli.version import __version__
+
+LARGEST_HALF = 65504.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run made.
+
+    Attributes:
+        bits_per_weight: over all tensors.
+        size_bytes: of the file.
+        seconds: wall-clock time.
+        errors: relative error of every quantized matrix, by its name in the file.
+    """
+
+    bits_per_weight: float
+    size_bytes: int
+    seconds: float
+    errors: dict[str, float]
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    output: Path,
+    recipe: Recipe,
+    calibration: CalibrationText | None,
+    backend: Backend,
+    force: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Summary:
+    """Quantize a checkpoint into a model file.
+
+    Without calibration one matrix is in memory at a time; with it, one block, its Hessians, and the activations of the
+    calibration sequences.
+
+    Args:
+        checkpoint: the model.
+        output: the file to make.
+        recipe: how.
+        calibration: sequences for error feedback, or None: weights alone are fitted.
+        backend: runs the inner loops.
+        force: replace the output if it is there.
+        advance: called with the number of weights just done; see ``total_weights``.
+
+    Raises:
+        ElutqError: anything that is wrong with the input or the disk; then there is no output.
+    """
+    begin = time.perf_counter()
+    check_output(output, force)
+    plan = Plan.make(checkpoint.config, recipe)
+    tokenizer_json = checkpoint.tokenizer_json
+    with Spool(output) as spool:
+        run = _Run(checkpoint, plan, recipe, backend, spool, advance)
+        run.add_all(calibration)
+        write_model(
+            output,
+            checkpoint.config,
+            spool.sources(),
+            name=_source_name(checkpoint.path)[0],
+            tokenizer_json=tokenizer_json,
+            chat_template=checkpoint.chat_template,
+            provenance=_provenance(checkpoint, recipe, calibration),
+            force=force,
+        )
+    file = ModelFile.open(output)
+    errors = {record.name: record.error for record in file.tensors.values() if record.error is not None}
+    return Summary(file.bits_per_weight(), file.size_bytes, time.perf_counter() - begin, errors)
+
+
+def total_weights(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Return the number of weights in all matrices of the plan: what the calls of ``advance`` add up to."""
+    plan = Plan.make(checkpoint.config, recipe)
+    return sum(int(np.prod(checkpoint.shape(_stored_name(checkpoint, entry.name)))) for entry in plan.matrices())
+
+
+class _Run:
+    """One checkpoint on its way into a spool."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        recipe: Recipe,
+        backend: Backend,
+        spool: Spool,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.plan = plan
+        self.recipe = recipe
+        self.backend = backend
+        self.spool = spool
+        self.advance = advance
+
+    def add_all(self, calibration: CalibrationText | None) -> None:
+        """Quantize every tensor, in the order of the file."""
+        embedding = self.add_matrix(self.plan.embedding, self.load(EMBEDDING), None)
+        hidden = None if calibration is None else embedding[calibration.tokens]
+        del embedding
+        for layer, plans in enumerate(self.plan.blocks):
+            if hidden is None:
+                for plan in plans:
+                    self.add_matrix(plan, self.load(plan.name), None)
+            else:
+                self.add_calibrated_block(layer, plans, hidden)
+            for name in self.config.vector_shapes(layer):
+                self.add_vector(name)
+        norm = self.add_vector("model.norm.weight")
+        if self.plan.head is not None:
+            head_hessian = None
+            if hidden is not None and self.plan.head.group_size is not None:
+                epsilon = self.config.rms_norm_eps
+                head_hessian = hessian(
+                    np.asarray(rms_norm(hidden[rows], norm, epsilon, np)) for rows in token_batches(hidden)
+                )
+            self.add_matrix(self.plan.head, self.load(HEAD), head_hessian)
+
+    def add_calibrated_block(self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray) -> None:
+        """Quantize a block's linears one input at a time; hidden, its input, becomes the quantized block's output."""
+        prefix = f"model.layers.{layer}."
+        by_name = {plan.name: plan for plan in plans}
+        weights = {name: self.load(prefix + name) for name in block_tensor_names(self.config)}
+        block = Block(self.config, layer, weights)
+        for linears, input_hessian in block_hessians(block, hidden):
+            for linear in linears:
+                plan = by_name[f"{prefix}{linear}.weight"]
+                block.weights[f"{linear}.weight"] = self.add_matrix(
+                    plan, block.weights[f"{linear}.weight"], input_hessian
+                )
+
+    def add_matrix(self, plan: MatrixPlan, weights: FloatArray, input_hessian: FloatArray | None) -> FloatArray:
+        """Quantize a matrix (rows, columns) float32 and return what the file will hold, dequantized."""
+        rows, columns = weights.shape
+        name = gguf_name(plan.name)
+        begin = time.perf_counter()
+        if plan.group_size is None:
+            half = weights.astype(np.float16)
+            self.spool.add(TensorRecord(name, plan.bits, rows, columns), half)
+            log.info("%s: float16", name)
+            result = half.astype(np.float32)
+        else:
+            quantized = self.run_stages(plan.bits, plan.group_size, name, weights, input_hessian)
+            record = TensorRecord(name, plan.bits, rows, columns, plan.group_size, quantized.error)
+            self.spool.add(record, pack(quantized.tensor))
+            seconds = time.perf_counter() - begin
+            log.info(
+                "%s: %d bits, groups of %d, error %.4f (%.2f s)",
+                name,
+                plan.bits,
+                plan.group_size,
+                quantized.error,
+                seconds,
+            )
+            result = quantized.tensor.dequantize()
+        self.advance(weights.size)
+        return result
+
+    def run_stages(
+        self, bits: int, group_size: int, name: str, weights: FloatArray, input_hessian: FloatArray | None
+    ) -> Quantized:
+        """Run the stages that the recipe and the calibration call for."""
+        if input_hessian is None:
+            return fit(weights, None, bits, group_size, self.backend)
+        try:
+            return feedback(weights, input_hessian, bits, group_size, self.recipe.damping, self.backend)
+        except ElutqError as error:
+            raise ElutqError(f"{name}: {error}") from error
+
+    def add_vector(self, name: str) -> FloatArray:
+        """Copy a norm or a bias."""
+        vector = self.load(name)
+        self.spool.add(TensorRecord(gguf_name(name), 32, len(vector)), vector)
+        return vector
+
+    def load(self, name: str) -> FloatArray:
+        """Load a tensor of the checkpoint.
+
+        Raises:
+            ElutqError: a value is not finite, or a matrix has one that float16 cannot hold.
+        """
+        tensor = self.checkpoint.load(_stored_name(self.checkpoint, name))
+        largest = float(np.abs(tensor).max())
+        if not np.isfinite(largest):
+            raise ElutqError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
+        if tensor.ndim > 1 and largest > LARGEST_HALF:
+            raise ElutqError(f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized")
+        return tensor
+
+
+def _stored_name(checkpoint: Checkpoint, name: str) -> str:
+    return EMBEDDING if name == HEAD and checkpoint.config.tie_word_embeddings else name
+
+
+def _provenance(checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationText | None) -> Provenance:
+    """Return what the file records of its origin."""
+    source, revision = _source_name(checkpoint.path)
+    provenance: dict[str, str | int | float | bool | list[str]] = {
+        "version": __version__,
+        "source": source,
+        "method": "fit" if calibration is None else "calibrate, feedback",
+        "recipe": recipe.to_json(),
+        "seed": recipe.seed,
+    }
+    if revision is not None:
+        provenance["source_revision"] = revision
+    if calibration is not None:
+        n_sequences, length = calibration.tokens.shape
+        provenance |= {
+            "calibration.files": [calibration.file.name],
+            "calibration.sha256": [calibration.sha256],
+            "calibration.samples": n_sequences,
+            "calibration.sequence_length": length,
+        }
+    return provenance
+
+
+def _source_name(folder: Path) -> tuple[str, str | None]:
+    """Return a checkpoint's name, and its revision when the folder is a snapshot in the Hugging Face cache."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
+    return folder.name, None
