@@ -1,0 +1,53 @@
+"""Random matrices and model files of every family, for the format tests."""
+
+from pathlib import Path
+
+import numpy as np
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.hlq import HLQTensor, pack
+from elutq_formats.model_writer import write_model
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
+
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = DATA / "golden"
+FAMILIES = sorted(path for path in GOLDEN.iterdir() if path.is_dir())
+
+
+def random_matrix(rows, columns, bits, group_size):
+    """A random HLQ matrix; its geometry is its seed."""
+    rng = np.random.default_rng([rows, columns, bits, group_size])
+    groups = rows, columns // group_size
+    return HLQTensor(
+        half_scales=rng.random((*groups, bits)).astype(np.float16),
+        centers=rng.normal(size=groups).astype(np.float16),
+        codes=rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8),
+        group_size=group_size,
+    )
+
+
+def tensor_sources(checkpoint, bits=2, group_size=32):
+    """Every tensor of a checkpoint for ``write_model``: projections as random HLQ matrices where the group allows."""
+    for name in checkpoint.names:
+        shape, stored = checkpoint.shape(name), gguf_name(name)
+        if len(shape) == 1:
+            yield TensorRecord(stored, 32, *shape), lambda name=name: checkpoint.load(name)
+        elif "_proj" in name and shape[1] % group_size == 0:
+            record = TensorRecord(stored, bits, *shape, group_size=group_size, error=0.25)
+            yield record, lambda shape=shape: pack(random_matrix(*shape, bits, group_size))
+        else:
+            yield TensorRecord(stored, 16, *shape), lambda name=name: checkpoint.load(name)
+
+
+def write_random_model(path, family):
+    """Write a model file with the configuration of a golden checkpoint."""
+    with Checkpoint.open(family) as checkpoint:
+        write_model(
+            path,
+            checkpoint.config,
+            tensor_sources(checkpoint),
+            name=family.name,
+            tokenizer_json=checkpoint.tokenizer_json,
+            chat_template="{{ messages }}",
+            provenance={"source": "golden", "seed": 7, "calibration.files": ["a.txt", "b.txt"]},
+        )
