@@ -5,6 +5,7 @@ block too, have been quantized.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ from elutq_cli.reference import SHARED_INPUTS, Block, Positions
 
 TOKENS_AT_ONCE = 4096
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class CalibrationText:
     """Sequences to calibrate on.
 
     Attributes:
-        tokens: (num_samples, sequence_length) int64.
+        tokens: (num_samples or fewer, sequence_length) int64.
         file: where they come from.
         sha256: of that file.
     """
@@ -39,6 +42,8 @@ class CalibrationText:
     @classmethod
     def read(cls, file: Path, tokenizer: Tokenizer, config: ModelConfig, recipe: Recipe) -> "CalibrationText":
         """Cut a text file into sequences that do not overlap, and choose some of them by the recipe's seed.
+
+        A text that holds fewer than the recipe asks for is used whole, with a warning.
 
         Raises:
             ElutqError: the file cannot be read, is too short, or has a token that the model has not; or the sequences
@@ -65,11 +70,16 @@ class CalibrationText:
                 "use a longer text or a smaller --sequence-length"
             )
         if n_sequences < recipe.num_samples:
-            raise ElutqError(
-                f"{file} has only {n_sequences} calibration sequences of {length} tokens, not {recipe.num_samples}: "
-                f"use a longer text, --num-samples {n_sequences}, or a smaller --sequence-length"
+            log.warning(
+                "%s has %d calibration sequences of %d tokens, not %d: all are used",
+                file,
+                n_sequences,
+                length,
+                recipe.num_samples,
             )
-        chosen = np.random.default_rng(recipe.seed).choice(n_sequences, recipe.num_samples, replace=False)
+        chosen = np.random.default_rng(recipe.seed).choice(
+            n_sequences, min(recipe.num_samples, n_sequences), replace=False
+        )
         sequences = tokens[: n_sequences * length].reshape(n_sequences, length)[np.sort(chosen)]
         return cls(sequences, file, hashlib.sha256(content).hexdigest())
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 import numpy.typing as npt
-from elutq_native._elutq import ffi, lib
+
+from elutq_native.errors import NativeError
+from elutq_native.library import ffi, lib
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
@@ -19,15 +21,14 @@ class Quantizer:
             threads: 1 to 256; None: one for each physical core this process may use.
 
         Raises:
-            ValueError: threads out of range.
-            MemoryError: a thread cannot be started.
+            NativeError: threads out of range, or one cannot be started.
         """
         pool = ffi.new("elutq_pool **")
         status = lib.elutq_pool_create(lib.elutq_default_threads() if threads is None else threads, pool)
         if status == lib.ELUTQ_ERROR_ARGUMENT:
-            raise ValueError(f"{threads} threads: 1 to 256 are possible")
+            raise NativeError(status, f"{threads} threads are not possible: use 1 to 256", bad_input=True)
         if status != lib.ELUTQ_OK:
-            raise MemoryError("the quantizer's threads could not be started")
+            raise NativeError(status, "the threads could not be started: use fewer (-t)", bad_input=False)
         self._pool = ffi.gc(pool[0], lib.elutq_pool_destroy)
 
     def close(self) -> None:
