@@ -48,7 +48,7 @@ class Quantizer:
 
         Args:
             weights: (rows, columns) float32, finite, rows contiguous or a slice of columns of such an array.
-            starts: (starts, bits) float64, half scales relative to half a group's range.
+            starts: (starts, bits + 1) float64, half scales and center in halves of a group's range.
             group_size: columns that share their levels; divides columns, at most 128.
             importance: (columns,) float32, what a squared error in a column costs: not negative, not all zero within a
                 group. None: 1 everywhere.
@@ -68,7 +68,7 @@ class Quantizer:
             raise ValueError(f"importance {importance.shape} is not one number for each of {columns} columns")
         weights, stride = _rows(weights)
         starts = np.ascontiguousarray(starts, dtype=np.float64)
-        bits = starts.shape[1]
+        bits = starts.shape[1] - 1
         half_scales = np.empty((rows, columns // group_size, bits), dtype=np.float16)
         centers = np.empty(half_scales.shape[:2], dtype=np.float16)
         codes = np.empty((rows, columns), dtype=np.uint8)

@@ -21,7 +21,7 @@
  *
  *   weights      [n_rows][row_stride], of which the first n_columns are read; group_size divides n_columns
  *   importance   [n_columns], what a squared error in a column costs, >= 0 and not all zero within a group; NULL: all 1
- *   starts       [n_starts][bits], half scales relative to half the range of a group
+ *   starts       [n_starts][bits + 1], half scales and center (from the middle), in halves of a group's range
  *   proximity    pull towards the present levels in each solve, relative to the sum of a group's importances; > 0
  *   half_scales  [n_rows][n_columns / group_size][bits], written
  *   centers      [n_rows][n_columns / group_size], written

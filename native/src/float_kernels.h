@@ -1,7 +1,8 @@
 /*
  * The kernels whose loops are the same on every instruction set, written once over the sixteen-lane operations of a
  * vec16_<isa>.h, which must be included first. Sums run in sixteen strided lanes, so that all sets give the same bits.
- * A file that includes this defines ELUTQ_TABLE_BIAS as well: what its gemv wants added to a table entry (0 or 128).
+ * A file that includes this defines ELUTQ_TABLE_BIAS as well, what its gemv wants added to a table entry (0 or 128), and
+ * ELUTQ_F16_TILE, the rows and tokens of an fp16 product that its registers hold sums of.
  */
 #ifndef ELUTQ_FLOAT_KERNELS_H
 #define ELUTQ_FLOAT_KERNELS_H
@@ -220,14 +221,51 @@ INLINE float dot_half(const uint16_t *weights, const float *x, uint32_t n) {
     return v16_sum(v16_add(v16_add(a0, a1), v16_add(a2, a3)));
 }
 
+/* Dot products of ELUTQ_F16_TILE rows with as many tokens, each in sixteen lanes: y[token][row]. */
+INLINE void multiply_f16_tile(const uint16_t *weights, const float *x, size_t x_stride, uint32_t n_columns, float *y) {
+    v16 sums[ELUTQ_F16_TILE][ELUTQ_F16_TILE];
+#pragma GCC unroll 4
+    for (uint32_t r = 0; r < ELUTQ_F16_TILE; r++)
+#pragma GCC unroll 4
+        for (uint32_t t = 0; t < ELUTQ_F16_TILE; t++)
+            sums[r][t] = v16_set1(0);
+    for (uint32_t i = 0; i < n_columns; i += 16) {
+        const uint32_t left = n_columns - i;
+        v16 w[ELUTQ_F16_TILE];
+#pragma GCC unroll 4
+        for (uint32_t r = 0; r < ELUTQ_F16_TILE; r++) {
+            const uint16_t *at = weights + (size_t)r * n_columns + i;
+            w[r] = left >= 16 ? v16_load_half(at) : load_half_first(at, left);
+        }
+#pragma GCC unroll 4
+        for (uint32_t t = 0; t < ELUTQ_F16_TILE; t++) {
+            v16 xt = left >= 16 ? v16_load(x + t * x_stride + i) : load_first(x + t * x_stride + i, left);
+#pragma GCC unroll 4
+            for (uint32_t r = 0; r < ELUTQ_F16_TILE; r++)
+                sums[r][t] = v16_fma(w[r], xt, sums[r][t]);
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < ELUTQ_F16_TILE; t++)
+#pragma GCC unroll 4
+        for (uint32_t r = 0; r < ELUTQ_F16_TILE; r++)
+            y[(size_t)t * ELUTQ_CHUNK_STRIDE + r] = v16_sum(sums[r][t]);
+}
+
 KERNEL void gemm_f16(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens, uint32_t chunk,
                      float *y) {
-    uint32_t first = chunk * ELUTQ_CHUNK_ROWS;
-    uint32_t n_rows = matrix->n_rows - first < ELUTQ_CHUNK_ROWS ? matrix->n_rows - first : ELUTQ_CHUNK_ROWS;
-    const uint16_t *weights = (const uint16_t *)matrix->data + (size_t)first * matrix->n_columns;
-    for (uint32_t row = 0; row < n_rows; row++, weights += matrix->n_columns)
-        for (uint32_t token = 0; token < n_tokens; token++)
-            y[(size_t)token * ELUTQ_CHUNK_STRIDE + row] = dot_half(weights, x + token * x_stride, matrix->n_columns);
+    const uint32_t first = chunk * ELUTQ_CHUNK_ROWS, n_columns = matrix->n_columns;
+    const uint32_t n_rows = matrix->n_rows - first < ELUTQ_CHUNK_ROWS ? matrix->n_rows - first : ELUTQ_CHUNK_ROWS;
+    const uint16_t *weights = (const uint16_t *)matrix->data + (size_t)first * n_columns;
+    const uint32_t tiled_rows = n_rows - n_rows % ELUTQ_F16_TILE, tiled_tokens = n_tokens - n_tokens % ELUTQ_F16_TILE;
+    for (uint32_t row = 0; row < tiled_rows; row += ELUTQ_F16_TILE)
+        for (uint32_t token = 0; token < tiled_tokens; token += ELUTQ_F16_TILE)
+            multiply_f16_tile(weights + (size_t)row * n_columns, x + token * x_stride, x_stride, n_columns,
+                              y + (size_t)token * ELUTQ_CHUNK_STRIDE + row);
+    for (uint32_t row = 0; row < n_rows; row++)
+        for (uint32_t token = row < tiled_rows ? tiled_tokens : 0; token < n_tokens; token++)
+            y[(size_t)token * ELUTQ_CHUNK_STRIDE + row] =
+                dot_half(weights + (size_t)row * n_columns, x + token * x_stride, n_columns);
 }
 
 /* In place: scores[n] -> exp(scores - max) / sum. */

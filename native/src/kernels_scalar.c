@@ -2,6 +2,7 @@
 #include "vec16_scalar.h"
 
 #define ELUTQ_TABLE_BIAS 0
+#define ELUTQ_F16_TILE 2
 #include "float_kernels.h"
 #include "hlq_block.h"
 #include "kernel_sets.h"

@@ -220,9 +220,8 @@ static void fit_group(const struct fit_task *task, const float *weights, const f
     sort_group(weights, importance, task->group_size, &group);
     for (unsigned start = 0; start < task->n_starts; start++) {
         double theta[MAX_UNKNOWNS], reach = group.values[group.size - 1];
-        for (unsigned plane = 0; plane < bits; plane++)
-            theta[plane] = task->starts[start * bits + plane] * reach;
-        theta[bits] = 0.0;
+        for (unsigned i = 0; i <= bits; i++)
+            theta[i] = task->starts[start * (bits + 1) + i] * reach;
         descend(&group, theta, task, &best);
     }
     for (unsigned plane = 0; plane < bits; plane++)

@@ -2,6 +2,7 @@
 #include "vec16_avx2.h"
 
 #define ELUTQ_TABLE_BIAS 0x80 /* entries as unsigned bytes, so that they can be summed in pairs */
+#define ELUTQ_F16_TILE 2
 #include "float_kernels.h"
 #include "hlq_block.h"
 #include "kernel_sets.h"

@@ -1,0 +1,71 @@
+"""The `elutq` command: one line a subcommand, and the place where errors become one line on stderr."""
+
+import os
+import sys
+
+import typer
+from elutq_formats.errors import ElutqError
+from elutq_native.errors import NativeError
+
+from elutq_cli.commands.eval import eval_command
+from elutq_cli.commands.info import info_command
+from elutq_cli.commands.quantize import quantize_command
+from elutq_cli.commands.run import run_command
+from elutq_cli.version import __version__
+
+app = typer.Typer(
+    name="elutq",
+    help="Quantize LLaMA-family checkpoints to 2, 3 or 4 bits and run them on a CPU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quantize")(quantize_command)
+app.command("run")(run_command)
+app.command("eval")(eval_command)
+app.command("info")(info_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"elutq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def elutq(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Quantize LLaMA-family checkpoints to 2, 3 or 4 bits and run them on a CPU."""
+
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def main() -> None:
+    """Run the command line; exit 2 for bad input, 1 for a failure, 130 when interrupted."""
+    try:
+        app()
+    except ElutqError as error:
+        _leave(str(error), BAD_INPUT)
+    except NativeError as error:
+        _leave(str(error), BAD_INPUT if error.bad_input else FAILURE)
+    except BrokenPipeError:
+        # The reader of stdout has gone. Python would complain when it flushes stdout at exit: give it somewhere to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)
+    except OSError as error:
+        _leave(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILURE)
+    except MemoryError as error:
+        _leave(f"out of memory{f': {error}' if str(error) else ''}", FAILURE)
+    except KeyboardInterrupt:
+        _leave("interrupted", INTERRUPTED)
+
+
+def _leave(message: str, status: int) -> None:
+    print(f"elutq: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Choosing the next token: greedy, temperature, top-k, top-p, min-p and three penalties."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from elutq_formats.errors import ElutqError
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen, in the order in which the options apply.
+
+    Attributes:
+        repeat_penalty: Divides positive (multiplies negative) logits of tokens among the last ``repeat_last_n``; 1 is off.
+        presence_penalty: Taken off the logit of every such token; 0 is off.
+        frequency_penalty: Taken off once for each time it occurs; 0 is off.
+        repeat_last_n: How far back the penalties look, in tokens; -1 is the whole context.
+        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probabilities reach p; 1 keeps all.
+        min_p: Drop tokens less likely than min_p times the likeliest; 0 drops none.
+        temp: Temperature of what is left; 0 takes the likeliest token.
+        seed: Seeds the draw; the same seed, logits and options give the same tokens.
+    """
+
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = 64
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    temp: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            ElutqError: One is out of range.
+        """
+        checks = (
+            ("repeat penalty", self.repeat_penalty, self.repeat_penalty > 0, "above 0"),
+            ("repeat-last-n", self.repeat_last_n, self.repeat_last_n >= -1, "-1 or more"),
+            ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("temperature", self.temp, self.temp >= 0, "0 or more"),
+            ("seed", self.seed, self.seed >= 0, "0 or more"),
+        )
+        for name, value, valid, range_ in checks:
+            if not valid:
+                raise ElutqError(f"{name} is {value}: it must be {range_}")
+
+
+class Sampler:
+    """Draws tokens from logits."""
+
+    def __init__(self, options: SamplingOptions) -> None:
+        self.options = options
+        self._random = np.random.Generator(np.random.PCG64(options.seed))
+
+    def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
+        """Returns the next token.
+
+        Args:
+            logits: (vocab_size,) float32; not changed.
+            history: Tokens of the context so far, oldest first; the penalties look at its end.
+        """
+        options = self.options
+        logits = self._penalised(logits, history)
+        if options.temp == 0:
+            return int(np.argmax(logits))
+        kept = self._likeliest(logits)
+        probabilities = _softmax(logits[kept].astype(np.float64))
+        if options.top_p < 1:
+            n_needed = int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1
+            kept, probabilities = kept[:n_needed], probabilities[:n_needed]
+        if options.min_p > 0:
+            n_likely = int(np.count_nonzero(probabilities >= options.min_p * probabilities[0]))
+            kept = kept[:n_likely]
+        probabilities = _softmax(logits[kept].astype(np.float64) / options.temp)
+        drawn = np.searchsorted(np.cumsum(probabilities), self._random.random() * probabilities.sum(), side="right")
+        return int(kept[min(int(drawn), len(kept) - 1)])
+
+    def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
+        options = self.options
+        if options.repeat_penalty == 1 and options.presence_penalty == 0 and options.frequency_penalty == 0:
+            return logits
+        recent = history if options.repeat_last_n < 0 else history[max(0, len(history) - options.repeat_last_n) :]
+        counts = Counter(recent)
+        if not counts:
+            return logits
+        tokens = np.fromiter(counts.keys(), np.int64)
+        times = np.fromiter(counts.values(), np.float32)
+        values = logits[tokens]
+        values = np.where(values > 0, values / options.repeat_penalty, values * options.repeat_penalty)
+        penalised = logits.copy()
+        penalised[tokens] = values - options.presence_penalty - options.frequency_penalty * times
+        return penalised
+
+    def _likeliest(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Returns the top-k tokens, likeliest first, the lower id first among equals."""
+        k = self.options.top_k
+        candidates = np.arange(len(logits))
+        if 0 < k < len(logits):
+            threshold = np.partition(logits, len(logits) - k)[len(logits) - k]
+            candidates = np.flatnonzero(logits >= threshold)
+        order = np.argsort(-logits[candidates], kind="stable")
+        return candidates[order][: k or None]
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    exponentials = np.exp(logits - logits.max())
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum()
+    return probabilities
