@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from elutq_formats.errors import ElutqError
+
+from elutq_cli.pipeline.blas import configure_blas
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class NativeLogits:
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the logits (n, vocab_size) after each of tokens: (n,)."""
         self.session.rewind(0)
-        return self.session.eval(tokens.tolist(), all_logits=True)
+        return self.session.eval(tokens.astype("int32"), all_logits=True)
 
 
 def eval_command(
@@ -69,10 +70,7 @@ def eval_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure perplexity on a text: windows do not overlap, no BOS, every token of a window but its first is scored."""
-    if threads is not None:
-        # Read by the BLAS behind numpy when numpy is first imported, which no command does before this.
-        for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[variable] = str(threads)
+    configure_blas(threads)
     from elutq_cli.evaluation import check_sizes
 
     check_sizes(ctx_size, chunks)
@@ -132,15 +130,16 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
     from elutq_formats.model_file import ModelFile
     from elutq_native import Model
 
-    with ModelFile.open(path) as model_file:
-        config, tokenizer_json = model_file.config, model_file.tokenizer_json
-    check_context(path, config, ctx_size)
-    with Model(str(path)) as model:
-        session = model.session(context_size=ctx_size, threads=threads)
-        try:
-            yield EvaluatedModel(str(path), "C runtime", config, tokenizer_json, NativeLogits(session))
-        finally:
-            session.close()
+    model_file = ModelFile.open(path)
+    check_context(path, model_file.config, ctx_size)
+    with Model(path) as model, model.session(ctx_size, threads) as session:
+        yield EvaluatedModel(
+            str(path),
+            f"C runtime, {model.info.isa} kernels",
+            model_file.config,
+            model_file.tokenizer_json,
+            NativeLogits(session),
+        )
 
 
 def check_context(path: Path, config: ModelConfig, ctx_size: int) -> None:

@@ -2,14 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 from elutq_formats.errors import ElutqError
+from elutq_formats.model_file import ModelFile
+from elutq_formats.tokenizer import Tokenizer
 from typer.testing import CliRunner
 
 from elutq_cli.commands.eval import eval_command
+from elutq_cli.commands.quantize import quantize_command
+from elutq_cli.evaluation import evaluate, split_windows
+from elutq_cli.reference import Transformer
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -17,12 +24,17 @@ GOLDEN = DATA / "golden"
 SAMPLED = DATA / "sampled.txt"
 
 app = typer.Typer()
-app.command()(eval_command)
+app.command("eval")(eval_command)
+app.command("quantize")(quantize_command)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def run(*arguments):
-    """Run the command; errors come out as exceptions, which the real application turns into one line."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    """Run `elutq eval`; errors come out as exceptions, which the real application turns into one line."""
+    return invoke("eval", *arguments)
 
 
 def refusal(*arguments):
@@ -38,6 +50,14 @@ def text(tmp_path):
     """Text in the alphabet of the golden checkpoints' tokenizer."""
     path = tmp_path / "text.txt"
     path.write_text("The quick brown fox jumps over the lazy dog.\n" * 10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    """A 4-bit model file of the bundled checkpoint."""
+    path = tmp_path_factory.mktemp("eval") / "novels-6m.gguf"
+    assert invoke("quantize", NOVELS, "-o", path, "--bits", 4, "--group-size", 64).exit_code == 0
     return path
 
 
@@ -90,6 +110,49 @@ def test_readable_output_names_the_reference(text):
     assert "KL divergence" in output
     assert "top-1 agreement" in output
     assert str(GOLDEN / "qwen2") in output
+
+
+def test_model_file_has_the_perplexity_of_its_dequantized_weights(model_file):
+    file = ModelFile.open(model_file)
+    tokens = Tokenizer.from_json(file.tokenizer_json, file.config).encode(SAMPLED.read_text(encoding="utf-8"))
+    expected = evaluate(Transformer(file), split_windows(tokens, 256, 4))
+    result = run(model_file, "-f", SAMPLED, "-c", 256, "--chunks", 4, "--json")
+    assert result.stderr == ""
+    values = json.loads(result.stdout)
+    assert values["ppl"] == pytest.approx(expected.ppl, rel=5e-3)
+    assert (values["n_tokens"], values["ctx"], values["windows"]) == (4 * 255, 256, 4)
+
+
+def test_model_file_against_its_checkpoint(model_file, monkeypatch):
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")  # -t sets them; they are taken back after the test
+    flags = ("-f", SAMPLED, "-c", 128, "--chunks", 3, "--reference", NOVELS, "--json")
+    values = json.loads(run(model_file, *flags).stdout)
+    assert 0 < values["kl"] < 0.05
+    assert 0.8 < values["top1"] < 1
+    assert json.loads(run(model_file, *flags, "-t", 1).stdout) == values
+
+
+def test_readable_output_names_the_runtime(model_file):
+    assert f"{model_file} (C runtime, " in run(model_file, "-f", SAMPLED, "-c", 16, "--chunks", 1).stdout
+
+
+def test_model_file_with_a_context_too_large(model_file):
+    assert "larger than the context" in refusal(model_file, "-f", SAMPLED, "-c", 1025)
+
+
+def test_truncated_model_file(model_file, tmp_path):
+    (tmp_path / "cut.gguf").write_bytes(model_file.read_bytes()[:-4096])
+    assert "cut.gguf" in refusal(tmp_path / "cut.gguf", "-f", SAMPLED)
+
+
+def test_a_mistake_is_one_line_and_exit_2(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    command = [sys.executable, "-m", "elutq_cli", "eval", NOVELS, "-f", tmp_path / "empty.txt", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "elutq: the text is empty: nothing to evaluate\n"
 
 
 def test_empty_text(tmp_path):
