@@ -141,8 +141,8 @@ def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
         raise CheckpointError(f"{index} is damaged: it has no weight_map from tensors to files")
     shards: dict[str, SafetensorsFile] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{index} is damaged: {shard!r:.80} is not a file name")
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index} is damaged: {shard!r:.80} is not the name of a safetensors file")
         if not (path / shard).exists():
             raise CheckpointError(f"{path} is incomplete: {shard!r:.80} is missing; download it again")
         shards[shard] = SafetensorsFile(path / shard)

@@ -1,0 +1,308 @@
+"""Configurations of every supported family, and everything that must be refused by name."""
+
+import math
+
+import numpy as np
+import pytest
+from elutq_formats.config import ModelConfig, RopeScaling
+from elutq_formats.errors import CheckpointError, UnsupportedModelError
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+LLAMA3 = {
+    **LLAMA,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+SMOLLM = {
+    **LLAMA,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+MISTRAL = {**LLAMA3, "model_type": "mistral", "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2}
+QWEN2 = {
+    **LLAMA,
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "max_window_layers": 21,
+    "eos_token_id": 151645,
+}
+QWEN3 = {**QWEN2, "model_type": "qwen3", "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+
+FAMILIES = {
+    "llama 1": (
+        LLAMA,
+        {"num_key_value_heads": 32, "rope_theta": 10000.0, "tie_word_embeddings": False, "head_dim": 128},
+    ),
+    "llama 2 70B": (
+        {**LLAMA, "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8},
+        {"num_key_value_heads": 8, "head_dim": 128},
+    ),
+    "tinyllama": (
+        {**LLAMA, "hidden_size": 2048, "num_key_value_heads": 4, "torch_dtype": "float32"},
+        {"head_dim": 64, "num_key_value_heads": 4},
+    ),
+    "yi": (
+        {**LLAMA, "vocab_size": 64000, "rope_theta": 5e6, "num_key_value_heads": 4, "max_position_embeddings": 4096},
+        {"vocab_size": 64000, "rope_theta": 5e6, "max_position_embeddings": 4096},
+    ),
+    "llama 3": (LLAMA3, {"vocab_size": 128256, "rope_theta": 5e5, "rope_scaling": None, "eos_token_ids": (128001,)}),
+    "llama 3.1": (
+        {**LLAMA3, "rope_scaling": LLAMA3_ROPE, "eos_token_id": [128001, 128008, 128009], "mlp_bias": False},
+        {"rope_scaling": RopeScaling("llama3", 8, 1, 4, 8192), "eos_token_ids": (128001, 128008, 128009)},
+    ),
+    "llama 3.2 1B": (
+        {**LLAMA3, "hidden_size": 2048, "head_dim": 64, "tie_word_embeddings": True}
+        | {"rope_scaling": {**LLAMA3_ROPE, "factor": 32.0}},
+        {"head_dim": 64, "tie_word_embeddings": True, "rope_scaling": RopeScaling("llama3", 32, 1, 4, 8192)},
+    ),
+    "llama, biased": (
+        {**LLAMA, "attention_bias": True, "mlp_bias": True},
+        {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True},
+    ),
+    "llama, linear rope": (
+        {**LLAMA, "rope_scaling": {"type": "linear", "factor": 4}},
+        {"rope_scaling": RopeScaling("linear", 4.0)},
+    ),
+    "llama, default rope": ({**LLAMA, "rope_scaling": {"rope_type": "default"}}, {"rope_scaling": None}),
+    "smollm 135M": (SMOLLM, {"hidden_size": 576, "head_dim": 64, "tie_word_embeddings": True}),
+    "smollm2 360M": (
+        {**SMOLLM, "hidden_size": 960, "num_attention_heads": 15, "num_key_value_heads": 5},
+        {"hidden_size": 960, "head_dim": 64},
+    ),
+    "mistral 0.1": (
+        {**MISTRAL, "sliding_window": 4096},
+        {"sliding_window": 4096, "attention_bias": False, "model_type": "mistral"},
+    ),
+    "mistral 0.3": ({**MISTRAL, "sliding_window": None}, {"sliding_window": None}),
+    "mistral, as transformers defaults": (MISTRAL, {"sliding_window": 4096}),
+    "nemo": (
+        {**MISTRAL, "hidden_size": 5120, "head_dim": 128, "sliding_window": None, "vocab_size": 131072},
+        {"hidden_size": 5120, "head_dim": 128},
+    ),
+    "qwen2.5 0.5B": (
+        {**QWEN2, "tie_word_embeddings": True},
+        {"attention_bias": True, "attention_output_bias": False, "sliding_window": None, "qk_norm": False}
+        | {"bos_token_id": None, "tie_word_embeddings": True, "head_dim": 64},
+    ),
+    "qwen2.5, window in every layer": (
+        {**QWEN2, "use_sliding_window": True, "max_window_layers": 0},
+        {"sliding_window": 32768},
+    ),
+    "qwen2.5, window in no layer": (
+        {**QWEN2, "use_sliding_window": True, "max_window_layers": 24},
+        {"sliding_window": None},
+    ),
+    "qwen2.5, layer types": (
+        {**QWEN2, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 24},
+        {"sliding_window": 32768},
+    ),
+    "qwen3": (
+        {**QWEN3, "hidden_size": 1024, "attention_bias": False},
+        {"head_dim": 128, "qk_norm": True, "attention_bias": False},
+    ),
+    "qwen3, biased": (
+        {**QWEN3, "attention_bias": True},
+        {"attention_bias": True, "attention_output_bias": True, "mlp_bias": False},
+    ),
+    "transformers 5": (
+        {**LLAMA3, "rope_theta": None, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 250000.0}},
+        {"rope_theta": 250000.0, "rope_scaling": RopeScaling("llama3", 8, 1, 4, 8192)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_read(name):
+    config, expected = FAMILIES[name]
+    read = ModelConfig.from_huggingface(config)
+    assert {field: getattr(read, field) for field in expected} == expected
+
+
+def test_special_tokens_of_both_files_are_united():
+    config = {**LLAMA3, "eos_token_id": [128009, 128001]}
+    generation = {"bos_token_id": 128000, "eos_token_id": [128001, 128008]}
+    assert ModelConfig.from_huggingface(config, generation).eos_token_ids == (128009, 128001, 128008)
+    only_generation = ModelConfig.from_huggingface(LLAMA, {"bos_token_id": 1, "eos_token_id": 2})
+    assert (only_generation.bos_token_id, only_generation.eos_token_ids) == (1, (2,))
+
+
+def test_token_ids_outside_the_vocabulary_are_none():
+    config = ModelConfig.from_huggingface({**LLAMA, "bos_token_id": -1, "eos_token_id": [32000, 2]})
+    assert (config.bos_token_id, config.eos_token_ids) == (None, (2,))
+
+
+REFUSED = {
+    "no model type": ({"model_type": None}, "model type None is not supported: supported are llama, mistral, qwen2"),
+    "phi3": ({"model_type": "phi3"}, "model type 'phi3' is not supported"),
+    "smollm3": ({"model_type": "smollm3"}, "model type 'smollm3'"),
+    "mixtral": ({"model_type": "mixtral"}, "model type 'mixtral'"),
+    "model type of another kind": ({"model_type": ["llama"]}, "is not supported"),
+    "experts": ({"num_local_experts": 8}, "mixtures of experts"),
+    "gptq": ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\): use the original"),
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, r"already quantized \(fp8\)"),
+    "unnamed quantization": ({"quantization_config": "int8"}, "already quantized"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling 'yarn' is not supported"),
+    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "RoPE scaling 'dynamic'"),
+    "longrope": ({"rope_parameters": {"rope_type": "longrope"}}, "RoPE scaling 'longrope'"),
+    "RoPE per layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layers"),
+    "partial RoPE": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "partial RoPE, transformers 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    "too many layers": ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers 2147483647 is more than"),
+    "some layers with a window": (
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+        "a sliding window in some layers only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_implemented_is_refused_by_name(name):
+    changes, message = REFUSED[name]
+    with pytest.raises(UnsupportedModelError, match=message) as refusal:
+        ModelConfig.from_huggingface({**LLAMA, **changes})
+    assert str(refusal.value).isprintable()
+
+
+IMPOSSIBLE = {
+    "absent": ({"hidden_size": None}, r"config\.json has no hidden_size"),
+    "text": ({"hidden_size": "4096"}, "hidden_size must be an integer from 1, found '4096'"),
+    "boolean": ({"vocab_size": True}, "vocab_size must be an integer"),
+    "zero": ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer from 1, found 0"),
+    "huge": ({"vocab_size": 2**31}, "vocab_size must be"),
+    "negative epsilon": ({"rms_norm_eps": -1e-6}, "rms_norm_eps must be a positive number"),
+    "NaN": ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a positive number, found nan"),
+    "past float32": ({"rope_theta": 10**400}, "rope_theta must be a positive number"),
+    "flag": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
+    "eos": ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
+    "rope_scaling": ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+    "heads": ({"num_attention_heads": 30}, "hidden_size 4096 is not a multiple of 30 heads"),
+    "key value heads": (
+        {"num_key_value_heads": 5},
+        "num_attention_heads 32 is not a multiple of num_key_value_heads 5",
+    ),
+    "odd head": ({"head_dim": 63}, "head_dim 63 is odd"),
+    "linear without factor": ({"rope_scaling": {"type": "linear"}}, "RoPE scaling has no factor"),
+    "llama3 without context": (
+        {"rope_scaling": {**LLAMA3_ROPE, "original_max_position_embeddings": None}},
+        "RoPE scaling has no original_max_position_embeddings",
+    ),
+    "llama3 upside down": (
+        {"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 4.0}},
+        "high_freq_factor 4.0 is not above",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_fields_are_refused(name):
+    changes, message = IMPOSSIBLE[name]
+    with pytest.raises(CheckpointError, match=message):
+        ModelConfig.from_huggingface({**LLAMA, **changes})
+
+
+@pytest.mark.parametrize("family", ["llama 3.1", "mistral 0.1", "qwen2.5 0.5B", "qwen3", "transformers 5"])
+def test_any_value_in_any_field_is_read_or_refused(family):
+    config, _ = FAMILIES[family]
+    values = [
+        None,
+        "x\n",
+        -1,
+        0,
+        1,
+        1.5,
+        10**400,
+        math.nan,
+        math.inf,
+        True,
+        [],
+        [1],
+        ["a"],
+        {},
+        {"a": {}},
+        {"factor": 2},
+    ]
+    for field in {*config, "rope_scaling", "rope_parameters", "layer_types", "partial_rotary_factor", "num_experts"}:
+        for value in values:
+            try:
+                ModelConfig.from_huggingface({**config, field: value}, {"eos_token_id": value})
+            except CheckpointError as error:
+                assert str(error).isprintable()
+
+
+def test_tensor_shapes_of_a_small_model():
+    config = ModelConfig.from_huggingface(
+        {**QWEN3, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 10, "head_dim": 8}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
+    )
+    shapes = config.tensor_shapes()
+    assert len(shapes) == 3 + 2 * (7 + 2 + 2 + 4)
+    assert shapes["model.layers.1.self_attn.q_proj.weight"] == (32, 64)
+    assert shapes["model.layers.1.self_attn.v_proj.bias"] == (16,)
+    assert shapes["model.layers.1.self_attn.o_proj.weight"] == (64, 32)
+    assert shapes["model.layers.0.self_attn.k_norm.weight"] == (8,)
+    assert shapes["model.layers.0.mlp.down_proj.weight"] == (64, 96)
+    assert shapes["lm_head.weight"] == (10, 64)
+    assert config.linear_names(1) == tuple(name for name in shapes if ".1." in name and "_proj.weight" in name)
+
+
+def test_llama3_divisors_by_the_definition():
+    scaling = RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    divisors = scaling.divisors(128, 500000.0)
+    assert divisors.dtype == np.float32
+    for index in range(64):
+        wavelength = 2 * math.pi * 500000.0 ** (2 * index / 128)
+        if wavelength < 8192 / 4:
+            expected = 1.0
+        elif wavelength > 8192:
+            expected = 8.0
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected = 1 / ((1 - smooth) / 8 + smooth)
+        assert divisors[index] == pytest.approx(expected, rel=1e-6)
+    assert {1.0, 8.0} < set(divisors.tolist())
+
+
+def test_linear_and_absent_scaling():
+    assert RopeScaling("linear", 4.0).divisors(64, 1e4).tolist() == [4.0] * 32
+    assert ModelConfig.from_huggingface(LLAMA).rope_divisors() is None
+
+
+def test_rope_scaling_survives_writing():
+    for scaling in (RopeScaling("linear", 2.5), RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)):
+        assert RopeScaling.from_huggingface(scaling.to_huggingface()) == scaling
