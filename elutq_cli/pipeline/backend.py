@@ -5,7 +5,7 @@ from types import TracebackType
 from elutq_native.quantizer import Quantizer
 
 from elutq_cli.pipeline.feedback import feedback_columns
-from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_scales
+from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
 
 
@@ -36,7 +36,7 @@ class NativeBackend:
         self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
-        return self._quantizer.fit(weights, starting_scales(bits), group_size, importance, ITERATIONS, PROXIMITY)
+        return self._quantizer.fit(weights, starting_points(bits), group_size, importance, ITERATIONS, PROXIMITY)
 
     def feedback_columns(
         self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
