@@ -80,7 +80,7 @@ class GGUFReader:
     def _check_places(self, cursor: "_Cursor") -> None:
         available = self.size_bytes - self._data_start
         end, last = 0, ""
-        for info in sorted(self.tensors.values(), key=lambda info: info.offset):
+        for info in self.tensors.values():
             if info.offset % self.alignment:
                 cursor.refuse(f"tensor {info.name} begins at {info.offset}, not a multiple of {self.alignment}")
             if (excess := info.offset + info.n_bytes - available) > 0:
@@ -89,7 +89,7 @@ class GGUFReader:
                     "file; copy or download it again"
                 )
             if info.offset < end:
-                cursor.refuse(f"tensors {last} and {info.name} overlap")
+                cursor.refuse(f"tensor {info.name} begins before the end of {last}")
             end, last = info.offset + info.n_bytes, info.name
 
 

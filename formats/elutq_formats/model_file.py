@@ -49,8 +49,8 @@ class ModelFile:
             raise FormatError(f"{reader.path} is a GGUF file, but not one of elutq: make one with elutq quantize")
         if (version := self._metadata.integer(HLQ_VERSION_KEY)) != HLQ_VERSION:
             raise FormatError(f"{reader.path} has HLQ version {version}: this elutq reads {HLQ_VERSION}; upgrade elutq")
-        if reader.alignment < GGUF_ALIGNMENT:
-            self._metadata.refuse(f"its alignment is {reader.alignment}, less than {GGUF_ALIGNMENT}")
+        if reader.alignment != GGUF_ALIGNMENT:
+            self._metadata.refuse(f"its alignment is {reader.alignment}, not {GGUF_ALIGNMENT}")
         self.path = reader.path
         self.size_bytes = reader.size_bytes
         self.config = read_config(self._metadata, reader.tensors)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_writer import write_model
@@ -12,6 +13,8 @@ from elutq_formats.tensor_record import TensorRecord
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "golden"
 FAMILIES = sorted(path for path in GOLDEN.iterdir() if path.is_dir())
+
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.name)
 
 
 def random_matrix(rows, columns, bits, group_size):

@@ -9,7 +9,7 @@ from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from safetensors import deserialize
 from safetensors.numpy import save_file
-from samples import DATA, GOLDEN
+from samples import DATA, GOLDEN, every_family
 
 CONFIG = {
     "model_type": "llama",
@@ -122,6 +122,7 @@ def test_the_bundled_checkpoint():
         assert checkpoint.chat_template is None
 
 
+@every_family
 def test_every_golden_checkpoint_opens_as_the_safetensors_package_reads_it(family):
     stored = dict(entry for file in family.glob("*.safetensors") for entry in deserialize(file.read_bytes()))
     with Checkpoint.open(family) as checkpoint:

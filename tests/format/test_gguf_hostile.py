@@ -94,9 +94,13 @@ HOSTILE = {
     "misaligned": (container(tensors=[tensor(offset=32)], data=bytes(96)), "begins at 32, not a multiple of 64"),
     "overlap": (
         container(tensors=[tensor("a", (65,)), tensor("b", offset=64)], data=bytes(128)),
-        "tensors a and b overlap",
+        "tensor b begins before the end of a",
     ),
-    "same place": (container(tensors=[tensor("a"), tensor("b")]), "tensors a and b overlap"),
+    "backwards": (
+        container(tensors=[tensor("a", offset=64), tensor("b")], data=bytes(128)),
+        "tensor b begins before the end of a",
+    ),
+    "same place": (container(tensors=[tensor("a"), tensor("b")]), "tensor b begins before the end of a"),
     "no data": (container(data=b""), "ends 64 bytes past the end"),
     "one byte short": (SOUND[:-1], "ends 1 bytes past the end"),
 }
