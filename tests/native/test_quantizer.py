@@ -1,0 +1,179 @@
+"""The quantizer's C loops against their numpy twins.
+
+Tolerance: none. Both do the same IEEE operations in the same order (compiled without contraction), so every bit of half
+scales, centers, codes and errors is compared.
+"""
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
+from elutq_native import NativeError
+from elutq_native.quantizer import Quantizer
+
+BITS = (1, 2, 3, 4)
+GROUP_SIZES = (32, 64, 128)
+
+
+@pytest.fixture(scope="module")
+def native():
+    with NativeBackend(2) as backend:
+        yield backend
+
+
+def random_weights(rng, rows, columns):
+    heavy = rng.standard_t(3, (rows, columns)) * np.exp(rng.normal(size=(rows, 1)))
+    return (heavy + rng.normal(size=(rows, 1)) * 0.2).astype(np.float32)
+
+
+def assert_same(left, right):
+    for one, other in zip(left, right, strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+def test_fit_equals_the_twin(native, bits, group_size):
+    rng = np.random.default_rng(100 * bits + group_size)
+    for rows in (1, 17, 40):
+        weights = random_weights(rng, rows, 2 * group_size)
+        importance = rng.gamma(0.5, size=2 * group_size).astype(np.float32)
+        importance[::7] = 0.0
+        for given in (None, importance):
+            assert_same(
+                native.fit_groups(weights, bits, group_size, given), fit_groups(weights, bits, group_size, given)
+            )
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_fit_equals_the_twin_on_weights_with_ties(native, bits):
+    """Checkpoints in bfloat16 are full of equal weights, zeros of both signs among them."""
+    rng = np.random.default_rng(bits)
+    weights = (np.round(rng.normal(size=(50, 256)) * 4) / 64).astype(np.float32)
+    weights[weights == 0] *= rng.choice([-1, 1], (weights == 0).sum())
+    importance = rng.gamma(1.0, size=256).astype(np.float32)
+    for given in (None, importance):
+        assert_same(native.fit_groups(weights, bits, 128, given), fit_groups(weights, bits, 128, given))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("value", [0.0, 0.37, 1e4, -65504.0, 1e-8, 1e-40])
+def test_fit_equals_the_twin_on_degenerate_groups(native, bits, value):
+    weights = np.full((3, 64), value, dtype=np.float32)
+    weights[1, 5] = -value / 2
+    weights[2, 32:] *= -1
+    found = native.fit_groups(weights, bits, 32)
+    assert_same(found, fit_groups(weights, bits, 32))
+    assert np.isfinite(found[0]).all()
+    assert np.isfinite(found[1]).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", [1, 6, 31])
+def test_fit_equals_the_twin_on_odd_group_sizes(native, bits, group_size):
+    weights = random_weights(np.random.default_rng(group_size), 12, 3 * group_size)
+    assert_same(native.fit_groups(weights, bits, group_size), fit_groups(weights, bits, group_size))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+def test_feedback_equals_the_twin(native, bits, group_size):
+    rng = np.random.default_rng(bits + group_size)
+    inputs = rng.normal(size=(400, 2 * group_size)) @ rng.normal(size=(2 * group_size, 2 * group_size))
+    hessian = (inputs.T @ inputs).astype(np.float32)
+    for rows in (1, 16, 37):
+        weights = random_weights(rng, rows, 2 * group_size)
+        assert_same(
+            [*_parts(feedback(weights, hessian, bits, group_size, 0.01, native))],
+            [*_parts(feedback(weights, hessian, bits, group_size, 0.01, NumpyBackend()))],
+        )
+
+
+def _parts(quantized):
+    tensor = quantized.tensor
+    return tensor.half_scales, tensor.centers, tensor.codes
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(9)
+    weights = random_weights(rng, 75, 128)
+    factor = inverse_factor(np.cov(rng.normal(size=(300, 128)).T).astype(np.float32), 0.01)
+    results = []
+    for threads in (1, 2, 3, 7):
+        with NativeBackend(threads) as backend:
+            half_scales, centers, codes = backend.fit_groups(weights, 3, 128)
+            results.append(
+                (
+                    half_scales,
+                    centers,
+                    codes,
+                    *backend.feedback_columns(weights, factor, half_scales[:, 0], centers[:, 0]),
+                )
+            )
+    for other in results[1:]:
+        assert_same(results[0], other)
+
+
+def test_slices_of_columns_are_read_in_place_and_left_alone(native):
+    rng = np.random.default_rng(10)
+    weights = random_weights(rng, 20, 256)
+    before = weights.copy()
+    middle = slice(64, 192)
+    found = native.fit_groups(weights[:, middle], 2, 64)
+    assert_same(found, fit_groups(np.ascontiguousarray(weights[:, middle]), 2, 64))
+    turned = np.asfortranarray(weights)
+    assert_same(native.fit_groups(turned[:, middle], 2, 64), found)
+    factor = inverse_factor(np.cov(rng.normal(size=(500, 256)).T).astype(np.float32), 0.01)
+    half_scales, centers = found[0][:, 0], found[1][:, 0]
+    group = slice(64, 128)
+    codes = native.feedback_columns(weights[:, group], factor[group, group], half_scales, centers)
+    assert_same(codes, NumpyBackend().feedback_columns(weights[:, group], factor[group, group], half_scales, centers))
+    np.testing.assert_array_equal(weights, before)
+
+
+def test_impossible_arguments_are_refused():
+    quantizer = Quantizer(1)
+    weights = np.zeros((4, 256), dtype=np.float32)
+
+    def fit(bits=2, group_size=64, importance=None, starts=None, proximity=PROXIMITY):
+        starts = starting_points(bits) if starts is None else starts
+        return quantizer.fit(weights, starts, group_size, importance, ITERATIONS, proximity)
+
+    fit()
+    for wrong in (
+        {"bits": 0},
+        {"bits": 5},
+        {"group_size": 0},
+        {"group_size": 48},
+        {"group_size": 256},
+        {"importance": np.ones(64, dtype=np.float32)},
+        {"starts": np.empty((0, 3))},
+        {"proximity": 0.0},
+        {"proximity": float("nan")},
+    ):
+        with pytest.raises(ValueError, match="columns"):
+            fit(**wrong)
+    scales, centers = np.zeros((4, 2), dtype=np.float16), np.zeros(4, dtype=np.float16)
+    factor = np.eye(64, dtype=np.float32)
+    quantizer.feedback(weights[:, :64], factor, scales, centers)
+    for arguments in (
+        (weights[:, :32], factor, scales, centers),
+        (weights[:, :64], factor, scales[:3], centers),
+        (weights[:, :64], factor, scales, centers[:3]),
+        (weights[:, :64], factor, np.zeros((4, 5), dtype=np.float16), centers),
+        (weights, np.eye(256, dtype=np.float32), scales, centers),
+    ):
+        with pytest.raises(ValueError, match=r"fit|columns"):
+            quantizer.feedback(*arguments)
+    quantizer.close()
+
+
+@pytest.mark.parametrize("threads", [0, 257])
+def test_impossible_numbers_of_threads_are_refused(threads):
+    with pytest.raises(NativeError, match="1 to 256") as caught:
+        Quantizer(threads)
+    assert caught.value.bad_input

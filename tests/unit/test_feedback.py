@@ -1,0 +1,154 @@
+"""The feedback stage: its factorisation, its inner loop, and its error under H against two other ways."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.backend import NumpyBackend
+from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_lower
+from elutq_cli.pipeline.fit import fit, fit_groups
+from elutq_cli.pipeline.levels import levels
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import HLQTensor
+
+BITS = (1, 2, 3, 4)
+DAMPING = 0.01
+
+
+def correlated_hessian(rng, columns, tokens=2000):
+    """X^T X / tokens of inputs with a few strong common directions and columns of very different size."""
+    inputs = rng.normal(size=(tokens, columns)) + rng.normal(size=(tokens, 4)) @ rng.normal(size=(4, columns))
+    inputs *= np.exp(rng.normal(size=columns))
+    return (inputs.T @ inputs / tokens).astype(np.float32)
+
+
+def error_under(hessian, weights, restored):
+    """Trace of D H D^T in float64."""
+    difference = weights.astype(np.float64) - restored
+    return float(((difference @ hessian.astype(np.float64)) * difference).sum())
+
+
+def bits_fixed_first(weights, hessian, bits, group_size, weighted):
+    """The way of the authors' code: a group's codes are chosen before its columns are compensated."""
+    factor = inverse_factor(hessian, DAMPING)
+    importance = (1 / np.diagonal(factor) ** 2).astype(np.float32) if weighted else None
+    now, restored = weights.copy(), np.empty_like(weights)
+    for start in range(0, weights.shape[1], group_size):
+        group = slice(start, start + group_size)
+        part = None if importance is None else importance[group]
+        fixed = HLQTensor(*fit_groups(now[:, group].copy(), bits, group_size, part), group_size).dequantize()
+        restored[:, group] = fixed
+        for column in range(start, start + group_size):
+            error = (now[:, column] - fixed[:, column - start]) / factor[column, column]
+            now[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :]
+    return restored
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_error_under_h_is_below_the_plain_fit_and_the_authors_way(bits, seed):
+    rng = np.random.default_rng(seed)
+    weights = (rng.standard_t(4, (48, 256)) * 0.05).astype(np.float32)
+    hessian = correlated_hessian(rng, 256)
+    ours = feedback(weights, hessian, bits, 64, DAMPING, NumpyBackend())
+    error = error_under(hessian, weights, ours.tensor.dequantize())
+    assert ours.error == pytest.approx(np.sqrt(error / error_under(hessian, weights, 0.0)), rel=1e-4)
+    for plain in (fit(weights, None, bits, 64, NumpyBackend()), fit(weights, hessian, bits, 64, NumpyBackend())):
+        assert error < error_under(hessian, weights, plain.tensor.dequantize())
+    for weighted in (False, True):
+        assert error < error_under(hessian, weights, bits_fixed_first(weights, hessian, bits, 64, weighted))
+
+
+def test_is_the_plain_fit_when_inputs_are_independent():
+    rng = np.random.default_rng(4)
+    weights = rng.normal(size=(16, 128)).astype(np.float32)
+    scale = np.repeat(np.array([1.0, 5.0], dtype=np.float32), 64)
+    ours = feedback(weights, np.diag(scale), 2, 64, DAMPING, NumpyBackend()).tensor
+    plain = fit(weights, None, 2, 64, NumpyBackend()).tensor
+    np.testing.assert_array_equal(ours.dequantize(), plain.dequantize())
+
+
+def test_the_last_columns_compensate_what_the_first_cannot():
+    """Two equal inputs: rounding the sum of their weights is all that counts, and feedback rounds the sum."""
+    rng = np.random.default_rng(5)
+    weights = rng.normal(size=(64, 64)).astype(np.float32)
+    pairs = np.kron(np.eye(32), np.ones((2, 2))).astype(np.float32)
+    ours = feedback(weights, pairs, 2, 32, 1e-4, NumpyBackend()).tensor.dequantize()
+    plain = fit(weights, pairs, 2, 32, NumpyBackend()).tensor.dequantize()
+    assert error_under(pairs, weights, ours) < 0.8 * error_under(pairs, weights, plain)
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 65, 200, 513])
+def test_inverse_factor(n):
+    hessian = correlated_hessian(np.random.default_rng(n), n)
+    factor = inverse_factor(hessian, DAMPING)
+    assert factor.dtype == np.float32
+    assert factor.flags.c_contiguous
+    assert (np.tril(factor, -1) == 0).all()
+    assert (np.diagonal(factor) > 0).all()
+    damped = hessian.astype(np.float64) + DAMPING * np.mean(np.diagonal(hessian)) * np.eye(n)
+    exact = np.linalg.inv(damped)
+    product = factor.astype(np.float64).T @ factor
+    assert np.abs(product - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 257])
+def test_invert_lower(n):
+    rng = np.random.default_rng(n)
+    lower = np.tril(rng.normal(size=(n, n)) / n) + np.eye(n)
+    inverse = lower.copy()
+    invert_lower(inverse)
+    np.testing.assert_allclose(inverse @ lower, np.eye(n), atol=1e-12)
+    assert (np.triu(inverse, 1) == 0).all()
+
+
+def test_damping_is_raised_and_logged(caplog):
+    hessian = correlated_hessian(np.random.default_rng(6), 64)
+    hessian -= np.float32(0.05 * np.mean(np.diagonal(hessian))) * np.eye(64, dtype=np.float32)
+    with caplog.at_level(logging.WARNING):
+        factor = inverse_factor(hessian, 1e-3)
+    assert np.isfinite(factor).all()
+    assert "damping raised to 0.1" in caplog.text
+
+
+def test_a_hopeless_hessian_is_refused():
+    hessian = np.ones((8, 8), dtype=np.float32) * 100
+    np.fill_diagonal(hessian, 1.0)
+    with pytest.raises(ElutqError, match=r"not positive definite even with damping 1$"):
+        inverse_factor(hessian, DAMPING)
+    hessian[3, 3] = np.nan
+    with pytest.raises(ElutqError, match="overflow"):
+        inverse_factor(hessian, DAMPING)
+
+
+def test_columns_whose_input_is_always_zero():
+    rng = np.random.default_rng(7)
+    weights = rng.normal(size=(16, 128)).astype(np.float32)
+    hessian = correlated_hessian(rng, 128)
+    hessian[10, :] = hessian[:, 10] = 0.0
+    hessian[64:, :] = hessian[:, 64:] = 0.0
+    result = feedback(weights, hessian, 2, 64, DAMPING, NumpyBackend())
+    assert np.isfinite(result.tensor.dequantize()).all()
+    assert 0.0 < result.error < 0.5
+    nothing = feedback(weights, np.zeros_like(hessian), 2, 64, DAMPING, NumpyBackend())
+    assert nothing.error == 0.0
+    assert np.isfinite(nothing.tensor.dequantize()).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_inner_loop_against_a_direct_one(bits):
+    rng = np.random.default_rng(bits)
+    weights = rng.normal(size=(5, 32)).astype(np.float32)
+    factor = inverse_factor(correlated_hessian(rng, 32), DAMPING)
+    half_scales, centers, _ = fit_groups(weights, bits, 32)
+    codes, errors = feedback_columns(weights, factor, half_scales[:, 0], centers[:, 0])
+    group_levels = levels(half_scales[:, 0], centers[:, 0]).astype(np.float64)
+    for row in range(5):
+        now = weights[row].astype(np.float64)
+        for column in range(32):
+            distance = np.abs(now[column] - group_levels[row])
+            assert distance[codes[row, column]] <= distance.min() + 1e-5
+            error = (now[column] - group_levels[row, codes[row, column]]) / factor[column, column]
+            assert errors[row, column] == pytest.approx(error, rel=1e-4, abs=1e-4)
+            now[column + 1 :] -= error * factor[column, column + 1 :]
