@@ -4,14 +4,13 @@ import os
 import sys
 
 import typer
-from elutq_formats.errors import ElutqError
-from elutq_native.errors import NativeError
 
 from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import run_command
 from elutq_cli.version import __version__
+from elutq_formats.errors import ElutqError
 
 app = typer.Typer(
     name="elutq",
@@ -48,8 +47,6 @@ def main() -> None:
         app()
     except ElutqError as error:
         _leave(str(error), BAD_INPUT)
-    except NativeError as error:
-        _leave(str(error), BAD_INPUT if error.bad_input else FAILURE)
     except BrokenPipeError:
         # The reader of stdout has gone. Python would complain when it flushes stdout at exit: give it somewhere to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,6 +57,13 @@ def main() -> None:
         _leave(f"out of memory{f': {error}' if str(error) else ''}", FAILURE)
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED)
+    except Exception as error:
+        # Imported here because it loads numpy, whose BLAS must not start before a command has set its threads.
+        from elutq_native import NativeError
+
+        if not isinstance(error, NativeError):
+            raise
+        _leave(str(error), BAD_INPUT if error.bad_input else FAILURE)
 
 
 def _leave(message: str, status: int) -> None:

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from elutq_formats.errors import ElutqError
 from numpy.typing import NDArray
+
+from elutq_formats.errors import ElutqError
 
 Advance = Callable[[float], None]
 """Called with the number of windows' worth of work just done by one model."""

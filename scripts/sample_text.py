@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.tokenizer import Tokenizer
 from numpy.typing import NDArray
 
 from elutq_cli.reference import KeyValueCache, Transformer
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.tokenizer import Tokenizer
 
 MODEL = Path(__file__).resolve().parent.parent / "tests" / "data" / "novels-6m"
 TEMPERATURE = 0.8

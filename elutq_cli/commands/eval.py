@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from elutq_formats.errors import ElutqError
 
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     import numpy as np
-    from elutq_formats.config import ModelConfig
-    from elutq_native import Session
     from numpy.typing import NDArray
 
     from elutq_cli.evaluation import Evaluation, LogitsModel
+    from elutq_formats.config import ModelConfig
+    from elutq_native import Session
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
         ElutqError: there is no such file, it cannot be used, or its context is shorter than a window.
     """
     if path.is_dir():
-        from elutq_formats.checkpoint import Checkpoint
-
         from elutq_cli.reference import Transformer
+        from elutq_formats.checkpoint import Checkpoint
 
         with Checkpoint.open(path) as checkpoint:
             check_context(path, checkpoint.config, ctx_size)

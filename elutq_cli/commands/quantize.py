@@ -79,15 +79,15 @@ def run(
         ElutqError: the input is wrong, or the disk refuses.
         NativeError: the threads cannot be started.
     """
-    from elutq_formats.atomic import check_output
-    from elutq_formats.checkpoint import Checkpoint
-    from elutq_formats.tokenizer import Tokenizer
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from elutq_cli.pipeline.backend import NativeBackend
     from elutq_cli.pipeline.calibrate import CalibrationText
     from elutq_cli.pipeline.quantize import quantize, total_weights
+    from elutq_formats.atomic import check_output
+    from elutq_formats.checkpoint import Checkpoint
+    from elutq_formats.tokenizer import Tokenizer
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
     with ExitStack() as stack:

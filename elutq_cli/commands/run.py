@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
-    from elutq_native import Session
-
     from elutq_cli.generation import Generation
+    from elutq_native import Session
 
 
 def run_command(
@@ -50,11 +50,10 @@ def run_command(
     if n_predict < -1:
         raise ElutqError(f"-n is {n_predict}: give a number of tokens, or -1 to go on until the context is full")
     start = time.perf_counter()
+    from elutq_cli.generation import Generation, Sampler, SamplingOptions, generate
     from elutq_formats.model_file import ModelFile
     from elutq_formats.tokenizer import Tokenizer
     from elutq_native import Model
-
-    from elutq_cli.generation import Generation, Sampler, SamplingOptions, generate
 
     options = SamplingOptions(
         repeat_penalty=repeat_penalty,

@@ -4,10 +4,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from elutq_cli.generation.sampling import Sampler
 from elutq_formats.tokenizer import TextStream, Tokenizer
 from elutq_native import Session
-
-from elutq_cli.generation.sampling import Sampler
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from elutq_formats.errors import ElutqError
 from numpy.typing import NDArray
+
+from elutq_formats.errors import ElutqError
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class SamplingOptions:
     """How the next token is chosen, in the order in which the options apply.
 
     Attributes:
-        repeat_penalty: Divides positive (multiplies negative) logits of tokens among the last ``repeat_last_n``; 1 is off.
+        repeat_penalty: Divides positive and multiplies negative logits of the last ``repeat_last_n`` tokens; 1 is off.
         presence_penalty: Taken off the logit of every such token; 0 is off.
         frequency_penalty: Taken off once for each time it occurs; 0 is off.
         repeat_last_n: How far back the penalties look, in tokens; -1 is the whole context.

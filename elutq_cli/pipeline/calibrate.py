@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from elutq_formats.config import ModelConfig
-from elutq_formats.errors import ElutqError
-from elutq_formats.tokenizer import Tokenizer
 
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.reference import SHARED_INPUTS, Block, Positions
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+from elutq_formats.tokenizer import Tokenizer
 
 TOKENS_AT_ONCE = 4096
 

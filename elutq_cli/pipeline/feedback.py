@@ -7,11 +7,11 @@ import logging
 
 import numpy as np
 import numpy.typing as npt
-from elutq_formats.errors import ElutqError
-from elutq_formats.hlq import HLQTensor
 
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
 from elutq_cli.pipeline.stage import Backend, Quantized
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import HLQTensor
 
 DoubleArray = npt.NDArray[np.float64]
 

@@ -7,14 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from elutq_formats.atomic import check_output
-from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.errors import ElutqError
-from elutq_formats.hlq import pack
-from elutq_formats.model_file import ModelFile
-from elutq_formats.model_writer import Provenance, write_model
-from elutq_formats.names import gguf_name
-from elutq_formats.tensor_record import TensorRecord
 
 from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians, hessian, token_batches
 from elutq_cli.pipeline.feedback import feedback
@@ -26,6 +18,14 @@ from elutq_cli.pipeline.stage import Backend, Quantized
 from elutq_cli.reference import Block, block_tensor_names
 from elutq_cli.reference.transformer import rms_norm
 from elutq_cli.version import __version__
+from elutq_formats.atomic import check_output
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import pack
+from elutq_formats.model_file import ModelFile
+from elutq_formats.model_writer import Provenance, write_model
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
 
 LARGEST_HALF = 65504.0
 

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
+
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.tensor_record import TensorRecord

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from elutq_formats.hlq import HLQTensor
 
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
+from elutq_formats.hlq import HLQTensor
 
 
 class Backend(Protocol):

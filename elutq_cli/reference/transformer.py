@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from elutq_formats.config import ModelConfig
 from numpy.typing import NDArray
+
+from elutq_formats.config import ModelConfig
 
 Array: TypeAlias = Any  # numpy array or torch tensor
 Namespace: TypeAlias = Any  # the module numpy or torch

@@ -1,7 +1,5 @@
 """The compiled library, and how its statuses become exceptions."""
 
-from typing import Any
-
 from elutq_native._elutq import ffi, lib
 from elutq_native.errors import CancelledError, ContextFullError, NativeError
 
@@ -10,7 +8,7 @@ __all__ = ["MESSAGE_BYTES", "check", "default_threads", "ffi", "lib"]
 MESSAGE_BYTES = 512
 
 
-def check(status: int, message: Any, subject: str = "") -> None:
+def check(status: int, message: object, subject: str = "") -> None:
     """Raises what a status stands for; returns on ``ELUTQ_OK``.
 
     Args:

@@ -101,6 +101,13 @@ KERNEL void build_tables(const float *x, uint32_t group_size, uint32_t first_gro
     }
 }
 
+/*
+ * How gemm_levels rounds half scales to whole steps (kernels_scalar.c): scales tried, and the largest, which leaves room
+ * for every step to round up.
+ */
+#define ELUTQ_LEVELS_TRIALS 4
+#define ELUTQ_LEVELS_TOP(bits) (255.0f - 0.5f * (float)(bits))
+
 /* int8 values with one scale a group: each is off by at most scale / 2, scale = largest magnitude / 127. */
 KERNEL __attribute__((unused)) void build_levels(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
                                                  struct elutq_levels *levels) {

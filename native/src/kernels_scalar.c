@@ -33,23 +33,45 @@ INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, con
 
 #include "hlq_gemv.h"
 
+/* The levels of one row and group as integers u = sum_k bit_k * steps[k], 0 to 255: w ~ middle + step * (u - 128). */
+struct integer_levels {
+    int32_t steps[ELUTQ_HLQ_MAX_BITS];
+    float step, middle;
+};
+
 /*
- * The levels of one row and group as integers u = sum_k bit_k * steps[k], 0 to 255: w ~ c + step * (u - 127.5). The steps
- * are differences of rounded running sums, so that they add up to 255 and each is off by less than one.
+ * h_k ~ delta * steps[k] for whole steps that add up to at most 255: rounding at a few scales just below 255 / sum h_k, of
+ * which the one that leaves the least squares is kept (that is, the largest (h.steps)^2 / steps.steps), roughly halves
+ * the error of rounding at one.
  */
-static float integer_steps(const uint16_t *scales, uint32_t bits, uint32_t row, int32_t *steps) {
-    float running = 0, total = 0;
+static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits, uint32_t row) {
+    struct integer_levels best = {0};
+    float h[ELUTQ_HLQ_MAX_BITS], total = 0, best_score = 0;
     for (uint32_t k = 0; k < bits; k++)
-        total += elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
-    float inverse = 255.0f / (total > SMALLEST_SCALED ? total : SMALLEST_SCALED);
-    int32_t below = 0;
-    for (uint32_t k = 0; k < bits; k++) {
-        running += elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
-        int32_t up_to = k + 1 == bits ? 255 : (int32_t)rintf(running * inverse);
-        steps[k] = up_to - below;
-        below = up_to;
+        total += h[k] = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
+    const float inverse = 1.0f / (total > SMALLEST_SCALED ? total : SMALLEST_SCALED);
+    float delta = 0, sum = 0;
+    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
+        const float scale = (ELUTQ_LEVELS_TOP(bits) - (float)trial) * inverse;
+        float steps[ELUTQ_HLQ_MAX_BITS], hs = 0, ss = 0, this_sum = 0;
+        for (uint32_t k = 0; k < bits; k++) {
+            steps[k] = rintf(h[k] * scale);
+            hs = fmaf(h[k], steps[k], hs);
+            ss = fmaf(steps[k], steps[k], ss);
+            this_sum += steps[k];
+        }
+        const float score = hs * hs / ss;
+        if (!(score > best_score))
+            continue;
+        best_score = score;
+        delta = hs / ss;
+        sum = this_sum;
+        for (uint32_t k = 0; k < bits; k++)
+            best.steps[k] = (int32_t)steps[k];
     }
-    return total * (2.0f / 255.0f);
+    best.step = 2 * delta;
+    best.middle = fmaf(best.step, fmaf(sum, -0.5f, 128.0f), elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]));
+    return best;
 }
 
 /* Expands one row of a block to u - 128 in [-128, 127]. */
@@ -95,11 +117,11 @@ static void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_le
         for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
             const uint16_t *scales = (const uint16_t *)block;
             for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
-                int32_t steps[ELUTQ_HLQ_MAX_BITS], weights[128];
-                float step = integer_steps(scales, bits, row, steps);
-                float middle = fmaf(step, 0.5f, elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]));
-                expand_row(block + elutq_scales_bytes(bits), bits, group_size, row, steps, weights);
-                add_row_levels(matrix, levels, n_tokens, group, weights, step, middle, y + tile * ELUTQ_TILE_ROWS + row);
+                const struct integer_levels rounded = round_levels(scales, bits, row);
+                int32_t weights[128];
+                expand_row(block + elutq_scales_bytes(bits), bits, group_size, row, rounded.steps, weights);
+                add_row_levels(matrix, levels, n_tokens, group, weights, rounded.step, rounded.middle,
+                               y + tile * ELUTQ_TILE_ROWS + row);
             }
         }
     }

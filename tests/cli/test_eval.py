@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import typer
-from elutq_formats.errors import ElutqError
-from elutq_formats.model_file import ModelFile
-from elutq_formats.tokenizer import Tokenizer
 from typer.testing import CliRunner
 
 from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.evaluation import evaluate, split_windows
 from elutq_cli.reference import Transformer
+from elutq_formats.errors import ElutqError
+from elutq_formats.model_file import ModelFile
+from elutq_formats.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_writer import write_model

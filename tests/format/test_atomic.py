@@ -1,6 +1,7 @@
 """Output files appear whole or not at all."""
 
 import pytest
+
 from elutq_formats.atomic import atomic_output, check_output
 from elutq_formats.errors import ElutqError
 

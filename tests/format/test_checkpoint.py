@@ -5,11 +5,12 @@ import struct
 
 import numpy as np
 import pytest
-from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from safetensors import deserialize
 from safetensors.numpy import save_file
 from samples import DATA, GOLDEN, every_family
+
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import CheckpointError, UnsupportedModelError
 
 CONFIG = {
     "model_type": "llama",

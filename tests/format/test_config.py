@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from elutq_formats.config import ModelConfig, RopeScaling
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 

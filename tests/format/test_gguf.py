@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from gguf import GGUFReader as PeerReader
+from gguf import GGUFWriter as PeerWriter
+from gguf import Keys
+
 from elutq_formats.errors import ElutqError, FormatError
 from elutq_formats.gguf import ValueType
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_writer import GGUFWriter
-from gguf import GGUFReader as PeerReader
-from gguf import GGUFWriter as PeerWriter
-from gguf import Keys
 
 METADATA = [
     ("a.u8", 255, ValueType.UINT8),

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf_reader import GGUFReader
 

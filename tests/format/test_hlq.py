@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from samples import random_matrix
+
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, block_bytes, block_count, pack, tensor_bytes, unpack
-from samples import random_matrix
 
 # "Byte j has row (j >> 1) + 8 (j & 1) in its low nibble and that row + 16 in its high nibble": row -> byte, first bit.
 PLACE = {(j >> 1) + 8 * (j & 1) + 16 * high: (j, 4 * high) for j in range(16) for high in (0, 1)}

@@ -5,6 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from gguf import GGUFReader as PeerReader
+from samples import GOLDEN, every_family, random_matrix, tensor_sources, write_random_model
+
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError, FormatError
 from elutq_formats.gguf import ValueType
@@ -15,8 +18,6 @@ from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
-from gguf import GGUFReader as PeerReader
-from samples import GOLDEN, every_family, random_matrix, tensor_sources, write_random_model
 
 TYPES = {bool: ValueType.BOOL, int: ValueType.UINT32, float: ValueType.FLOAT32, str: ValueType.STRING}
 

@@ -1,9 +1,10 @@
 """Tensor names, both ways."""
 
 import pytest
+from gguf import MODEL_ARCH, get_tensor_name_map
+
 from elutq_formats.errors import FormatError
 from elutq_formats.names import gguf_name, huggingface_name
-from gguf import MODEL_ARCH, get_tensor_name_map
 
 PARTS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 NAMES = [

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader as PeerReader
+
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_writer import GGUFWriter
 from elutq_formats.hlq import HLQTensor, block_bytes, pack, unpack
-from gguf import GGUFReader as PeerReader
 
 SPEC = (Path(__file__).parents[2] / "formats" / "SPEC.md").read_text(encoding="utf-8")
 

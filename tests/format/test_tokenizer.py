@@ -4,12 +4,13 @@ import json
 
 import pytest
 import tokenizers
+from samples import DATA
+from tokenizers import decoders, models
+
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError, FormatError
 from elutq_formats.tokenizer import TextStream, Tokenizer
-from samples import DATA
-from tokenizers import decoders, models
 
 TEXTS = [
     "The quick brown fox.",

@@ -5,9 +5,10 @@ Inputs and outputs lie between guard pages, so that a read or write out of bound
 
 import numpy as np
 import pytest
+from guarded import GuardedMemory
+
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import ffi, lib
-from guarded import GuardedMemory
 
 SEED = 20261122
 CHUNK, STRIDE, LANES = lib.ELUTQ_CHUNK_ROWS, lib.ELUTQ_CHUNK_STRIDE, lib.ELUTQ_LEVELS_TOKENS

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from elutq_formats.errors import ElutqError
 
 from elutq_cli import evaluation
 from elutq_cli.evaluation import evaluate, log_softmax, split_windows
+from elutq_formats.errors import ElutqError
 
 
 class Lookup:

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.config import ModelConfig
 
 from elutq_cli.reference import SHARED_INPUTS, Block, Positions, Transformer, block_tensor_names, transformer
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.config import ModelConfig
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 VARIANTS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())

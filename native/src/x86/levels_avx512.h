@@ -40,25 +40,46 @@ INLINE __m512 scales_in_lane_order(const uint8_t *block, uint32_t plane, uint32_
     return _mm512_permutex2var_ps(load_scales(block, plane, 0), _mm512_loadu_si512(ROW_OF[q]), load_scales(block, plane, 1));
 }
 
+/* The whole steps of sixteen rows, in all four bytes of a lane; sets their step and middle. */
+INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512i *steps, struct tile_levels *out) {
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero, best_score = zero, delta = zero, sum = zero;
+    for (uint32_t k = 0; k < bits; k++) {
+        h[k] = scales_in_lane_order(block, k, q);
+        total = _mm512_add_ps(total, h[k]);
+        best[k] = zero;
+    }
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_max_ps(total, _mm512_set1_ps(SMALLEST_SCALED)));
+#pragma GCC unroll 4
+    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
+        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(ELUTQ_LEVELS_TOP(bits) - (float)trial), inverse);
+        __m512 rounded[ELUTQ_HLQ_MAX_BITS], hs = zero, ss = zero, this_sum = zero;
+        for (uint32_t k = 0; k < bits; k++) {
+            rounded[k] = v16_round(_mm512_mul_ps(h[k], scale));
+            hs = _mm512_fmadd_ps(h[k], rounded[k], hs);
+            ss = _mm512_fmadd_ps(rounded[k], rounded[k], ss);
+            this_sum = _mm512_add_ps(this_sum, rounded[k]);
+        }
+        const __m512 score = _mm512_div_ps(_mm512_mul_ps(hs, hs), ss);
+        const __mmask16 better = _mm512_cmp_ps_mask(score, best_score, _CMP_GT_OQ);
+        best_score = _mm512_mask_mov_ps(best_score, better, score);
+        delta = _mm512_mask_div_ps(delta, better, hs, ss);
+        sum = _mm512_mask_mov_ps(sum, better, this_sum);
+        for (uint32_t k = 0; k < bits; k++)
+            best[k] = _mm512_mask_mov_ps(best[k], better, rounded[k]);
+    }
+    for (uint32_t k = 0; k < bits; k++)
+        steps[k] = _mm512_mullo_epi32(_mm512_cvtps_epi32(best[k]), _mm512_set1_epi32(0x01010101));
+    out->step[q] = _mm512_mul_ps(_mm512_set1_ps(2), delta);
+    __m512 from_middle = _mm512_fmadd_ps(sum, _mm512_set1_ps(-0.5f), _mm512_set1_ps(128));
+    out->middle[q] = _mm512_fmadd_ps(out->step[q], from_middle, scales_in_lane_order(block, bits, q));
+}
+
 /* Writes the levels of one block, 0 to 255, and their step and middle: w ~ middle + step * (level - 128). */
 INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
     __m512i steps[2][ELUTQ_HLQ_MAX_BITS];
-    for (uint32_t q = 0; q < 2; q++) {
-        __m512 total = scales_in_lane_order(block, 0, q);
-        for (uint32_t k = 1; k < bits; k++)
-            total = _mm512_add_ps(total, scales_in_lane_order(block, k, q));
-        const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(255.0f), _mm512_max_ps(total, _mm512_set1_ps(SMALLEST_SCALED)));
-        __m512 running = _mm512_setzero_ps();
-        __m512i below = _mm512_setzero_si512();
-        for (uint32_t k = 0; k < bits; k++) {
-            running = _mm512_add_ps(running, scales_in_lane_order(block, k, q));
-            __m512i up_to = k + 1 == bits ? _mm512_set1_epi32(255) : _mm512_cvtps_epi32(_mm512_mul_ps(running, inverse));
-            steps[q][k] = _mm512_mullo_epi32(_mm512_sub_epi32(up_to, below), _mm512_set1_epi32(0x01010101));
-            below = up_to;
-        }
-        out->step[q] = _mm512_mul_ps(total, _mm512_set1_ps(2.0f / 255.0f));
-        out->middle[q] = _mm512_fmadd_ps(out->step[q], _mm512_set1_ps(0.5f), scales_in_lane_order(block, bits, q));
-    }
+    for (uint32_t q = 0; q < 2; q++)
+        round_levels(block, bits, q, steps[q], out);
     const uint64_t *planes = (const uint64_t *)(block + 64 * (bits + 1));
 #pragma GCC unroll 4
     for (uint32_t cell = 0; cell < n_cells; cell++) {

@@ -1,0 +1,38 @@
+"""What the whole suite shares: the bundled checkpoint, the golden ones, and model files made from them."""
+
+from pathlib import Path
+
+import pytest
+
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.checkpoint import Checkpoint
+
+DATA = Path(__file__).parent / "data"
+NOVELS = DATA / "novels-6m"
+GOLDEN = DATA / "golden"
+FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory):
+    """Returns a function that quantizes a checkpoint (weights only), once for each set of options."""
+    folder, made = tmp_path_factory.mktemp("models"), {}
+
+    def make(checkpoint=NOVELS, **options):
+        key = (checkpoint, *sorted(options.items()))
+        if key not in made:
+            path = folder / f"{len(made)}-{checkpoint.name}.gguf"
+            with Checkpoint.open(checkpoint) as source, NativeBackend(2) as backend:
+                quantize(source, path, Recipe(**options), None, backend)
+            made[key] = path
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def novels_2bit(make_model):
+    """The bundled model at 2 bits, group size 128, head and embedding at 4 bits."""
+    return make_model()

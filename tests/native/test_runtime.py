@@ -1,0 +1,215 @@
+"""The C runtime's logits against the numpy reference on the same dequantized weights, and a session's behaviour."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import DATA, FAMILIES, GOLDEN
+
+from elutq_cli.reference import Transformer
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.model_file import ModelFile
+from elutq_formats.model_writer import write_model
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
+from elutq_formats.tokenizer import Tokenizer
+from elutq_native import CancelledError, ContextFullError, Model, NativeError, default_threads, ffi, lib
+
+PROMPT = list(range(40, 104))
+
+
+def isas():
+    names, i = [], 0
+    while (kernels := lib.elutq_kernels_at(i)) != ffi.NULL:
+        if lib.elutq_kernels_supported(kernels):
+            names.append(ffi.string(kernels.name).decode())
+        i += 1
+    return names
+
+
+def relative_rms(found, wanted):
+    return np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
+
+
+def logits(path, tokens, isa=None, threads=1, step=None):
+    """Logits of all tokens, given at once or `step` at a time."""
+    with Model(path, isa) as model, model.session(threads=threads) as session:
+        step = step or len(tokens)
+        parts = [session.eval(tokens[i : i + step], all_logits=True) for i in range(0, len(tokens), step)]
+    return np.concatenate(parts)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def half_model(request, tmp_path_factory):
+    """A golden checkpoint as a model file with every matrix in fp16: nothing in it but fp16 rounds."""
+    path = tmp_path_factory.mktemp("half") / f"{request.param}.gguf"
+    with Checkpoint.open(GOLDEN / request.param) as checkpoint:
+        tensors = []
+        for name, shape in checkpoint.config.tensor_shapes().items():
+            record = TensorRecord(gguf_name(name), 16 if len(shape) == 2 else 32, *shape)
+            tensors.append((record, lambda name=name: checkpoint.load(name)))
+        write_model(path, checkpoint.config, tensors, name=request.param, tokenizer_json=None)
+    return path
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("step", [None, 1, 3], ids=["batch", "tokens", "threes"])
+def test_every_family_in_fp16_matches_the_reference(half_model, step, isa):
+    """Only the fp16 KV cache (2^-11 a value) separates the two, so a wrong bias, norm, angle or mask would show."""
+    tokens = np.load(GOLDEN / half_model.stem / "expected.npz")["tokens"].ravel()[:48].tolist()
+    wanted = Transformer(ModelFile.open(half_model)).logits(np.array(tokens))
+    assert relative_rms(logits(half_model, tokens, isa, step=step), wanted) < 1e-3
+
+
+@pytest.mark.parametrize("step", [None, 1], ids=["batch", "tokens"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mistral-nemo"])  # its 16 columns fit no group
+def test_every_family_quantized_is_close_to_the_reference(family, step, make_model):
+    """Random weights amplify the tables' rounding; the bundled model has the strict bound below."""
+    path = make_model(GOLDEN / family, bits=4, group_size=32)
+    tokens = np.load(GOLDEN / family / "expected.npz")["tokens"].ravel()[:48].tolist()
+    wanted = Transformer(ModelFile.open(path)).logits(np.array(tokens))
+    assert relative_rms(logits(path, tokens, step=step), wanted) < 0.06
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("bits", [2, 4])
+def test_novels_within_two_percent_of_the_reference(bits, isa, make_model):
+    """5 prompts x 64 positions: relative RMS under 2 %, the likeliest token equal at 97 % of positions."""
+    path = make_model(bits=bits)
+    model = ModelFile.open(path)
+    tokens = Tokenizer.from_json(model.tokenizer_json, model.config).encode((DATA / "sampled.txt").read_text())
+    reference = Transformer(model)
+    wanted, batch, single = [], [], []
+    for prompt in (tokens[i * 1000 : i * 1000 + 64] for i in range(5)):
+        wanted.append(reference.logits(np.array(prompt)))
+        batch.append(logits(path, prompt, isa))
+        single.append(logits(path, prompt, isa, step=1))
+    for found in (np.stack(batch), np.stack(single)):
+        error = relative_rms(found, np.stack(wanted))
+        agreement = np.mean(found.argmax(-1) == np.stack(wanted).argmax(-1))
+        print(f"{isa} {bits} bits: relative RMS {error:.4f}, top-1 agreement {agreement:.4f}")
+        assert error < 0.02
+        assert agreement >= 0.97
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("step", [1, 64])
+def test_threads_and_repetition_change_nothing(isa, step, novels_2bit):
+    once = logits(novels_2bit, PROMPT, isa, threads=1, step=step)
+    for threads in (1, 2, 3):
+        assert np.array_equal(logits(novels_2bit, PROMPT, isa, threads=threads, step=step), once)
+
+
+def test_decode_gives_the_same_bits_on_every_isa(novels_2bit):
+    scalar = logits(novels_2bit, PROMPT, "scalar", step=1)
+    for isa in isas():
+        assert np.array_equal(logits(novels_2bit, PROMPT, isa, step=1), scalar), isa
+
+
+def test_a_prompt_longer_than_one_pass(novels_2bit):
+    """300 tokens take three passes: the same as three calls, however many logits are asked for."""
+    tokens = [(7 * i) % 4096 for i in range(300)]
+    every = logits(novels_2bit, tokens)
+    assert np.array_equal(every, logits(novels_2bit, tokens, step=128))
+    with Model(novels_2bit) as model, model.session(threads=1) as session:
+        # One logit row goes through tables, many through levels.
+        assert relative_rms(session.eval(tokens), every[-1]) < 0.02
+
+
+def test_rewind_forgets(novels_2bit):
+    with Model(novels_2bit) as model, model.session(threads=1) as session:
+        first = session.eval(PROMPT, all_logits=True)
+        session.rewind(10)
+        assert session.position == 10
+        session.eval([5, 6, 7])
+        session.rewind(0)
+        assert np.array_equal(session.eval(PROMPT, all_logits=True), first)
+        with pytest.raises(ValueError, match="rewind"):
+            session.rewind(65)
+
+
+def test_sessions_share_a_model_across_threads(novels_2bit):
+    alone = logits(novels_2bit, PROMPT, step=1)
+    results = {}
+    with Model(novels_2bit) as model:
+
+        def run(name):
+            with model.session(threads=1) as session:
+                results[name] = np.concatenate([session.eval([token], all_logits=True) for token in PROMPT])
+
+        workers = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert len(results) == 4 and all(np.array_equal(found, alone) for found in results.values())
+
+
+def test_a_full_context_is_an_error_that_changes_nothing(novels_2bit):
+    with Model(novels_2bit) as model, model.session(context_size=8, threads=1) as session:
+        session.eval([1, 2, 3])
+        with pytest.raises(ContextFullError, match="3 of 8 tokens"):
+            session.eval([4] * 6)
+        assert session.position == 3
+        session.eval([4] * 5)
+        assert session.position == 8
+
+
+def test_cancel_ends_an_evaluation_and_leaves_the_context(novels_2bit):
+    with Model(novels_2bit) as model, model.session(threads=2) as session:
+        session.eval(PROMPT)
+        session.cancel()
+        with pytest.raises(CancelledError):
+            session.eval([1] * 900)
+        assert session.position == len(PROMPT)
+        before = session.eval([5])
+        session.rewind(len(PROMPT))
+        timer = threading.Timer(0.02, session.cancel)
+        timer.start()
+        with pytest.raises(CancelledError):
+            for _ in range(1000):
+                session.eval([1] * 900)
+                session.rewind(len(PROMPT))
+        timer.join()
+        session.rewind(len(PROMPT))
+        assert np.array_equal(session.eval([5]), before)
+
+
+@pytest.mark.parametrize(("tokens", "message"), [([], "no tokens"), ([-1], "outside"), ([4096], "outside")])
+def test_impossible_tokens(tokens, message, novels_2bit):
+    with Model(novels_2bit) as model, model.session(threads=1) as session, pytest.raises(NativeError, match=message):
+        session.eval(tokens)
+
+
+@pytest.mark.parametrize(("context", "threads"), [(1025, 1), (8, 257)])
+def test_impossible_sessions(context, threads, novels_2bit):
+    with Model(novels_2bit) as model, pytest.raises(NativeError) as caught:
+        model.session(context, threads)
+    assert caught.value.bad_input
+
+
+def test_unknown_isa_is_refused(novels_2bit, monkeypatch):
+    with pytest.raises(NativeError, match="quantum"):
+        Model(novels_2bit, isa="quantum")
+    monkeypatch.setenv("ELUTQ_ISA", "scalar")
+    with Model(novels_2bit) as model:
+        assert model.info.isa == "scalar"
+
+
+def test_info_agrees_with_the_file(novels_2bit):
+    file = ModelFile.open(novels_2bit)
+    with Model(novels_2bit) as model:
+        info = model.info
+    assert (info.vocab_size, info.context_length) == (4096, 1024)
+    assert info.file_bytes == novels_2bit.stat().st_size
+    assert info.kv_bytes_per_token == 2 * 6 * 2 * 64 * 2
+    matrices = sum(record.n_bytes for record in file.tensors.values() if record.bits != 32)
+    assert info.bytes_per_token == matrices + file.tensors["token_embd.weight"].n_bytes // 4096
+    assert 1 <= default_threads() <= 256
+
+
+def test_many_threads_on_few_cores_finish(novels_2bit):
+    start = time.monotonic()
+    assert np.array_equal(logits(novels_2bit, PROMPT, threads=16, step=1), logits(novels_2bit, PROMPT, step=1))
+    print(f"16 threads: {time.monotonic() - start:.2f} s")

@@ -1,0 +1,351 @@
+"""The pipeline around the stages: recipe and plan, calibration, spool, and the driver's file."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians
+from elutq_cli.pipeline.quantize import quantize, total_weights
+from elutq_cli.pipeline.recipe import HEAD, Plan, Recipe
+from elutq_cli.pipeline.spool import Spool
+from elutq_cli.reference import SHARED_INPUTS, Transformer
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.model_file import ModelFile
+from elutq_formats.tensor_record import TensorRecord
+from elutq_formats.tokenizer import Tokenizer
+
+DATA = Path(__file__).parent.parent / "data"
+GOLDEN = sorted(path for path in (DATA / "golden").iterdir() if path.is_dir())
+TIED = DATA / "golden" / "llama32-tied-head-dim"
+UNTIED = DATA / "golden" / "llama1-mha"
+WORDS = "the quick brown fox jumps over a lazy dog".split()
+TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 600)) + "\n"
+
+SMALL = Recipe(bits=3, group_size=32, num_samples=6, sequence_length=24)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with NativeBackend(2) as native:
+        yield native
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def read_text(path, checkpoint, recipe=SMALL):
+    tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+    return CalibrationText.read(path, tokenizer, checkpoint.config, recipe)
+
+
+def run(folder, output, backend, recipe=SMALL, text=None, **options):
+    with Checkpoint.open(folder) as checkpoint:
+        calibration = None if text is None else read_text(text, checkpoint, recipe)
+        return quantize(checkpoint, output, recipe, calibration, backend, **options)
+
+
+def damaged_copy(folder, target, change):
+    """Copy a one-file checkpoint and change its tensors."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+# ---- recipe and plan
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 5}, "bits 5 is not possible: choose 1, 2, 3 or 4"),
+        ({"bits": 0}, "bits 0"),
+        ({"group_size": 48}, "group size 48 is not possible: choose 32, 64 or 128"),
+        ({"output_bits": 8}, "output bits 8 is not possible: choose 1, 2, 3, 4 or 16"),
+        ({"embedding_bits": 32}, "embedding bits 32"),
+        ({"num_samples": 0}, "number of samples is 0"),
+        ({"sequence_length": 1}, "sequence length is 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"damping": 0.0}, "damping is 0.0"),
+    ],
+)
+def test_impossible_recipes_are_refused(options, message):
+    with pytest.raises(ElutqError, match=message):
+        Recipe(**options)
+
+
+def test_plan_of_a_tied_head():
+    with Checkpoint.open(TIED) as checkpoint:
+        assert Plan.make(checkpoint.config, SMALL).head is None
+        apart = Plan.make(checkpoint.config, Recipe(group_size=32, output_bits=16)).head
+        assert (apart.name, apart.bits, apart.group_size) == (HEAD, 16, None)
+    with Checkpoint.open(UNTIED) as checkpoint:
+        plan = Plan.make(checkpoint.config, SMALL)
+        assert plan.head is not None
+        assert len(plan.blocks) == checkpoint.config.num_hidden_layers
+        shapes = checkpoint.config.tensor_shapes()
+        matrices = {name for name, shape in shapes.items() if len(shape) == 2}
+        assert {entry.name for entry in plan.matrices()} == matrices
+        assert total_weights(checkpoint, SMALL) == sum(np.prod(shapes[name]) for name in matrices)
+
+
+def test_a_group_that_does_not_divide_is_refused_with_one_that_does(tmp_path, backend):
+    with pytest.raises(ElutqError) as caught:
+        run(UNTIED, tmp_path / "out.gguf", backend, Recipe(group_size=128))
+    message = str(caught.value)
+    assert "groups of 128 do not divide the 32 columns of model.embed_tokens.weight: use --group-size 32" in message
+    assert list(tmp_path.iterdir()) == []
+    # 16-bit embedding and head have no groups: only the linears count.
+    with pytest.raises(ElutqError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: use --group-size 32"):
+        run(UNTIED, tmp_path / "out.gguf", backend, Recipe(output_bits=16, embedding_bits=16))
+
+
+# ---- calibration
+
+
+def test_calibration_sequences_are_the_seeds_choice_of_the_text(text):
+    with Checkpoint.open(UNTIED) as checkpoint:
+        one = read_text(text, checkpoint)
+        tokens = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT)
+        assert one.tokens.shape == (6, 24)
+        assert one.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+        pieces = [tokens[start : start + 24] for start in range(0, len(tokens) - 23, 24)]
+        places = [pieces.index(sequence) for sequence in one.tokens.tolist()]
+        assert places == sorted(places)
+        np.testing.assert_array_equal(read_text(text, checkpoint).tokens, one.tokens)
+        other = read_text(text, checkpoint, Recipe(group_size=32, num_samples=6, sequence_length=24, seed=1))
+        assert not np.array_equal(other.tokens, one.tokens)
+
+
+def test_a_short_text_is_used_whole_with_a_warning(text, caplog):
+    with Checkpoint.open(UNTIED) as checkpoint, caplog.at_level(logging.WARNING):
+        n_tokens = len(Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT))
+        calibration = read_text(text, checkpoint, Recipe(num_samples=10**6, sequence_length=50))
+        assert len(calibration.tokens) == n_tokens // 50
+        assert f"has {n_tokens // 50} calibration sequences of 50 tokens, not 1000000: all are used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "recipe", "message"),
+    [
+        (b"", SMALL, "has 0 tokens, less than one calibration sequence of 24"),
+        (b"fox", SMALL, "use a longer text or a smaller --sequence-length"),
+        (b"\xff\xfe", SMALL, "is not UTF-8 text"),
+        (TEXT.encode(), Recipe(sequence_length=65), "longer than the model's context of 64"),
+    ],
+)
+def test_unfit_calibration_texts_are_refused(tmp_path, content, recipe, message):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with Checkpoint.open(UNTIED) as checkpoint, pytest.raises(ElutqError, match=message):
+        read_text(path, checkpoint, recipe)
+    with Checkpoint.open(UNTIED) as checkpoint, pytest.raises(ElutqError, match="cannot read"):
+        read_text(tmp_path / "nowhere.txt", checkpoint)
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_hessians_are_those_of_the_block_as_changed_so_far(folder):
+    """Every Hessian against a fresh pass through the whole block, with the weights replaced up to then."""
+    rng = np.random.default_rng(0)
+    with Checkpoint.open(folder) as checkpoint:
+        model = Transformer(checkpoint)
+        block = model.block(0)
+        tokens = rng.integers(0, checkpoint.config.vocab_size, (5, 20))
+        start = model.embed(tokens)
+    hidden = start.copy()
+    seen_linears = []
+    for linears, found in block_hessians(block, hidden):
+        inputs = {}
+        block(start, observe=inputs.__setitem__)
+        x = inputs[linears[0]].reshape(-1, found.shape[0]).astype(np.float64)
+        expected = x.T @ x / len(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        for linear in linears:
+            shape = block.weights[f"{linear}.weight"].shape
+            block.weights[f"{linear}.weight"] = (rng.normal(size=shape) / 8).astype(np.float32)
+        seen_linears += linears
+    assert tuple(seen_linears) == sum(SHARED_INPUTS.values(), ())
+    np.testing.assert_allclose(hidden, block(start), rtol=1e-4, atol=1e-5)
+
+
+# ---- spool
+
+
+def test_spool_gives_back_what_it_was_given_and_leaves_nothing(tmp_path):
+    matrix = np.arange(12, dtype=np.float16).reshape(3, 4)
+    with Spool(tmp_path / "out.gguf") as spool:
+        spool.add(TensorRecord("b", 16, 3, 4), matrix)
+        spool.add(TensorRecord("a", 32, 2), np.ones(2, dtype=np.float32))
+        assert [record.name for record, _ in spool.sources()] == ["b", "a"]
+        for (_, contents), expected in zip(spool.sources(), (matrix, np.ones(2)), strict=True):
+            np.testing.assert_array_equal(contents(), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spool_clears_what_a_killed_run_left_and_nothing_else(tmp_path):
+    folder = tmp_path / "out.gguf.work"
+    folder.mkdir()
+    (folder / "blk.0.attn_q.weight.npy").write_bytes(b"half")
+    (folder / "notes.txt").write_text("mine")
+    with Spool(tmp_path / "out.gguf"):
+        assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.txt"]
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_two_runs_cannot_share_a_spool(tmp_path):
+    with (
+        Spool(tmp_path / "out.gguf") as spool,
+        pytest.raises(ElutqError, match="another run is writing"),
+        Spool(tmp_path / "out.gguf"),
+    ):
+        pass
+    assert not spool.folder.exists()
+
+
+# ---- the driver
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["weights only", "calibrated"])
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_every_family_becomes_a_file_close_to_the_checkpoint(tmp_path, backend, folder, calibrated, text):
+    output = tmp_path / "out.gguf"
+    recipe = Recipe(bits=4, group_size=32, num_samples=6, sequence_length=24, embedding_bits=16, output_bits=4)
+    done = []
+    summary = run(folder, output, backend, recipe, text if calibrated else None, advance=done.append)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "text.txt"]
+    file = ModelFile.open(output)
+    with Checkpoint.open(folder) as checkpoint:
+        assert sum(done) == total_weights(checkpoint, recipe)
+        assert file.tokenizer_json == checkpoint.tokenizer_json
+        for name, shape in checkpoint.config.tensor_shapes().items():
+            original, stored = checkpoint.load(name), file.load(name)
+            assert stored.shape == shape
+            relative = np.linalg.norm(stored - original) / np.linalg.norm(original)
+            assert relative < (0.15 if len(shape) == 2 else 1e-6)
+    assert summary.size_bytes == output.stat().st_size
+    assert summary.bits_per_weight == pytest.approx(file.bits_per_weight())
+    assert file.tensors["output.weight"].bits == 4
+    assert file.tensors["token_embd.weight"].bits == 16
+    for name, error in summary.errors.items():
+        assert 0.0 < error < 0.15
+        assert file.tensors[name].error == pytest.approx(error)
+
+
+def test_the_file_says_how_it_was_made(tmp_path, backend, text):
+    run(UNTIED, tmp_path / "out.gguf", backend, SMALL, text)
+    file = ModelFile.open(tmp_path / "out.gguf")
+    assert file.name == "llama1-mha"
+    assert file.provenance["source"] == "llama1-mha"
+    assert file.provenance["method"] == "calibrate, feedback"
+    assert json.loads(file.provenance["recipe"]) == {
+        "bits": 3,
+        "group_size": 32,
+        "output_bits": 4,
+        "embedding_bits": 4,
+        "num_samples": 6,
+        "sequence_length": 24,
+        "seed": 0,
+        "damping": 0.01,
+    }
+    assert file.provenance["calibration.files"] == ["text.txt"]
+    assert file.provenance["calibration.sha256"] == [hashlib.sha256(TEXT.encode()).hexdigest()]
+    assert file.provenance["calibration.samples"] == 6
+    assert file.provenance["calibration.sequence_length"] == 24
+
+
+def test_a_snapshot_of_the_hub_is_named_after_its_repository(tmp_path, backend):
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "0123abcd"
+    shutil.copytree(UNTIED, snapshot)
+    run(snapshot, tmp_path / "out.gguf", backend)
+    provenance = ModelFile.open(tmp_path / "out.gguf").provenance
+    assert (provenance["source"], provenance["source_revision"]) == ("someone/tiny", "0123abcd")
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["weights only", "calibrated"])
+def test_the_same_run_gives_the_same_file_with_either_backend(tmp_path, backend, text, calibrated):
+    for name, used in (("one", backend), ("two", backend), ("numpy", NumpyBackend())):
+        run(TIED, tmp_path / name, used, SMALL, text if calibrated else None)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "numpy").read_bytes()
+
+
+def test_a_tied_head_is_stored_once_or_as_often_as_it_has_bits(tmp_path, backend, text):
+    run(TIED, tmp_path / "shared.gguf", backend, SMALL, text)
+    assert "output.weight" not in ModelFile.open(tmp_path / "shared.gguf").tensors
+    run(TIED, tmp_path / "apart.gguf", backend, Recipe(bits=3, group_size=32, output_bits=3), None)
+    apart = ModelFile.open(tmp_path / "apart.gguf")
+    assert apart.tensors["output.weight"].bits == 3
+    assert not apart.config.tie_word_embeddings
+
+
+def test_calibration_brings_the_outputs_closer(tmp_path, backend, text):
+    recipe = Recipe(bits=2, group_size=32, num_samples=24, sequence_length=32)
+    run(UNTIED, tmp_path / "plain.gguf", backend, recipe)
+    run(UNTIED, tmp_path / "calibrated.gguf", backend, recipe, text)
+    with Checkpoint.open(UNTIED) as checkpoint:
+        tokens = read_text(text, checkpoint, recipe).tokens[0]
+        exact = Transformer(checkpoint).logits(tokens)
+    distance = {
+        name: np.linalg.norm(Transformer(ModelFile.open(tmp_path / f"{name}.gguf")).logits(tokens) - exact)
+        for name in ("plain", "calibrated")
+    }
+    assert distance["calibrated"] < 0.8 * distance["plain"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e5])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
+def test_impossible_weights_are_refused_by_name(tmp_path, backend, text, name, value):
+    def change(tensors):
+        tensors[name] = tensors[name].astype(np.float32)
+        tensors[name][3, 5] = value
+
+    folder = damaged_copy(UNTIED, tmp_path / "checkpoint", change)
+    for calibration in (None, text):
+        with pytest.raises(ElutqError, match=name.replace(".", r"\.")):
+            run(folder, tmp_path / "out.gguf", backend, SMALL, calibration)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "text.txt"]
+
+
+def test_activations_that_overflow_are_refused_by_name(tmp_path, backend, text):
+    def change(tensors):
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = tensors[name].astype(np.float32) * 0 + 6e4
+        name = "model.layers.0.post_attention_layernorm.weight"
+        tensors[name] = tensors[name].astype(np.float32) * 0 + 1e20
+
+    folder = damaged_copy(UNTIED, tmp_path / "checkpoint", change)
+    with pytest.raises(ElutqError, match=r"blk\.0\.ffn_gate\.weight: activations overflow"), np.errstate(all="ignore"):
+        run(folder, tmp_path / "out.gguf", backend, SMALL, text)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_an_existing_file_stays_unless_forced(tmp_path, backend):
+    output = tmp_path / "out.gguf"
+    output.write_bytes(b"precious")
+    with pytest.raises(ElutqError, match="--force"):
+        run(UNTIED, output, backend)
+    assert output.read_bytes() == b"precious"
+
+    class Failing(NumpyBackend):
+        def fit_groups(self, *arguments):
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError):
+        run(UNTIED, output, Failing(), force=True)
+    assert output.read_bytes() == b"precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+    run(UNTIED, output, backend, force=True)
+    assert ModelFile.open(output).tensors
