@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from elutq_cli.evaluation import evaluate, split_windows
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians
 from elutq_cli.pipeline.quantize import quantize, total_weights
@@ -24,9 +25,10 @@ from elutq_formats.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = sorted(path for path in (DATA / "golden").iterdir() if path.is_dir())
+NEMO = DATA / "golden" / "mistral-nemo"  # 16 columns in its output projections: too few for any group
 TIED = DATA / "golden" / "llama32-tied-head-dim"
 UNTIED = DATA / "golden" / "llama1-mha"
-WORDS = "the quick brown fox jumps over a lazy dog".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 600)) + "\n"
 
 SMALL = Recipe(bits=3, group_size=32, num_samples=6, sequence_length=24)
@@ -111,6 +113,8 @@ def test_a_group_that_does_not_divide_is_refused_with_one_that_does(tmp_path, ba
     # 16-bit embedding and head have no groups: only the linears count.
     with pytest.raises(ElutqError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: use --group-size 32"):
         run(UNTIED, tmp_path / "out.gguf", backend, Recipe(output_bits=16, embedding_bits=16))
+    with pytest.raises(ElutqError, match=r"the 16 columns of .*o_proj\.weight: no supported group size fits"):
+        run(NEMO, tmp_path / "out.gguf", backend, SMALL)
 
 
 # ---- calibration
@@ -219,7 +223,7 @@ def test_two_runs_cannot_share_a_spool(tmp_path):
 
 
 @pytest.mark.parametrize("calibrated", [False, True], ids=["weights only", "calibrated"])
-@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [path for path in GOLDEN if path != NEMO], ids=lambda folder: folder.name)
 def test_every_family_becomes_a_file_close_to_the_checkpoint(tmp_path, backend, folder, calibrated, text):
     output = tmp_path / "out.gguf"
     recipe = Recipe(bits=4, group_size=32, num_samples=6, sequence_length=24, embedding_bits=16, output_bits=4)
@@ -291,18 +295,36 @@ def test_a_tied_head_is_stored_once_or_as_often_as_it_has_bits(tmp_path, backend
     assert not apart.config.tie_word_embeddings
 
 
-def test_calibration_brings_the_outputs_closer(tmp_path, backend, text):
-    recipe = Recipe(bits=2, group_size=32, num_samples=24, sequence_length=32)
-    run(UNTIED, tmp_path / "plain.gguf", backend, recipe)
-    run(UNTIED, tmp_path / "calibrated.gguf", backend, recipe, text)
-    with Checkpoint.open(UNTIED) as checkpoint:
-        tokens = read_text(text, checkpoint, recipe).tokens[0]
-        exact = Transformer(checkpoint).logits(tokens)
-    distance = {
-        name: np.linalg.norm(Transformer(ModelFile.open(tmp_path / f"{name}.gguf")).logits(tokens) - exact)
-        for name in ("plain", "calibrated")
-    }
-    assert distance["calibrated"] < 0.8 * distance["plain"]
+@pytest.fixture(scope="module")
+def novels_kl(tmp_path_factory, backend):
+    """Quantize the trained checkpoint and measure KL divergence from it, on text it was not calibrated on."""
+    folder, sampled = DATA / "novels-6m", (DATA / "sampled.txt").read_text(encoding="utf-8")
+    half = sampled.index("\n", len(sampled) // 2)
+    calibration_file = tmp_path_factory.mktemp("novels") / "text.txt"
+    calibration_file.write_text(sampled[:half], encoding="utf-8")
+
+    def measure(recipe, calibrated):
+        output = calibration_file.with_suffix(".gguf")
+        summary = run(folder, output, backend, recipe, calibration_file if calibrated else None, force=True)
+        with Checkpoint.open(folder) as checkpoint:
+            tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+            windows = split_windows(tokenizer.encode(sampled[half:]), 256, 8)
+            result = evaluate(Transformer(ModelFile.open(output)), windows, Transformer(checkpoint))
+        return result.kl, summary
+
+    return measure
+
+
+def test_accuracy_on_the_trained_checkpoint(novels_kl):
+    options = {"output_bits": 16, "embedding_bits": 16, "num_samples": 24, "sequence_length": 256}
+    plain, summary = novels_kl(Recipe(bits=2, **options), calibrated=False)
+    calibrated, _ = novels_kl(Recipe(bits=2, **options), calibrated=True)
+    three_bits, _ = novels_kl(Recipe(bits=3, **options), calibrated=True)
+    print(f"KL: 2 bits {plain:.4f}, calibrated {calibrated:.4f}, 3 bits calibrated {three_bits:.4f}")
+    assert plain < 0.095
+    assert calibrated < 0.75 * plain
+    assert three_bits < 0.3 * calibrated
+    assert 0.25 < np.mean(list(summary.errors.values())) < 0.36  # a normal distribution's: 0.34 with even levels
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e5])

@@ -1,0 +1,119 @@
+"""`elutq quantize`: what it prints, what it refuses, and that a killed run leaves no output."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from elutq_formats.model_file import ModelFile
+
+DATA = Path(__file__).parent.parent / "data"
+NOVELS = DATA / "novels-6m"
+TINY = DATA / "golden" / "llama2-gqa-sharded"
+NARROW = DATA / "golden" / "smollm-tied"
+SAMPLED = DATA / "sampled.txt"
+
+ELUTQ = [sys.executable, "-m", "elutq_cli"]
+
+
+def run(*arguments):
+    command = [*ELUTQ, "quantize", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def refusal(*arguments):
+    """Run what must be refused as bad input; return its one line."""
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr
+
+
+def test_prints_one_line_and_nothing_else(tmp_path):
+    output = tmp_path / "out.gguf"
+    result = run(TINY, "-o", output, "--bits", 3, "--group-size", 32, "-t", 1)
+    assert result.returncode == 0
+    assert result.stderr == ""
+    file = ModelFile.open(output)
+    line = f"{output}: {file.bits_per_weight():.3f} bits per weight, {output.stat().st_size / 1e6:.2f} MB, "
+    assert result.stdout.startswith(line)
+    assert result.stdout.endswith(" s\n")
+    bits = {name: record.bits for name, record in file.tensors.items() if record.group_size}
+    assert bits.pop("token_embd.weight") == bits.pop("output.weight") == 4
+    assert set(bits.values()) == {3}
+    assert {path.name for path in tmp_path.iterdir()} == {"out.gguf"}
+
+
+def test_json_and_the_log_say_every_error(tmp_path):
+    output = tmp_path / "out.gguf"
+    calibration = tmp_path / "text.txt"
+    calibration.write_text("A quick brown fox and some dogs. " * 60)
+    options = ["--group-size", 32, "--calibration", calibration, "--num-samples", 8, "--sequence-length", 16]
+    result = run(TINY, "-o", output, *options, "--seed", 7, "--json", "-v")
+    assert result.returncode == 0
+    values = json.loads(result.stdout)
+    file = ModelFile.open(output)
+    assert values["output"] == str(output)
+    assert values["model"] == str(TINY)
+    assert values["size_bytes"] == output.stat().st_size
+    assert values["bits_per_weight"] == pytest.approx(file.bits_per_weight())
+    assert values["seconds"] > 0
+    recorded = {name: record.error for name, record in file.tensors.items() if record.group_size}
+    assert values["errors"] == pytest.approx(recorded)
+    log = result.stderr.splitlines()
+    assert len(log) == len(recorded)
+    for name, error in recorded.items():
+        assert any(entry.startswith(f"{name}: ") and f"error {error:.4f}" in entry for entry in log)
+    assert file.provenance["seed"] == 7
+    assert file.provenance["calibration.files"] == ["text.txt"]
+
+
+def test_refusals(tmp_path):
+    output = tmp_path / "out.gguf"
+    assert "is not a checkpoint folder" in refusal(tmp_path / "nowhere", "-o", output)
+    assert "bits 7 is not possible: choose 1, 2, 3 or 4" in refusal(TINY, "-o", output, "--bits", 7)
+    assert "group size 100" in refusal(TINY, "-o", output, "--group-size", 100)
+    assert "--group-size 32" in refusal(NARROW, "-o", output)
+    assert "does not exist" in refusal(TINY, "-o", tmp_path / "no" / "out.gguf", "--group-size", 32)
+    missing = ["--group-size", 32, "--calibration", tmp_path / "none.txt", "--sequence-length", 64]
+    assert "cannot read" in refusal(TINY, "-o", output, *missing)
+    longer = ["--group-size", 32, "--calibration", SAMPLED, "--sequence-length", 4096]
+    assert "use a smaller --sequence-length" in refusal(TINY, "-o", output, *longer)
+    assert list(tmp_path.iterdir()) == []
+    output.write_bytes(b"precious")
+    assert "--force" in refusal(TINY, "-o", output, "--group-size", 32)
+    assert output.read_bytes() == b"precious"
+    assert run(TINY, "-o", output, "--group-size", 32, "--force").returncode == 0
+    assert ModelFile.open(output).tensors
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda kill: kill.name)
+def test_a_killed_run_leaves_no_output(tmp_path, kill):
+    output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
+    command = [*ELUTQ, "quantize", str(NOVELS), "-o", str(output), "--calibration", str(SAMPLED)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (work / "blk.0.attn_q.weight.npy").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(kill)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert not output.exists()
+    if kill == signal.SIGKILL:
+        assert [path.name for path in tmp_path.iterdir()] == [
+            work.name
+        ]  # nobody is left to remove it: the next run does
+        assert run(NOVELS, "-o", output).returncode == 0
+        assert ModelFile.open(output).tensors
+        assert [path.name for path in tmp_path.iterdir()] == [output.name]
+    else:
+        assert list(tmp_path.iterdir()) == []
