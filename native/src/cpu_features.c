@@ -17,4 +17,24 @@ bool elutq_cpu_has_avx512(void) {
     return elutq_cpu_has_avx512bw() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+bool elutq_cpu_has_dotprod(void) {
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+}
+
+#elif defined(__aarch64__)
+
+/* Where the system has no such list, what the compiler was told: every Apple CPU of this architecture has it. */
+bool elutq_cpu_has_dotprod(void) {
+#if defined(__ARM_FEATURE_DOTPROD) || defined(__APPLE__)
+    return true;
+#else
+    return false;
+#endif
+}
+
 #endif

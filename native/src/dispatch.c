@@ -14,6 +14,9 @@ static const struct {
     {&elutq_kernels_avx512, elutq_cpu_has_avx512},
     {&elutq_kernels_avx512bw, elutq_cpu_has_avx512bw},
     {&elutq_kernels_avx2, elutq_cpu_has_avx2},
+#elif defined(__aarch64__)
+    {&elutq_kernels_neon_dotprod, elutq_cpu_has_dotprod},
+    {&elutq_kernels_neon, always},
 #endif
     {&elutq_kernels_scalar, always},
 };

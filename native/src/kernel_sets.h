@@ -15,6 +15,10 @@ extern const struct elutq_kernels elutq_kernels_avx512;
 bool elutq_cpu_has_avx2(void);     /* AVX2, FMA, F16C */
 bool elutq_cpu_has_avx512bw(void); /* AVX-512 F, BW, DQ, VL */
 bool elutq_cpu_has_avx512(void);   /* the same with VBMI and VNNI */
+#elif defined(__aarch64__)
+extern const struct elutq_kernels elutq_kernels_neon;         /* what every AArch64 CPU has */
+extern const struct elutq_kernels elutq_kernels_neon_dotprod; /* with SDOT */
+bool elutq_cpu_has_dotprod(void);
 #endif
 
 #endif

@@ -1,0 +1,58 @@
+/* The table look-ups of a decode step with TBL: one block of an HLQ matrix times one token. */
+#ifndef ELUTQ_GEMV_NEON_H
+#define ELUTQ_GEMV_NEON_H
+
+struct row_sums {
+    int16x8_t eight[4]; /* rows 8i .. 8i+7 */
+};
+
+/*
+ * Sums the entries that one plane picks. A cell's low nibbles are rows 0, 8, 1, 9, ..., 7, 15, its high nibbles the same
+ * plus 16. |sum| <= 32 * 127, so 16 bits hold it.
+ *
+ * PICK_COMMENT
+ */
+INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
+    const uint8x16_t nibble = vdupq_n_u8(15);
+    int16x8_t even_0 = vdupq_n_s16(0), odd_0 = even_0, even_16 = even_0, odd_16 = even_0;
+#pragma GCC unroll 8
+    for (uint32_t cell = 0; cell < n_cells; cell++) {
+        uint8x16_t bits = vld1q_u8(plane + 16 * cell);
+        int8x16_t table = vld1q_s8(entries + 16 * cell);
+        int8x16_t rows_0 = vqtbl1q_s8(table, vandq_u8(bits, nibble)), rows_16 = vqtbl1q_s8(table, vshrq_n_u8(bits, 4));
+        even_0 = vaddw_s8(even_0, vget_low_s8(rows_0));
+        odd_0 = vaddw_high_s8(odd_0, rows_0);
+        even_16 = vaddw_s8(even_16, vget_low_s8(rows_16));
+        odd_16 = vaddw_high_s8(odd_16, rows_16);
+    }
+    return (struct row_sums){{vuzp1q_s16(even_0, odd_0), vuzp2q_s16(even_0, odd_0), vuzp1q_s16(even_16, odd_16),
+                              vuzp2q_s16(even_16, odd_16)}};
+}
+
+INLINE float32x4_t four_scales(const uint8_t *block, uint32_t plane, uint32_t row) {
+    return four_halves(vld1_u16((const uint16_t *)block + plane * ELUTQ_TILE_ROWS + row));
+}
+
+INLINE float32x4_t four_sums(const struct row_sums *picked, uint32_t row) {
+    int16x8_t eight = picked->eight[row / 8];
+    return vcvtq_f32_s32(vmovl_s16(row % 8 == 0 ? vget_low_s16(eight) : vget_high_s16(eight)));
+}
+
+INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
+                      float *f) {
+    struct row_sums picked[ELUTQ_HLQ_MAX_BITS];
+    for (uint32_t k = 0; k < bits; k++)
+        picked[k] = sum_plane(block + elutq_scales_bytes(bits) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells);
+#pragma GCC unroll 8
+    for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row += 4) {
+        float32x4_t u = vmulq_f32(four_scales(block, 0, row), four_sums(&picked[0], row));
+        for (uint32_t k = 1; k < bits; k++)
+            u = vfmaq_f32(u, four_scales(block, k, row), four_sums(&picked[k], row));
+        float32x4_t rows = vfmaq_n_f32(vld1q_f32(f + row), four_scales(block, bits, row), sum);
+        vst1q_f32(f + row, vfmaq_n_f32(rows, u, scale));
+    }
+}
+
+#include "hlq_gemv.h"
+
+#endif

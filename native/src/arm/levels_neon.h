@@ -1,0 +1,153 @@
+/*
+ * Prefill with SDOT: the planes of one tile and group become signed 8-bit levels once, in L1, and are then multiplied with
+ * the int8 activations of all tokens. Its definition is gemm_levels in kernels_scalar.c. SDOT takes two signed operands,
+ * so levels are stored as u - 128 and the biases of struct elutq_levels are not needed.
+ */
+#ifndef ELUTQ_LEVELS_NEON_H
+#define ELUTQ_LEVELS_NEON_H
+
+/* Rows of one register of levels, and of the registers that one pass over the activations multiplies. */
+#define QUAD_ROWS 4
+#define STRIP_ROWS (2 * QUAD_ROWS)
+#define TILE_QUADS (ELUTQ_TILE_ROWS / QUAD_ROWS)
+#define CELL_LEVELS (QUAD_ROWS * ELUTQ_CELL_COLUMNS)
+#define MAX_CELLS (128 / ELUTQ_CELL_COLUMNS)
+
+struct tile_levels {
+    float32x4_t step[TILE_QUADS], middle[TILE_QUADS];
+    int8_t levels[ELUTQ_TILE_ROWS / STRIP_ROWS][MAX_CELLS][2 * CELL_LEVELS]; /* [strip][cell][row][column] */
+};
+
+/* The whole steps of four rows, in all four bytes of a lane, and the step and middle of their levels. */
+INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int8x16_t *steps, struct tile_levels *out) {
+    const float32x4_t zero = vdupq_n_f32(0);
+    float32x4_t h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero, best_score = zero, delta = zero, sum = zero;
+    for (uint32_t k = 0; k < bits; k++) {
+        h[k] = four_scales(block, k, QUAD_ROWS * quad);
+        total = vaddq_f32(total, h[k]);
+        best[k] = zero;
+    }
+    const float32x4_t inverse = vdivq_f32(vdupq_n_f32(1), larger(total, vdupq_n_f32(SMALLEST_SCALED)));
+    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
+        const float32x4_t scale = vmulq_n_f32(inverse, ELUTQ_LEVELS_TOP(bits) - (float)trial);
+        float32x4_t rounded[ELUTQ_HLQ_MAX_BITS], hs = zero, ss = zero, this_sum = zero;
+        for (uint32_t k = 0; k < bits; k++) {
+            rounded[k] = vrndnq_f32(vmulq_f32(h[k], scale));
+            hs = vfmaq_f32(hs, h[k], rounded[k]);
+            ss = vfmaq_f32(ss, rounded[k], rounded[k]);
+            this_sum = vaddq_f32(this_sum, rounded[k]);
+        }
+        const float32x4_t score = vdivq_f32(vmulq_f32(hs, hs), ss);
+        const uint32x4_t better = vcgtq_f32(score, best_score);
+        best_score = vbslq_f32(better, score, best_score);
+        delta = vbslq_f32(better, vdivq_f32(hs, ss), delta);
+        sum = vbslq_f32(better, this_sum, sum);
+        for (uint32_t k = 0; k < bits; k++)
+            best[k] = vbslq_f32(better, rounded[k], best[k]);
+    }
+    for (uint32_t k = 0; k < bits; k++)
+        steps[k] = vreinterpretq_s8_s32(vmulq_n_s32(vcvtnq_s32_f32(best[k]), 0x01010101));
+    out->step[quad] = vmulq_n_f32(delta, 2);
+    float32x4_t from_middle = vfmaq_n_f32(vdupq_n_f32(128), sum, -0.5f);
+    out->middle[quad] = vfmaq_f32(four_scales(block, bits, QUAD_ROWS * quad), out->step[quad], from_middle);
+}
+
+/* The bytes of a cell that hold rows r .. r+3 and r+16 .. r+19, each four times, for r = 0, 4, 8, 12. */
+static const uint8_t BYTES_OF_ROWS[4][16] = {
+    {0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6},
+    {8, 8, 8, 8, 10, 10, 10, 10, 12, 12, 12, 12, 14, 14, 14, 14},
+    {1, 1, 1, 1, 3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7},
+    {9, 9, 9, 9, 11, 11, 11, 11, 13, 13, 13, 13, 15, 15, 15, 15},
+};
+
+/* Writes the levels of one block, -128 to 127, and their step and middle: w ~ middle + step * level. */
+INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
+    const uint8x16_t columns_low = vreinterpretq_u8_u32(vdupq_n_u32(0x08040201)), columns_high = vshlq_n_u8(columns_low, 4);
+    const uint8_t *planes = block + elutq_scales_bytes(bits);
+    for (uint32_t quad = 0; quad < TILE_QUADS / 2; quad++) {
+        const uint8x16_t bytes = vld1q_u8(BYTES_OF_ROWS[quad]);
+        int8x16_t steps_low[ELUTQ_HLQ_MAX_BITS], steps_high[ELUTQ_HLQ_MAX_BITS];
+        round_levels(block, bits, quad, steps_low, out);
+        round_levels(block, bits, quad + TILE_QUADS / 2, steps_high, out);
+        for (uint32_t cell = 0; cell < n_cells; cell++) {
+            int8x16_t low = vdupq_n_s8(-128), high = low;
+            for (uint32_t k = 0; k < bits; k++) {
+                uint8x16_t rows = vqtbl1q_u8(vld1q_u8(planes + 16 * ((size_t)k * n_cells + cell)), bytes);
+                low = vaddq_s8(low, vandq_s8(vreinterpretq_s8_u8(vtstq_u8(rows, columns_low)), steps_low[k]));
+                high = vaddq_s8(high, vandq_s8(vreinterpretq_s8_u8(vtstq_u8(rows, columns_high)), steps_high[k]));
+            }
+            vst1q_s8(out->levels[quad / 2][cell] + CELL_LEVELS * (quad % 2), low);
+            vst1q_s8(out->levels[quad / 2 + 2][cell] + CELL_LEVELS * (quad % 2), high);
+        }
+    }
+}
+
+/* Four tokens of a block: one register of activations holds a cell of each. */
+#define FOUR_DOTS(products, levels, x)                                                                                         \
+    do {                                                                                                                       \
+        (products)[0] = vdotq_laneq_s32((products)[0], levels, x, 0);                                                          \
+        (products)[1] = vdotq_laneq_s32((products)[1], levels, x, 1);                                                          \
+        (products)[2] = vdotq_laneq_s32((products)[2], levels, x, 2);                                                          \
+        (products)[3] = vdotq_laneq_s32((products)[3], levels, x, 3);                                                          \
+    } while (0)
+
+/*
+ * One strip of an expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][8 rows] += ... Sixteen sums in registers, four
+ * loads for sixteen SDOT. The integer sums are at most 128 * 128 * 127 in magnitude.
+ */
+INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
+                           const float *scales, const float *sums, uint32_t n_tokens, float *y) {
+    int32x4_t products[2][ELUTQ_LEVELS_TOKENS];
+    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
+        products[0][t] = products[1][t] = vdupq_n_s32(0);
+#pragma GCC unroll 2
+    for (uint32_t cell = 0; cell < n_cells; cell++) {
+        int8x16_t levels_0 = vld1q_s8(tile->levels[strip][cell]), levels_4 = vld1q_s8(tile->levels[strip][cell] + CELL_LEVELS);
+        int8x16_t first = vld1q_s8(values + 32 * cell), second = vld1q_s8(values + 32 * cell + 16);
+        FOUR_DOTS(products[0], levels_0, first);
+        FOUR_DOTS(products[1], levels_4, first);
+        FOUR_DOTS(products[0] + 4, levels_0, second);
+        FOUR_DOTS(products[1] + 4, levels_4, second);
+    }
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
+        if (t >= n_tokens)
+            break;
+        for (uint32_t i = 0; i < 2; i++) {
+            float *f = y + (size_t)t * ELUTQ_CHUNK_STRIDE + QUAD_ROWS * i;
+            float32x4_t rows = vfmaq_n_f32(vld1q_f32(f), tile->middle[2 * strip + i], sums[t]);
+            float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(products[i][t]), tile->step[2 * strip + i]);
+            vst1q_f32(f, vfmaq_n_f32(rows, scaled, scales[t]));
+        }
+    }
+}
+
+INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                              uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
+    const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
+    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
+    struct tile_levels expanded;
+    for (uint32_t tile = 0; tile < n_tiles; tile++, y += ELUTQ_TILE_ROWS) {
+        const uint8_t *block = elutq_chunk_data(matrix, chunk) + tile * elutq_block_bytes(bits, group_size);
+        for (uint32_t t = 0; t < n_tokens; t++)
+            memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
+        for (uint32_t group = 0; group < n_groups; group++, block += n_tiles * elutq_block_bytes(bits, group_size)) {
+            expand_block(block, bits, n_cells, &expanded);
+            for (uint32_t t = 0; t < n_tokens; t += ELUTQ_LEVELS_TOKENS) {
+                const size_t slot = t / ELUTQ_LEVELS_TOKENS, at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
+                const int8_t *values =
+                    levels->values + (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
+                for (uint32_t strip = 0; strip < ELUTQ_TILE_ROWS / STRIP_ROWS; strip++)
+                    multiply_strip(&expanded, strip, n_cells, values, levels->scales + at, levels->sums + at, n_tokens - t,
+                                   y + (size_t)t * ELUTQ_CHUNK_STRIDE + STRIP_ROWS * strip);
+            }
+        }
+    }
+}
+
+KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                        uint32_t chunk, float *y) {
+    ELUTQ_FOR_SHAPE(matrix, gemm_levels_shape, matrix, levels, n_tokens, chunk, y);
+}
+
+#endif

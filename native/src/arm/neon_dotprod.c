@@ -1,0 +1,21 @@
+/* NEON with the dot products of ARMv8.2 (Cortex-A76, Neoverse N1, Apple M1 and later): prefill with SDOT. */
+#if !defined(__ARM_FEATURE_DOTPROD)
+#define ELUTQ_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#include "vec16_neon.h"
+
+#define ELUTQ_TABLE_BIAS 0
+#define ELUTQ_F16_TILE 2
+#include "float_kernels.h"
+#include "hlq_block.h"
+#include "kernel_sets.h"
+#include "gemv_neon.h"
+#include "levels_neon.h"
+
+const struct elutq_kernels elutq_kernels_neon_dotprod = {
+    .name = "neon-dotprod",
+    .gemv = gemv,
+    .build_levels = build_levels,
+    .gemm_levels = gemm_levels,
+    ELUTQ_FLOAT_KERNELS,
+};

@@ -1,0 +1,339 @@
+/*
+ * Holds every kernel set that this build has and this CPU runs against the scalar one, bit for bit, on random inputs that
+ * end at guard pages. The tests in test_kernels.py check more; this program needs no Python, so that it runs under an
+ * emulator of another architecture.
+ *
+ *     kernels_check [SEED [NAME...]]    NAMEs: the sets that must run here, best first; any others are an error
+ *
+ * Prints one line a set and exits 0, or prints the mismatches and exits 1.
+ */
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "half.h"
+#include "hlq_block.h"
+#include "kernel_sets.h"
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+#define MAX_ALLOCATIONS 64
+
+static const struct elutq_kernels *const SCALAR = &elutq_kernels_scalar;
+
+/* ---- what went wrong ---- */
+
+static unsigned n_checks, n_mismatches;
+
+__attribute__((format(printf, 2, 3))) static void check(bool right, const char *format, ...) {
+    n_checks++;
+    if (right || ++n_mismatches > 20)
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    printf("MISMATCH ");
+    vprintf(format, arguments);
+    printf("\n");
+    va_end(arguments);
+}
+
+/* ---- memory that ends at a page no one may touch, at a multiple of 64 bytes where its size allows ---- */
+
+static struct {
+    void *start;
+    size_t n_bytes;
+} allocations[MAX_ALLOCATIONS];
+static unsigned n_allocations;
+
+static void *guarded(size_t n_bytes) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n_bytes + page - 1) / page * page;
+    uint8_t *start = mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED || mprotect(start + body, page, PROT_NONE) != 0 || n_allocations == MAX_ALLOCATIONS) {
+        printf("no memory for a test\n");
+        exit(1);
+    }
+    allocations[n_allocations].start = start;
+    allocations[n_allocations++].n_bytes = body + page;
+    memset(start, 0xA5, body);
+    return start + body - n_bytes;
+}
+
+static void free_guarded(void) {
+    while (n_allocations > 0) {
+        n_allocations--;
+        munmap(allocations[n_allocations].start, allocations[n_allocations].n_bytes);
+    }
+}
+
+/* ---- random inputs ---- */
+
+static uint64_t random_state;
+
+static uint32_t random_bits(void) { /* xorshift64* */
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (uint32_t)((random_state * 0x2545F4914F6CDD1Dull) >> 32);
+}
+
+static float random_float(float low, float high) {
+    return low + (high - low) * ((float)(random_bits() >> 8) * 0x1p-24f);
+}
+
+static float *random_floats(size_t n, float largest) {
+    float *x = guarded(n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = random_float(-largest, largest);
+    return x;
+}
+
+static uint16_t *random_halves(size_t n, float low, float high) {
+    uint16_t *x = guarded(n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = elutq_float_to_half(random_float(low, high));
+    return x;
+}
+
+static struct elutq_matrix random_matrix(uint32_t n_rows, uint32_t n_groups, uint32_t bits, uint32_t group_size) {
+    struct elutq_matrix matrix = {.n_rows = n_rows, .n_columns = n_groups * group_size, .bits = bits, .group_size = group_size};
+    const size_t block_bytes = elutq_block_bytes(bits, group_size), n_blocks = (size_t)elutq_matrix_tiles(&matrix) * n_groups;
+    uint8_t *data = guarded(n_blocks * block_bytes);
+    for (size_t i = 0; i < n_blocks; i++) {
+        uint8_t *block = data + i * block_bytes;
+        for (uint32_t j = 0; j < elutq_scales_bytes(bits) / 2; j++) {
+            bool is_center = j >= bits * ELUTQ_TILE_ROWS, is_zero = random_bits() % 16 == 0;
+            uint16_t half = elutq_float_to_half(is_zero ? 0 : is_center ? random_float(-0.01f, 0.01f) : random_float(0, 0.02f));
+            memcpy(block + 2 * j, &half, sizeof half);
+        }
+        for (size_t j = elutq_scales_bytes(bits); j < block_bytes; j++)
+            block[j] = (uint8_t)random_bits();
+    }
+    matrix.data = data;
+    return matrix;
+}
+
+/* ---- products with HLQ matrices ---- */
+
+static struct elutq_tables tables_of(const struct elutq_kernels *kernels, const float *x, const struct elutq_matrix *matrix) {
+    const uint32_t n_groups = elutq_matrix_groups(matrix);
+    struct elutq_tables tables = {
+        .entries = guarded((size_t)matrix->n_columns / ELUTQ_CELL_COLUMNS * 16),
+        .scales = guarded(n_groups * sizeof(float)),
+        .sums = guarded(n_groups * sizeof(float)),
+    };
+    kernels->build_tables(x, matrix->group_size, 0, 1, &tables);
+    kernels->build_tables(x, matrix->group_size, 1, n_groups, &tables);
+    return tables;
+}
+
+/* y[chunks][256] of one token. */
+static float *gemv(const struct elutq_kernels *kernels, const struct elutq_matrix *matrix, const float *x) {
+    const struct elutq_tables tables = tables_of(kernels, x, matrix);
+    const uint32_t n_rows = elutq_matrix_tiles(matrix) * ELUTQ_TILE_ROWS;
+    float *y = guarded(n_rows * sizeof *y);
+    for (uint32_t chunk = 0; chunk < elutq_matrix_chunks(matrix); chunk++)
+        kernels->gemv(matrix, &tables, chunk, y + (size_t)chunk * ELUTQ_CHUNK_ROWS);
+    return y;
+}
+
+static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
+    struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
+    float *x = random_floats(matrix.n_columns, 1);
+    for (uint32_t i = 0; i < group_size / 2; i++)
+        x[i] *= 100;
+    const float *expected = gemv(SCALAR, &matrix, x), *found = gemv(kernels, &matrix, x);
+    for (uint32_t row = 0; row < elutq_matrix_tiles(&matrix) * ELUTQ_TILE_ROWS; row++)
+        check(memcmp(&expected[row], &found[row], sizeof *found) == 0,
+              "%s gemv %u rows, %u bits, group size %u: row %u is %a, scalar has %a", kernels->name, n_rows, bits, group_size,
+              row, found[row], expected[row]);
+
+    /* One bit of one plane changes its row and no other: the comparison above is not one of zeros with zeros. */
+    const uint32_t row = random_bits() % n_rows, chunk = row / ELUTQ_CHUNK_ROWS, in_tile = row % ELUTQ_TILE_ROWS;
+    uint8_t *block = (uint8_t *)elutq_chunk_data(&matrix, chunk) +
+                     row % ELUTQ_CHUNK_ROWS / ELUTQ_TILE_ROWS * elutq_block_bytes(bits, group_size);
+    const uint16_t one = elutq_float_to_half(1);
+    memcpy(block + 2 * in_tile, &one, sizeof one);
+    const float *before = gemv(kernels, &matrix, x);
+    block[elutq_scales_bytes(bits) + elutq_cell_byte(in_tile)] ^= (uint8_t)(1u << elutq_cell_shift(in_tile));
+    const float *after = gemv(kernels, &matrix, x);
+    for (uint32_t i = 0; i < n_rows; i++)
+        check((before[i] != after[i]) == (i == row), "%s gemv %u rows, %u bits, group size %u: row %u after row %u changed",
+              kernels->name, n_rows, bits, group_size, i, row);
+    free_guarded();
+}
+
+static float *gemm_levels(const struct elutq_kernels *kernels, const struct elutq_matrix *matrix, const float *x,
+                          uint32_t n_tokens) {
+    const size_t padded = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS * ELUTQ_LEVELS_TOKENS;
+    const size_t n_scales = padded * elutq_matrix_groups(matrix), n_chunks = elutq_matrix_chunks(matrix);
+    struct elutq_levels levels = {
+        .values = guarded(padded * matrix->n_columns),
+        .scales = guarded(n_scales * sizeof(float)),
+        .sums = guarded(n_scales * sizeof(float)),
+        .biases = guarded(n_scales * sizeof(int32_t)),
+    };
+    memset(levels.values, 0, padded * matrix->n_columns);
+    memset(levels.scales, 0, n_scales * sizeof(float));
+    memset(levels.sums, 0, n_scales * sizeof(float));
+    memset(levels.biases, 0, n_scales * sizeof(int32_t));
+    for (uint32_t token = 0; token < n_tokens; token++)
+        kernels->build_levels(x + (size_t)token * matrix->n_columns, matrix->n_columns, matrix->group_size, token, &levels);
+    const size_t chunk_floats = (size_t)n_tokens * ELUTQ_CHUNK_STRIDE;
+    float *y = guarded(n_chunks * chunk_floats * sizeof *y);
+    memset(y, 0, n_chunks * chunk_floats * sizeof *y);
+    for (uint32_t chunk = 0; chunk < n_chunks; chunk++)
+        kernels->gemm_levels(matrix, &levels, n_tokens, chunk, y + chunk * chunk_floats);
+    return y;
+}
+
+static void check_gemm_levels(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
+    static const uint32_t TOKENS[] = {1, 4, 8, 13};
+    for (size_t i = 0; i < COUNT(TOKENS); i++) {
+        const uint32_t n_tokens = TOKENS[i];
+        struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
+        const float *x = random_floats((size_t)n_tokens * matrix.n_columns, 2);
+        const float *expected = gemm_levels(SCALAR, &matrix, x, n_tokens), *found = gemm_levels(kernels, &matrix, x, n_tokens);
+        const size_t n = (size_t)n_tokens * ELUTQ_CHUNK_STRIDE * elutq_matrix_chunks(&matrix);
+        for (size_t at = 0; at < n; at++)
+            check(memcmp(&expected[at], &found[at], sizeof *found) == 0,
+                  "%s gemm_levels %u rows, %u bits, group size %u, %u tokens: y[%zu] is %a, scalar has %a", kernels->name,
+                  n_rows, bits, group_size, n_tokens, at, found[at], expected[at]);
+        free_guarded();
+    }
+}
+
+/* ---- the float kernels ---- */
+
+static void check_floats(const char *set, const char *kernel, const float *found, const float *expected, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        check(memcmp(&found[i], &expected[i], sizeof *found) == 0, "%s %s, n = %zu: [%zu] is %a, scalar has %a", set, kernel, n,
+              i, found[i], expected[i]);
+}
+
+/*
+ * Sets hold different numbers of sums in registers, so the order of additions differs: each of the two results is within
+ * (n + 1) ulp of sum |w x| of the exact one.
+ */
+static void check_gemm_f16(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens) {
+    struct elutq_matrix matrix = {.n_rows = n_rows, .n_columns = n_columns, .bits = 16};
+    matrix.data = (const uint8_t *)random_halves((size_t)n_rows * n_columns, -2, 2);
+    const float *x = random_floats((size_t)n_tokens * n_columns, 1);
+    const float bound = 2 * (float)(n_columns + 1) * 0x1p-24f * 2 * (float)n_columns;
+    for (uint32_t chunk = 0; chunk < elutq_matrix_chunks(&matrix); chunk++) {
+        const uint32_t left = n_rows - chunk * ELUTQ_CHUNK_ROWS, rows = left < ELUTQ_CHUNK_ROWS ? left : ELUTQ_CHUNK_ROWS;
+        const size_t n = (size_t)(n_tokens - 1) * ELUTQ_CHUNK_STRIDE + rows;
+        float *expected = guarded(n * sizeof *expected), *found = guarded(n * sizeof *found);
+        SCALAR->gemm_f16(&matrix, x, n_columns, n_tokens, chunk, expected);
+        kernels->gemm_f16(&matrix, x, n_columns, n_tokens, chunk, found);
+        for (size_t i = 0; i < n; i++)
+            if (i % ELUTQ_CHUNK_STRIDE < rows)
+                check(fabsf(found[i] - expected[i]) <= bound, "%s gemm_f16 %u x %u, %u tokens: [%zu] is %a, scalar has %a",
+                      kernels->name, n_rows, n_columns, n_tokens, i, found[i], expected[i]);
+    }
+    free_guarded();
+}
+
+/* Runs one statement with kernels `set` = scalar into `expected`, then with the set under test into `found`. */
+#define COMPARE(kernel, n_results, statement)                                                                                  \
+    do {                                                                                                                       \
+        const size_t n_floats = (n_results);                                                                                   \
+        float *expected = guarded(n_floats * sizeof *expected), *found = guarded(n_floats * sizeof *found), *y = expected;     \
+        const struct elutq_kernels *set = SCALAR;                                                                              \
+        memset(expected, 0, n_floats * sizeof *expected);                                                                      \
+        memset(found, 0, n_floats * sizeof *found);                                                                            \
+        statement;                                                                                                             \
+        set = kernels, y = found;                                                                                              \
+        statement;                                                                                                             \
+        check_floats(kernels->name, kernel, found, expected, n_floats);                                                        \
+    } while (0)
+
+static void check_elementwise(const struct elutq_kernels *kernels, uint32_t n) {
+    const float *a = random_floats(n, 3), *b = random_floats(n, 200), *c = random_floats(n, 1), *d = random_floats(n, 1);
+    COMPARE("rms_scale", 1, y[0] = set->rms_scale(a, n, 1e-5f));
+    COMPARE("scale_by", n, set->scale_by(a, 0.7f, b, n, y));
+    COMPARE("swiglu", n, set->swiglu(b, a, n, y));
+    COMPARE("add", n, (memcpy(y, a, n * sizeof *y), set->add(b, n, y)));
+    if (n % 2 == 0)
+        COMPARE("rope", n, (memcpy(y, a, n * sizeof *y), set->rope(y, c, d, n)));
+    free_guarded();
+}
+
+/* Every half, the floats next to it and between it and the next, and what is too large, too small and not a number. */
+static void check_to_f16(const struct elutq_kernels *kernels) {
+    enum { CHUNK = 63 };
+    float x[CHUNK];
+    uint16_t expected[CHUNK], found[CHUNK];
+    for (uint32_t half = 0; half < 65536; half += CHUNK / 3) {
+        for (uint32_t i = 0; i < CHUNK / 3; i++) {
+            float value = elutq_half_to_float((uint16_t)(half + i)), next = elutq_half_to_float((uint16_t)(half + i + 1));
+            x[3 * i] = value;
+            x[3 * i + 1] = nextafterf(value, INFINITY);
+            x[3 * i + 2] = i % 2 ? value / 2 + next / 2 : value * 0x1p14f;
+        }
+        SCALAR->to_f16(x, CHUNK, expected);
+        kernels->to_f16(x, CHUNK, found);
+        for (uint32_t i = 0; i < CHUNK; i++)
+            check(found[i] == expected[i], "%s to_f16 of %a is %04x, scalar has %04x", kernels->name, x[i], found[i],
+                  expected[i]);
+    }
+}
+
+static void check_attend(const struct elutq_kernels *kernels, uint32_t n_queries, uint32_t n_keys, uint32_t head_dim) {
+    const float *queries = random_floats((size_t)n_queries * head_dim, 2);
+    const uint16_t *keys = random_halves((size_t)n_keys * head_dim, -3, 3);
+    const uint16_t *values = random_halves((size_t)n_keys * head_dim, -1, 1);
+    float *scores = guarded((size_t)n_queries * n_keys * sizeof *scores);
+    COMPARE("attend", (size_t)n_queries * head_dim,
+            set->attend(queries, n_queries, keys, values, n_keys, head_dim, 0.2f, scores, y));
+    free_guarded();
+}
+
+/* ---- ---- */
+
+static void check_set(const struct elutq_kernels *kernels) {
+    static const uint32_t ROWS[] = {1, 31, 33, 64, 256, 300}, LENGTHS[] = {1, 2, 15, 16, 17, 34, 64, 100};
+    static const uint32_t F16[][3] = {{1, 1, 1}, {5, 16, 4}, {7, 40, 7}, {259, 40, 3}, {20, 192, 9}};
+    static const uint32_t ATTEND[][3] = {{1, 1, 8}, {3, 16, 20}, {1, 37, 64}, {4, 50, 128}};
+    for (uint32_t bits = ELUTQ_HLQ_MIN_BITS; bits <= ELUTQ_HLQ_MAX_BITS; bits++)
+        for (uint32_t group_size = 32; group_size <= 128; group_size *= 2)
+            for (size_t i = 0; i < COUNT(ROWS); i++) {
+                check_gemv(kernels, ROWS[i], bits, group_size);
+                if (kernels->gemm_levels != NULL)
+                    check_gemm_levels(kernels, ROWS[i], bits, group_size);
+            }
+    for (size_t i = 0; i < COUNT(F16); i++)
+        check_gemm_f16(kernels, F16[i][0], F16[i][1], F16[i][2]);
+    for (size_t i = 0; i < COUNT(LENGTHS); i++)
+        check_elementwise(kernels, LENGTHS[i]);
+    for (size_t i = 0; i < COUNT(ATTEND); i++)
+        check_attend(kernels, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2]);
+    check_to_f16(kernels);
+}
+
+int main(int n_arguments, char **arguments) {
+    const uint64_t seed = n_arguments > 1 ? strtoull(arguments[1], NULL, 10) : 1;
+    random_state = seed * 0x9E3779B97F4A7C15ull + 1;
+    int n_run = 0;
+    for (unsigned i = 0; elutq_kernels_at(i) != NULL; i++) {
+        const struct elutq_kernels *kernels = elutq_kernels_at(i);
+        if (!elutq_kernels_supported(kernels))
+            continue;
+        if (n_arguments > 2)
+            check(2 + n_run < n_arguments && strcmp(arguments[2 + n_run], kernels->name) == 0,
+                  "%s runs here, which was not expected at this place", kernels->name);
+        n_run++;
+        const unsigned checks_before = n_checks, mismatches_before = n_mismatches;
+        check_set(kernels);
+        printf("%-14s %u checks, %u mismatches, seed %" PRIu64 "\n", kernels->name, n_checks - checks_before,
+               n_mismatches - mismatches_before, seed);
+    }
+    if (n_arguments > 2)
+        check(n_run == n_arguments - 2, "%d kernel sets run here, %d were expected", n_run, n_arguments - 2);
+    return n_mismatches == 0 ? 0 : 1;
+}
