@@ -1,35 +1,51 @@
-"""`elutq run`: generate text from a model file."""
+"""`elutq run`: continue a text, answer a question, or chat."""
 
 from __future__ import annotations
 
 import json
-import resource
+import os
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elutq_cli.pipeline.blas import configure_blas
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
-    from elutq_cli.generation import Generation
-    from elutq_native import Session
+    from elutq_cli.generation import ChatTemplate, GeneratedToken, LanguageModel, SamplingOptions, TextOptions
+
+DEFAULT_N_PREDICT = 128
+"""Tokens of a plain text, which has no end of its own."""
+
+INTERRUPTED = 130
+
+HOW_TO_PROMPT = "give a prompt, either with -p TEXT (- for stdin) or with -f FILE"
 
 
 def run_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of elutq.")],
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue; - reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the prompt from a UTF-8 file.")] = None,
+    system_prompt: Annotated[
+        str | None,
+        typer.Option("-sys", "--system-prompt", help="The message of the system, before the first."),
+    ] = None,
     n_predict: Annotated[
-        int, typer.Option("-n", "--n-predict", help="Tokens to generate; -1: until the context is full.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            "-n", "--n-predict", help="Tokens at most; -1: no limit. Default: 128 for plain text, no limit for a reply."
+        ),
+    ] = None,
     ctx_size: Annotated[
-        int | None, typer.Option("-c", "--ctx-size", help="Context in tokens; default: what the prompt and -n need.")
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Context in tokens; default: what is needed, or fits into memory."),
     ] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
-    seed: Annotated[int, typer.Option("-s", "--seed", help="Seed of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option("-s", "--seed", help="Seed of the sampler: the same seed, the same text.")] = 0,
     temp: Annotated[float, typer.Option(help="Temperature; 0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 40,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")] = 0.95,
@@ -40,22 +56,37 @@ def run_command(
     frequency_penalty: Annotated[float, typer.Option(help="The same, for each occurrence; 0: off.")] = 0.0,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the text; may be given again.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of text.")] = False,
+    conversation: Annotated[
+        bool | None,
+        typer.Option("-cnv/-no-cnv", help="Chat, or one answer. Default: chat on a terminal without -p and -f."),
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Jinja chat template (a file, or its source) instead of the model's own."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template: the prompt is plain text.")] = False,
+    logprobs: Annotated[
+        int | None, typer.Option(help="Report each token's log-probability, and those of the N likeliest.", min=0)
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the prompt as the model gets it.")] = False,
 ) -> None:
-    """Continue a prompt. Text goes to stdout as it is generated, statistics to stderr.
+    """Continue a text, answer a question, or chat.
+
+    With a chat template in the file the prompt is a message; without one, or with --raw, it is a text to continue.
+    The text goes to stdout as it is made, statistics go to stderr.
 
     Example: elutq run model.gguf -p "It was a dark night, and" -n 64 --temp 0
     """
-    text = read_prompt(prompt, file)
-    if n_predict < -1:
-        raise ElutqError(f"-n is {n_predict}: give a number of tokens, or -1 to go on until the context is full")
-    start = time.perf_counter()
-    from elutq_cli.generation import Generation, Sampler, SamplingOptions, generate
-    from elutq_formats.model_file import ModelFile
-    from elutq_formats.tokenizer import Tokenizer
-    from elutq_native import Model
+    configure_blas(1)
+    begin = time.perf_counter()
+    from elutq_cli.api import load
+    from elutq_cli.generation import SamplingOptions, TextOptions
+    from elutq_cli.generation.terminal import prepare_stream
 
-    options = SamplingOptions(
+    if raw and (chat_template is not None or system_prompt is not None):
+        raise ElutqError("--raw means no chat template: leave out --chat-template and -sys")
+    sampling = SamplingOptions(
         repeat_penalty=repeat_penalty,
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
@@ -66,96 +97,154 @@ def run_command(
         temp=temp,
         seed=seed,
     )
-    model_file = ModelFile.open(model)
-    tokenizer = Tokenizer.from_json(model_file.tokenizer_json, model_file.config)
-    tokens = tokenizer.encode(text, add_special_tokens=True)
-    context = choose_context(ctx_size, len(tokens), n_predict, model_file.config.max_position_embeddings)
-    with Model(model) as native, native.session(context, threads) as session:
-        load_seconds = time.perf_counter() - start
-        generation = Generation()
-        pieces = []
-        for token in generate(
-            session, tokenizer, tokens, Sampler(options), n_predict, generation, stop or (), ignore_eos
-        ):
-            pieces.append(token.text)
-            if not json_output:
-                print(token.text, end="", flush=True)
-        if not json_output:
-            print()
-        statistics = summarize(generation, session, load_seconds)
+    options = TextOptions(-1 if n_predict is None else n_predict, tuple(stop or ()), ignore_eos, logprobs)
+    prepare_stream(sys.stdout)
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not json_output and logprobs is None
+    given = prompt is not None or file is not None
+    chatting = at_terminal and (not given if conversation is None else conversation)
+    text = read_prompt(prompt, file) if given or not chatting else None
+    with load(model, threads=threads) as language_model:
+        template = None if raw else choose_template(language_model, chat_template)
+        if template is None and not raw and (chatting or system_prompt is not None):
+            raise ElutqError(
+                f"{model} has no chat template: give one (--chat-template FILE), or use --raw for plain text"
+            )
+        if chatting:
+            chat(language_model, template, system_prompt, text, ctx_size, sampling, options)
+            return
+        if text is None:
+            raise ElutqError(HOW_TO_PROMPT)
+        messages = [("system", system_prompt), ("user", text)]
+        if template is not None:
+            text = template.render([{"role": role, "content": part} for role, part in messages if part is not None])
+        if n_predict is None and template is None:
+            options = replace(options, n_predict=DEFAULT_N_PREDICT)
+        tokens = language_model.tokenizer.encode(text, add_special_tokens=template is None)
+        if verbose:
+            print(f"{text}\n{tokens}\n", file=sys.stderr)
+        one_shot(language_model, tokens, ctx_size, sampling, options, json_output, begin)
+
+
+def chat(
+    model: LanguageModel,
+    template: ChatTemplate | None,
+    system_prompt: str | None,
+    first: str | None,
+    ctx_size: int | None,
+    sampling: SamplingOptions,
+    options: TextOptions,
+) -> None:
+    """Chat at a terminal."""
+    from elutq_cli.generation import Conversation, Sampler
+    from elutq_cli.generation.terminal import Chat
+
+    model.start(ctx_size)
+    Chat(Conversation(model, template, system_prompt), Sampler(sampling), options).run(first)
+
+
+def one_shot(
+    model: LanguageModel,
+    tokens: list[int],
+    ctx_size: int | None,
+    sampling: SamplingOptions,
+    options: TextOptions,
+    json_output: bool,
+    begin: float,
+) -> None:
+    """Make one text, and report its statistics: on stderr, or all in one JSON object on stdout.
+
+    Raises:
+        typer.Exit: the text was interrupted.
+    """
+    from elutq_cli.api import generate
+    from elutq_cli.generation.context import choose_context
+    from elutq_cli.generation.statistics import describe_statistics, summarize
+    from elutq_cli.generation.terminal import stream_text
+
+    model.start(choose_context(ctx_size, len(tokens), options.n_predict, model.native.context_length))
+    load_seconds = time.perf_counter() - begin
+    generation = generate(model, tokens, **asdict(options), **asdict(sampling))
+    made = stream_text(generation, quiet=json_output)
+    statistics = summarize(generation, model, load_seconds)
     if json_output:
-        print(json.dumps({"text": "".join(pieces), "tokens": generation.tokens} | statistics))
+        result = {"text": generation.text, "tokens": generation.tokens} | statistics
+        print(
+            json.dumps(result | ({} if options.logprobs is None else {"logprobs": [asdict(token) for token in made]}))
+        )
     else:
-        print_statistics(statistics)
+        print_logprobs(made)
+        print(f"\n{describe_statistics(statistics)}", file=sys.stderr)
+    if generation.finish_reason == "cancelled":
+        raise typer.Exit(INTERRUPTED)
+
+
+def print_logprobs(tokens: list[GeneratedToken]) -> None:
+    """Print the log-probability of each token, where it was asked for, and its alternatives, to stderr."""
+    for token in tokens:
+        if token.logprob is not None:
+            others = "  ".join(f"{other.text!r} {other.logprob:.3f}" for other in token.alternatives)
+            print(f"{token.token_id:>7} {token.logprob:>8.3f}  {token.text!r:16} {others}".rstrip(), file=sys.stderr)
+
+
+def choose_template(model: LanguageModel, source: str | None) -> ChatTemplate | None:
+    """Return the template that was asked for, else the model's own.
+
+    Args:
+        model: whose special tokens the template uses.
+        source: a file, or Jinja itself, which has a brace in it.
+
+    Raises:
+        ElutqError: the file cannot be read, or the template is not valid.
+    """
+    from elutq_cli.generation import ChatTemplate
+
+    if source is None:
+        return model.chat_template
+    if "{" not in source:
+        source = read_text(Path(source))
+    return ChatTemplate.for_tokenizer(source, model.tokenizer)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """Returns the prompt's text.
+    """Return the prompt's text: as given, or from a file, or from stdin when it is not a terminal.
 
     Raises:
-        ElutqError: There is none, it is empty, or it cannot be read.
+        ElutqError: there is none, it is empty, or it cannot be read.
     """
-    if (prompt is None) == (file is None):
-        raise ElutqError("give a prompt, either with -p TEXT (- for stdin) or with -f FILE")
-    try:
-        text = sys.stdin.read() if prompt == "-" else file.read_text("utf-8") if file is not None else prompt
-    except OSError as error:
-        raise ElutqError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ElutqError(f"the prompt is not UTF-8 text (byte {error.start}): convert it first") from error
+    if prompt is not None and file is not None:
+        raise ElutqError("give one prompt, with -p TEXT or with -f FILE")
+    if file is not None:
+        text = read_text(file)
+    elif prompt not in (None, "-"):
+        text = decode(os.fsencode(prompt or ""))
+    elif prompt is None and sys.stdin.isatty():
+        raise ElutqError(HOW_TO_PROMPT)
+    else:
+        text = decode(sys.stdin.buffer.read())
     if not text:
         raise ElutqError("the prompt is empty: give some text to continue")
     return text
 
 
-def choose_context(ctx_size: int | None, n_prompt: int, n_predict: int, maximum: int) -> int:
-    """Returns the context size: as asked for, else what the prompt and the text to come need.
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file.
 
     Raises:
-        ElutqError: The prompt is empty or does not fit, or the context is larger than the model's.
+        ElutqError: it cannot be read.
     """
-    if n_prompt == 0:
-        raise ElutqError("the prompt has no tokens: give some text to continue")
-    if ctx_size is None:
-        ctx_size = maximum if n_predict < 0 else min(maximum, n_prompt + n_predict)
-    if not 1 <= ctx_size <= maximum:
-        raise ElutqError(f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}")
-    if n_prompt > ctx_size:
-        raise ElutqError(
-            f"the prompt has {n_prompt} tokens, the context holds {ctx_size}: shorten the prompt"
-            + (f" or raise -c (the model allows {maximum})" if ctx_size < maximum else "")
-        )
-    return ctx_size
+    try:
+        return decode(path.read_bytes(), f"{path}: ")
+    except OSError as error:
+        raise ElutqError(f"cannot read {path}: {error.strerror}") from error
 
 
-def summarize(generation: Generation, session: Session, load_seconds: float) -> dict[str, int | float | str]:
-    """Returns what ``--json`` reports beside the text; times in seconds, sizes in bytes."""
-    info = session.model.info
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "finish_reason": generation.finish_reason,
-        "n_prompt": generation.prompt_tokens,
-        "n_gen": len(generation.tokens),
-        "load_seconds": load_seconds,
-        "prompt_seconds": generation.prompt_seconds,
-        "prompt_tokens_per_second": generation.prompt_tokens_per_second,
-        "generation_seconds": generation.seconds,
-        "generation_tokens_per_second": generation.tokens_per_second,
-        "peak_rss": peak if sys.platform == "darwin" else 1024 * peak,
-        "ctx_size": session.context_size,
-        "kv_bytes": session.context_size * info.kv_bytes_per_token,
-        "n_threads": session.threads,
-        "isa": info.isa,
-    }
+def decode(text: bytes, subject: str = "the prompt: ") -> str:
+    """Decode UTF-8.
 
-
-def print_statistics(statistics: dict[str, int | float | str]) -> None:
-    """Prints the statistics for a reader, on stderr."""
-    print(
-        "\nload {load_seconds:.2f} s | prompt {n_prompt} tokens, {prompt_tokens_per_second:.1f}/s | "
-        "generated {n_gen} tokens, {generation_tokens_per_second:.1f}/s | ".format(**statistics)
-        + f"context {statistics['ctx_size']} tokens, KV cache {float(statistics['kv_bytes']) / 1e6:.1f} MB | "
-        + f"peak memory {float(statistics['peak_rss']) / 1e6:.0f} MB | {statistics['isa']}, "
-        + f"{statistics['n_threads']} threads",
-        file=sys.stderr,
-    )
+    Raises:
+        ElutqError: it is not.
+    """
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ElutqError(f"{subject}not UTF-8 text (byte {error.start}): convert it first") from error

@@ -69,9 +69,14 @@ class Sampler:
         Args:
             logits: (vocab_size,) float32; not changed.
             history: Tokens of the context so far, oldest first; the penalties look at its end.
+
+        Raises:
+            ElutqError: The largest logit is not finite, as damaged weights make it.
         """
         options = self.options
         logits = self._penalised(logits, history)
+        if not np.isfinite(logits.max()):
+            raise ElutqError("the logits are not finite: the weights are damaged; make the model again")
         if options.temp == 0:
             return int(np.argmax(logits))
         kept = self._likeliest(logits)
@@ -98,7 +103,7 @@ class Sampler:
         times = np.fromiter(counts.values(), np.float32)
         values = logits[tokens]
         values = np.where(values > 0, values / options.repeat_penalty, values * options.repeat_penalty)
-        penalised = logits.copy()
+        penalised: NDArray[np.float32] = logits.copy()
         penalised[tokens] = values - options.presence_penalty - options.frequency_penalty * times
         return penalised
 
@@ -111,6 +116,12 @@ class Sampler:
             candidates = np.flatnonzero(logits >= threshold)
         order = np.argsort(-logits[candidates], kind="stable")
         return candidates[order][: k or None]
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns the natural logarithm of the softmax of (vocab_size,) logits."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input: one line on stderr, exit 2, no traceback, nothing on stdout, no file left behind."""
+"""Bad input of every kind: one line on stderr, exit 2, no traceback, nothing on stdout, no file left behind."""
 
 import json
 import os

@@ -1,0 +1,148 @@
+"""The Python interface: three functions, which the command line uses too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from elutq_cli.generation import Generation, LanguageModel, Message
+    from elutq_cli.pipeline.quantize import Summary
+    from elutq_cli.pipeline.recipe import Recipe
+
+PathLike = str | os.PathLike[str]
+
+
+def load(path: PathLike, *, ctx_size: int | None = None, threads: int | None = None) -> LanguageModel:
+    """Open a model file.
+
+    Args:
+        path: a file that ``quantize`` made.
+        ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
+        threads: threads; None: one for each physical core this process may use.
+
+    Returns:
+        The model: a context manager, for one text at a time, in one thread at a time.
+
+    Raises:
+        ElutqError: the file is damaged or not one of elutq, or the context is impossible.
+        NativeError: the C runtime refuses the file.
+    """
+    from elutq_cli.generation import LanguageModel
+
+    return LanguageModel(path, ctx_size=ctx_size, threads=threads)
+
+
+def generate(
+    model: LanguageModel,
+    prompt: str | Sequence[int] | Sequence[Message],
+    n_predict: int = -1,
+    *,
+    temp: float = 0.8,
+    top_k: int = 40,
+    top_p: float = 0.95,
+    min_p: float = 0.05,
+    repeat_penalty: float = 1.0,
+    repeat_last_n: int = 64,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    logprobs: int | None = None,
+) -> Generation:
+    """Continue a text or a conversation. Nothing is computed before the result is iterated over or read.
+
+    The same file, seed, options and instruction set give the same text, with any number of threads, when the context
+    begins empty; what the context holds already is not computed again.
+
+    Args:
+        model: from ``load``.
+        prompt: a text (the tokenizer adds its BOS), token ids (taken as they are), or messages, for a model with a chat
+            template.
+        n_predict: tokens to generate at most; -1: until the context is full.
+        temp: temperature; 0 takes the likeliest token.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens until their probabilities reach p; 1 keeps all.
+        min_p: drop tokens less likely than min_p times the likeliest; 0 drops none.
+        repeat_penalty: divides positive logits of recent tokens and multiplies negative ones; 1 is off.
+        repeat_last_n: how many tokens the penalties look back; -1: all.
+        presence_penalty: taken off the logit of every recent token; 0 is off.
+        frequency_penalty: taken off once for each time it occurs; 0 is off.
+        seed: of the draws.
+        stop: strings that end the text; neither they nor what follows them is handed out.
+        ignore_eos: go on past the model's end-of-text tokens.
+        logprobs: report each token's probability, and those of so many of the likeliest; None: do not.
+
+    Returns:
+        An iterator over tokens, each with the text it completes; ``read()`` returns the whole text. Statistics are its
+        attributes.
+
+    Raises:
+        ElutqError: an option is out of range, the prompt is empty or longer than the context, or the model has no chat
+            template.
+    """
+    from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
+
+    options = SamplingOptions(
+        repeat_penalty=repeat_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repeat_last_n=repeat_last_n,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        temp=temp,
+        seed=seed,
+    )
+    ending = TextOptions(n_predict, tuple(stop), ignore_eos, logprobs)
+    return Generation(model, model.encode(prompt), Sampler(options), ending)
+
+
+def quantize(
+    checkpoint: PathLike,
+    output: PathLike,
+    recipe: Recipe | None = None,
+    *,
+    calibration: PathLike | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    advance: Callable[[int], None] = lambda n_weights: None,
+) -> Summary:
+    """Quantize a checkpoint folder to a model file.
+
+    Args:
+        checkpoint: a Hugging Face checkpoint folder with safetensors weights.
+        output: the file to make; it appears whole or not at all.
+        recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
+        calibration: UTF-8 text to calibrate on; None: the weights alone are fitted.
+        threads: threads; None: one for each physical core this process may use.
+        force: replace the output if it is there.
+        advance: called with the number of weights just done.
+
+    Returns:
+        Bits per weight, size, time and the error of each matrix.
+
+    Raises:
+        ElutqError: the input is wrong or the disk refuses; then there is no output.
+        NativeError: the threads cannot be started.
+    """
+    from elutq_cli.pipeline.backend import NativeBackend
+    from elutq_cli.pipeline.calibrate import CalibrationText
+    from elutq_cli.pipeline.quantize import quantize as run_pipeline
+    from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.checkpoint import Checkpoint
+    from elutq_formats.tokenizer import Tokenizer
+
+    recipe = recipe or Recipe()
+    with ExitStack() as stack:
+        source = stack.enter_context(Checkpoint.open(Path(checkpoint)))
+        text = None
+        if calibration is not None:
+            tokenizer = Tokenizer.from_json(source.tokenizer_json, source.config)
+            text = CalibrationText.read(Path(calibration), tokenizer, source.config, recipe)
+        backend = stack.enter_context(NativeBackend(threads))
+        return run_pipeline(source, Path(output), recipe, text, backend, force, advance)

@@ -1,0 +1,119 @@
+"""How long a context may be: the memory of this machine against the bytes of the KV cache."""
+
+import os
+from pathlib import Path
+
+from elutq_formats.errors import ElutqError
+
+STEP = 256
+"""Contexts that are fitted to memory are multiples of this many tokens, where there is room for one."""
+
+FLOOR = 512
+"""The shortest context that is tried when memory is short: less is of no use in a conversation."""
+
+SHARE = 2
+"""A fitted KV cache takes at most one part in so many of the memory that the weights leave."""
+
+
+class ContextOverflowError(ElutqError):
+    """A prompt is longer than the context.
+
+    Attributes:
+        n_tokens: of the prompt.
+        ctx_size: tokens that the context holds.
+    """
+
+    def __init__(self, n_tokens: int, ctx_size: int, maximum: int) -> None:
+        """Describe it; maximum is the largest context that the model allows."""
+        advice = f" or raise -c (the model allows {maximum})" if ctx_size < maximum else ""
+        super().__init__(f"the prompt has {n_tokens} tokens, the context holds {ctx_size}: shorten the prompt{advice}")
+        self.n_tokens = n_tokens
+        self.ctx_size = ctx_size
+
+
+def available_memory() -> int | None:
+    """Return the bytes that can be had without swapping, this process's cgroup respected; None where unknown."""
+    found = [amount for amount in (_meminfo(), _cgroup()) if amount is not None]
+    return min(found, default=None)
+
+
+def fit_context(maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: int | None) -> int:
+    """Return the longest context whose KV cache leaves room for the weights and for other programs.
+
+    Args:
+        maximum: tokens that the model was trained for.
+        kv_bytes_per_token: of all layers.
+        file_bytes: the weights, which are mapped and want to stay in memory.
+        memory: bytes available; None: unknown, and the model's own maximum is used.
+    """
+    if memory is None:
+        return maximum
+    tokens = max(0, memory - file_bytes) // SHARE // kv_bytes_per_token
+    tokens = max(tokens // STEP * STEP, FLOOR)
+    return min(tokens, maximum)
+
+
+def check_context(ctx_size: int, maximum: int, kv_bytes_per_token: int, memory: int | None) -> None:
+    """Refuse a context that the model or the machine cannot hold, before anything is allocated.
+
+    Raises:
+        ElutqError: it is out of range, or its KV cache is larger than the memory available.
+    """
+    if not 1 <= ctx_size <= maximum:
+        raise ElutqError(f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}: change -c")
+    needed = ctx_size * kv_bytes_per_token
+    if memory is not None and needed > memory:
+        raise ElutqError(
+            f"a context of {ctx_size} tokens needs {needed / 1e9:.2f} GB for keys and values, and only "
+            f"{memory / 1e9:.2f} GB are available: use -c {max(1, memory // 2 // kv_bytes_per_token)} or less"
+        )
+
+
+def choose_context(ctx_size: int | None, n_prompt: int, n_predict: int, maximum: int) -> int | None:
+    """Return the context for one text: as asked for, else what the prompt and the text to come need.
+
+    Args:
+        ctx_size: tokens asked for, or None.
+        n_prompt: tokens of the prompt.
+        n_predict: tokens to come; -1: as many as there is room for.
+        maximum: tokens that the model was trained for.
+
+    Returns:
+        A number of tokens, or None: what fits into memory.
+
+    Raises:
+        ElutqError: the prompt has no tokens.
+    """
+    if n_prompt == 0:
+        raise ElutqError("the prompt has no tokens: give some text to continue")
+    if ctx_size is not None:
+        return ctx_size
+    if n_predict < 0:
+        return None
+    return min(maximum, n_prompt + max(n_predict, 1))
+
+
+def _meminfo() -> int | None:
+    """Return Linux's estimate of what can be had, or half of the memory where only its size is known."""
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _cgroup() -> int | None:
+    """Return what the memory limit of a container leaves, cached file pages counted as free; None without a limit."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text("ascii"))
+        used = int((folder / "memory.current").read_text("ascii"))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
+        return max(0, limit - used + int(statistics["file"]))
+    except (OSError, ValueError, KeyError):
+        return None

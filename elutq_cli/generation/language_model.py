@@ -1,0 +1,193 @@
+"""A model ready to generate: file, tokenizer, and one session whose context is reused from text to text."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elutq_cli.generation.context import available_memory, check_context, fit_context
+from elutq_cli.generation.template import ChatTemplate, Message
+from elutq_formats.errors import ElutqError
+from elutq_formats.model_file import ModelFile
+from elutq_formats.tokenizer import Tokenizer
+from elutq_native import CancelledError, Model, Session
+
+PREFILL_TOKENS = 512
+"""Tokens of a prompt that are evaluated at once: what was done before an interruption is kept."""
+
+
+class LanguageModel:
+    """An open model file with one session; used by one thread at a time, except for ``cancel``.
+
+    Attributes:
+        path: the file.
+        file: its metadata.
+        tokenizer: its tokenizer.
+        native: the file, mapped by the C runtime.
+        user: whoever evaluated last, so that texts that take turns notice.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, ctx_size: int | None = None, threads: int | None = None
+    ) -> None:
+        """Open a model file; the session starts with the first text, so that its context can still be chosen.
+
+        Args:
+            path: a model file of elutq.
+            ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
+            threads: threads; None: one for each physical core this process may use.
+
+        Raises:
+            ElutqError: the file is damaged or not one of elutq, or the context is impossible.
+            NativeError: the C runtime refuses the file.
+        """
+        self.path = Path(path)
+        self.file = ModelFile.open(self.path)
+        self.tokenizer = Tokenizer.from_json(self.file.tokenizer_json, self.file.config)
+        self.native = Model(self.path)
+        self._threads = threads
+        self._session: Session | None = None
+        self._tokens: list[int] = []
+        self.user: object = None
+        if ctx_size is not None:
+            self.start(ctx_size)
+
+    @property
+    def session(self) -> Session:
+        """The session, started when it is not yet."""
+        return self._session or self.start()
+
+    @property
+    def ctx_size(self) -> int:
+        """Tokens that the context holds."""
+        return self.session.context_size
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens in the context."""
+        return tuple(self._tokens)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's own chat template.
+
+        Raises:
+            ElutqError: it is not valid Jinja.
+        """
+        source = self.file.chat_template
+        return None if source is None else ChatTemplate.for_tokenizer(source, self.tokenizer)
+
+    def start(self, ctx_size: int | None = None) -> Session:
+        """Start the session, or start it again with another context.
+
+        Args:
+            ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
+
+        Raises:
+            ElutqError: the context is impossible.
+            NativeError: memory or threads are short.
+        """
+        info, memory = self.native.info, available_memory()
+        if ctx_size is None:
+            ctx_size = fit_context(info.context_length, info.kv_bytes_per_token, info.file_bytes, memory)
+        check_context(ctx_size, info.context_length, info.kv_bytes_per_token, memory)
+        if self._session is not None:
+            self._session.close()
+            self._tokens = []
+        self._session = self.native.session(ctx_size, self._threads)
+        return self._session
+
+    def encode(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
+        """Return the tokens of a prompt: a text, token ids as they are, or messages.
+
+        Raises:
+            ElutqError: the text has a token that the model has not, or the model has no chat template.
+        """
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special_tokens=True)
+        ids = [entry for entry in prompt if isinstance(entry, int)]
+        messages = [entry for entry in prompt if not isinstance(entry, int)]
+        if not messages:
+            return ids
+        if ids:
+            raise ElutqError("a prompt is either token ids or messages, not both")
+        if self.chat_template is None:
+            raise ElutqError(f"{self.path} has no chat template: give a text instead of messages")
+        return self.tokenizer.encode(self.chat_template.render(messages))
+
+    def evaluate(self, tokens: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> NDArray[np.float32]:
+        """Make the context hold exactly these tokens; what it holds of them already is not computed again.
+
+        Args:
+            tokens: one or more.
+            cancelled: whether an interruption was meant for this call, and not for an earlier one that had ended.
+
+        Returns:
+            (vocab_size,) logits after the last token.
+
+        Raises:
+            CancelledError: ``cancel`` was called; the context holds what was evaluated until then.
+            ContextFullError: the context cannot hold them.
+        """
+        n_kept = self.reusable(tokens)
+        self.session.rewind(n_kept)
+        del self._tokens[n_kept:]
+        for start in range(n_kept, len(tokens), PREFILL_TOKENS):
+            batch = tokens[start : start + PREFILL_TOKENS]
+            logits = self._evaluate_batch(batch, cancelled)
+            self._tokens.extend(batch)
+        return logits
+
+    def append(self, token: int, cancelled: Callable[[], bool] = lambda: False) -> NDArray[np.float32]:
+        """Add one token to the context; returns and raises as ``evaluate``."""
+        logits = self._evaluate_batch([token], cancelled)
+        self._tokens.append(token)
+        return logits
+
+    def reusable(self, tokens: Sequence[int]) -> int:
+        """Return how many of these tokens the context holds already; the last one always has to be computed."""
+        n_most = min(len(self._tokens), len(tokens) - 1)
+        return next((at for at in range(n_most) if self._tokens[at] != tokens[at]), n_most)
+
+    def clear(self) -> None:
+        """Forget the context, so that the next text comes out as in a new process.
+
+        A prompt that is evaluated at once and the same one evaluated in two parts give logits that differ by the error
+        of the kernels' 8-bit tables; now and then that changes a token.
+        """
+        self.session.rewind(0)
+        self._tokens = []
+        self.user = None
+
+    def cancel(self) -> None:
+        """Make a running ``evaluate`` raise CancelledError. Safe in any thread."""
+        if self._session is not None:
+            self._session.cancel()
+
+    def close(self) -> None:
+        """Free the session and unmap the file."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        self.native.close()
+
+    def _evaluate_batch(self, batch: Sequence[int], cancelled: Callable[[], bool]) -> NDArray[np.float32]:
+        while True:
+            try:
+                return self.session.eval(batch)
+            except CancelledError:
+                # A cancellation that came after the end of what it was meant for is used up here.
+                if cancelled():
+                    raise
+
+    def __enter__(self) -> "LanguageModel":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

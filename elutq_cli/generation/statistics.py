@@ -1,0 +1,56 @@
+"""What a generation cost: for ``--json``, and for a reader."""
+
+import resource
+import sys
+from typing import Any
+
+from elutq_cli.generation.generate import Generation
+from elutq_cli.generation.language_model import LanguageModel
+
+
+def summarize(generation: Generation, model: LanguageModel, load_seconds: float) -> dict[str, Any]:
+    """Return the statistics of one text; times in seconds, sizes in bytes."""
+    info = model.native.info
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "finish_reason": generation.finish_reason,
+        "n_prompt": generation.prompt_tokens,
+        "n_gen": len(generation.tokens),
+        "load_seconds": load_seconds,
+        "prompt_seconds": generation.prompt_seconds,
+        "prompt_tokens_per_second": generation.prompt_tokens_per_second,
+        "generation_seconds": generation.seconds,
+        "generation_tokens_per_second": generation.tokens_per_second,
+        "peak_rss": peak if sys.platform == "darwin" else 1024 * peak,
+        "ctx_size": model.ctx_size,
+        "kv_bytes": model.ctx_size * info.kv_bytes_per_token,
+        "n_threads": model.session.threads,
+        "isa": info.isa,
+    }
+
+
+def describe_statistics(statistics: dict[str, Any]) -> str:
+    """Return the statistics in one line."""
+    return (
+        "load {load_seconds:.2f} s | prompt {n_prompt} tokens, {prompt_tokens_per_second:.1f}/s | "
+        "generated {n_gen} tokens, {generation_tokens_per_second:.1f}/s | ".format(**statistics)
+        + f"{describe_context(statistics['ctx_size'], statistics['kv_bytes'])} | "
+        + f"peak memory {statistics['peak_rss'] / 1e6:.0f} MB | {statistics['isa']}, {statistics['n_threads']} threads"
+    )
+
+
+def describe_context(ctx_size: int, kv_bytes: int) -> str:
+    """Return a context's size, in tokens and in bytes."""
+    return f"context {ctx_size} tokens, KV cache {kv_bytes / 1e6:.1f} MB"
+
+
+def reply_note(generation: Generation, model: LanguageModel) -> str:
+    """Return the line under a reply: how long and how fast it was, how much room is left, and why it ended early."""
+    room = f"context {len(model.tokens)} of {model.ctx_size}"
+    note = f"{len(generation.tokens)} tokens, {generation.tokens_per_second:.1f}/s, {room}"
+    ends = {
+        "cancelled": "stopped",
+        "length": "as long as -n allows",
+        "context": "the context is full: /clear starts anew, and a larger -c holds more",
+    }
+    return f"[{note}]" if generation.finish_reason == "stop" else f"[{note}; {ends[generation.finish_reason]}]"

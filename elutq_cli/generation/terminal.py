@@ -1,0 +1,170 @@
+"""Text to and from a person: pieces of a reply on stdout, and the conversation at a prompt."""
+
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.generation.conversation import Conversation
+from elutq_cli.generation.generate import GeneratedToken, Generation, TextOptions
+from elutq_cli.generation.interruption import interruptible
+from elutq_cli.generation.sampling import Sampler
+from elutq_cli.generation.statistics import describe_context, reply_note
+from elutq_formats.errors import ElutqError
+
+COMMANDS = """/exit         leave (also Ctrl-D)
+/clear        forget the conversation
+/regen        take the last reply back and make another
+/read FILE    put a text file before the next message
+\\ at the end   go on in the next line
+Ctrl-C        stop a reply; at the prompt, leave"""
+
+# A model may write anything, and a terminal obeys what it is sent: controls other than line feed and tab are shown.
+_SHOWN_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
+    code: ord("\N{REPLACEMENT CHARACTER}") for code in range(127, 160)
+}
+
+
+def prepare_stream(stream: TextIO) -> None:
+    """Make a text stream take any text: UTF-8 in files and pipes, what the locale has on a terminal."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is None:
+        return
+    if stream.isatty():
+        reconfigure(errors="replace")
+    else:
+        reconfigure(encoding="utf-8", errors="replace")
+
+
+def write_text(text: str) -> None:
+    """Write a piece of a model's text to stdout at once."""
+    if text:
+        print(text.translate(_SHOWN_CONTROLS) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def stream_text(generation: Generation, quiet: bool = False) -> list[GeneratedToken]:
+    """Write a text while it is made; Ctrl-C ends it, a second one raises KeyboardInterrupt.
+
+    Args:
+        generation: the text.
+        quiet: do not write it.
+
+    Returns:
+        Its tokens.
+    """
+    made = []
+    with interruptible(generation.cancel):
+        for token in generation:
+            made.append(token)
+            if not quiet:
+                write_text(token.text)
+    if not quiet:
+        print(flush=True)
+    return made
+
+
+class Chat:
+    """A conversation at a prompt. Replies go to stdout, everything else to stderr."""
+
+    def __init__(self, conversation: Conversation, sampler: Sampler, options: TextOptions) -> None:
+        """Prepare.
+
+        Args:
+            conversation: what was said.
+            sampler: of all replies.
+            options: of all replies.
+        """
+        self._conversation = conversation
+        self._sampler = sampler
+        self._options = options
+        self._attached = ""
+
+    def run(self, first: str | None = None) -> None:
+        """Talk until the user leaves.
+
+        Args:
+            first: the user's first message, if there is one already.
+        """
+        model = self._conversation.model
+        kv_bytes = model.ctx_size * model.native.info.kv_bytes_per_token
+        _say(f"{model.file.name}: {describe_context(model.ctx_size, kv_bytes)}\n{COMMANDS}\n")
+        if first is not None:
+            self._reply(first)
+        while (line := read_message()) is not None:
+            if line.startswith("/"):
+                if not self._obey(line):
+                    return
+            elif line.strip():
+                message, self._attached = self._attached + line, ""
+                self._reply(message)
+
+    def _obey(self, line: str) -> bool:
+        """Carry out a command; return whether to go on."""
+        command, _, argument = line.strip().partition(" ")
+        if command == "/exit":
+            return False
+        if command == "/clear":
+            self._conversation.clear()
+            self._attached = ""
+            _say("[cleared]")
+        elif command == "/regen":
+            question = self._conversation.take_back()
+            if question is None:
+                _say("[there is no reply yet]")
+            else:
+                self._reply(question)
+        elif command == "/read":
+            self._read(argument.strip())
+        else:
+            _say(f"[unknown command {command}]\n{COMMANDS}")
+        return True
+
+    def _read(self, name: str) -> None:
+        try:
+            text = Path(name).expanduser().read_text("utf-8") if name else ""
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            _say(f"[cannot read {name}: {reason}]")
+            return
+        if not text:
+            _say("[nothing to read: /read FILE]")
+            return
+        self._attached += text if text.endswith("\n") else text + "\n"
+        _say(f"[{name}: {len(text)} characters go before the next message]")
+
+    def _reply(self, message: str) -> None:
+        conversation = self._conversation
+        try:
+            generation = conversation.ask(message, self._sampler, self._options)
+        except ContextOverflowError as error:
+            _say(
+                f"[the conversation needs {error.n_tokens} tokens and the context holds {error.ctx_size}: "
+                "/clear starts anew, and a larger -c holds more]"
+            )
+            return
+        except ElutqError as error:
+            _say(f"[{error}]")
+            return
+        try:
+            stream_text(generation)
+        finally:
+            conversation.keep(generation)
+        _say(reply_note(generation, conversation.model))
+
+
+def read_message() -> str | None:
+    """Return what the user types, lines joined that end with a backslash; None at the end of input or on Ctrl-C."""
+    import readline  # noqa: F401 (gives input() its line editing and history)
+
+    lines: list[str] = []
+    try:
+        while (line := input("> " if not lines else ". ")).endswith("\\"):
+            lines.append(line[:-1])
+    except (EOFError, KeyboardInterrupt):
+        print(flush=True)
+        return None
+    return "\n".join([*lines, line])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,312 @@
+"""The generation loop and the Python interface on the bundled model: where texts end, what is kept, what repeats."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import elutq_cli
+from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.context import ContextOverflowError, check_context, choose_context, fit_context
+from elutq_cli.generation.stopping import StoppableText
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import tensor_bytes
+
+PROMPT = "It was a dark night, and"
+
+
+@pytest.fixture(scope="module")
+def model(novels_2bit):
+    with elutq_cli.load(novels_2bit, ctx_size=512, threads=1) as model:
+        yield model
+
+
+def text(model, prompt=PROMPT, n_predict=40, **options):
+    model.clear()
+    return elutq_cli.generate(model, prompt, n_predict, **options).read()
+
+
+def test_text_is_that_of_the_tokens(model):
+    generation = elutq_cli.generate(model, PROMPT, 40, seed=3)
+    tokens = list(generation)
+    assert [token.token_id for token in tokens] == generation.tokens
+    assert "".join(token.text for token in tokens) == generation.text == model.tokenizer.decode(generation.tokens)
+    assert generation.finish_reason == "length"
+    assert generation.prompt_tokens == len(model.tokenizer.encode(PROMPT, add_special_tokens=True))
+    assert generation.tokens_per_second > 0
+
+
+def test_exactly_one_bos(model):
+    assert model.encode(PROMPT).count(model.tokenizer.bos_token_id) == 1
+    spelled = model.tokenizer.token(model.tokenizer.bos_token_id) + PROMPT
+    assert model.encode(spelled) == model.encode(PROMPT)
+
+
+def test_same_seed_same_text_with_any_number_of_threads(novels_2bit):
+    texts = set()
+    for threads in (1, 2, 1):
+        with elutq_cli.load(novels_2bit, ctx_size=256, threads=threads) as model:
+            texts.add(text(model, seed=11, n_predict=100))
+    assert len(texts) == 1
+
+
+def test_another_seed_another_text(model):
+    assert text(model, seed=1) != text(model, seed=2)
+
+
+def test_greedy_takes_the_likeliest_of_logits_computed_afresh(model):
+    generation = elutq_cli.generate(model, PROMPT, 5, temp=0)
+    generation.read()
+    tokens = model.encode(PROMPT)
+    with model.native.session(64, 1) as session:
+        for expected in generation.tokens:
+            session.rewind(0)
+            assert int(np.argmax(session.eval(tokens))) == expected
+            tokens.append(expected)
+
+
+def test_nothing_is_computed_before_it_is_asked_for(model):
+    generation = elutq_cli.generate(model, PROMPT, 5)
+    assert generation.tokens == []
+    assert generation.prompt_seconds == 0
+    assert generation.tokens_per_second == 0
+
+
+def test_no_tokens_asked_for(model):
+    generation = elutq_cli.generate(model, PROMPT, 0)
+    assert generation.read() == ""
+    assert generation.finish_reason == "length"
+
+
+def test_context_that_fills_up_ends_the_text(model):
+    prompt = model.encode(PROMPT) * 20
+    generation = elutq_cli.generate(model, prompt, -1, ignore_eos=True)
+    generation.read()
+    assert generation.finish_reason == "context"
+    assert len(model.tokens) == model.ctx_size
+    # The last token was drawn, and there is no room to go on from it.
+    assert len(prompt) + len(generation.tokens) == model.ctx_size + 1
+
+
+def test_prompt_as_long_as_the_context_gives_one_token(model):
+    generation = elutq_cli.generate(model, [5] * model.ctx_size, 10)
+    generation.read()
+    assert len(generation.tokens) == 1
+
+
+def test_prompt_longer_than_the_context(model):
+    with pytest.raises(ContextOverflowError, match="513 tokens, the context holds 512"):
+        elutq_cli.generate(model, [5] * 513)
+
+
+@pytest.mark.parametrize("prompt", [[], ()])
+def test_prompt_without_tokens(model, prompt):
+    with pytest.raises(ElutqError, match="no tokens"):
+        elutq_cli.generate(model, prompt)
+
+
+def test_messages_need_a_chat_template(model):
+    with pytest.raises(ElutqError, match="no chat template"):
+        elutq_cli.generate(model, [{"role": "user", "content": "Hello"}])
+    with pytest.raises(ElutqError, match="either token ids or messages"):
+        elutq_cli.generate(model, [1, {"role": "user", "content": "Hello"}])
+
+
+def test_every_eos_token_ends_the_text_and_is_not_shown(model, monkeypatch):
+    model.clear()
+    plain = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    plain.read()
+    eos = plain.tokens[6]
+    first = plain.tokens.index(eos)
+    monkeypatch.setattr(model.tokenizer, "eos_token_ids", (9999, eos))
+    model.clear()
+    generation = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    assert generation.read() == model.tokenizer.decode(plain.tokens[:first])
+    assert generation.finish_reason == "stop"
+    assert generation.tokens == plain.tokens[: first + 1]
+    assert not generation.stop_string_found
+    assert text(model, temp=0, n_predict=20, ignore_eos=True) == plain.text
+
+
+def test_stop_strings_end_the_text_before_them(model):
+    whole = text(model, temp=0, n_predict=60)
+    for stop in (whole[20:23], whole[11:12], whole[30:50]):
+        model.clear()
+        generation = elutq_cli.generate(model, PROMPT, 60, temp=0, stop=[stop, "never seen"])
+        assert generation.read() == whole[: whole.index(stop)]
+        assert generation.finish_reason == "stop"
+        assert generation.stop_string_found
+
+
+def test_text_held_back_for_a_stop_string_comes_at_the_end(model):
+    whole = text(model, temp=0, n_predict=10)
+    assert text(model, temp=0, n_predict=10, stop=[whole[-4:] + "\x00"]) == whole
+
+
+class Pieces:
+    """A text stream whose tokens are indexes of pieces."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def put(self, token):
+        return self.pieces[token]
+
+    def finish(self):
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "shown", "stopped"),
+    [
+        (["ab", "c", "d"], ["bc"], "a", True),
+        (["a", "b", "x", "c"], ["bc"], "abxc", False),
+        (["aaab"], ["ab", "aa"], "", True),
+        (["x", "aa", "ab"], ["aab"], "xa", True),
+        (["end"], ["", "nd"], "e", True),
+        (["end"], [""], "end", False),
+        (["é", "日本"], ["日"], "é", True),
+    ],
+)
+def test_stopping(pieces, stop, shown, stopped):
+    stream = StoppableText(Pieces(*pieces), stop)
+    result = ""
+    for token in range(len(pieces)):
+        result += stream.put(token)
+        if stream.stopped:
+            break
+    assert result + stream.finish() == shown
+    assert stream.stopped == stopped
+
+
+def test_context_is_reused_and_the_text_the_same(novels_2bit):
+    with elutq_cli.load(novels_2bit, ctx_size=256, threads=1) as model:
+        first = elutq_cli.generate(model, PROMPT, 30, temp=0)
+        first.read()
+        longer = [*model.encode(PROMPT), *first.tokens]
+        second = elutq_cli.generate(model, longer, 10, temp=0)
+        second.read()
+        assert second.reused_tokens == len(longer) - 1
+        other = elutq_cli.generate(model, "Quite another text", 5)
+        other.read()
+        assert other.reused_tokens == 1  # BOS
+    with elutq_cli.load(novels_2bit, ctx_size=256, threads=1) as model:
+        assert elutq_cli.generate(model, PROMPT, 40, temp=0).read() == first.text + second.text
+
+
+def test_texts_that_take_turns_do_not_mix(model):
+    alone = [text(model, prompt, 6, temp=0) for prompt in ("The sea", "My dear")]
+    model.clear()
+    pair = [elutq_cli.generate(model, prompt, 6, temp=0) for prompt in ("The sea", "My dear")]
+    for _ in range(6):
+        for generation in pair:
+            next(generation)
+    assert [generation.text for generation in pair] == alone
+
+
+def test_logprobs_are_those_of_the_model_before_the_sampler(model):
+    made = list(elutq_cli.generate(model, PROMPT, 4, seed=5, temp=1.5, top_k=0, logprobs=3))
+    tokens = model.encode(PROMPT)
+    with model.native.session(64, 1) as session:
+        for token in made:
+            session.rewind(0)
+            logits = session.eval(tokens).astype(np.float64)
+            expected = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+            # One batch here, one token at a time there: equal within the error of the kernels' 8-bit tables.
+            assert token.logprob == pytest.approx(expected[token.token_id], abs=0.2)
+            assert token.alternatives[0].token_id == int(np.argmax(expected))
+            assert token.alternatives[0].logprob >= token.alternatives[1].logprob >= token.alternatives[2].logprob
+            tokens.append(token.token_id)
+
+
+def test_logprobs_of_the_chosen_token_alone(model):
+    (token,) = elutq_cli.generate(model, PROMPT, 1, logprobs=0)
+    assert token.alternatives == ()
+    assert token.logprob < 0
+
+
+@pytest.mark.parametrize(("options", "word"), [({"n_predict": -2}, "-n is -2"), ({"logprobs": -1}, "logprobs is -1")])
+def test_options_out_of_range(options, word):
+    with pytest.raises(ElutqError, match=word):
+        TextOptions(**options)
+
+
+def test_cancel_before_the_first_token(model):
+    generation = elutq_cli.generate(model, PROMPT, 50)
+    generation.cancel()
+    assert generation.read() == ""
+    assert generation.finish_reason == "cancelled"
+    assert text(model, temp=0, n_predict=3)  # a stale cancellation is used up, not obeyed
+
+
+def test_cancel_between_tokens_keeps_what_there_is(model):
+    whole = text(model, temp=0, n_predict=20)
+    model.clear()
+    generation = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    for _ in range(5):
+        next(generation)
+    generation.cancel()
+    assert whole.startswith(generation.read())
+    assert len(generation.tokens) == 5
+    assert generation.finish_reason == "cancelled"
+
+
+def test_cancel_from_another_thread_stops_a_prompt(novels_2bit, monkeypatch):
+    monkeypatch.setenv("ELUTQ_ISA", "scalar")
+    with elutq_cli.load(novels_2bit, ctx_size=1024, threads=1) as model:
+        generation = Generation(model, [7] * 1000, Sampler(SamplingOptions()), TextOptions(-1))
+        timer = threading.Timer(0.1, generation.cancel)
+        timer.start()
+        begin = time.perf_counter()
+        generation.read()
+        timer.join()
+        assert generation.finish_reason == "cancelled"
+        assert time.perf_counter() - begin < 5
+        assert len(model.tokens) < 1024
+
+
+@pytest.mark.parametrize(
+    ("maximum", "memory", "expected"),
+    [
+        (1024, None, 1024),
+        (1024, 1 << 40, 1024),
+        (131072, 1_000_000 + 2 * 1000 * 3000, 2816),  # 3000 tokens' worth, in steps of 256
+        (131072, 0, 512),
+        (64, 0, 64),
+    ],
+)
+def test_context_fits_the_memory(maximum, memory, expected):
+    assert fit_context(maximum, kv_bytes_per_token=1000, file_bytes=1_000_000, memory=memory) == expected
+
+
+def test_context_larger_than_memory_is_refused_with_one_that_fits():
+    with pytest.raises(ElutqError, match=r"needs 0\.10 GB for keys and values, and only 0\.05 GB .* -c 25000"):
+        check_context(100_000, 131072, 1000, 50_000_000)
+    check_context(100_000, 131072, 1000, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_prompt", "n_predict", "expected"),
+    [(77, 10, 5, 77), (None, 10, 5, 15), (None, 10, 0, 11), (None, 10, 5000, 1024), (None, 10, -1, None)],
+)
+def test_context_for_one_text(asked, n_prompt, n_predict, expected):
+    assert choose_context(asked, n_prompt, n_predict, 1024) == expected
+
+
+def test_quantize_and_load(tmp_path):
+    golden = Path(__file__).parent.parent / "data" / "golden" / "qwen3"
+    weights = []
+    summary = elutq_cli.quantize(
+        golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32), threads=1, advance=weights.append
+    )
+    assert summary.size_bytes == (tmp_path / "model.gguf").stat().st_size
+    assert sum(weights) > 0
+    with elutq_cli.load(tmp_path / "model.gguf", threads=1) as model:
+        record = model.file.tensors["blk.0.attn_q.weight"]
+        assert record.n_bytes == tensor_bytes(record.rows, record.columns, 3, 32)
+        assert elutq_cli.generate(model, "The quick", 4, temp=0).read()
+    with pytest.raises(ElutqError, match="--force"):
+        elutq_cli.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32))
