@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from elutq_cli.commands.bench import bench_command
 from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
@@ -23,6 +24,7 @@ app.command("quantize")(quantize_command)
 app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.command("info")(info_command)
+app.command("bench")(bench_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,7 +1,8 @@
 """Models and sessions of the C runtime."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_native.library import MESSAGE_BYTES, check, default_threads, ffi, lib
+
+OPERATIONS = ("embed", "prepare", "qkv", "position", "attend", "attn_output", "gate_up", "down", "head")
+"""What :meth:`Session.profile` tells apart, in the order of a pass (``elutq_operation`` in elutq.h)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,25 @@ class Session:
     def cancel(self) -> None:
         """Makes a running or the next :meth:`eval` raise CancelledError. Safe in any thread."""
         lib.elutq_session_cancel(self._handle)
+
+    def read_weights(self) -> int:
+        """Reads the bytes that decoding a token reads and does nothing with them; returns how many."""
+        lib.elutq_session_read_weights(self._handle)
+        info = self.model.info
+        return info.bytes_per_token
+
+    @contextmanager
+    def profile(self) -> Iterator[dict[str, float]]:
+        """Measures the passes within: the dict holds seconds per operation when the context ends."""
+        counters, seconds = ffi.new("struct elutq_profile *"), dict[str, float]()
+        lib.elutq_session_profile(self._handle, counters)
+        try:
+            yield seconds
+        finally:
+            lib.elutq_session_profile(self._handle, ffi.NULL)
+            for name in OPERATIONS:
+                operation = getattr(lib, f"ELUTQ_{name.upper()}")
+                seconds[name] = counters.nanoseconds[operation] / 1e9
 
     def close(self) -> None:
         """Stops the threads and frees the cache."""

@@ -89,6 +89,39 @@ uint32_t elutq_session_position(const elutq_session *session);
 /* Forgets the tokens from `position` on; ELUTQ_ERROR_ARGUMENT when it is past the current position. */
 int elutq_session_rewind(elutq_session *session, uint32_t position);
 
+/* ---- measuring ---- */
+
+/* Where the time of forward passes goes, seen from the calling thread, its waits for the others included. */
+enum elutq_operation {
+    ELUTQ_EMBED,      /* embedding rows */
+    ELUTQ_PREPARE,    /* norms, activations, and the tables or int8 values made of them */
+    ELUTQ_QKV,        /* query, key and value products */
+    ELUTQ_POSITION,   /* RoPE, and storing keys and values */
+    ELUTQ_ATTEND,     /* scores, softmax and weighted sums over the KV cache */
+    ELUTQ_ATTN_OUTPUT,
+    ELUTQ_GATE_UP,
+    ELUTQ_DOWN,
+    ELUTQ_HEAD,
+    ELUTQ_N_OPERATIONS
+};
+
+struct elutq_profile {
+    uint64_t nanoseconds[9]; /* [ELUTQ_N_OPERATIONS] */
+    uint64_t n_passes;
+};
+
+/* Adds the times of later passes to *profile, which must outlive them or be taken off with NULL. Owned by the caller. */
+void elutq_session_profile(elutq_session *session, struct elutq_profile *profile);
+
+/*
+ * Reads every byte of the file that decoding one token reads (info.bytes_per_token but for the embedding row), in the same
+ * order and shared among the same threads, and does nothing with it: what the memory allows. Returns something of what it
+ * read, so that no compiler leaves the reading out.
+ */
+float elutq_session_read_weights(elutq_session *session);
+
+/* ---- cancelling ---- */
+
 /* Makes a running or the next elutq_session_eval return ELUTQ_ERROR_CANCELLED. Safe in any thread and in a signal handler. */
 void elutq_session_cancel(elutq_session *session);
 

@@ -98,6 +98,9 @@ struct elutq_kernels {
      */
     void (*attend)(const float *queries, uint32_t n_queries, const uint16_t *keys, const uint16_t *values, uint32_t n_keys,
                    uint32_t head_dim, float scale, float *scores, float *y);
+
+    /* Loads x[n], n a multiple of 64, and does next to nothing with it: measures memory. Returns something of it. */
+    float (*read_floats)(const float *x, size_t n);
 };
 
 /* All kernel sets this build holds, best first; i from 0, NULL past the last. */

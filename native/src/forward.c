@@ -4,6 +4,7 @@
  */
 #include <math.h>
 #include <string.h>
+#include <time.h>
 
 #include "hlq_block.h"
 #include "session.h"
@@ -14,8 +15,25 @@ struct pass {
     uint32_t n_tokens;
     float *logits;
     uint32_t n_logits;
-    bool stop; /* written by thread 0 before a barrier, read by all after it */
+    bool stop;         /* written by thread 0 before a barrier, read by all after it */
+    uint64_t last_mark; /* when the last operation ended, in ns; thread 0 only */
 };
+
+static uint64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Books the time since the last mark under an operation. */
+static void mark(struct pass *pass, unsigned thread, enum elutq_operation operation) {
+    struct elutq_profile *profile = pass->session->profile;
+    if (thread != 0 || profile == NULL)
+        return;
+    uint64_t now = nanoseconds();
+    profile->nanoseconds[operation] += now - pass->last_mark;
+    pass->last_mark = now;
+}
 
 /* ---- inputs of linear layers ---- */
 
@@ -238,11 +256,17 @@ static void attention_block(struct pass *pass, unsigned thread, uint32_t i) {
     const struct source normed = {FROM_NORM, layer->attn_norm, 0, pass->n_tokens};
     const struct source attended = {FROM_ATTENTION, NULL, 0, pass->n_tokens};
     prepare_input(pass, thread, &normed, config->hidden_size, group_size_bits(project, 3));
+    mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, project, 3);
+    mark(pass, thread, ELUTQ_QKV);
     position_and_store(pass, thread, i);
+    mark(pass, thread, ELUTQ_POSITION);
     attend(pass, thread, i);
+    mark(pass, thread, ELUTQ_ATTEND);
     prepare_input(pass, thread, &attended, (uint32_t)q_size, group_size_bits(&output, 1));
+    mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, &output, 1);
+    mark(pass, thread, ELUTQ_ATTN_OUTPUT);
 }
 
 static void mlp_block(struct pass *pass, unsigned thread, uint32_t i) {
@@ -257,9 +281,13 @@ static void mlp_block(struct pass *pass, unsigned thread, uint32_t i) {
     const struct source normed = {FROM_NORM, layer->ffn_norm, 0, pass->n_tokens};
     const struct source activated = {FROM_SWIGLU, NULL, 0, pass->n_tokens};
     prepare_input(pass, thread, &normed, config->hidden_size, group_size_bits(expand, 2));
+    mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, expand, 2);
+    mark(pass, thread, ELUTQ_GATE_UP);
     prepare_input(pass, thread, &activated, config->intermediate_size, group_size_bits(&contract, 1));
+    mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, &contract, 1);
+    mark(pass, thread, ELUTQ_DOWN);
 }
 
 static void head(struct pass *pass, unsigned thread) {
@@ -268,13 +296,16 @@ static void head(struct pass *pass, unsigned thread) {
     const struct product project = {&model->head, pass->logits, model->config.vocab_size, false};
     const struct source normed = {FROM_NORM, model->output_norm, pass->n_tokens - pass->n_logits, pass->n_logits};
     prepare_input(pass, thread, &normed, model->config.hidden_size, group_size_bits(&project, 1));
+    mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_logits, &project, 1);
+    mark(pass, thread, ELUTQ_HEAD);
 }
 
 static void run_pass(void *context, unsigned thread, unsigned n_threads) {
     (void)n_threads;
     struct pass *pass = context;
     embed(pass, thread);
+    mark(pass, thread, ELUTQ_EMBED);
     for (uint32_t i = 0; i < pass->session->model->config.n_layers; i++) {
         if (thread == 0)
             pass->stop = atomic_load_explicit(&pass->session->cancelled, memory_order_relaxed);
@@ -298,6 +329,10 @@ bool elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_
         }
     }
     struct pass pass = {.session = session, .tokens = tokens, .n_tokens = n_tokens, .logits = logits, .n_logits = n_logits};
+    if (session->profile != NULL) {
+        session->profile->n_passes++;
+        pass.last_mark = nanoseconds();
+    }
     elutq_pool_run(session->pool, run_pass, &pass);
     return !pass.stop;
 }

@@ -10,6 +10,19 @@
 
 #include "hlq_block.h"
 
+/*
+ * Blocks are asked for this far ahead, into L2. The hardware's prefetcher alone stops at the end of each 4 KB page:
+ * measured on a server core, decode rises from 0.76 to 0.89 of plain read (docs/kernels.md); where the hardware does
+ * better by itself it costs nothing.
+ */
+#define PREFETCH_BYTES 4096
+
+INLINE void prefetch_block(const uint8_t *block, size_t n_bytes) {
+#pragma GCC unroll 64
+    for (size_t i = 0; i < n_bytes; i += 64)
+        __builtin_prefetch(block + PREFETCH_BYTES + i, 0, 2);
+}
+
 INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y,
                        uint32_t bits, uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS;
@@ -18,8 +31,10 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
     memset(y, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
         const int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
-        for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size))
+        for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
+            prefetch_block(block, elutq_block_bytes(bits, group_size));
             add_block(block, bits, n_cells, entries, tables->scales[group], tables->sums[group], y + tile * ELUTQ_TILE_ROWS);
+        }
     }
 }
 

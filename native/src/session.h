@@ -37,6 +37,7 @@ struct elutq_session {
     uint32_t position;
     uint32_t batch_tokens; /* tokens a pass takes, at most ELUTQ_BATCH_TOKENS */
     atomic_bool cancelled;
+    struct elutq_profile *profile; /* NULL: not measured; the caller's */
 
     uint16_t *keys, *values; /* fp16 [n_layers][n_kv_heads][context_size][head_dim] */
     float *frequencies;      /* [head_dim / 2] radians a position */

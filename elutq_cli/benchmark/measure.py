@@ -1,0 +1,177 @@
+"""Timing prefill and decode, and beside decode, in the same minutes, how fast this machine reads memory."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from statistics import fmean, median, stdev
+
+import numpy as np
+
+from elutq_cli.benchmark import sensors
+from elutq_native import Model, Session
+
+SEED = 1
+MIN_PAIRS = 10
+"""Passes of one repetition that are paired with a plain read of the same bytes."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """What to time: a prompt of ``n_prompt`` tokens or the generation of ``n_gen`` after ``n_depth`` others."""
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    n_threads: int
+
+    @property
+    def name(self) -> str:
+        """Names the test the way llama-bench does: pp512, tg128, tg128 @ d2048."""
+        kind = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        return f"{kind} @ d{self.n_depth}" if self.n_depth else kind
+
+
+@dataclass
+class Result:
+    """What a test gave. Names without units are llama-bench's.
+
+    Attributes:
+        samples_ns: Time of each repetition in nanoseconds.
+        read_gbps: Plain-read bandwidth in GB/s, median of the reads between decode passes; None for prefill.
+        roof_ts: Tokens per second if reading the bytes of a token were all there is to do; None for prefill.
+        roof_fraction: Median over the pairs of a decode pass and a read of how close the pass came to the roof.
+        joules_per_token: Energy of the processor packages; None where the system does not tell.
+        operations: Seconds in each operation, when profiled.
+    """
+
+    test: Test
+    test_time: str
+    samples_ns: list[int] = field(default_factory=list)
+    read_gbps: float | None = None
+    roof_ts: float | None = None
+    roof_fraction: float | None = None
+    joules_per_token: float | None = None
+    frequency_mhz: float | None = None
+    temperature_c: float | None = None
+    peak_rss: int = 0
+    operations: dict[str, float] | None = None
+
+    @property
+    def samples_ts(self) -> list[float]:
+        """Tokens per second of each repetition."""
+        return [1e9 * (self.test.n_prompt + self.test.n_gen) / ns for ns in self.samples_ns]
+
+    def to_dict(self, model: Model, filename: str) -> dict[str, object]:
+        """Returns the fields that ``-o json`` prints."""
+        samples_ns, samples_ts = self.samples_ns, self.samples_ts
+        fields: dict[str, object] = {
+            "cpu_info": sensors.cpu_model(),
+            "model_filename": filename,
+            "model_size": model.info.file_bytes,
+            "n_threads": self.test.n_threads,
+            "n_prompt": self.test.n_prompt,
+            "n_gen": self.test.n_gen,
+            "n_depth": self.test.n_depth,
+            "test_time": self.test_time,
+            "avg_ns": round(fmean(samples_ns)),
+            "stddev_ns": round(stdev(samples_ns)) if len(samples_ns) > 1 else 0,
+            "avg_ts": fmean(samples_ts),
+            "stddev_ts": stdev(samples_ts) if len(samples_ts) > 1 else 0.0,
+            "samples_ns": samples_ns,
+            "samples_ts": samples_ts,
+            "isa": model.info.isa,
+            "bytes_per_token": token_bytes(model, self.test.n_depth) if self.test.n_gen else None,
+        }
+        for name in ("read_gbps", "roof_ts", "roof_fraction", "joules_per_token", "frequency_mhz", "temperature_c"):
+            fields[name] = getattr(self, name)
+        fields["peak_rss"] = self.peak_rss
+        if self.operations is not None:
+            fields["operations_s"] = self.operations
+        return fields
+
+
+def token_bytes(model: Model, position: int) -> int:
+    """Returns the bytes that decoding one token reads after ``position`` others: weights, keys and values."""
+    return model.info.bytes_per_token + position * model.info.kv_bytes_per_token
+
+
+def run_tests(model: Model, tests: list[Test], repetitions: int, profile: bool) -> Iterator[Result]:
+    """Runs tests one after the other, each in a session of its own that is warmed up first.
+
+    Raises:
+        NativeError: A test needs a longer context than the model has.
+    """
+    random = np.random.default_rng(SEED)
+    for test in tests:
+        tokens = random.integers(0, model.vocab_size, test.n_depth + test.n_prompt + test.n_gen + 1).tolist()
+        with model.session(len(tokens), test.n_threads) as session:
+            if test.n_depth:
+                session.eval(tokens[: test.n_depth])
+            session.eval(tokens[-1:])
+            result = Result(test, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+            with session.profile() as operations:
+                if test.n_prompt:
+                    time_prefill(session, tokens[test.n_depth : -1], result, repetitions)
+                else:
+                    time_decode(session, tokens[test.n_depth : -1], result, repetitions)
+            result.operations = operations if profile else None
+        result.frequency_mhz, result.temperature_c = sensors.frequency_mhz(), sensors.temperature_c()
+        result.peak_rss = sensors.peak_rss()
+        yield result
+
+
+def time_prefill(session: Session, tokens: list[int], result: Result, repetitions: int) -> None:
+    """Evaluates the prompt as one batch, again and again."""
+    before = sensors.energy_joules()
+    for _ in range(repetitions):
+        session.rewind(result.test.n_depth)
+        start = time.perf_counter_ns()
+        session.eval(tokens)
+        result.samples_ns.append(time.perf_counter_ns() - start)
+    result.joules_per_token = _joules(before, repetitions * len(tokens))
+
+
+def time_decode(session: Session, tokens: list[int], result: Result, repetitions: int) -> None:
+    """Generates token by token. Every few tokens a plain read of the same weights goes before the pass, so that the two
+    see the same memory: its speed swings by half within minutes on a shared machine."""  # noqa: D205, D209
+    every = max(1, len(tokens) // MIN_PAIRS)
+    reads, fractions, joules = [], list[float](), list[float]()
+    model = session.model
+    for _ in range(repetitions):
+        session.rewind(result.test.n_depth)
+        before, elapsed = sensors.energy_joules(), 0
+        for i, token in enumerate(tokens):
+            read = _time_read(session) if i % every == 0 else None
+            start = time.perf_counter_ns()
+            session.eval([token])
+            duration = time.perf_counter_ns() - start
+            elapsed += duration
+            if read is not None:
+                reads.append(read)
+                kv_share = token_bytes(model, session.position) / model.info.bytes_per_token
+                fractions.append(read * kv_share / duration)
+        result.samples_ns.append(elapsed)
+        used = _joules(before, len(tokens))
+        if used is not None:
+            joules.append(used)
+    result.joules_per_token = fmean(joules) if joules else None
+    bandwidth = model.info.bytes_per_token / median(reads)  # bytes a nanosecond: GB/s
+    result.read_gbps = bandwidth
+    middle = result.test.n_depth + len(tokens) // 2
+    result.roof_ts = 1e9 * bandwidth / token_bytes(model, middle)
+    result.roof_fraction = median(fractions)
+
+
+def _time_read(session: Session) -> int:
+    start = time.perf_counter_ns()
+    session.read_weights()
+    return time.perf_counter_ns() - start
+
+
+def _joules(before: float | None, n_tokens: int) -> float | None:
+    """Energy per token since ``before``; None when the counter is not there or has wrapped around."""
+    after = sensors.energy_joules()
+    if before is None or after is None or after < before:
+        return None
+    return (after - before) / n_tokens

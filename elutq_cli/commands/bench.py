@@ -1,0 +1,121 @@
+"""`elutq bench`: how fast a machine runs a model, and how close to what its memory allows."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elutq_formats.errors import ElutqError
+
+if TYPE_CHECKING:
+    from elutq_cli.benchmark.measure import Test
+
+
+def bench_command(
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Model file of elutq.")] = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(metavar="SHAPE", help="Instead of a file: random weights of a shape, such as llama2-7b."),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits per weight of --synthetic.", min=1, max=4)] = 2,
+    group_size: Annotated[int, typer.Option(help="Group size of --synthetic.")] = 128,
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt sizes, as 64,512; 0: none.")] = "512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to generate; 0: none.")] = "128",
+    n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before.")] = "0",
+    threads: Annotated[str | None, typer.Option("-t", "--threads", help="Thread counts, as 1,2,4.")] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Repetitions of each test.", min=1)] = 5,
+    output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
+    profile: Annotated[bool, typer.Option("--profile", help="Also show where the time goes.")] = False,
+) -> None:
+    """Time prefill and decode; beside decode, in the same run, how fast this machine reads memory.
+
+    Example: elutq bench --synthetic tinyllama-1.1b --bits 2 -t 1,2
+    """
+    from elutq_cli.benchmark.measure import run_tests
+    from elutq_cli.benchmark.report import FORMATS
+    from elutq_native import Model, default_threads
+
+    if output not in FORMATS:
+        raise ElutqError(f"-o is {output}: choose md, csv, json or jsonl")
+    thread_counts = [default_threads()] if threads is None else numbers("-t", threads, 1)
+    tests = plan_tests(numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0), thread_counts)
+    with model_path(model, synthetic, bits, group_size) as path, Model(path) as native:
+        needed = max(test.n_depth + test.n_prompt + test.n_gen + 1 for test in tests)
+        if needed > native.context_length:
+            raise ElutqError(f"the tests need a context of {needed} tokens, the model has {native.context_length}")
+        name = path.name if synthetic is None else f"{synthetic}, {bits} bits, groups of {group_size}"
+        rows = []
+        for result in run_tests(native, tests, repetitions, profile):
+            rows.append(result.to_dict(native, name))
+            if sys.stderr.isatty():
+                print(f"{result.test.name}, {result.test.n_threads} threads: done", file=sys.stderr)
+        print(FORMATS[output](rows))
+
+
+def numbers(flag: str, text: str, minimum: int) -> list[int]:
+    """Parses a comma-separated list of whole numbers.
+
+    Raises:
+        ElutqError: It is not one, or a number is below the minimum.
+    """
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ElutqError(f"{flag} is {text!r}: give whole numbers, as 1,2,4") from None
+    if min(values) < minimum:
+        raise ElutqError(f"{flag} is {text!r}: numbers must be at least {minimum}")
+    return values
+
+
+def plan_tests(prompts: list[int], gens: list[int], depths: list[int], threads: list[int]) -> list[Test]:
+    """Returns a prefill and a decode test for every combination; sizes of 0 are left out.
+
+    Raises:
+        ElutqError: Nothing is left.
+    """
+    from elutq_cli.benchmark.measure import Test
+
+    tests = []
+    for n_threads in threads:
+        for depth in depths:
+            tests += [Test(n_prompt, 0, depth, n_threads) for n_prompt in prompts if n_prompt]
+            tests += [Test(0, n_gen, depth, n_threads) for n_gen in gens if n_gen]
+    if not tests:
+        raise ElutqError("nothing to measure: give -p or -n a number above 0")
+    return tests
+
+
+@contextmanager
+def model_path(model: Path | None, synthetic: str | None, bits: int, group_size: int) -> Iterator[Path]:
+    """Gives the file to measure; a synthetic one lives in a temporary folder and is deleted after.
+
+    Raises:
+        ElutqError: Neither or both were asked for, or there is no room for the synthetic file.
+    """
+    if (model is None) == (synthetic is None):
+        raise ElutqError("give either a model file or --synthetic SHAPE")
+    if model is not None:
+        yield model
+        return
+    from elutq_cli.benchmark.synthetic import synthetic_bytes, write_synthetic
+    from elutq_cli.shapes import named_shape
+
+    config = named_shape(str(synthetic))
+    with tempfile.TemporaryDirectory(prefix="elutq-bench-") as folder:
+        needed, free = synthetic_bytes(config, bits, group_size), shutil.disk_usage(folder).free
+        if needed > free:
+            raise ElutqError(
+                f"{folder} has {free / 1e9:.1f} GB free, the model needs {needed / 1e9:.1f} GB: "
+                "set TMPDIR to a folder with more"
+            )
+        print(f"writing {needed / 1e9:.2f} GB of random weights", file=sys.stderr)
+        path = Path(folder) / f"{synthetic}.gguf"
+        write_synthetic(path, config, bits, group_size)
+        yield path

@@ -1,0 +1,81 @@
+"""elutq bench: its outputs' form and consistency. No speed is asserted anywhere."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ELUTQ = Path(sys.executable).parent / "elutq"
+LLAMA_BENCH_KEYS = {
+    *("cpu_info", "model_size", "n_threads", "n_prompt", "n_gen", "n_depth", "test_time"),
+    *("avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts"),
+}
+OUR_KEYS = {"read_gbps", "roof_ts", "roof_fraction", "peak_rss", "isa", "bytes_per_token", "joules_per_token"}
+
+
+def bench(*arguments):
+    return subprocess.run([ELUTQ, "bench", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_json_has_llama_benchs_keys_and_ours(novels_2bit):
+    run = bench(novels_2bit, "-p", "16,32", "-n", 12, "-d", "0,20", "-t", "1,2", "-r", 2, "-o", "json", "--profile")
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout)
+    assert [(row["n_threads"], row["n_depth"], row["n_prompt"], row["n_gen"]) for row in rows] == [
+        (threads, depth, prompt, gen)
+        for threads in (1, 2)
+        for depth in (0, 20)
+        for prompt, gen in ((16, 0), (32, 0), (0, 12))
+    ]
+    for row in rows:
+        assert row.keys() >= LLAMA_BENCH_KEYS | OUR_KEYS
+        assert len(row["samples_ns"]) == 2 and row["model_size"] == novels_2bit.stat().st_size
+        n_tokens = row["n_prompt"] + row["n_gen"]
+        assert row["samples_ts"] == pytest.approx([1e9 * n_tokens / ns for ns in row["samples_ns"]])
+        assert sum(row["operations_s"].values()) == pytest.approx(sum(row["samples_ns"]) / 1e9, rel=0.5)
+        if row["n_gen"]:
+            assert row["roof_ts"] > 0 and row["roof_fraction"] > 0
+            bytes_at_middle = row["bytes_per_token"] + 6 * 2 * 6 * 2 * 64 * 2
+            assert row["roof_ts"] == pytest.approx(row["read_gbps"] * 1e9 / bytes_at_middle)
+        else:
+            assert row["roof_ts"] is None
+
+
+def test_other_forms_hold_the_same_tests(novels_2bit):
+    options = (novels_2bit, "-p", 8, "-n", 4, "-r", 1, "-t", 1)
+    lines = [json.loads(line) for line in bench(*options, "-o", "jsonl").stdout.splitlines()]
+    assert [(row["n_prompt"], row["n_gen"]) for row in lines] == [(8, 0), (0, 4)]
+    table = list(csv.DictReader(io.StringIO(bench(*options, "-o", "csv").stdout)))
+    assert [row["n_prompt"] for row in table] == ["8", "0"]
+    markdown = bench(*options).stdout
+    assert "| pp8 |" in markdown and "| tg4 |" in markdown
+
+
+def test_synthetic_needs_no_file():
+    run = bench("--synthetic", "smollm2-135m", "--group-size", 64, "-p", 4, "-n", 2, "-r", 1, "-o", "json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)[0]["model_filename"] == "smollm2-135m, 2 bits, groups of 64"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "either a model file or --synthetic"),
+        (("--synthetic", "gpt-5"), "no shape is called 'gpt-5'"),
+        (("--synthetic", "smollm2-135m"), "group"),
+        (("MODEL", "-o", "yaml"), "choose md, csv, json or jsonl"),
+        (("MODEL", "-p", "many"), "give whole numbers"),
+        (("MODEL", "-p", 0, "-n", 0), "nothing to measure"),
+        (("MODEL", "-p", 4096), "context of 4097 tokens"),
+        (("MODEL", "-t", 0), "at least 1"),
+        (("/nonexistent.gguf",), "nonexistent"),
+    ],
+)
+def test_bad_input_takes_one_line(arguments, message, novels_2bit):
+    run = bench(*(novels_2bit if argument == "MODEL" else argument for argument in arguments))
+    assert run.returncode == 2 and run.stdout == ""
+    assert message in run.stderr and len(run.stderr.splitlines()) == 1
