@@ -91,17 +91,19 @@ class _RefusalError(jinja2.TemplateError):
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which a template cannot fill the memory by multiplying either."""
+    """Jinja's sandbox, in which a template cannot fill the memory by one operator either."""
 
-    intercepted_binops = frozenset(("*", "**"))
+    intercepted_binops = frozenset(("*", "**", "%"))
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: object, right: object) -> object:
-        """Multiply small numbers, and repeat short sequences."""
+        """Multiply small numbers, repeat short sequences, take remainders."""
+        if operator == "%" and not isinstance(left, str):
+            return super().call_binop(context, operator, left, right)
         size = 1
         for operand in (left, right):
             size *= len(operand) if isinstance(operand, Sized) else abs(operand) if isinstance(operand, int) else 1
-        if operator == "**" or size > LARGEST_PRODUCT:
-            raise jinja2.exceptions.SecurityError(f"a product with {operator} is larger than a chat template needs")
+        if operator != "*" or size > LARGEST_PRODUCT:
+            raise jinja2.exceptions.SecurityError(f"operator {operator} makes more than a chat template needs")
         return super().call_binop(context, operator, left, right)
 
 

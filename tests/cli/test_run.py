@@ -1,0 +1,179 @@
+"""`elutq run` for one text, through the real command: text on stdout, everything else on stderr."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ELUTQ = Path(sys.executable).with_name("elutq")
+PROMPT = "It was a dark night, and"
+
+
+def elutq(*arguments, stdin=None, **environment):
+    command = [str(argument) for argument in (ELUTQ, "run", *arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        env=os.environ | environment,
+        timeout=60,
+    )
+
+
+def text_of(result):
+    assert result.returncode == 0, result.stderr
+    return result.stdout.decode("utf-8")
+
+
+def test_text_on_stdout_statistics_on_stderr(novels_2bit):
+    result = elutq(novels_2bit, "-p", PROMPT, "-n", 12, "--temp", 0, "-t", 1)
+    text, statistics = text_of(result), result.stderr.decode()
+    assert text.endswith("\n") and text.count("\n") <= 3
+    for word in ("prompt 8 tokens", "generated 12 tokens", "context 20 tokens, KV cache", "peak memory", "1 threads"):
+        assert word in statistics
+    assert "\x1b" not in text + statistics
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_same_seed_same_text_from_run_to_run_and_with_one_or_two_threads(novels_2bit, seed):
+    texts = {
+        text_of(elutq(novels_2bit, "-p", PROMPT, "-n", 150, "-s", seed, "-t", threads)) for threads in (1, 2, 1, 2)
+    }
+    assert len(texts) == 1
+
+
+def test_another_seed_another_text(novels_2bit):
+    assert len({text_of(elutq(novels_2bit, "-p", PROMPT, "-n", 30, "-s", seed)) for seed in (1, 2)}) == 2
+
+
+def test_json_holds_text_tokens_and_statistics(novels_2bit):
+    flags = ("-p", PROMPT, "-n", 10, "--temp", 0)
+    values = json.loads(text_of(result := elutq(novels_2bit, *flags, "--json")))
+    assert result.stderr == b""
+    assert values["text"] + "\n" == text_of(elutq(novels_2bit, *flags))
+    assert len(values["tokens"]) == values["n_gen"] == 10
+    assert values["finish_reason"] == "length"
+    assert values["ctx_size"] == values["n_prompt"] + 10
+    assert values["kv_bytes"] == values["ctx_size"] * 3072
+    assert values["peak_rss"] > 1 << 20
+    assert "logprobs" not in values
+
+
+def test_prompt_from_stdin_from_a_file_and_from_the_command_line_are_the_same(novels_2bit, tmp_path):
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    flags = ("-n", 8, "--temp", 0)
+    texts = {
+        text_of(elutq(novels_2bit, *flags, "-p", PROMPT)),
+        text_of(elutq(novels_2bit, *flags, "-p", "-", stdin=PROMPT.encode())),
+        text_of(elutq(novels_2bit, *flags, stdin=PROMPT.encode())),  # no terminal: stdin is the prompt
+        text_of(elutq(novels_2bit, *flags, "-f", tmp_path / "prompt.txt")),
+    }
+    assert len(texts) == 1
+
+
+def test_without_a_terminal_even_cnv_is_one_shot(novels_2bit):
+    assert text_of(elutq(novels_2bit, "-cnv", "--raw", "-p", PROMPT, "-n", 5, "--temp", 0))
+
+
+def test_stop_string(novels_2bit):
+    whole = text_of(elutq(novels_2bit, "-p", PROMPT, "-n", 40, "--temp", 0)).rstrip("\n")
+    stop = whole[25:29]
+    values = json.loads(
+        text_of(
+            elutq(novels_2bit, "-p", PROMPT, "-n", 40, "--temp", 0, "--stop", "never seen", "--stop", stop, "--json")
+        )
+    )
+    assert values["text"] == whole[: whole.index(stop)]
+    assert values["finish_reason"] == "stop"
+
+
+def test_full_context_ends_the_text_and_says_so(novels_2bit):
+    values = json.loads(text_of(elutq(novels_2bit, "-p", PROMPT, "-n", -1, "-c", 16, "--ignore-eos", "--json")))
+    assert values["finish_reason"] == "context"
+    assert values["ctx_size"] == 16
+
+
+def test_logprobs(novels_2bit):
+    flags = ("-p", PROMPT, "-n", 3, "--temp", 0, "--logprobs", 2)
+    values = json.loads(text_of(elutq(novels_2bit, *flags, "--json")))
+    assert [entry["token_id"] for entry in values["logprobs"]] == values["tokens"]
+    for entry in values["logprobs"]:
+        assert entry["logprob"] == entry["alternatives"][0]["logprob"] <= 0
+        assert len(entry["alternatives"]) == 2
+    result = elutq(novels_2bit, *flags)
+    assert text_of(result) == values["text"] + "\n"
+    assert len([line for line in result.stderr.decode().splitlines() if line.lstrip()[:1].isdigit()]) == 3
+
+
+def test_verbose_shows_the_prompt_as_the_model_gets_it(novels_2bit):
+    result = elutq(novels_2bit, "-p", "Once", "-n", 1, "-v", "--chat-template", "<{{ messages[0].content }}>")
+    assert result.stderr.decode().startswith("<Once>\n[")
+
+
+def test_chat_template_from_a_file(novels_2bit, tmp_path):
+    (tmp_path / "template.jinja").write_text("{{ messages[0].role }}:{{ messages[1].content }}")
+    flags = ("-p", "Once", "-n", 1, "-v", "-sys", "Be brief.", "--chat-template", tmp_path / "template.jinja")
+    assert elutq(novels_2bit, *flags).stderr.decode().startswith("system:Once\n[")
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("-sys", "Be brief."), "no chat template"),
+        (("--raw", "-sys", "Be brief."), "--raw"),
+        (("--raw", "--chat-template", "x{"), "--raw"),
+        (("--chat-template", "{% for %}"), "not valid Jinja"),
+        (("--chat-template", "{{ raise_exception('only poems') }}"), "only poems"),
+        (("--chat-template", "nothing.jinja"), "cannot read nothing.jinja"),
+        (("--chat-template", "{{ 1 / 0 }}"), "division by zero"),
+        (("--chat-template", "{# nothing #}"), "no tokens"),
+    ],
+)
+def test_templates_that_cannot_be_used(novels_2bit, flags, word):
+    result = elutq(novels_2bit, "-p", "Once", *flags)
+    assert result.returncode == 2
+    assert result.stdout == b""
+    assert result.stderr.count(b"\n") == 1
+    assert word in result.stderr.decode()
+
+
+def test_output_is_utf8_whatever_the_locale(novels_2bit):
+    flags = ("-p", "Caf\u00e9 \u2014 \u65e5\u672c", "-n", 200, "--temp", 3, "--top-k", 0, "--top-p", 1, "--min-p", 0)
+    result = elutq(novels_2bit, *flags, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert text_of(result)
+
+
+def test_reader_that_leaves_ends_it_quietly(novels_2bit):
+    command = [ELUTQ, "run", novels_2bit, "-p", PROMPT, "-n", "500", "--ignore-eos"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout.read(5)
+        process.stdout.close()
+        assert process.wait(timeout=30) != 0
+        assert process.stderr.read() == b""
+
+
+def test_ctrl_c_ends_the_text_and_still_reports(novels_2bit):
+    command = [ELUTQ, "run", novels_2bit, "-p", PROMPT, "-n", "-1", "--ignore-eos", "-t", "1"]
+    environment = os.environ | {"ELUTQ_ISA": "scalar"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
+    ) as process:
+        first = os.read(process.stdout.fileno(), 1)
+        process.send_signal(signal.SIGINT)
+        begin = time.perf_counter()
+        stdout, stderr = process.communicate(timeout=30)
+        assert time.perf_counter() - begin < 10
+    assert process.returncode == 130
+    assert (first + stdout).decode("utf-8").endswith("\n")
+    assert b"generated" in stderr and b"Traceback" not in stderr
+
+
+def test_numpy_is_not_loaded_for_help():
+    code = "import sys, elutq_cli.app; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
