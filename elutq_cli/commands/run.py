@@ -107,7 +107,7 @@ def run_command(
         template = None if raw else choose_template(language_model, chat_template)
         if template is None and not raw and (chatting or system_prompt is not None):
             raise ElutqError(
-                f"{model} has no chat template: give one (--chat-template FILE), or use --raw for plain text"
+                f"{model} has no chat template: give one with --chat-template, or use --raw for plain text"
             )
         if chatting:
             chat(language_model, template, system_prompt, text, ctx_size, sampling, options)
