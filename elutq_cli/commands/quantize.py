@@ -42,7 +42,7 @@ def quantize_command(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each tensor's error to stderr.")] = False,
 ) -> None:
     """Quantize a checkpoint to a model file: bits per weight, size and time are printed at the end."""
-    configure_blas(threads)
+    configure_blas(1)  # the stages run products on threads of their own
     from elutq_cli.pipeline.recipe import Recipe
 
     recipe = Recipe(

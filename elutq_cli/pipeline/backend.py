@@ -1,16 +1,25 @@
 """Backends of the stages: the numpy functions that define the results, and the threaded C code."""
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-
-from elutq_native.quantizer import Quantizer
 
 from elutq_cli.pipeline.feedback import feedback_columns
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
+from elutq_cli.pipeline.stage import Item, Result
+from elutq_native import default_threads
+from elutq_native.quantizer import Quantizer
 
 
 class NumpyBackend:
     """The definition: slow, on one thread."""
+
+    threads = 1
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Call the function for one item after the other."""
+        return [function(item) for item in items]
 
     def fit_groups(
         self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
@@ -30,7 +39,15 @@ class NativeBackend:
 
     def __init__(self, threads: int | None = None) -> None:
         """Start the threads; None: one for each core this process may use."""
-        self._quantizer = Quantizer(threads)
+        self.threads = default_threads() if threads is None else threads
+        self._quantizer = Quantizer(self.threads)
+        self._executor = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Call the function for several items at a time; numpy lets go of the interpreter while it computes."""
+        if self._executor is None:
+            return [function(item) for item in items]
+        return list(self._executor.map(function, items))
 
     def fit_groups(
         self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
@@ -50,4 +67,6 @@ class NativeBackend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
         self._quantizer.close()

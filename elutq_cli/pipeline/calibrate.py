@@ -6,7 +6,7 @@ block too, have been quantized.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.products import add_gram, mirror_upper, quiet
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import SHARED_INPUTS, Block, Positions
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.tokenizer import Tokenizer
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 1024
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class CalibrationText:
         return cls(sequences, file, hashlib.sha256(content).hexdigest())
 
 
-def block_hessians(block: Block, hidden: FloatArray) -> Iterator[tuple[tuple[str, ...], FloatArray]]:
+def block_hessians(block: Block, hidden: FloatArray, backend: Backend) -> Iterator[tuple[tuple[str, ...], FloatArray]]:
     """Run the calibration sequences through a block, pausing before each of its inputs is used.
 
     Between one step of the iterator and the next the caller replaces the weights of the linears just yielded in
@@ -93,50 +95,69 @@ def block_hessians(block: Block, hidden: FloatArray) -> Iterator[tuple[tuple[str
     Args:
         block: the block.
         hidden: (sequences, n, hidden_size) float32, the block's input; replaced by its output.
+        backend: runs a batch of sequences on each of its threads.
 
     Yields:
         The names of the linears that share an input, and that input's Hessian: (columns, columns) float32,
         X^T X / tokens.
     """
     positions = Positions.of(block.config, hidden.shape[1])
-    batches = [hidden[rows] for rows in token_batches(hidden)]
-    yield SHARED_INPUTS["self_attn.q_proj"], hessian(block.norm("input_layernorm", x) for x in batches)
-    attended = [_input_of_output(block, x, positions) for x in batches]
-    yield SHARED_INPUTS["self_attn.o_proj"], hessian(iter(attended))
-    for x, value in zip(batches, attended, strict=True):
+    batches = token_batches(hidden)
+
+    def normed(name: str) -> Callable[[FloatArray], FloatArray]:
+        return lambda x: np.asarray(block.norm(name, x))
+
+    def attended(x: FloatArray) -> FloatArray:
+        seen: dict[str, FloatArray] = {}
+        block.attention(block.norm("input_layernorm", x), positions, observe=seen.__setitem__)
+        return seen["self_attn.o_proj"]
+
+    def gated(x: FloatArray) -> FloatArray:
+        seen: dict[str, FloatArray] = {}
+        block.mlp(block.norm("post_attention_layernorm", x), observe=seen.__setitem__)
+        return seen["mlp.down_proj"]
+
+    def add_attention(pair: tuple[FloatArray, FloatArray]) -> None:
+        x, value = pair
         x += block.linear("self_attn.o_proj", value)
-    del attended
-    yield SHARED_INPUTS["mlp.gate_proj"], hessian(block.norm("post_attention_layernorm", x) for x in batches)
-    yield SHARED_INPUTS["mlp.down_proj"], hessian(_input_of_down(block, x) for x in batches)
-    for x in batches:
+
+    def add_mlp(x: FloatArray) -> None:
         x += block.mlp(block.norm("post_attention_layernorm", x))
 
+    yield SHARED_INPUTS["self_attn.q_proj"], hessian(batches, normed("input_layernorm"), backend)
+    values = backend.map(quiet(attended), batches)
+    yield SHARED_INPUTS["self_attn.o_proj"], hessian(values, lambda value: value, backend)
+    backend.map(quiet(add_attention), zip(batches, values, strict=True))
+    del values
+    yield SHARED_INPUTS["mlp.gate_proj"], hessian(batches, normed("post_attention_layernorm"), backend)
+    yield SHARED_INPUTS["mlp.down_proj"], hessian(batches, gated, backend)
+    backend.map(quiet(add_mlp), batches)
 
-def hessian(inputs: Iterable[FloatArray]) -> FloatArray:
-    """Return X^T X / tokens of a linear's inputs, (..., columns) float32 each, accumulated in float32."""
-    total, n_tokens = np.float32(0), 0
-    for x in inputs:
-        flat = x.reshape(-1, x.shape[-1])
-        total = total + flat.T @ flat
-        n_tokens += len(flat)
-    return np.asarray(total / np.float32(n_tokens), dtype=np.float32)
+
+def hessian(
+    batches: list[FloatArray], linear_input: Callable[[FloatArray], FloatArray], backend: Backend
+) -> FloatArray:
+    """Return X^T X / tokens: (columns, columns) float32, accumulated in float32 in the order of the batches.
+
+    Args:
+        batches: what the linear's inputs are computed from.
+        linear_input: computes them: (..., columns) float32.
+        backend: runs one batch on each of its threads, then the products.
+    """
+    total, n_tokens = np.zeros((0, 0), dtype=np.float32), 0
+    for first in range(0, len(batches), backend.threads):
+        wave = backend.map(quiet(linear_input), batches[first : first + backend.threads])
+        inputs = [x.reshape(-1, x.shape[-1]) for x in wave]
+        if first == 0:
+            total = np.zeros((inputs[0].shape[1], inputs[0].shape[1]), dtype=np.float32)
+        add_gram(total, inputs, backend)
+        n_tokens += sum(map(len, inputs))
+    total /= np.float32(n_tokens)
+    mirror_upper(total)
+    return total
 
 
-def token_batches(sequences: FloatArray) -> list[slice]:
-    """Cut sequences (sequences, n, ...) into runs of about TOKENS_AT_ONCE tokens, at least one sequence each."""
+def token_batches(sequences: FloatArray) -> list[FloatArray]:
+    """Cut sequences (sequences, n, ...) into views of about TOKENS_AT_ONCE tokens, at least one sequence each."""
     step = max(1, TOKENS_AT_ONCE // sequences.shape[1])
-    return [slice(first, first + step) for first in range(0, len(sequences), step)]
-
-
-def _input_of_output(block: Block, x: FloatArray, positions: Positions) -> FloatArray:
-    """Return the input of the attention's output projection."""
-    seen: dict[str, FloatArray] = {}
-    block.attention(block.norm("input_layernorm", x), positions, observe=seen.__setitem__)
-    return seen["self_attn.o_proj"]
-
-
-def _input_of_down(block: Block, x: FloatArray) -> FloatArray:
-    """Return the input of the MLP's down projection."""
-    seen: dict[str, FloatArray] = {}
-    block.mlp(block.norm("post_attention_layernorm", x), observe=seen.__setitem__)
-    return seen["mlp.down_proj"]
+    return [sequences[first : first + step] for first in range(0, len(sequences), step)]

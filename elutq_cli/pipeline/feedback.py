@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
+from elutq_cli.pipeline.products import measure, multiply, subtract_product
 from elutq_cli.pipeline.stage import Backend, Quantized
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
@@ -16,6 +17,7 @@ from elutq_formats.hlq import HLQTensor
 DoubleArray = npt.NDArray[np.float64]
 
 MOST_DAMPING = 1.0
+LEAF = 128
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def feedback(
     Source: GPTQ (Frantar et al. 2022) with ELUTQ's levels. ELUTQ's own code keeps the codes chosen before
     compensation; here the compensated weight is rounded, which is better at every number of bits.
     """
-    factor = inverse_factor(hessian, damping)
+    factor = inverse_factor(hessian, damping, backend)
     importance = (1.0 / np.diagonal(factor) ** 2).astype(np.float32)
     compensated = weights.copy()
     parts = []
@@ -54,10 +56,10 @@ def feedback(
         codes, errors = backend.feedback_columns(
             compensated[:, group], factor[group, group], half_scales[:, 0], centers[:, 0]
         )
-        compensated[:, rest] -= errors @ factor[group, rest]
+        subtract_product(compensated[:, rest], errors, factor[group, rest], backend)
         parts.append((half_scales, centers, codes))
     half_scales, centers, codes = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
-    return Quantized.of(weights, HLQTensor(half_scales, centers, codes, group_size), hessian)
+    return measure(weights, HLQTensor(half_scales, centers, codes, group_size), hessian, backend)
 
 
 def feedback_columns(
@@ -88,16 +90,16 @@ def feedback_columns(
     return codes, errors
 
 
-def inverse_factor(hessian: FloatArray, damping: float) -> FloatArray:
+def inverse_factor(hessian: FloatArray, damping: float, backend: Backend) -> FloatArray:
     """Return the upper triangular U with U^T U = (H + damping * mean(diag H) * I)^-1.
 
-    With J the reversal of rows and columns and J H J = L L^T, U is J L^-1 J: one factorisation, one triangular inverse,
-    and no product of an inverse with itself. Damping grows tenfold, and says so in the log, while H is not positive
-    definite in float64.
+    With J the reversal of rows and columns and J H J = L L^T, U is J L^-1 J. Damping grows tenfold, and says so in the
+    log, while H is not positive definite in float64.
 
     Args:
         hessian: (n, n) float32, symmetric.
         damping: relative to the mean of the diagonal.
+        backend: runs the products.
 
     Returns:
         (n, n) float32.
@@ -114,26 +116,32 @@ def inverse_factor(hessian: FloatArray, damping: float) -> FloatArray:
         reversed_hessian = hessian[::-1, ::-1].astype(np.float64)
         reversed_hessian[np.diag_indices_from(reversed_hessian)] += damping * mean
         try:
-            lower = np.asarray(np.linalg.cholesky(reversed_hessian), dtype=np.float64)
+            invert_cholesky(reversed_hessian, backend)
         except np.linalg.LinAlgError:
             if damping * 10 > MOST_DAMPING:
                 raise ElutqError(f"the Hessian is not positive definite even with damping {damping:g}") from None
             damping *= 10
             log.warning("the Hessian is not positive definite: damping raised to %g", damping)
             continue
-        del reversed_hessian
-        invert_lower(lower)
-        return np.ascontiguousarray(lower[::-1, ::-1], dtype=np.float32)
+        return np.ascontiguousarray(reversed_hessian[::-1, ::-1], dtype=np.float32)
 
 
-def invert_lower(lower: DoubleArray) -> None:
-    """Invert a lower triangular matrix in place, by halves so that nearly all work is matrix products."""
-    n = len(lower)
-    if n <= 64:
-        lower[:] = np.tril(np.linalg.inv(lower))
+def invert_cholesky(matrix: DoubleArray, backend: Backend) -> None:
+    """Replace a symmetric matrix A = L L^T by the lower triangular L^-1, by halves so that nearly all is products.
+
+    Raises:
+        LinAlgError: A is not positive definite; it is destroyed.
+    """
+    n = len(matrix)
+    if n <= LEAF:
+        matrix[:] = np.tril(np.linalg.inv(np.linalg.cholesky(matrix)))
         return
     half = n // 2
-    top, corner, bottom = lower[:half, :half], lower[half:, :half], lower[half:, half:]
-    invert_lower(top)
-    invert_lower(bottom)
-    corner[:] = -(bottom @ (corner @ top))
+    top, corner, bottom = matrix[:half, :half], matrix[half:, :half], matrix[half:, half:]
+    invert_cholesky(top, backend)
+    lower = multiply(corner, top.T, backend)
+    subtract_product(bottom, lower, lower.T, backend)
+    invert_cholesky(bottom, backend)
+    corner[:] = multiply(bottom, multiply(lower, top, backend), backend)
+    np.negative(corner, out=corner)
+    matrix[:half, half:] = 0.0

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from elutq_formats.hlq import HLQTensor
 
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest, signs
+from elutq_cli.pipeline.products import measure
 from elutq_cli.pipeline.stage import Backend, Quantized
+from elutq_formats.hlq import HLQTensor
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -47,7 +48,7 @@ def fit(weights: FloatArray, hessian: FloatArray | None, bits: int, group_size: 
         by_group = np.diagonal(hessian).reshape(-1, group_size)
         importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
     half_scales, centers, codes = backend.fit_groups(weights, bits, group_size, importance)
-    return Quantized.of(weights, HLQTensor(half_scales, centers, codes, group_size), hessian)
+    return measure(weights, HLQTensor(half_scales, centers, codes, group_size), hessian, backend)
 
 
 def starting_points(bits: int) -> DoubleArray:

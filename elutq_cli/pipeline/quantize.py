@@ -142,7 +142,7 @@ class _Run:
             if hidden is not None and self.plan.head.group_size is not None:
                 epsilon = self.config.rms_norm_eps
                 head_hessian = hessian(
-                    np.asarray(rms_norm(hidden[rows], norm, epsilon, np)) for rows in token_batches(hidden)
+                    token_batches(hidden), lambda x: np.asarray(rms_norm(x, norm, epsilon, np)), self.backend
                 )
             self.add_matrix(self.plan.head, self.load(HEAD), head_hessian)
 
@@ -152,7 +152,7 @@ class _Run:
         by_name = {plan.name: plan for plan in plans}
         weights = {name: self.load(prefix + name) for name in block_tensor_names(self.config)}
         block = Block(self.config, layer, weights)
-        for linears, input_hessian in block_hessians(block, hidden):
+        for linears, input_hessian in block_hessians(block, hidden, self.backend):
             for linear in linears:
                 plan = by_name[f"{prefix}{linear}.weight"]
                 block.weights[f"{linear}.weight"] = self.add_matrix(

@@ -4,18 +4,26 @@ A stage is a function of a linear's weights, the Hessian of its inputs (None wit
 that returns a ``Quantized``. A stage that improves on another takes that one's ``HLQTensor`` as well.
 """
 
-import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
+from typing import Protocol, TypeVar
 
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
 from elutq_formats.hlq import HLQTensor
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 class Backend(Protocol):
     """The stages' inner loops, on one kind of machine."""
+
+    @property
+    def threads(self) -> int:
+        """Calls that ``map`` runs at the same time."""
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Return the function's results for all items, in their order."""
 
     def fit_groups(
         self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
@@ -40,17 +48,3 @@ class Quantized:
 
     tensor: HLQTensor
     error: float
-
-    @classmethod
-    def of(cls, weights: FloatArray, tensor: HLQTensor, hessian: FloatArray | None) -> "Quantized":
-        """Measure a quantized matrix against its weights: (rows, columns) float32."""
-        norm = squared_norm(weights, hessian)
-        error = squared_norm(weights - tensor.dequantize(), hessian)
-        return cls(tensor, math.sqrt(error / norm) if norm > 0.0 else 0.0)
-
-
-def squared_norm(matrix: FloatArray, hessian: FloatArray | None) -> float:
-    """Return trace(A H A^T) of a matrix A: (rows, columns), or its squared Frobenius norm when H is None."""
-    product = matrix if hessian is None else matrix @ hessian
-    row_sums = np.einsum("ij,ij->i", matrix, product)
-    return max(0.0, float(row_sums.sum(dtype=np.float64)))

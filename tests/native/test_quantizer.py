@@ -101,7 +101,7 @@ def _parts(quantized):
 def test_results_do_not_depend_on_the_number_of_threads():
     rng = np.random.default_rng(9)
     weights = random_weights(rng, 75, 128)
-    factor = inverse_factor(np.cov(rng.normal(size=(300, 128)).T).astype(np.float32), 0.01)
+    factor = inverse_factor(np.cov(rng.normal(size=(300, 128)).T).astype(np.float32), 0.01, NumpyBackend())
     results = []
     for threads in (1, 2, 3, 7):
         with NativeBackend(threads) as backend:
@@ -127,7 +127,7 @@ def test_slices_of_columns_are_read_in_place_and_left_alone(native):
     assert_same(found, fit_groups(np.ascontiguousarray(weights[:, middle]), 2, 64))
     turned = np.asfortranarray(weights)
     assert_same(native.fit_groups(turned[:, middle], 2, 64), found)
-    factor = inverse_factor(np.cov(rng.normal(size=(500, 256)).T).astype(np.float32), 0.01)
+    factor = inverse_factor(np.cov(rng.normal(size=(500, 256)).T).astype(np.float32), 0.01, NumpyBackend())
     half_scales, centers = found[0][:, 0], found[1][:, 0]
     group = slice(64, 128)
     codes = native.feedback_columns(weights[:, group], factor[group, group], half_scales, centers)

@@ -161,7 +161,7 @@ def test_unfit_calibration_texts_are_refused(tmp_path, content, recipe, message)
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
-def test_hessians_are_those_of_the_block_as_changed_so_far(folder):
+def test_hessians_are_those_of_the_block_as_changed_so_far(folder, backend):
     """Every Hessian against a fresh pass through the whole block, with the weights replaced up to then."""
     rng = np.random.default_rng(0)
     with Checkpoint.open(folder) as checkpoint:
@@ -171,7 +171,7 @@ def test_hessians_are_those_of_the_block_as_changed_so_far(folder):
         start = model.embed(tokens)
     hidden = start.copy()
     seen_linears = []
-    for linears, found in block_hessians(block, hidden):
+    for linears, found in block_hessians(block, hidden, backend):
         inputs = {}
         block(start, observe=inputs.__setitem__)
         x = inputs[linears[0]].reshape(-1, found.shape[0]).astype(np.float64)
@@ -308,7 +308,7 @@ def novels_kl(tmp_path_factory, backend):
         summary = run(folder, output, backend, recipe, calibration_file if calibrated else None, force=True)
         with Checkpoint.open(folder) as checkpoint:
             tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
-            windows = split_windows(tokenizer.encode(sampled[half:]), 256, 8)
+            windows = split_windows(tokenizer.encode(sampled[half:]), 128, 10)
             result = evaluate(Transformer(ModelFile.open(output)), windows, Transformer(checkpoint))
         return result.kl, summary
 
@@ -316,7 +316,7 @@ def novels_kl(tmp_path_factory, backend):
 
 
 def test_accuracy_on_the_trained_checkpoint(novels_kl):
-    options = {"output_bits": 16, "embedding_bits": 16, "num_samples": 24, "sequence_length": 256}
+    options = {"output_bits": 16, "embedding_bits": 16, "num_samples": 24, "sequence_length": 128}
     plain, summary = novels_kl(Recipe(bits=2, **options), calibrated=False)
     calibrated, _ = novels_kl(Recipe(bits=2, **options), calibrated=True)
     three_bits, _ = novels_kl(Recipe(bits=3, **options), calibrated=True)

@@ -11,7 +11,7 @@
 #include "levels.h"
 #include "threads.h"
 
-#define LANES 16
+#define LANES 32 /* GCC unrolls loops of up to 16 rounds away before it would make vectors of them */
 
 struct feedback_task {
     elutq_pool *pool;

@@ -15,7 +15,6 @@
 
 #define LARGEST_HALF 65504.0
 #define MAX_UNKNOWNS (ELUTQ_HLQ_MAX_BITS + 1)
-#define RUN_LENGTH 8 /* sorted by insertion before runs are merged */
 #define ROWS_PER_ITEM 8
 
 struct fit_task {
@@ -30,6 +29,8 @@ struct fit_task {
     uint16_t *half_scales, *centers;
     uint8_t *codes;
 };
+
+_Static_assert((ELUTQ_MAX_GROUP_SIZE & (ELUTQ_MAX_GROUP_SIZE - 1)) == 0, "keys are padded to a power of two");
 
 struct sorted_group {
     unsigned size;
@@ -55,42 +56,43 @@ static uint64_t sort_key(float weight, unsigned column) {
     return (uint64_t)word << 32 | column;
 }
 
-static void sort_keys(uint64_t *keys, unsigned n) {
-    uint64_t scratch[ELUTQ_MAX_GROUP_SIZE];
-    for (unsigned first = 0; first < n; first += RUN_LENGTH) {
-        unsigned last = first + RUN_LENGTH < n ? first + RUN_LENGTH : n;
-        for (unsigned i = first + 1; i < last; i++) {
-            uint64_t key = keys[i];
-            unsigned j = i;
-            for (; j > first && keys[j - 1] > key; j--)
-                keys[j] = keys[j - 1];
-            keys[j] = key;
-        }
-    }
-    for (unsigned length = RUN_LENGTH; length < n; length *= 2) {
-        for (unsigned first = 0; first < n; first += 2 * length) {
-            unsigned left = first, middle = first + length < n ? first + length : n;
-            unsigned right = middle, last = middle + length < n ? middle + length : n, out = first;
-            while (left < middle && right < last) {
-                bool take_right = keys[right] < keys[left];
-                scratch[out++] = take_right ? keys[right] : keys[left];
-                left += !take_right;
-                right += take_right;
-            }
-            while (left < middle)
-                scratch[out++] = keys[left++];
-            while (right < last)
-                scratch[out++] = keys[right++];
-        }
-        memcpy(keys, scratch, n * sizeof *keys);
+/*
+ * Merges two ascending runs of `length` keys, src[0 .. length) and src[length .. 2 * length), from both ends at once: each
+ * end is done after `length` steps without looking whether a run is used up, and no branch depends on the keys.
+ */
+static void merge_runs(const uint64_t *src, unsigned length, uint64_t *out) {
+    unsigned left = 0, right = length, left_end = length - 1, right_end = 2 * length - 1;
+    for (unsigned i = 0; i < length; i++) {
+        unsigned take_right = src[right] < src[left], take_left = src[left_end] > src[right_end];
+        out[i] = src[take_right ? right : left];
+        right += take_right;
+        left += !take_right;
+        out[2 * length - 1 - i] = src[take_left ? left_end : right_end];
+        left_end -= take_left;
+        right_end -= !take_left;
     }
 }
 
+/* Sorts n keys, n a power of two; returns which of the two buffers holds the result. */
+static uint64_t *sort_keys(uint64_t *keys, uint64_t *scratch, unsigned n) {
+    for (unsigned length = 1; length < n; length *= 2) {
+        for (unsigned first = 0; first < n; first += 2 * length)
+            merge_runs(keys + first, length, scratch + first);
+        uint64_t *sorted = scratch;
+        scratch = keys;
+        keys = sorted;
+    }
+    return keys;
+}
+
 static void sort_group(const float *weights, const float *importance, unsigned size, struct sorted_group *group) {
-    uint64_t keys[ELUTQ_MAX_GROUP_SIZE];
-    for (unsigned i = 0; i < size; i++)
-        keys[i] = sort_key(weights[i], i);
-    sort_keys(keys, size);
+    uint64_t buffers[2][ELUTQ_MAX_GROUP_SIZE];
+    unsigned n_keys = 1;
+    while (n_keys < size)
+        n_keys *= 2;
+    for (unsigned i = 0; i < n_keys; i++)
+        buffers[0][i] = i < size ? sort_key(weights[i], i) : UINT64_MAX;
+    const uint64_t *keys = sort_keys(buffers[0], buffers[1], n_keys);
     group->size = size;
     group->middle = ((double)weights[(uint32_t)keys[0]] + (double)weights[(uint32_t)keys[size - 1]]) * 0.5;
     group->mass[0] = group->moment[0] = group->energy = 0.0;

@@ -1,0 +1,88 @@
+"""Large products in pieces of fixed size, on the backend's threads: the result does not depend on their number."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.stage import Backend, Item, Quantized, Result
+from elutq_formats.hlq import HLQTensor
+
+PIECE_ROWS = 128
+
+
+def pieces(n_rows: int) -> list[slice]:
+    """Cut rows into runs of PIECE_ROWS."""
+    return [slice(first, min(first + PIECE_ROWS, n_rows)) for first in range(0, n_rows, PIECE_ROWS)]
+
+
+def multiply(left: npt.NDArray[Any], right: npt.NDArray[Any], backend: Backend) -> npt.NDArray[Any]:
+    """Return left @ right: (rows, inner) and (inner, columns), of one dtype."""
+    product = np.empty((len(left), right.shape[1]), dtype=left.dtype)
+
+    def fill(rows: slice) -> None:
+        np.matmul(left[rows], right, out=product[rows])
+
+    backend.map(fill, pieces(len(left)))
+    return product
+
+
+def subtract_product(
+    target: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any], backend: Backend
+) -> None:
+    """Subtract left @ right from target in place: (rows, columns), (rows, inner), (inner, columns)."""
+
+    def subtract(rows: slice) -> None:
+        target[rows] -= left[rows] @ right
+
+    backend.map(subtract, pieces(len(target)))
+
+
+def squared_norm(matrix: FloatArray, hessian: FloatArray | None, backend: Backend) -> float:
+    """Return trace(A H A^T) of a matrix A: (rows, columns), or its squared Frobenius norm when H is None."""
+
+    def part(rows: slice) -> float:
+        some = matrix[rows]
+        product = some if hessian is None else some @ hessian
+        return float(np.einsum("ij,ij->i", some, product).sum(dtype=np.float64))
+
+    return max(0.0, sum(backend.map(part, pieces(len(matrix)))))
+
+
+def measure(weights: FloatArray, tensor: HLQTensor, hessian: FloatArray | None, backend: Backend) -> Quantized:
+    """Measure a quantized matrix against its weights: (rows, columns) float32."""
+    norm = squared_norm(weights, hessian, backend)
+    error = squared_norm(weights - tensor.dequantize(), hessian, backend)
+    return Quantized(tensor, math.sqrt(error / norm) if norm > 0.0 else 0.0)
+
+
+def add_gram(total: FloatArray, inputs: Sequence[FloatArray], backend: Backend) -> None:
+    """Add X^T X of each X: (tokens, columns) to the upper triangle of total: (columns, columns), in place.
+
+    The triangle is coarse: the square pieces on the diagonal are filled whole.
+    """
+
+    def add(rows: slice) -> None:
+        for x in inputs:
+            total[rows, rows.start :] += x[:, rows].T @ x[:, rows.start :]
+
+    backend.map(quiet(add), pieces(len(total)))
+
+
+def mirror_upper(total: FloatArray) -> None:
+    """Copy the upper triangle of a square matrix to its lower one, in place."""
+    for rows in pieces(len(total)):
+        total[rows.stop :, rows] = total[rows, rows.stop :].T
+
+
+def quiet(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
+    """Keep numpy from warning of overflow in calibration: a Hessian that is not finite is refused by name anyway."""
+
+    def call(item: Item) -> Result:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return function(item)
+
+    return call
