@@ -1,4 +1,4 @@
-# make install | demo | test | lint | native | clean
+# make install | demo | test | lint | native | clean; checks of the C code in tests/native/checks.mk
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,3 +34,5 @@ lint: install
 
 clean:
 	rm -rf build $(VENV) *.egg-info native/elutq_native/_elutq*
+
+include tests/native/checks.mk

@@ -147,6 +147,7 @@ static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, uin
     float *x = random_floats(matrix.n_columns, 1);
     for (uint32_t i = 0; i < group_size / 2; i++)
         x[i] *= 100;
+    x[0] = 50; /* large enough that its sign shows in every table entry */
     const float *expected = gemv(SCALAR, &matrix, x), *found = gemv(kernels, &matrix, x);
     for (uint32_t row = 0; row < elutq_matrix_tiles(&matrix) * ELUTQ_TILE_ROWS; row++)
         check(memcmp(&expected[row], &found[row], sizeof *found) == 0,

@@ -93,7 +93,8 @@ INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, 
 
 /*
  * One strip of an expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][8 rows] += ... Sixteen sums in registers, four
- * loads for sixteen SDOT. The integer sums are at most 128 * 128 * 127 in magnitude.
+ * loads for sixteen SDOT: by llvm-mca 16, 32 SDOT (two cells) in 17 cycles on cortex-a76, which starts two a cycle, and in
+ * 10.7 on apple-m1, which llvm-mca lets start three. The integer sums are at most 128 * 128 * 127 in magnitude.
  */
 INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
                            const float *scales, const float *sums, uint32_t n_tokens, float *y) {

@@ -1,0 +1,73 @@
+# Checks of the C code by other compilers, sanitizers and machines: make aarch64 | sanitize | tsan
+CHECKS := build/checks
+CHECK_MODELS ?= $(CHECKS)/models
+CHECK_FLAGS := -std=gnu11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -I$(CURDIR)/native/include -I$(CURDIR)/native/src
+CHECK_SOURCES := $(wildcard native/src/*.c native/src/quantize/*.c)
+CHECK_HEADERS := $(wildcard native/include/*.h native/src/*.h native/src/*/*.h)
+NATIVE_ISA := $(if $(filter aarch64 arm64,$(shell uname -m)),arm,x86)
+
+.PHONY: aarch64 sanitize tsan
+
+$(CHECKS)/models: tests/native/make_models.py
+	$(MAKE) install
+	$(BIN)/python tests/native/make_models.py $@
+	touch $@
+
+# A folder of $(CHECKS) with the library's objects and the programs linked with them: folder, compiler and flags, sources.
+define CHECK_BUILD
+$(CHECKS)/$(1)/.objects: $(3) $(CHECK_HEADERS)
+	@$(or $(4),true)
+	mkdir -p $$(@D)
+	cd $$(@D) && rm -f *.o && $(2) $(CHECK_FLAGS) -c $(abspath $(3))
+	touch $$@
+
+$(CHECKS)/$(1)/%: tests/native/%.c $(CHECKS)/$(1)/.objects
+	$(2) $(CHECK_FLAGS) $$(LINK_$$*) $$< $$(@D)/*.o -o $$@ -lm -lpthread
+endef
+
+LINK_allocation_check := -Wl,--wrap=malloc,--wrap=calloc,--wrap=aligned_alloc,--wrap=free,--wrap=pthread_create
+
+# ---- AArch64 under an emulator: without SDOT as on a Cortex-A72, and with everything that the emulator knows ----
+
+AARCH64_CC ?= aarch64-linux-gnu-gcc
+QEMU ?= $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64) qemu-aarch64-static)
+AARCH64_NEEDS := { command -v $(AARCH64_CC) && command -v $(QEMU); } >/dev/null || { echo "make aarch64 needs a cross compiler and an emulator: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static" >&2; exit 1; }
+
+$(eval $(call CHECK_BUILD,aarch64,$(AARCH64_CC) -O2 -static,$(CHECK_SOURCES) $(wildcard native/src/arm/*.c),$(AARCH64_NEEDS)))
+
+aarch64: $(CHECKS)/aarch64/kernels_check $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)
+	$(QEMU) -cpu cortex-a72 $(CHECKS)/aarch64/kernels_check 1 neon scalar
+	$(QEMU) -cpu max $(CHECKS)/aarch64/kernels_check 2 neon-dotprod neon scalar
+	$(QEMU) -cpu cortex-a72 $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
+	$(QEMU) -cpu max $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
+
+# ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
+
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
+SANITIZE_TESTS ?= tests/native tests/cli
+
+$(eval $(call CHECK_BUILD,sanitize,$(CC) -O1 -fPIC $(SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
+
+# The Python package over the same objects, to be found before the installed one.
+PACKAGE := $(CHECKS)/sanitize/package
+$(PACKAGE)/elutq_native/_elutq.abi3.so: $(CHECKS)/sanitize/.objects $(wildcard native/elutq_native/*.py) native/build_ffi.py
+	$(MAKE) install
+	mkdir -p $(@D)
+	cp native/elutq_native/*.py $(@D)
+	$(BIN)/python -c 'import runpy; runpy.run_path("native/build_ffi.py")["builder"].emit_c_code("$(PACKAGE)/_elutq.c")'
+	$(CC) -shared -O1 -fPIC $(SANITIZE) -Inative/include $$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') \
+		$(PACKAGE)/_elutq.c $(CHECKS)/sanitize/*.o -o $@ -lm -lpthread
+
+sanitize: $(addprefix $(CHECKS)/sanitize/,kernels_check runtime_check allocation_check) $(CHECK_MODELS) $(PACKAGE)/elutq_native/_elutq.abi3.so
+	$(CHECKS)/sanitize/kernels_check
+	$(CHECKS)/sanitize/runtime_check $(CHECK_MODELS)/*.gguf
+	$(CHECKS)/sanitize/allocation_check $(CHECK_MODELS)/qwen3-biases.gguf $(CHECK_MODELS)/2bit-g128.gguf
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/$(PACKAGE) \
+		$(BIN)/python -m pytest -q -p no:faulthandler -p no:cacheprovider --ignore tests/native/test_aarch64.py $(SANITIZE_TESTS)
+
+# ---- ThreadSanitizer: the pool, and sessions side by side over one model ----
+
+$(eval $(call CHECK_BUILD,tsan,$(CC) -O1 -fsanitize=thread -g1,$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
+
+tsan: $(CHECKS)/tsan/runtime_check $(CHECK_MODELS)
+	TSAN_OPTIONS=halt_on_error=1 $(CHECKS)/tsan/runtime_check $(CHECK_MODELS)/*.gguf

@@ -1,0 +1,72 @@
+"""Writes small model files for the C programs of this folder: every family, 1 to 4 bits, every group size, fp16.
+
+make_models.py FOLDER
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from elutq_formats.config import ModelConfig
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.hlq import HLQTensor, pack
+from elutq_formats.model_writer import write_model
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+def matrix_bytes(seed: int, rows: int, columns: int, bits: int, group_size: int | None) -> np.ndarray:
+    """Return a random matrix as it lies in a file."""
+    rng = np.random.default_rng(seed)
+    if group_size is None:
+        return rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float16)
+    groups = rows, columns // group_size
+    half_scales = rng.uniform(0, columns**-0.5, (*groups, bits)).astype(np.float16)
+    centers = rng.normal(0, 0.1 * columns**-0.5, groups).astype(np.float16)
+    codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
+    return pack(HLQTensor(half_scales, centers, codes, group_size))
+
+
+def write_random(path: Path, config: ModelConfig, bits: int, group_size: int, half: str = "none") -> None:
+    """Write a model of random weights. Matrices whose name contains `half`, or that no group fits, are fp16."""
+    tensors = []
+    for i, (name, shape) in enumerate(config.tensor_shapes().items()):
+        stored = gguf_name(name)
+        if len(shape) == 1:
+            values = np.random.default_rng(i).uniform(0.5, 1.5, shape).astype(np.float32)
+            tensors.append((TensorRecord(stored, 32, *shape), lambda values=values: values))
+            continue
+        quantized = half not in name and shape[1] % group_size == 0
+        record = (
+            TensorRecord(stored, bits, *shape, group_size=group_size) if quantized else TensorRecord(stored, 16, *shape)
+        )
+        arguments = (i, *shape, bits, group_size if quantized else None)
+        tensors.append((record, lambda arguments=arguments: matrix_bytes(*arguments)))
+    write_model(path, config, tensors, name=path.stem, tokenizer_json=None)
+
+
+def golden_config(family: str) -> ModelConfig:
+    """Return the configuration of a golden checkpoint."""
+    with Checkpoint.open(GOLDEN / family) as checkpoint:
+        return checkpoint.config
+
+
+def main(folder: Path) -> None:
+    """Write the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, family in enumerate(sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())):
+        write_random(folder / f"{family}.gguf", golden_config(family), bits=1 + i % 4, group_size=32)
+    wide = replace(golden_config("llama2-gqa-sharded"), hidden_size=256, intermediate_size=384, vocab_size=301)
+    for bits in (1, 2, 3, 4):
+        for group_size in (64, 128):
+            write_random(
+                folder / f"{bits}bit-g{group_size}.gguf", wide, bits, group_size, half="embed" if bits > 2 else "none"
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

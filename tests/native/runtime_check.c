@@ -1,0 +1,242 @@
+/*
+ * Runs model files through the C interface the way programs do, so that sanitizers and emulators can watch it: every
+ * kernel set, numbers of threads, sessions side by side, rewinding, cancelling, and arguments that must be refused.
+ *
+ *     runtime_check MODEL...
+ *
+ * Prints one line a model and exits 0, or prints what differs and exits 1.
+ */
+#include <math.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "elutq.h"
+#include "elutq_kernels.h"
+#include "threads.h"
+
+#define N_TOKENS 21
+#define N_SIDE_BY_SIDE 3
+
+static unsigned n_failures;
+
+__attribute__((format(printf, 2, 3))) static bool check(bool right, const char *format, ...) {
+    if (right)
+        return true;
+    n_failures++;
+    va_list arguments;
+    va_start(arguments, format);
+    printf("WRONG ");
+    vprintf(format, arguments);
+    printf("\n");
+    va_end(arguments);
+    return false;
+}
+
+/* ---- the pool ---- */
+
+struct counting {
+    elutq_pool *pool;
+    atomic_uint taken[512];
+};
+
+static void count(void *context, unsigned thread, unsigned n_threads) {
+    struct counting *counting = context;
+    unsigned item;
+    (void)n_threads;
+    for (unsigned round = 0; round < 20; round++) {
+        while (elutq_pool_take(counting->pool, thread, 512, &item))
+            atomic_fetch_add_explicit(&counting->taken[item], 1, memory_order_relaxed);
+        elutq_pool_barrier(counting->pool);
+    }
+}
+
+/* Every item is handed out once between two barriers, with more threads than cores too. */
+static void check_pool(unsigned n_threads) {
+    static struct counting counting;
+    memset(&counting, 0, sizeof counting);
+    if (!check(elutq_pool_create(n_threads, &counting.pool) == ELUTQ_OK, "pool of %u threads", n_threads))
+        return;
+    for (unsigned task = 0; task < 3; task++)
+        elutq_pool_run(counting.pool, count, &counting);
+    for (unsigned item = 0; item < 512; item++)
+        check(atomic_load(&counting.taken[item]) == 60, "%u threads: item %u was taken %u times", n_threads, item,
+              atomic_load(&counting.taken[item]));
+    elutq_pool_destroy(counting.pool);
+}
+
+/* ---- passes ---- */
+
+struct run {
+    const elutq_model *model;
+    uint32_t vocab_size;
+    unsigned n_threads;
+    size_t step;   /* tokens a call */
+    float *logits; /* [N_TOKENS][vocab_size] */
+};
+
+static int32_t token_at(const struct run *run, size_t i) {
+    return (int32_t)((7 * i + 3) % run->vocab_size);
+}
+
+static void *evaluate(void *argument) {
+    const struct run *run = argument;
+    char error[256] = "";
+    elutq_session *session;
+    int32_t tokens[N_TOKENS];
+    for (size_t i = 0; i < N_TOKENS; i++)
+        tokens[i] = token_at(run, i);
+    int status = elutq_session_create(run->model, N_TOKENS, run->n_threads, &session, error, sizeof error);
+    if (!check(status == ELUTQ_OK, "session: %s", error))
+        return NULL;
+    for (size_t done = 0; done < N_TOKENS && status == ELUTQ_OK; done += run->step) {
+        size_t n = N_TOKENS - done < run->step ? N_TOKENS - done : run->step;
+        status = elutq_session_eval(session, tokens + done, n, run->logits + done * run->vocab_size, n, error, sizeof error);
+    }
+    check(status == ELUTQ_OK && elutq_session_position(session) == N_TOKENS, "eval: status %d, %s", status, error);
+    elutq_session_destroy(session);
+    return NULL;
+}
+
+static void check_same(const struct run *found, const struct run *wanted, const char *what, const char *isa) {
+    const size_t n_bytes = (size_t)N_TOKENS * found->vocab_size * sizeof *found->logits;
+    check(memcmp(found->logits, wanted->logits, n_bytes) == 0, "%s: logits differ: %s", isa, what);
+}
+
+static struct run new_run(const elutq_model *model, uint32_t vocab_size, unsigned n_threads, size_t step) {
+    struct run run = {model, vocab_size, n_threads, step, calloc((size_t)N_TOKENS * vocab_size, sizeof(float))};
+    if (run.logits == NULL)
+        exit(1);
+    return run;
+}
+
+static struct run finished_run(const elutq_model *model, uint32_t vocab_size, unsigned n_threads, size_t step) {
+    struct run run = new_run(model, vocab_size, n_threads, step);
+    evaluate(&run);
+    return run;
+}
+
+static void check_side_by_side(const elutq_model *model, const struct run *alone, const char *isa) {
+    pthread_t threads[N_SIDE_BY_SIDE];
+    struct run runs[N_SIDE_BY_SIDE];
+    for (unsigned i = 0; i < N_SIDE_BY_SIDE; i++) {
+        runs[i] = new_run(model, alone->vocab_size, 1 + i % 2, alone->step);
+        if (pthread_create(&threads[i], NULL, evaluate, &runs[i]) != 0)
+            exit(1);
+    }
+    for (unsigned i = 0; i < N_SIDE_BY_SIDE; i++) {
+        pthread_join(threads[i], NULL);
+        check_same(&runs[i], alone, "beside other sessions", isa);
+        free(runs[i].logits);
+    }
+}
+
+static void *cancel(void *session) {
+    elutq_session_cancel(session);
+    return NULL;
+}
+
+static void check_one_session(const elutq_model *model, const struct run *alone, const char *isa) {
+    char error[256] = "";
+    elutq_session *session;
+    int32_t tokens[N_TOKENS + 1];
+    float *logits = calloc(alone->vocab_size, sizeof *logits);
+    for (size_t i = 0; i <= N_TOKENS; i++)
+        tokens[i] = token_at(alone, i);
+    if (logits == NULL || elutq_session_create(model, N_TOKENS, 2, &session, error, sizeof error) != ELUTQ_OK)
+        exit(1);
+
+    pthread_t canceller;
+    if (pthread_create(&canceller, NULL, cancel, session) != 0)
+        exit(1);
+    int status = elutq_session_eval(session, tokens, N_TOKENS, logits, 0, error, sizeof error);
+    pthread_join(canceller, NULL);
+    check(status == ELUTQ_OK || (status == ELUTQ_ERROR_CANCELLED && elutq_session_position(session) == 0),
+          "%s: a cancelled call returned %d at position %u", isa, status, elutq_session_position(session));
+    if (status == ELUTQ_OK) /* the request came too late and ends the next call */
+        check(elutq_session_rewind(session, 0) == ELUTQ_OK &&
+                  elutq_session_eval(session, tokens, 1, logits, 0, error, sizeof error) == ELUTQ_ERROR_CANCELLED,
+              "%s: cancelling before a call did not end it", isa);
+
+    status = elutq_session_eval(session, tokens, N_TOKENS, logits, 1, error, sizeof error);
+    check(status == ELUTQ_OK, "%s: after cancelling: %s", isa, error);
+    status = elutq_session_eval(session, tokens + N_TOKENS, 1, logits, 1, error, sizeof error);
+    check(status == ELUTQ_ERROR_CONTEXT && error[0] != '\0', "%s: one token too many returned %d", isa, status);
+    check(elutq_session_rewind(session, N_TOKENS + 1) == ELUTQ_ERROR_ARGUMENT, "%s: rewound forwards", isa);
+    check(elutq_session_rewind(session, N_TOKENS - 1) == ELUTQ_OK, "%s: rewind", isa);
+    const int32_t outside[] = {-1, (int32_t)alone->vocab_size, INT32_MIN, INT32_MAX};
+    for (size_t i = 0; i < sizeof outside / sizeof outside[0]; i++)
+        check(elutq_session_eval(session, &outside[i], 1, logits, 1, error, sizeof error) == ELUTQ_ERROR_ARGUMENT,
+              "%s: token %d was taken", isa, outside[i]);
+    check(elutq_session_eval(session, tokens, 0, logits, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: no tokens", isa);
+    check(elutq_session_eval(session, tokens, 1, logits, 2, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: logits of no token", isa);
+    elutq_session_destroy(session);
+    free(logits);
+}
+
+static void check_refused(const elutq_model *model) {
+    char error[64] = "";
+    struct elutq_model_info info;
+    elutq_session *session;
+    elutq_model_describe(model, &info);
+    check(elutq_session_create(model, 0, 1, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT, "context 0");
+    check(elutq_session_create(model, info.context_length + 1, 1, &session, error, 1) == ELUTQ_ERROR_ARGUMENT, "context");
+    check(elutq_session_create(model, 1, 0, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "0 threads");
+    check(elutq_session_create(model, 1, 257, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT, "257 threads");
+}
+
+static void check_model(const char *path) {
+    struct run reference = {0};
+    char error[256] = "";
+    unsigned n_sets = 0;
+    elutq_model *model;
+    check(elutq_model_open(path, "mmx", &model, error, sizeof error) == ELUTQ_ERROR_ARGUMENT && model == NULL, "kernels mmx");
+    for (unsigned i = 0; elutq_kernels_at(i) != NULL; i++) {
+        const char *isa = elutq_kernels_at(i)->name;
+        if (!elutq_kernels_supported(elutq_kernels_at(i)))
+            continue;
+        struct elutq_model_info info;
+        if (!check(elutq_model_open(path, isa, &model, error, sizeof error) == ELUTQ_OK, "%s: %s", path, error))
+            return;
+        elutq_model_describe(model, &info);
+        struct run single = finished_run(model, info.vocab_size, 1, 1), batch = finished_run(model, info.vocab_size, 1, N_TOKENS);
+        struct run pooled = finished_run(model, info.vocab_size, 3, 1), wide = finished_run(model, info.vocab_size, 3, N_TOKENS);
+        check_same(&pooled, &single, "3 threads, token by token", isa);
+        check_same(&wide, &batch, "3 threads, one batch", isa);
+        if (n_sets++ == 0) {
+            reference = single;
+            check_side_by_side(model, &batch, isa);
+            check_refused(model);
+        } else {
+            check_same(&single, &reference, "from the best set's", isa);
+            free(single.logits);
+        }
+        check_one_session(model, &batch, isa);
+        free(batch.logits);
+        free(pooled.logits);
+        free(wide.logits);
+        elutq_model_close(model);
+    }
+    free(reference.logits);
+    printf("%s: %u kernel sets\n", path, n_sets);
+}
+
+int main(int n_arguments, char **arguments) {
+    char error[256] = "";
+    elutq_model *model;
+    check(elutq_default_threads() >= 1, "default threads");
+    check(elutq_model_open("no/such/file", NULL, &model, error, sizeof error) == ELUTQ_ERROR_IO, "a file that is not there");
+    elutq_model_close(NULL);
+    elutq_session_destroy(NULL);
+    elutq_pool_destroy(NULL);
+    static const unsigned POOLS[] = {1, 2, 3, 8};
+    for (size_t i = 0; i < sizeof POOLS / sizeof POOLS[0]; i++)
+        check_pool(POOLS[i]);
+    for (int i = 1; i < n_arguments; i++)
+        check_model(arguments[i]);
+    return n_failures == 0 ? 0 : 1;
+}
