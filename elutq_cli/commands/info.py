@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -10,29 +11,51 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elutq_cli.pipeline.blas import configure_blas
+
 if TYPE_CHECKING:
     from elutq_formats.model_file import ModelFile
 
 
 def info_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Model file of elutq.")],
+    ctx_size: Annotated[
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Context to count memory for; default: what `elutq run` would take."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Read the weights a few times to find the speed's roof.")
+    ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show a model file's hyper-parameters, tensors, size and provenance.
+    """Show what a model file holds, where it came from, and whether it will run on this machine.
+
+    The roof is the decode speed if reading the weights were all there is to do; elutq bench measures the real one.
 
     Example: elutq info model.gguf
     """
+    configure_blas(1)
+    from elutq_cli.generation.fitness import assess, describe_fitness, measure_roof
     from elutq_formats.model_file import ModelFile
+    from elutq_native import Model
 
     model = ModelFile.open(file)
+    with Model(file) as native:
+        fitness = assess(native, ctx_size, threads)
+        if not json_output:
+            print_description(model)
+            sys.stdout.flush()  # the measurement waits for the disk
+        if measure:
+            fitness = measure_roof(native, fitness)
     if json_output:
-        print(json.dumps(describe(model)))
+        print(json.dumps(describe(model) | {"here": fitness.to_dict()}))
     else:
-        print_description(model)
+        print(f"\n{describe_fitness(fitness)}")
 
 
 def describe(model: ModelFile) -> dict[str, Any]:
-    """Returns everything ``--json`` prints."""
+    """Return everything ``--json`` prints."""
     tensors = [asdict(record) | {"n_bytes": record.n_bytes} for record in model.tensors.values()]
     return {
         "name": model.name,
@@ -47,15 +70,15 @@ def describe(model: ModelFile) -> dict[str, Any]:
 
 
 def print_description(model: ModelFile) -> None:
-    """Prints the same for a reader; tensors of the same kind in all blocks share a line."""
+    """Print the same for a reader; tensors of the same kind in all blocks share a line."""
     config = model.config
-    print(
-        f"{model.name}: {config.model_type}, {model.size_bytes / 1e6:.1f} MB, {model.bits_per_weight():.3f} bits per weight"
-    )
+    size = f"{model.size_bytes / 1e6:.1f} MB, {model.bits_per_weight():.3f} bits per weight"
+    print(f"{model.name}: {config.model_type}, {size}")
     print(
         f"{config.num_hidden_layers} blocks, hidden size {config.hidden_size}, inner {config.intermediate_size}, "
         f"{config.num_attention_heads} heads of {config.head_dim} ({config.num_key_value_heads} KV), "
-        f"vocabulary {config.vocab_size}, context {config.max_position_embeddings}"
+        f"vocabulary {config.vocab_size}, context {config.max_position_embeddings}, "
+        f"{'a' if model.chat_template is not None else 'no'} chat template"
     )
     print(f"\n{'tensor':28} {'shape':>16} {'bits':>8} {'bytes':>14} {'error':>8}")
     for line in tensor_lines(model):
@@ -67,7 +90,7 @@ def print_description(model: ModelFile) -> None:
 
 
 def tensor_lines(model: ModelFile) -> list[str]:
-    """Returns one line for each kind of tensor: its place in a block, shape and bits; bytes summed, errors averaged."""
+    """Return one line for each kind of tensor: its place in a block, shape and bits; bytes summed, errors averaged."""
     kinds: dict[tuple[str, str, str], list[tuple[int, float | None]]] = {}
     for record in model.tensors.values():
         first, _, rest = record.name.partition(".")
