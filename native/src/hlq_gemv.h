@@ -10,17 +10,10 @@
 
 #include "hlq_block.h"
 
-/*
- * Blocks are asked for this far ahead, into L2. The hardware's prefetcher alone stops at the end of each 4 KB page:
- * measured on a server core, decode rises from 0.76 to 0.89 of plain read (docs/kernels.md); where the hardware does
- * better by itself it costs nothing.
- */
-#define PREFETCH_BYTES 4096
-
 INLINE void prefetch_block(const uint8_t *block, size_t n_bytes) {
 #pragma GCC unroll 64
     for (size_t i = 0; i < n_bytes; i += 64)
-        __builtin_prefetch(block + PREFETCH_BYTES + i, 0, 2);
+        __builtin_prefetch(block + ELUTQ_PREFETCH_BYTES + i, 0, 2);
 }
 
 INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y,

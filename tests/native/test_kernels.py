@@ -298,7 +298,7 @@ def test_rope(name, head_dim, memory, rng):
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("head_dim", [8, 20, 64, 128])
 @pytest.mark.parametrize("n_keys", [1, 16, 37])
-@pytest.mark.parametrize("n_queries", [1, 3])
+@pytest.mark.parametrize("n_queries", [1, 3, 6])
 def test_attention(name, head_dim, n_keys, n_queries, memory, rng):
     q = memory.copy(rng.standard_normal((n_queries, head_dim)).astype(np.float32))
     k, v = (memory.copy(rng.standard_normal((n_keys, head_dim)).astype(np.float16)) for _ in range(2))
