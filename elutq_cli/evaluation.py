@@ -1,7 +1,7 @@
 """Perplexity of a model on a text, and how far its predictions are from those of a reference.
 
-Source: perplexity exp(mean negative log-likelihood); Kullback-Leibler divergence KL(reference || model). The window
-rule is the one under which transformers gives the same number: see `split_windows`.
+Source: perplexity exp(mean negative log-likelihood); Kullback-Leibler divergence KL(reference || model). Which tokens
+count: `elutq_cli.windows`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from elutq_cli.windows import Windows, split_windows
 from elutq_formats.errors import ElutqError
+
+__all__ = ["Evaluation", "LogitsModel", "WindowLogitsModel", "evaluate", "evaluate_all", "log_softmax", "split_windows"]
 
 Advance = Callable[[float], None]
 """Called with the number of windows' worth of work just done by one model."""
-
-WINDOW_RULE = "no overlap, no BOS, the first token of each window not scored"
 
 CHUNK_ELEMENTS = 1 << 20
 """Logits that are turned to float64 at once: a vocabulary of 128k takes 8 rows and 8 MB an array."""
@@ -51,7 +52,7 @@ class Evaluation:
         ppl: perplexity, exp(nll).
         ppl_stderr: standard error of ppl when the scored tokens are taken as independent.
         nll: mean negative log-likelihood of a scored token, in nats.
-        n_tokens: tokens scored: windows * (ctx - 1).
+        n_tokens: tokens scored.
         ctx: tokens in a window.
         windows: number of windows.
         kl: mean KL(reference || model) over the scored positions, in nats; None without a reference.
@@ -73,46 +74,6 @@ class Evaluation:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def check_sizes(ctx: int, chunks: int | None) -> None:
-    """Refuse sizes that no text can satisfy.
-
-    Raises:
-        ElutqError: ctx is less than 2, or chunks less than 1.
-    """
-    if ctx < 2:
-        raise ElutqError(f"context size {ctx} is too small: a window needs at least 2 tokens to score one")
-    if chunks is not None and chunks < 1:
-        raise ElutqError(f"number of chunks is {chunks}: it must be at least 1")
-
-
-def split_windows(tokens: Sequence[int] | NDArray[np.int64], ctx: int, chunks: int | None = None) -> NDArray[np.int64]:
-    """Cut a tokenized text into windows that do not overlap; what is left at the end is not used.
-
-    Args:
-        tokens: the text, tokenized once without special tokens.
-        ctx: tokens in a window, at least 2.
-        chunks: use only the first so many windows; None: all.
-
-    Returns:
-        (n_windows, ctx) int64
-
-    Raises:
-        ElutqError: ctx or chunks is too small, or the text is empty or shorter than one window.
-    """
-    check_sizes(ctx, chunks)
-    if len(tokens) == 0:
-        raise ElutqError("the text is empty: nothing to evaluate")
-    n_windows = len(tokens) // ctx
-    if n_windows == 0:
-        raise ElutqError(
-            f"the text has {len(tokens)} tokens, less than one window of {ctx}: "
-            "use a longer text or a smaller context size"
-        )
-    if chunks is not None:
-        n_windows = min(n_windows, chunks)
-    return np.asarray(tokens[: n_windows * ctx], dtype=np.int64).reshape(n_windows, ctx)
-
-
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return log(softmax) of the last axis in float64; NaN where a logit is not finite."""
     shifted = logits.astype(np.float64)
@@ -124,59 +85,109 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def evaluate(
     model: LogitsModel,
-    windows: NDArray[np.int64],
+    windows: Windows,
     reference: LogitsModel | None = None,
     advance: Advance = lambda _: None,
 ) -> Evaluation:
-    """Score every token of every window but its first.
+    """Score the tokens of the windows.
 
     Args:
         model: what is measured.
-        windows: (n_windows, ctx) from `split_windows`.
+        windows: from `split_windows`.
         reference: what it is compared with, over the same vocabulary.
-        advance: progress; its calls add up to n_windows for the model and again for the reference.
+        advance: progress; its calls add up to the number of windows for the model and again for the reference.
 
     Raises:
         ElutqError: the vocabularies differ in size, or the logits are not finite.
     """
-    n_windows, ctx = windows.shape
-    losses = np.empty((n_windows, ctx - 1))
-    divergences = np.empty((n_windows, ctx - 1))
-    agreements = np.empty((n_windows, ctx - 1), dtype=bool)
-    stream = _stream(model, windows, advance)
-    reference_stream = None if reference is None else _stream(reference, windows, advance)
-    for index, logits in enumerate(stream):
-        expected = None if reference_stream is None else next(reference_stream)
+    return evaluate_all([model], windows, reference, advance)[0]
+
+
+def evaluate_all(
+    models: Sequence[LogitsModel],
+    windows: Windows,
+    reference: LogitsModel | None = None,
+    advance: Advance = lambda _: None,
+) -> list[Evaluation]:
+    """Score several models side by side: window by window, so that the reference is computed once.
+
+    Args:
+        models: what is measured.
+        windows: from `split_windows`.
+        reference: what they are compared with, over the same vocabulary.
+        advance: progress; its calls add up to the number of windows for each model and for the reference.
+
+    Returns:
+        One evaluation for each model, and a last one for the reference when there is one.
+
+    Raises:
+        ElutqError: the vocabularies differ in size, or the logits are not finite.
+    """
+    tallies = [_Tally(reference is not None) for _ in models]
+    streams = [_stream(model, windows.tokens, advance) for model in models]
+    reference_tally = _Tally(compared=False)
+    reference_stream = None if reference is None else _stream(reference, windows.tokens, advance)
+    for window, first in zip(windows.tokens, windows.first_scored, strict=True):
+        # The logits before a token predict it; those after the last predict something outside the window.
+        scored, targets = slice(first - 1, len(window) - 1), window[first:]
+        expected = None if reference_stream is None else next(reference_stream)[scored]
+        if expected is not None:
+            reference_tally.add(expected, targets)
+        for tally, stream in zip(tallies, streams, strict=True):
+            tally.add(next(stream)[scored], targets, expected)
+    if reference is not None:
+        tallies.append(reference_tally)
+    return [tally.result(windows) for tally in tallies]
+
+
+class _Tally:
+    """What one model has scored so far."""
+
+    def __init__(self, compared: bool) -> None:
+        self.compared = compared
+        self.losses: list[NDArray[np.float64]] = []
+        self.divergences: list[NDArray[np.float64]] = []
+        self.agreements: list[NDArray[np.bool_]] = []
+
+    def add(
+        self, logits: NDArray[np.float32], targets: NDArray[np.int64], expected: NDArray[np.float32] | None = None
+    ) -> None:
+        """Score targets (n,) by logits (n, vocab_size), and compare with the reference's logits."""
         if expected is not None and expected.shape != logits.shape:
             raise ElutqError(
                 f"the model has {logits.shape[-1]} tokens in its vocabulary and the reference {expected.shape[-1]}: "
                 "compare a model with the checkpoint it was made from"
             )
-        # The logits after the last token predict something outside the window.
-        for rows in _row_chunks(ctx - 1, logits.shape[-1]):
+        for rows in _row_chunks(len(targets), logits.shape[-1]):
             log_p = log_softmax(logits[rows])
-            targets = windows[index, 1:][rows]
-            losses[index, rows] = -log_p[np.arange(len(targets)), targets]
+            self.losses.append(-log_p[np.arange(len(log_p)), targets[rows]])
             if expected is not None:
                 log_q = log_softmax(expected[rows])
-                with np.errstate(invalid="ignore"):  # what is not finite is reported below
-                    divergences[index, rows] = np.sum(np.exp(log_q) * (log_q - log_p), axis=-1)
-                agreements[index, rows] = log_p.argmax(axis=-1) == log_q.argmax(axis=-1)
-    finite = np.isfinite(losses).all() and (reference is None or np.isfinite(divergences).all())
-    nll = float(losses.mean())
-    if not finite or nll > MAX_NLL:
-        raise ElutqError("the logits are not finite or absurdly large: the weights are damaged; make the model again")
-    ppl = math.exp(nll)
-    return Evaluation(
-        ppl=ppl,
-        ppl_stderr=ppl * float(losses.std()) / math.sqrt(losses.size),
-        nll=nll,
-        n_tokens=losses.size,
-        ctx=ctx,
-        windows=n_windows,
-        kl=None if reference is None else float(divergences.mean()),
-        top1=None if reference is None else float(agreements.mean()),
-    )
+                with np.errstate(invalid="ignore"):  # what is not finite is reported at the end
+                    self.divergences.append(np.sum(np.exp(log_q) * (log_q - log_p), axis=-1))
+                self.agreements.append(log_p.argmax(axis=-1) == log_q.argmax(axis=-1))
+
+    def result(self, windows: Windows) -> Evaluation:
+        """Return the means."""
+        losses = np.concatenate(self.losses)
+        divergences = np.concatenate(self.divergences) if self.compared else None
+        nll = float(losses.mean())
+        finite = np.isfinite(losses).all() and (divergences is None or np.isfinite(divergences).all())
+        if not finite or nll > MAX_NLL:
+            raise ElutqError(
+                "the logits are not finite or absurdly large: the weights are damaged; make the model again"
+            )
+        ppl = math.exp(nll)
+        return Evaluation(
+            ppl=ppl,
+            ppl_stderr=ppl * float(losses.std()) / math.sqrt(losses.size),
+            nll=nll,
+            n_tokens=losses.size,
+            ctx=windows.ctx,
+            windows=len(windows),
+            kl=None if divergences is None else float(divergences.mean()),
+            top1=float(np.concatenate(self.agreements).mean()) if self.compared else None,
+        )
 
 
 def _stream(model: LogitsModel, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from elutq_cli.evaluation import Evaluation, LogitsModel
+    from elutq_cli.windows import Rule, Windows
     from elutq_formats.config import ModelConfig
     from elutq_native import Session
 
@@ -34,6 +36,8 @@ class EvaluatedModel:
         config: its hyper-parameters.
         tokenizer_json: its tokenizer.
         logits_model: gives its logits.
+        size_bytes: of its weight files.
+        bits_per_weight: over all of them.
     """
 
     name: str
@@ -41,6 +45,12 @@ class EvaluatedModel:
     config: ModelConfig
     tokenizer_json: str
     logits_model: LogitsModel
+    size_bytes: int
+    bits_per_weight: float
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``--json`` says about the model beside its figures."""
+        return {"model": self.name, "size_bytes": self.size_bytes, "bits_per_weight": self.bits_per_weight}
 
 
 class NativeLogits:
@@ -56,10 +66,18 @@ class NativeLogits:
 
 
 def eval_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of elutq, or checkpoint folder.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Model files of elutq, or checkpoint folders.")
+    ],
     file: Annotated[Path, typer.Option("-f", "--file", help="UTF-8 text to evaluate on.")],
     ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens in a window.")] = 512,
     chunks: Annotated[int | None, typer.Option(help="Evaluate only the first so many windows.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next; default: windows do not overlap.")
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="Which tokens are scored: papers (all but each window's first) or llama.cpp.")
+    ] = "papers",
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -69,24 +87,46 @@ def eval_command(
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure perplexity on a text: windows do not overlap, no BOS, every token of a window but its first is scored."""
-    configure_blas(threads)
-    from elutq_cli.evaluation import check_sizes
+    """Measure perplexity on a text, and with --reference what quantization changed.
 
-    check_sizes(ctx_size, chunks)
+    Perplexities compare only under the same text, window size and rule; the rule is part of the output.
+
+    Example: elutq eval model.gguf -f text.txt -c 256
+    """
+    configure_blas(threads)
+    from elutq_cli.windows import check_sizes
+
+    check_sizes(ctx_size, chunks, stride, checked_rule(rule))
     text = read_text(file)
-    with open_model(model, ctx_size, threads) as evaluated:
-        if reference is None:
-            result = measure(evaluated, None, text, ctx_size, chunks)
-        else:
-            with open_model(reference, ctx_size, threads) as other:
-                result = measure(evaluated, other, text, ctx_size, chunks)
-        kind = evaluated.kind
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_model(path, ctx_size, threads)) for path in models]
+        other = None if reference is None else stack.enter_context(open_model(reference, ctx_size, threads))
+        windows = tokenize_windows(opened, other, text, ctx_size, chunks, stride, checked_rule(rule))
+        results = measure(opened, other, windows)
+    rows = [*opened, *([] if other is None else [other])]
     if json_output:
-        names = {"model": str(model), "file": str(file)} | ({"reference": str(reference)} if reference else {})
-        print(json.dumps(names | result.to_dict()))
+        names: dict[str, Any] = {"file": str(file), "rule": rule, "stride": stride}
+        names |= {} if reference is None else {"reference": str(reference)}
+        entries = [row.describe() | result.to_dict() for row, result in zip(rows, results, strict=True)]
+        print(json.dumps(names | (entries[0] if len(models) == 1 else {"models": entries})))
+    elif len(models) == 1:
+        print_result(results[0], windows, opened[0], other)
     else:
-        print_result(result, f"{model} ({kind})", str(reference))
+        print_table(results, windows, rows)
+
+
+def checked_rule(rule: str) -> Rule:
+    """Return the rule of that name.
+
+    Raises:
+        ElutqError: there is none.
+    """
+    from elutq_cli.windows import RULES
+
+    for known in RULES:
+        if rule == known:
+            return known
+    raise ElutqError(f"--rule is {rule}: choose {' or '.join(RULES)}")
 
 
 def read_text(path: Path) -> str:
@@ -122,6 +162,8 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
                 checkpoint.config,
                 checkpoint.tokenizer_json,
                 Transformer(checkpoint),
+                size_bytes := sum(shard.stat().st_size for shard in path.glob("model*.safetensors")),
+                8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
             )
         return
     if not path.exists():
@@ -138,6 +180,8 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
             model_file.config,
             model_file.tokenizer_json,
             NativeLogits(session),
+            model_file.size_bytes,
+            model_file.bits_per_weight(),
         )
 
 
@@ -154,54 +198,78 @@ def check_context(path: Path, config: ModelConfig, ctx_size: int) -> None:
         )
 
 
-def measure(
-    model: EvaluatedModel, reference: EvaluatedModel | None, text: str, ctx_size: int, chunks: int | None
-) -> Evaluation:
-    """Tokenize the text and evaluate, with a progress bar where stderr is a terminal.
+def tokenize_windows(
+    models: list[EvaluatedModel],
+    reference: EvaluatedModel | None,
+    text: str,
+    ctx_size: int,
+    chunks: int | None,
+    stride: int | None,
+    rule: Rule,
+) -> Windows:
+    """Cut the text into windows of tokens.
 
     Raises:
-        ElutqError: the text is too short, or model and reference do not share a vocabulary.
+        ElutqError: the text is too short, or the models do not share a vocabulary.
     """
+    from elutq_cli.windows import split_windows
+    from elutq_formats.tokenizer import Tokenizer
+
+    first = models[0]
+    tokenizer = Tokenizer.from_json(first.tokenizer_json, first.config)
+    tokens = tokenizer.encode(text)
+    for other in [*models[1:], *([] if reference is None else [reference])]:
+        same_size = other.config.vocab_size == first.config.vocab_size
+        if not same_size or Tokenizer.from_json(other.tokenizer_json, other.config).encode(text) != tokens:
+            raise ElutqError(
+                f"{first.name} and {other.name} have different vocabularies: "
+                "only models made from the same checkpoint, and that checkpoint, can be compared"
+            )
+    bos = None
+    if rule == "llama.cpp" and tokenizer.encode("", add_special_tokens=True)[:1] == [tokenizer.bos_token_id]:
+        bos = tokenizer.bos_token_id
+        tokens = [*([] if bos is None else [bos]), *tokens]
+    return split_windows(tokens, ctx_size, chunks, stride, rule, bos)
+
+
+def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, windows: Windows) -> list[Evaluation]:
+    """Evaluate, with progress and the time left where stderr is a terminal; the reference's figures come last."""
     from tqdm import tqdm
 
-    from elutq_cli.evaluation import evaluate, split_windows
+    from elutq_cli.evaluation import evaluate_all
 
-    tokens = tokenize(model, text)
-    if reference is not None and (
-        reference.config.vocab_size != model.config.vocab_size or tokenize(reference, text) != tokens
-    ):
-        raise ElutqError(
-            f"{model.name} and {reference.name} have different vocabularies: "
-            "the reference has to be the checkpoint the model was made from"
-        )
-    windows = split_windows(tokens, ctx_size, chunks)
-    total = len(windows) * (1 if reference is None else 2)
+    total = len(windows) * (len(models) + (reference is not None))
     with tqdm(total=total, unit="window", disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
-        return evaluate(
-            model.logits_model,
+        return evaluate_all(
+            [model.logits_model for model in models],
             windows,
             None if reference is None else reference.logits_model,
             advance=lambda n_windows: bar.update(n_windows),
         )
 
 
-def tokenize(model: EvaluatedModel, text: str) -> list[int]:
-    """Turn the whole text into tokens, without special ones.
-
-    Raises:
-        ElutqError: the tokenizer is damaged, or gives tokens that the model does not have.
-    """
-    from elutq_formats.tokenizer import Tokenizer
-
-    return Tokenizer.from_json(model.tokenizer_json, model.config).encode(text)
-
-
-def print_result(result: Evaluation, model: str, reference: str) -> None:
-    """Print the result for a reader."""
-    from elutq_cli.evaluation import WINDOW_RULE
-
-    print(f"model       {model}")
+def print_result(result: Evaluation, windows: Windows, model: EvaluatedModel, reference: EvaluatedModel | None) -> None:
+    """Print one model's result for a reader."""
+    print(f"model       {model.name} ({model.kind})")
+    print(f"size        {model.size_bytes / 1e6:.2f} MB, {model.bits_per_weight:.3f} bits per weight")
     print(f"perplexity  {result.ppl:.4f} +- {result.ppl_stderr:.4f}  (nll {result.nll:.5f} nats per token)")
-    print(f"scored      {result.n_tokens} tokens in {result.windows} windows of {result.ctx}: {WINDOW_RULE}")
-    if result.kl is not None and result.top1 is not None:
-        print(f"reference   {reference}: KL divergence {result.kl:.5f} nats, top-1 agreement {100 * result.top1:.2f} %")
+    print(f"scored      {result.n_tokens} tokens in {result.windows} windows of {result.ctx}: {windows.description}")
+    if reference is not None and result.kl is not None and result.top1 is not None:
+        agreement = f"KL divergence {result.kl:.5f} nats, top-1 agreement {100 * result.top1:.2f} %"
+        print(f"reference   {reference.name}: {agreement}")
+
+
+def print_table(results: list[Evaluation], windows: Windows, rows: list[EvaluatedModel]) -> None:
+    """Print several models' results for a reader."""
+    n_scored = results[0].n_tokens
+    print(f"{n_scored} tokens in {len(windows)} windows of {windows.ctx}: {windows.description}\n")
+    width = max(len(row.name) for row in rows)
+    compared = results[0].kl is not None
+    heads = f"{'model':{width}} {'bits/weight':>11} {'MB':>10} {'perplexity':>20}"
+    print(heads + (f" {'KL, nats':>9} {'top-1, %':>9}" if compared else ""))
+    for row, result in zip(rows, results, strict=True):
+        figures = f"{result.ppl:.4f} +- {result.ppl_stderr:.4f}"
+        line = f"{row.name:{width}} {row.bits_per_weight:>11.3f} {row.size_bytes / 1e6:>10.2f} {figures:>20}"
+        if result.kl is not None and result.top1 is not None:
+            line += f" {result.kl:>9.5f} {100 * result.top1:>9.2f}"
+        print(line)

@@ -23,6 +23,8 @@ NOVELS = DATA / "novels-6m"
 GOLDEN = DATA / "golden"
 SAMPLED = DATA / "sampled.txt"
 
+PAPERS = "papers' rule: no overlap, no BOS, the first token of each window not scored"
+
 app = typer.Typer()
 app.command("eval")(eval_command)
 app.command("quantize")(quantize_command)
@@ -101,7 +103,7 @@ def test_default_uses_every_whole_window_and_says_which_rule(text):
     result = run(GOLDEN / "llama1-mha", "-f", text, "-c", 32)
     assert result.stderr == ""
     assert f"{31 * n_windows} tokens in {n_windows} windows of 32" in result.stdout
-    assert "no overlap, no BOS, the first token of each window not scored" in result.stdout
+    assert PAPERS in result.stdout
     assert "KL" not in result.stdout
 
 
@@ -215,3 +217,50 @@ def test_damaged_weights_are_reported(text, tmp_path):
     data[-4096:] = b"\xff" * 4096  # NaN in float32
     (broken / "model.safetensors").write_bytes(data)
     assert "not finite" in refusal(broken, "-f", text, "-c", 32)
+
+
+def test_several_models_make_a_table_and_the_reference_its_last_row(model_file, novels_2bit):
+    flags = ("-f", SAMPLED, "-c", 128, "--chunks", 3, "--reference", NOVELS)
+    result = run(model_file, novels_2bit, *flags)
+    assert result.stderr == ""
+    rule, _, heads, *rows = result.stdout.splitlines()
+    assert rule == "381 tokens in 3 windows of 128: " + PAPERS
+    assert "KL, nats" in heads
+    assert [row.split()[0] for row in rows] == [str(model_file), str(novels_2bit), str(NOVELS)]
+    values = json.loads(run(model_file, novels_2bit, *flags, "--json").stdout)
+    four, two, full = values["models"]
+    assert four["kl"] < two["kl"]
+    assert four["bits_per_weight"] > two["bits_per_weight"]
+    assert full["bits_per_weight"] == pytest.approx(16, abs=0.1)
+    assert "kl" not in full
+    assert values["rule"] == "papers"
+    alone = json.loads(run(novels_2bit, *flags, "--json").stdout)
+    assert {key: alone[key] for key in two} == two
+
+
+def test_llama_cpp_rule_puts_bos_first(model_file):
+    output = run(model_file, "-f", SAMPLED, "-c", 64, "--chunks", 2, "--rule", "llama.cpp").stdout
+    assert "62 tokens in 2 windows of 64: llama.cpp's rule: no overlap, BOS first in each window" in output
+    assert "bits per weight" in output
+
+
+def test_stride(model_file):
+    flags = ("-f", SAMPLED, "-c", 64, "--chunks", 4, "--stride", 16)
+    assert "111 tokens in 4 windows of 64: windows 16 tokens apart" in run(model_file, *flags).stdout
+    assert json.loads(run(model_file, *flags, "--json").stdout)["stride"] == 16
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--rule", "theirs"), "choose papers or llama.cpp"),
+        (("--stride", 0), "stride is 0"),
+        (("--stride", 8, "--rule", "llama.cpp"), "--stride"),
+    ],
+)
+def test_impossible_rules(flags, word):
+    assert word in refusal(NOVELS, "-f", SAMPLED, *flags)
+
+
+def test_models_of_different_vocabularies_do_not_compare(model_file, text):
+    assert "different vocabularies" in refusal(model_file, GOLDEN / "qwen3", "-f", text, "-c", 32)

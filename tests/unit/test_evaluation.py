@@ -43,14 +43,14 @@ def softmax(row):
 
 
 def test_windows_do_not_overlap_and_drop_the_rest():
-    windows = split_windows(list(range(23)), 5)
+    windows = split_windows(list(range(23)), 5).tokens
     assert windows.tolist() == np.arange(20).reshape(4, 5).tolist()
     assert windows.dtype == np.int64
 
 
 @pytest.mark.parametrize(("chunks", "n_windows"), [(None, 4), (1, 1), (4, 4), (99, 4)])
 def test_chunks_take_the_first_windows(chunks, n_windows):
-    assert split_windows(list(range(23)), 5, chunks).tolist() == np.arange(20).reshape(4, 5)[:n_windows].tolist()
+    assert split_windows(list(range(23)), 5, chunks).tokens.tolist() == np.arange(20).reshape(4, 5)[:n_windows].tolist()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_against_direct_sums(kind, chunk_elements, monkeypatch):
     result = evaluate(kind(table), windows, Lookup(reference_table), progress.append)
 
     losses, divergences, agreements = [], [], []
-    for window in windows:
+    for window in windows.tokens:
         for previous, target in pairwise(window):
             p, q = softmax(table[previous]), softmax(reference_table[previous])
             losses.append(-math.log(p[target]))
