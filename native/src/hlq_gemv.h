@@ -12,8 +12,10 @@
 
 INLINE void prefetch_block(const uint8_t *block, size_t n_bytes) {
 #pragma GCC unroll 64
-    for (size_t i = 0; i < n_bytes; i += 64)
-        __builtin_prefetch(block + ELUTQ_PREFETCH_BYTES + i, 0, 2);
+    for (size_t i = 0; i < n_bytes; i += 64) {
+        __builtin_prefetch(block + ELUTQ_PREFETCH_FAR + i, 0, 2);
+        __builtin_prefetch(block + ELUTQ_PREFETCH_NEAR + i, 0, 3);
+    }
 }
 
 INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y,
