@@ -10,6 +10,7 @@ from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import run_command
+from elutq_cli.commands.serve import serve_command
 from elutq_cli.version import __version__
 from elutq_formats.errors import ElutqError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize_command)
 app.command("run")(run_command)
+app.command("serve")(serve_command)
 app.command("eval")(eval_command)
 app.command("info")(info_command)
 app.command("bench")(bench_command)

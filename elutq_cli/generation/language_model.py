@@ -116,7 +116,7 @@ class LanguageModel:
         if ids:
             raise ElutqError("a prompt is either token ids or messages, not both")
         if self.chat_template is None:
-            raise ElutqError(f"{self.path} has no chat template: give a text instead of messages")
+            raise ElutqError(f"{self.path.name} has no chat template: give a text instead of messages")
         return self.tokenizer.encode(self.chat_template.render(messages))
 
     def evaluate(self, tokens: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Choosing the next token: greedy, temperature, top-k, top-p, min-p and three penalties."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class SamplingOptions:
         checks = (
             ("repeat penalty", self.repeat_penalty, self.repeat_penalty > 0, "above 0"),
             ("repeat-last-n", self.repeat_last_n, self.repeat_last_n >= -1, "-1 or more"),
+            ("presence penalty", self.presence_penalty, True, "a number"),
+            ("frequency penalty", self.frequency_penalty, True, "a number"),
             ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
@@ -52,7 +55,7 @@ class SamplingOptions:
             ("seed", self.seed, self.seed >= 0, "0 or more"),
         )
         for name, value, valid, range_ in checks:
-            if not valid:
+            if not (valid and math.isfinite(value)):
                 raise ElutqError(f"{name} is {value}: it must be {range_}")
 
 

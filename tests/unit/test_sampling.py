@@ -142,6 +142,10 @@ def test_logits_that_are_not_finite_are_refused(value, temp):
         ("min_p", 1.1),
         ("temp", -0.5),
         ("temp", math.nan),
+        ("temp", math.inf),
+        ("repeat_penalty", math.inf),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", -math.inf),
         ("seed", -1),
     ],
 )

@@ -1,0 +1,60 @@
+"""`elutq serve`: an endpoint for OpenAI's clients."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elutq_cli.pipeline.blas import configure_blas
+from elutq_formats.errors import ElutqError
+
+
+def serve_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of elutq.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any that is free.", min=0, max=65535)] = 8080,
+    ctx_size: Annotated[
+        int | None, typer.Option("-c", "--ctx-size", help="Context in tokens; default: what fits into memory.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 503.", min=1)] = 512,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="ELUTQ_API_KEY", help="What clients must present as a bearer token.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log every request to stderr.")] = False,
+) -> None:
+    """Serve a model to OpenAI clients: /v1/models, /v1/completions and /v1/chat/completions.
+
+    Requests are answered one after the other; a client that leaves frees its place. Unless told otherwise the server
+    can be reached from this machine only.
+
+    Example: elutq serve model.gguf --port 8080
+    """
+    configure_blas(1)
+    try:
+        from elutq_cli.server.endpoint import make_app
+        from elutq_cli.server.listener import is_loopback, listen, run
+    except ImportError as error:
+        raise ElutqError(f"elutq serve needs {error.name}: pip install 'elutq[serve]'") from error
+    from elutq_cli.api import load
+    from elutq_cli.generation.statistics import describe_context
+
+    local = is_loopback(host)
+    with listen(host, port) as listener, load(model, threads=threads) as language_model:
+        language_model.start(ctx_size)
+        language_model.chat_template  # noqa: B018 (a broken template is told now, not to the first client)
+        app = make_app(language_model, language_model.file.name, max_queue, api_key, local)
+        kv_bytes = language_model.ctx_size * language_model.native.info.kv_bytes_per_token
+        address = listener.getsockname()
+        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+        print(
+            f"{language_model.file.name}: http://{shown}:{address[1]}/v1, "
+            f"{describe_context(language_model.ctx_size, kv_bytes)}",
+            file=sys.stderr,
+        )
+        if not local and api_key is None:
+            print("anyone who can reach this address can use the model: see --api-key", file=sys.stderr)
+        run(app, listener, verbose)

@@ -1,0 +1,63 @@
+"""The socket and the HTTP server behind the endpoint."""
+
+import contextlib
+import ipaddress
+import socket
+import threading
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from elutq_formats.errors import ElutqError
+
+SHUTDOWN_SECONDS = 5
+"""How long connections may take to close after Ctrl-C; texts end at once."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reachable from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        ElutqError: the address cannot be used.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=512)
+    except OSError as error:
+        raise ElutqError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+
+
+def run(app: Starlette, listener: socket.socket, verbose: bool) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        app: from ``make_app``.
+        listener: where clients connect.
+        verbose: log every request to stderr.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="info" if verbose else "warning",
+        access_log=verbose,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on after it has shut down in good order
+        _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that ends its texts when it is told to leave, so that their streams close as they should."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not here in the signal handler, which may have interrupted whoever holds the queue's lock.
+        threading.Thread(target=self.config.app.state.engine.end_texts).start()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)

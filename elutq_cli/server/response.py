@@ -1,0 +1,164 @@
+"""What a client gets: OpenAI's response bodies."""
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from elutq_cli.generation import GeneratedToken, Generation
+from elutq_formats.tokenizer import Tokenizer
+
+Body = dict[str, Any]
+
+FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "cancelled": "stop"}
+
+
+def error_body(message: str, kind: str, parameter: str | None = None) -> Body:
+    """Return the body of an error."""
+    return {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
+
+
+def usage(generation: Generation) -> Body:
+    """Return the number of tokens."""
+    return {
+        "prompt_tokens": generation.prompt_tokens,
+        "completion_tokens": len(generation.tokens),
+        "total_tokens": generation.prompt_tokens + len(generation.tokens),
+        "prompt_tokens_details": {"cached_tokens": generation.reused_tokens},
+    }
+
+
+class Responder:
+    """Makes the bodies that belong to one request.
+
+    Args of every method that has them:
+        tokens: tokens made.
+        text: text to send.
+        finish_reason: why it ended; None while it goes on.
+    """
+
+    kind: str
+    prefix: str
+
+    def __init__(self, model_name: str, tokenizer: Tokenizer) -> None:
+        """Begin a response.
+
+        Args:
+            model_name: of the model.
+            tokenizer: the model's.
+        """
+        self._tokenizer = tokenizer
+        self._frame = {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model_name,
+        }
+
+    def whole(self, generation: Generation, tokens: Sequence[GeneratedToken]) -> Body:
+        """Return the body of an answer in one piece."""
+        choice = self.choice(tokens, generation.text, FINISH_REASONS[generation.finish_reason])
+        return self._frame | {"object": self.kind, "choices": [choice], "usage": usage(generation)}
+
+    def opening(self) -> Iterable[Body]:
+        """Yield what a stream begins with."""
+        return ()
+
+    def piece(self, token: GeneratedToken) -> Body:
+        """Return one piece of a stream."""
+        return self._chunk([self.chunk_choice([token], token.text, None)])
+
+    def closing(self, generation: Generation, include_usage: bool) -> Iterable[Body]:
+        """Yield what a stream ends with."""
+        yield self._chunk([self.chunk_choice([], "", FINISH_REASONS[generation.finish_reason])])
+        if include_usage:
+            yield self._chunk([]) | {"usage": usage(generation)}
+
+    def choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+        """Return the choice of a whole answer."""
+        raise NotImplementedError
+
+    def chunk_choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+        """Return the choice of a piece."""
+        raise NotImplementedError
+
+    def _chunk(self, choices: list[Body]) -> Body:
+        return self._frame | {"object": self.kind, "choices": choices}
+
+    def _spelling(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+
+class ChatResponder(Responder):
+    """Bodies of /v1/chat/completions."""
+
+    kind = "chat.completion"
+    prefix = "chatcmpl"
+
+    def opening(self) -> Iterable[Body]:
+        """Yield the role."""
+        delta = {"role": "assistant", "content": ""}
+        yield self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
+
+    def choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+        """Return a message."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        logprobs = self._logprobs(tokens)
+        return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def chunk_choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+        """Return a piece of a message."""
+        delta = {"content": text} if finish_reason is None else {}
+        logprobs = self._logprobs(tokens)
+        return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _chunk(self, choices: list[Body]) -> Body:
+        return super()._chunk(choices) | {"object": "chat.completion.chunk"}
+
+    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> Body | None:
+        scored = [(token, token.logprob) for token in tokens if token.logprob is not None]
+        if not scored:
+            return None
+        return {
+            "content": [
+                _token_body(self._spelling(token.token_id), logprob)
+                | {"top_logprobs": [_token_body(other.text, other.logprob) for other in token.alternatives]}
+                for token, logprob in scored
+            ],
+            "refusal": None,
+        }
+
+
+class CompletionResponder(Responder):
+    """Bodies of /v1/completions."""
+
+    kind = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, model_name: str, tokenizer: Tokenizer) -> None:
+        """Begin a response; see the base class."""
+        super().__init__(model_name, tokenizer)
+        self._offset = 0
+
+    def choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+        """Return a text."""
+        return {"index": 0, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": finish_reason}
+
+    chunk_choice = choice
+
+    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> Body | None:
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(token.text)
+        if not any(token.logprob is not None for token in tokens):
+            return None
+        return {
+            "tokens": [self._spelling(token.token_id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{other.text: other.logprob for other in token.alternatives} for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _token_body(text: str, logprob: float) -> Body:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}

@@ -1,0 +1,135 @@
+"""Many clients at once against `elutq serve`: does every request get its answer, and does memory stay where it is?
+
+    elutq serve model.gguf --port 8080 &
+    python scripts/load_server.py http://127.0.0.1:8080/v1 --pid $! --clients 50 --seconds 60
+
+Two thirds of the requests are streamed, one in ten is left in the middle of its answer. Prints one JSON object; exits 1
+when a request was lost. Memory is the resident set of the process (Linux), at the end of each tenth of the time.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openai import AsyncOpenAI
+
+PROMPTS = ("It was a dark night, and", "The captain said", "My dear", "On the third day", "She looked at the letter")
+
+
+@dataclass
+class Tally:
+    """What happened so far."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    n_tokens: int = 0
+
+
+async def talk(address: str, number: int, until: float, tally: Tally) -> None:
+    """One client: request after request until the time is over."""
+    chance = random.Random(number)
+    async with AsyncOpenAI(base_url=address, api_key="none", timeout=120, max_retries=0) as client:
+        while time.monotonic() < until:
+            begin = time.monotonic()
+            try:
+                outcome = await ask(client, chance, tally)
+            except Exception as error:  # every failure of a request is what is looked for
+                outcome = "lost"
+                tally.errors.append(f"{type(error).__name__}: {error}"[:200])
+            tally.outcomes[outcome] += 1
+            tally.latencies.append(time.monotonic() - begin)
+
+
+async def ask(client: AsyncOpenAI, chance: random.Random, tally: Tally) -> str:
+    """One request; returns how it ended."""
+    n_tokens = chance.randint(4, 24)
+    options = {
+        "model": "any",
+        "prompt": chance.choice(PROMPTS),
+        "max_tokens": n_tokens,
+        "extra_body": {"top_k": chance.choice((0, 40))},
+    }
+    if chance.random() < 1 / 3:
+        whole = await client.completions.create(**options)
+        tally.n_tokens += whole.usage.completion_tokens
+        return "answered" if whole.choices[0].finish_reason in ("stop", "length") else "lost"
+    leaves_after = chance.randint(1, 3) if chance.random() < 0.15 else None
+    stream = await client.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    finish_reason, usage, n_pieces = None, None, 0
+    async for piece in stream:
+        n_pieces += 1
+        if n_pieces == leaves_after:
+            await stream.close()
+            return "left"
+        usage = piece.usage or usage
+        for choice in piece.choices:
+            finish_reason = choice.finish_reason or finish_reason
+    if finish_reason is None or usage is None:
+        return "lost"
+    tally.n_tokens += usage.completion_tokens
+    return "streamed"
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Return a process's resident set, where the system tells."""
+    try:
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None
+
+
+async def watch(pid: int | None, seconds: float) -> list[int]:
+    """Return the resident set at the end of each tenth of the time."""
+    sizes = []
+    for _ in range(10):
+        await asyncio.sleep(seconds / 10)
+        if pid is not None and (size := resident_bytes(pid)) is not None:
+            sizes.append(size)
+    return sizes
+
+
+async def load(address: str, clients: int, seconds: float, pid: int | None) -> dict[str, object]:
+    """Run all clients and return the report."""
+    tally, begin = Tally(), time.monotonic()
+    watcher = asyncio.create_task(watch(pid, seconds))
+    await asyncio.gather(*(talk(address, number, begin + seconds, tally) for number in range(clients)))
+    elapsed = time.monotonic() - begin
+    latencies = sorted(tally.latencies)
+    return {
+        "clients": clients,
+        "seconds": elapsed,
+        "requests": sum(tally.outcomes.values()),
+        **{name: tally.outcomes[name] for name in ("answered", "streamed", "left", "lost")},
+        "requests_per_second": len(latencies) / elapsed,
+        "tokens_per_second": tally.n_tokens / elapsed,
+        "latency_median_s": latencies[len(latencies) // 2],
+        "latency_most_s": latencies[-1],
+        "resident_bytes": await watcher,
+        "errors": tally.errors[:5],
+    }
+
+
+def main() -> None:
+    """Read the command line, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("address", help="as http://127.0.0.1:8080/v1")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--pid", type=int, help="of the server, to watch its memory")
+    arguments = parser.parse_args()
+    report = asyncio.run(load(arguments.address, arguments.clients, arguments.seconds, arguments.pid))
+    print(json.dumps(report))
+    sys.exit(report["lost"] != 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""`elutq serve` as OpenAI's own client sees it, and what becomes of clients that misbehave."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+
+from elutq_cli.generation.template import ChatTemplate
+
+ELUTQ = Path(sys.executable).with_name("elutq")
+ROOT = Path(__file__).parent.parent.parent
+NOVELS = ROOT / "tests" / "data" / "novels-6m"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}<|end_of_text|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "How do you do?"}]
+
+
+class Server:
+    """A running `elutq serve`."""
+
+    def __init__(self, *arguments, **environment):
+        command = [str(argument) for argument in (ELUTQ, "serve", *arguments, "--port", 0)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+        line = self.process.stderr.readline()
+        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1])
+        self.address = f"http://127.0.0.1:{self.port}/v1"
+        self.wait_until_up()
+
+    def wait_until_up(self):
+        for _ in range(100):
+            try:
+                return self.request("GET", "/health")
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError("the server does not answer")
+
+    def client(self, api_key="none"):
+        return openai.OpenAI(base_url=self.address, api_key=api_key, max_retries=0, timeout=60)
+
+    def request(self, method, path, body=None, headers=None):
+        """Return status and parsed body of a plain HTTP request."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if text.startswith(b"{") else text
+        finally:
+            connection.close()
+
+    def post(self, body, path="/v1/completions", **headers):
+        headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): headers[name] for name in headers}
+        return self.request("POST", path, body if isinstance(body, (bytes, str)) else json.dumps(body), headers)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        rest = self.process.communicate(timeout=20)[1]
+        return self.process.returncode, rest
+
+
+@pytest.fixture(scope="module")
+def chat_model(make_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve") / "chat"
+    shutil.copytree(NOVELS, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return make_model(folder)
+
+
+@pytest.fixture(scope="module")
+def server(chat_model):
+    server = Server(chat_model, "-c", 512)
+    yield server
+    assert server.stop() == (0, "")
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+def test_models(client):
+    (entry,) = client.models.list()
+    assert entry.object == "model"
+    assert client.models.retrieve(entry.id).owned_by == "elutq"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_chat(client):
+    reply = client.chat.completions.create(model="any", messages=MESSAGES, max_tokens=8, temperature=0, seed=1)
+    assert reply.object == "chat.completion"
+    (choice,) = reply.choices
+    assert choice.message.role == "assistant"
+    assert choice.message.content
+    assert choice.finish_reason == "length"
+    assert choice.logprobs is None
+    usage = reply.usage
+    assert (usage.completion_tokens, usage.total_tokens) == (8, usage.prompt_tokens + 8)
+
+
+def test_chat_streams_the_same_text(client):
+    options = {"model": "any", "messages": MESSAGES, "max_completion_tokens": 12, "seed": 7}
+    whole = client.chat.completions.create(**options).choices[0].message.content
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert all(chunk.object == "chat.completion.chunk" and chunk.id == chunks[0].id for chunk in chunks)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert all(chunk.choices[0].finish_reason is None for chunk in chunks[:-2])
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 12
+
+
+def test_streams_carry_usage_only_when_asked(client):
+    chunks = list(client.chat.completions.create(model="any", messages=MESSAGES, max_tokens=2, stream=True))
+    assert all(chunk.choices for chunk in chunks)
+
+
+def test_completion(client):
+    text = client.completions.create(model="any", prompt="It was a dark night, and", temperature=0, seed=0)
+    assert text.object == "text_completion"
+    assert text.usage.completion_tokens == 16  # OpenAI's default
+    pieces = client.completions.create(
+        model="any", prompt="It was a dark night, and", temperature=0, seed=0, stream=True
+    )
+    assert "".join(piece.choices[0].text for piece in pieces) == text.choices[0].text
+
+
+def test_completion_of_token_ids(client):
+    text = client.completions.create(model="any", prompt=[0, 84, 90], max_tokens=1)
+    assert text.usage.prompt_tokens == 3
+
+
+def test_same_seed_same_text_whatever_was_asked_before(client):
+    options = {"model": "any", "prompt": "The captain said", "max_tokens": 20, "seed": 5}
+    first = client.completions.create(**options).choices[0].text
+    client.completions.create(model="any", prompt="The captain said that he", max_tokens=5)
+    assert client.completions.create(**options).choices[0].text == first
+
+
+def test_without_a_seed_texts_differ_and_the_context_is_reused(client):
+    options = {"model": "any", "prompt": "The captain said to the mate", "max_tokens": 12}
+    texts = [client.completions.create(**options) for _ in range(4)]
+    assert len({text.choices[0].text for text in texts}) > 1
+    usage = texts[-1].usage
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+
+
+def test_conversation_reuses_the_context(client):
+    first = client.chat.completions.create(model="any", messages=MESSAGES, max_tokens=6, temperature=0)
+    longer = [*MESSAGES, {"role": "assistant", "content": first.choices[0].message.content}]
+    longer.append({"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "now?"}]})
+    second = client.chat.completions.create(model="any", messages=longer, max_tokens=2)
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+
+
+def test_stop_string(client):
+    options = {"model": "any", "prompt": "It was a dark night, and", "max_tokens": 30, "temperature": 0, "seed": 0}
+    whole = client.completions.create(**options).choices[0].text
+    for stop in (whole[10:14], ["never seen", whole[10:14]]):
+        choice = client.completions.create(**options, stop=stop).choices[0]
+        assert choice.text == whole[: whole.index(whole[10:14])]
+        assert choice.finish_reason == "stop"
+
+
+def test_chat_logprobs(client):
+    options = {"model": "any", "messages": MESSAGES, "max_tokens": 3, "temperature": 0, "seed": 0}
+    reply = client.chat.completions.create(**options, logprobs=True, top_logprobs=2)
+    content = reply.choices[0].logprobs.content
+    assert len(content) == 3
+    for entry in content:
+        assert bytes(entry.bytes).decode() == entry.token
+        assert entry.logprob == entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
+    chunks = client.chat.completions.create(**options, logprobs=True, stream=True)
+    streamed = [chunk.choices[0].logprobs.content[0] for chunk in chunks if chunk.choices[0].logprobs]
+    assert [entry.token for entry in streamed] == [entry.token for entry in content]
+    assert streamed[0].top_logprobs == []
+
+
+def test_completion_logprobs(client):
+    text = client.completions.create(model="any", prompt="My dear", max_tokens=4, logprobs=2, temperature=0)
+    logprobs = text.choices[0].logprobs
+    assert logprobs.text_offset == [0, *np.cumsum([len(token) for token in logprobs.tokens[:-1]]).tolist()]
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == 4
+    assert all(len(top) == 2 for top in logprobs.top_logprobs)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "word"),
+    [
+        ("completions", b"{", "not JSON"),
+        ("completions", b"[" * 100_000, "not JSON"),
+        ("completions", b"\xff{}", "not JSON"),
+        ("completions", [], "JSON object"),
+        ("completions", {}, "prompt must be"),
+        ("completions", {"prompt": ""}, None),
+        ("completions", {"prompt": []}, "no tokens"),
+        ("completions", {"prompt": ["a", "b"]}, "prompt must be one text"),
+        ("completions", {"prompt": [1, 99999]}, "token that is not among"),
+        ("completions", {"prompt": [1, True]}, "prompt must be"),
+        ("completions", {"prompt": "word " * 2000}, "the context holds 512"),
+        ("completions", {"prompt": "a", "temperature": -1}, "temperature is -1"),
+        ("completions", {"prompt": "a", "temperature": "hot"}, "temperature must be a number"),
+        ("completions", '{"prompt": "a", "temperature": NaN}', "temperature must be a finite number"),
+        ("completions", '{"prompt": "a", "temperature": 1' + 400 * "0" + "}", "finite"),
+        ("completions", {"prompt": "a", "top_p": 2}, "top-p is 2"),
+        ("completions", {"prompt": "a", "max_tokens": -1}, "max_tokens"),
+        ("completions", {"prompt": "a", "max_tokens": 1.5}, "max_tokens"),
+        ("completions", {"prompt": "a", "n": 2}, "n is not supported"),
+        ("completions", {"prompt": "a", "echo": True}, "echo is not supported"),
+        ("completions", {"prompt": "a", "stop": 5}, "stop must be"),
+        ("completions", {"prompt": "a", "stream": "yes"}, "stream must be true or false"),
+        ("completions", {"prompt": "a", "logprobs": 21}, "logprobs must be"),
+        ("completions", {"prompt": "a", "seed": "x"}, "seed must be"),
+        ("chat/completions", {}, "messages must be"),
+        ("chat/completions", {"messages": []}, "messages must be"),
+        ("chat/completions", {"messages": ["hello"]}, "role"),
+        ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, "role"),
+        ("chat/completions", {"messages": [{"role": [], "content": "x"}]}, "role"),
+        ("chat/completions", {"messages": [{"role": "user"}]}, "content"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "type text"),
+        ("chat/completions", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools is not supported"),
+        ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
+        ("chat/completions", {"messages": MESSAGES, "top_logprobs": 3}, "needs logprobs"),
+        ("chat/completions", {"messages": MESSAGES, "stream_options": 3}, "JSON object"),
+    ],
+)
+def test_wrong_requests_get_400_and_the_reason(server, path, body, word):
+    status, answer = server.post(body, f"/v1/{path}")
+    if word is None:  # an empty text is its BOS
+        assert status == 200
+        return
+    assert status == 400
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert word in answer["error"]["message"]
+
+
+def test_wrong_requests_raise_in_the_client(client):
+    with pytest.raises(openai.BadRequestError, match="n is not supported"):
+        client.chat.completions.create(model="any", messages=MESSAGES, n=3)
+
+
+def test_other_statuses(server):
+    assert server.request("GET", "/v1/nothing")[0] == 404
+    assert server.request("GET", "/v1/completions")[0] == 405
+    assert server.post(b"{}", Content_Type="text/plain")[0] == 415
+    assert server.post(b" " * (9 << 20))[0] == 413
+    assert server.request("GET", "/v1/models", headers={"Host": "evil.example"})[0] == 400
+    assert server.request("GET", "/v1/models", headers={"Host": f"localhost:{server.port}"})[0] == 200
+    assert server.request("GET", "/health") == (200, {"status": "ok", "waiting": 0})
+
+
+def test_model_without_a_template_completes_but_does_not_chat(novels_2bit):
+    server = Server(novels_2bit, "-c", 64)
+    try:
+        status, answer = server.post({"messages": MESSAGES}, "/v1/chat/completions")
+        assert (status, "no chat template" in answer["error"]["message"]) == (400, True)
+        assert server.post({"prompt": "My dear", "max_tokens": 2})[0] == 200
+    finally:
+        assert server.stop()[0] == 0
+
+
+def test_api_key(chat_model):
+    server = Server(chat_model, "-c", 64, ELUTQ_API_KEY="secret")
+    try:
+        assert server.client("secret").models.list()
+        for wrong in ("guess", "s\u00e9cret"):
+            assert server.request("GET", "/v1/models", headers={"Authorization": f"Bearer {wrong}"})[0] == 401
+        assert server.post({"prompt": "a"})[0] == 401
+        with pytest.raises(openai.AuthenticationError):
+            server.client("guess").completions.create(model="any", prompt="a")
+    finally:
+        assert server.stop()[0] == 0
+
+
+@pytest.fixture(scope="module")
+def slow_server(chat_model):
+    """One thread of the slowest kernels: a long text takes long enough to be left in its middle."""
+    server = Server(chat_model, "-c", 1024, "-t", 1, "--max-queue", 2, ELUTQ_ISA="scalar")
+    yield server
+    server.stop()
+
+
+LONG = {"prompt": "My dear", "max_tokens": 1000, "temperature": 2, "top_p": 1, "top_k": 0, "min_p": 0, "seed": 1}
+
+
+def seconds_until_answered(server):
+    begin = time.monotonic()
+    assert server.post({"prompt": "My dear", "max_tokens": 1})[0] == 200
+    return time.monotonic() - begin
+
+
+@pytest.fixture(scope="module")
+def long_seconds(slow_server):
+    """How long the long text takes when nobody leaves."""
+    begin = time.monotonic()
+    status, answer = slow_server.post(LONG)
+    assert status == 200
+    assert answer["usage"]["completion_tokens"] > 200
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_frees_its_slot(slow_server, long_seconds, stream):
+    body = json.dumps(LONG | {"stream": stream}).encode()
+    with socket.create_connection(("127.0.0.1", slow_server.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+        )
+        if stream:
+            assert connection.recv(100)
+        time.sleep(long_seconds / 10)
+    assert seconds_until_answered(slow_server) < long_seconds / 2
+
+
+def test_full_queue_gets_503_and_later_all_are_served(slow_server):
+    statuses = []
+
+    def ask():
+        statuses.append(slow_server.post(LONG | {"max_tokens": 100})[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 3
+    assert seconds_until_answered(slow_server) < 30
+
+
+def test_ctrl_c_ends_it_though_a_text_runs(chat_model):
+    server = Server(chat_model, "-c", 1024, "-t", 1, ELUTQ_ISA="scalar")
+    with server.client() as client:
+        stream = client.completions.create(model="any", prompt="My dear", max_tokens=1000, temperature=2, stream=True)
+        next(iter(stream))
+        begin = time.monotonic()
+        status, rest = server.stop()
+        assert time.monotonic() - begin < 4
+        stream.close()
+    assert (status, rest) == (0, "")
+
+
+def test_fifty_clients_lose_nothing(server):
+    command = [sys.executable, ROOT / "scripts" / "load_server.py", server.address]
+    flags = ["--pid", str(server.process.pid), "--clients", "50", "--seconds", "5"]
+    result = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert report["lost"] == 0
+    assert report["requests"] > 50
+    assert report["left"] > 0
+    if sizes := report["resident_bytes"]:
+        assert sizes[-1] < sizes[3] + (16 << 20)
+
+
+def test_port_in_use_is_one_line(server, chat_model):
+    result = subprocess.run(
+        [ELUTQ, "serve", chat_model, "--port", str(server.port)], capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert f"cannot listen on 127.0.0.1, port {server.port}" in result.stderr
+
+
+def test_broken_template_is_told_at_the_start(make_model, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(NOVELS, folder)
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    result = subprocess.run(
+        [ELUTQ, "serve", make_model(folder), "--port", "0"], capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 2
+    assert "not valid Jinja" in result.stderr
+
+
+def test_template_of_these_tests_ends_where_the_reply_begins():
+    assert ChatTemplate(TEMPLATE, "<s>").render(MESSAGES) == "<s>user:How do you do?<|end_of_text|>assistant:"
