@@ -66,7 +66,7 @@ class ModelFile:
 
     @classmethod
     def open(cls, path: Path) -> "ModelFile":
-        """Open a model file and validate everything but the values of its tensors.
+        """Open a model file and validate everything but the values of its matrices.
 
         Raises:
             FormatError: the file cannot be read, is damaged, or is not a model file of elutq.
@@ -87,14 +87,21 @@ class ModelFile:
         return gguf_name(name) in self.tensors
 
     def load(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a tensor, by its Hugging Face name, in a new float32 array: (rows, columns), or (rows,)."""
+        """Return a tensor, by its Hugging Face name, in a new float32 array: (rows, columns), or (rows,).
+
+        Raises:
+            FormatError: the tensor is not there, or holds values that no model has.
+        """
         record = self._record(gguf_name(name))
         if record.group_size is not None:
             return self.hlq(record.name).dequantize()
         stored = self._reader.data(record.name)
-        if record.bits == 16:
-            return np.array(stored.view("<f2"), dtype=np.float32).reshape(record.rows, record.columns)
-        return np.array(stored.view("<f4"), dtype=np.float32)
+        if record.bits == 32:
+            return np.array(stored.view("<f4"), dtype=np.float32)
+        matrix = np.array(stored.view("<f2"), dtype=np.float32).reshape(record.rows, record.columns)
+        if not np.isfinite(matrix).all():
+            raise FormatError(f"{self.path}: tensor {record.name} holds a value that is not a finite number")
+        return matrix
 
     def hlq(self, name: str) -> HLQTensor:
         """Return a quantized matrix, by its name in the file.
@@ -132,6 +139,8 @@ class ModelFile:
             found = (record.rows,) if record.bits == 32 else (record.rows, record.columns)
             if found != shape:
                 self._metadata.refuse(f"tensor {name} has shape {list(found)}, the metadata say {list(shape)}")
+            if record.bits == 32 and not np.isfinite(self._reader.data(name).view("<f4")).all():
+                self._metadata.refuse(f"tensor {name} holds a value that is not a finite number")
         if unknown := self.tensors.keys() - expected.keys():
             self._metadata.refuse(f"tensor {min(unknown)} is not part of the model that the metadata describe")
         divisors = self.config.rope_divisors()

@@ -2,10 +2,17 @@
 
 #if defined(__x86_64__)
 
-/* The compiler's probe includes the operating system's support for the wider registers. */
+#include <cpuid.h>
+
+/* The compiler's probe includes the operating system's support for the wider registers; Clang's does not know F16C. */
+
+static bool has_f16c(void) {
+    unsigned eax, ebx, ecx = 0, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
 
 bool elutq_cpu_has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 bool elutq_cpu_has_avx512bw(void) {

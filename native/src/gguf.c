@@ -47,6 +47,13 @@ static bool read_text(struct cursor *cursor, struct elutq_text *text) {
     return skip(cursor, n_bytes);
 }
 
+bool elutq_text_is_printable(struct elutq_text text) {
+    for (size_t i = 0; i < text.n_bytes; i++)
+        if (text.bytes[i] < ' ' || text.bytes[i] > '~')
+            return false;
+    return true;
+}
+
 static bool read_array(struct cursor *cursor, struct elutq_metadata *entry) {
     if (!read_bytes(cursor, &entry->element_type, sizeof entry->element_type) ||
         !read_bytes(cursor, &entry->n_elements, sizeof entry->n_elements) || entry->element_type >= GGUF_N_TYPES ||
@@ -64,7 +71,7 @@ static bool read_array(struct cursor *cursor, struct elutq_metadata *entry) {
 }
 
 static bool read_metadata(struct cursor *cursor, struct elutq_metadata *entry) {
-    if (!read_text(cursor, &entry->key) || entry->key.n_bytes > ELUTQ_MAX_NAME_BYTES ||
+    if (!read_text(cursor, &entry->key) || entry->key.n_bytes > ELUTQ_MAX_NAME_BYTES || !elutq_text_is_printable(entry->key) ||
         !read_bytes(cursor, &entry->type, sizeof entry->type) || entry->type >= GGUF_N_TYPES)
         return false;
     if (entry->type == GGUF_ARRAY)
@@ -72,6 +79,38 @@ static bool read_metadata(struct cursor *cursor, struct elutq_metadata *entry) {
     entry->value = cursor->at;
     struct elutq_text ignored;
     return entry->type == GGUF_STRING ? read_text(cursor, &ignored) : skip(cursor, SCALAR_BYTES[entry->type]);
+}
+
+static int compare_texts(const void *left, const void *right) {
+    const struct elutq_text *a = left, *b = right;
+    const int order = memcmp(a->bytes, b->bytes, a->n_bytes < b->n_bytes ? a->n_bytes : b->n_bytes);
+    return order != 0 ? order : (a->n_bytes > b->n_bytes) - (a->n_bytes < b->n_bytes);
+}
+
+/* Sorts the texts and refuses the file when two are equal. */
+static int refuse_duplicates(struct elutq_text *texts, uint64_t n_texts, const char *what, const struct elutq_error *error) {
+    qsort(texts, n_texts, sizeof *texts, compare_texts);
+    for (uint64_t i = 1; i < n_texts; i++)
+        if (compare_texts(&texts[i - 1], &texts[i]) == 0)
+            return elutq_fail(error, ELUTQ_ERROR_FORMAT, "two %s are called %.*s", what, (int)texts[i].n_bytes, texts[i].bytes);
+    return ELUTQ_OK;
+}
+
+/* Every key and every tensor's name may be there once. */
+static int check_names(const struct elutq_gguf *gguf, const struct elutq_error *error) {
+    const uint64_t largest = gguf->n_metadata > gguf->n_tensors ? gguf->n_metadata : gguf->n_tensors;
+    struct elutq_text *texts = calloc(largest + 1, sizeof *texts);
+    if (texts == NULL)
+        return elutq_fail(error, ELUTQ_ERROR_MEMORY, "out of memory for the names in the file");
+    for (uint64_t i = 0; i < gguf->n_metadata; i++)
+        texts[i] = gguf->metadata[i].key;
+    int status = refuse_duplicates(texts, gguf->n_metadata, "metadata entries", error);
+    for (uint64_t i = 0; i < gguf->n_tensors; i++)
+        texts[i] = gguf->tensors[i].name;
+    if (status == ELUTQ_OK)
+        status = refuse_duplicates(texts, gguf->n_tensors, "tensors", error);
+    free(texts);
+    return status;
 }
 
 static int tensor_bytes(struct elutq_tensor *tensor, const struct elutq_error *error) {
@@ -98,7 +137,7 @@ static int tensor_bytes(struct elutq_tensor *tensor, const struct elutq_error *e
 }
 
 static bool read_tensor_info(struct cursor *cursor, struct elutq_tensor *tensor, uint64_t *offset) {
-    if (!read_text(cursor, &tensor->name) || tensor->name.n_bytes > ELUTQ_MAX_NAME_BYTES ||
+    if (!read_text(cursor, &tensor->name) || tensor->name.n_bytes > ELUTQ_MAX_NAME_BYTES || !elutq_text_is_printable(tensor->name) ||
         !read_bytes(cursor, &tensor->n_dims, sizeof tensor->n_dims) || tensor->n_dims < 1 ||
         tensor->n_dims > ELUTQ_MAX_DIMENSIONS)
         return false;
@@ -164,7 +203,8 @@ static int parse(struct elutq_gguf *gguf, const struct elutq_error *error) {
     if (!elutq_gguf_u32(gguf, "general.alignment", &alignment) || alignment != ELUTQ_GGUF_ALIGNMENT)
         return elutq_fail(error, ELUTQ_ERROR_FORMAT, "general.alignment is not %d; this file was not written by elutq",
                           ELUTQ_GGUF_ALIGNMENT);
-    return read_tensors(gguf, &cursor, error);
+    const int status = read_tensors(gguf, &cursor, error);
+    return status != ELUTQ_OK ? status : check_names(gguf, error);
 }
 
 static int map_file(const char *path, struct elutq_gguf *gguf, const struct elutq_error *error) {

@@ -46,6 +46,9 @@ struct elutq_gguf {
 int elutq_gguf_open(const char *path, struct elutq_gguf *gguf, const struct elutq_error *error);
 void elutq_gguf_close(struct elutq_gguf *gguf);
 
+/* Whether it may go into a message as it is: printable ASCII, nothing that a terminal would act on. */
+bool elutq_text_is_printable(struct elutq_text text);
+
 bool elutq_text_equals(struct elutq_text text, const char *string);
 
 /* NULL where there is none. */

@@ -11,7 +11,7 @@
 
 /* Sizes no model of these families comes near; with them no product in this library overflows 64 bits. */
 #define MAX_DIMENSION (1u << 22)
-#define MAX_LAYERS 4096u
+#define MAX_LAYERS 1024u
 #define MAX_HEADS 4096u
 #define MAX_HEAD_DIM 1024u
 #define MAX_VOCABULARY (1u << 24)
@@ -25,6 +25,7 @@ struct loader {
     struct elutq_model *model;
     const struct elutq_error *error;
     const char *architecture;
+    uint64_t n_used; /* tensors that the model has */
     int status; /* the first failure; later steps do nothing */
 };
 
@@ -45,7 +46,7 @@ static void find_architecture(struct loader *loader) {
     if (loader->architecture == NULL)
         loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT,
                                     "architecture \"%.*s\" is not supported; elutq runs llama, mistral, qwen2 and qwen3",
-                                    name.n_bytes < 64 ? (int)name.n_bytes : 64, name.bytes);
+                                    elutq_text_is_printable(name) && name.n_bytes < 64 ? (int)name.n_bytes : 0, name.bytes);
 }
 
 static void config_u32(struct loader *loader, const char *suffix, uint32_t maximum, uint32_t *value) {
@@ -128,6 +129,7 @@ static bool load_matrix(struct loader *loader, const char *name, uint32_t n_rows
     *matrix = (struct elutq_matrix){.n_rows = n_rows, .n_columns = n_columns};
     if (tensor == NULL)
         return fail(loader, "is missing", name);
+    loader->n_used++;
     matrix->data = tensor->data;
     if (tensor->type == ELUTQ_GGML_TYPE_F16) {
         matrix->bits = 16;
@@ -154,11 +156,18 @@ static const float *load_vector(struct loader *loader, const char *name, uint32_
             fail(loader, "is missing", name);
         return NULL;
     }
+    loader->n_used++;
     if (tensor->type != ELUTQ_GGML_TYPE_F32 || tensor->n_dims != 1 || tensor->dims[0] != n) {
         fail(loader, "is not a float vector of the length the model needs", name);
         return NULL;
     }
-    return (const float *)tensor->data;
+    const float *values = (const float *)tensor->data;
+    for (uint32_t i = 0; i < n; i++)
+        if (!isfinite(values[i])) {
+            fail(loader, "holds a value that is not a finite number", name);
+            return NULL;
+        }
+    return values;
 }
 
 static const float *load_layer_vector(struct loader *loader, uint32_t layer, const char *name, uint32_t n, bool required) {
@@ -194,6 +203,24 @@ static void load_layer(struct loader *loader, uint32_t i) {
     load_linear(loader, i, "ffn_down", hidden, inner, &layer->down);
 }
 
+static void load_rope_divisors(struct loader *loader) {
+    const uint32_t n = loader->model->config.head_dim / 2;
+    const float *divisors = load_vector(loader, "rope_freqs.weight", n, false);
+    for (uint32_t i = 0; divisors != NULL && i < n; i++)
+        if (!(divisors[i] > 0))
+            fail(loader, "holds a divisor that is not positive", "rope_freqs.weight");
+    loader->model->rope_divisors = divisors;
+}
+
+/* The hlq.tensor arrays describe the HLQ tensors and nothing else, so that looking one up takes no longer than it must. */
+static bool hlq_arrays_fit(const struct elutq_gguf *gguf) {
+    const uint8_t *names;
+    uint64_t n_names = 0, n_matrices = 0;
+    for (uint64_t i = 0; i < gguf->n_tensors; i++)
+        n_matrices += gguf->tensors[i].type == ELUTQ_GGML_TYPE_I8;
+    return (elutq_gguf_string_array(gguf, "hlq.tensor.names", &names, &n_names) || n_matrices == 0) && n_names == n_matrices;
+}
+
 static void load_tensors(struct loader *loader) {
     struct elutq_model *model = loader->model;
     const struct elutq_config *config = &model->config;
@@ -202,18 +229,25 @@ static void load_tensors(struct loader *loader) {
         fail(loader, "is missing or not 1; this file was written by another version of elutq, or by another tool", "hlq.version");
         return;
     }
+    if (!hlq_arrays_fit(&model->gguf)) {
+        fail(loader, "does not name as many tensors as there are HLQ matrices", "hlq.tensor.names");
+        return;
+    }
     load_matrix(loader, "token_embd.weight", config->vocab_size, config->hidden_size, &model->embedding);
     if (elutq_gguf_tensor(&model->gguf, "output.weight") != NULL)
         load_matrix(loader, "output.weight", config->vocab_size, config->hidden_size, &model->head.weight);
     else
         model->head.weight = model->embedding;
     model->output_norm = load_vector(loader, "output_norm.weight", config->hidden_size, true);
-    model->rope_divisors = load_vector(loader, "rope_freqs.weight", config->head_dim / 2, false);
+    load_rope_divisors(loader);
     model->layers = calloc(config->n_layers, sizeof *model->layers);
     if (model->layers == NULL)
         loader->status = elutq_fail(loader->error, ELUTQ_ERROR_MEMORY, "out of memory for %u layers", config->n_layers);
     for (uint32_t i = 0; i < config->n_layers && loader->status == ELUTQ_OK; i++)
         load_layer(loader, i);
+    if (loader->status == ELUTQ_OK && loader->n_used != model->gguf.n_tensors)
+        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT, "the file holds %llu tensors that its model does not have",
+                                    (unsigned long long)(model->gguf.n_tensors - loader->n_used));
 }
 
 /* ---- public ---- */

@@ -1,4 +1,4 @@
-# Checks of the C code by other compilers, sanitizers and machines: make aarch64 | sanitize | tsan
+# Checks of the C code by other compilers, sanitizers and machines: make aarch64 | sanitize | tsan | fuzz
 CHECKS := build/checks
 CHECK_MODELS ?= $(CHECKS)/models
 CHECK_FLAGS := -std=gnu11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -I$(CURDIR)/native/include -I$(CURDIR)/native/src
@@ -6,7 +6,7 @@ CHECK_SOURCES := $(wildcard native/src/*.c native/src/quantize/*.c)
 CHECK_HEADERS := $(wildcard native/include/*.h native/src/*.h native/src/*/*.h)
 NATIVE_ISA := $(if $(filter aarch64 arm64,$(shell uname -m)),arm,x86)
 
-.PHONY: aarch64 sanitize tsan
+.PHONY: aarch64 sanitize tsan fuzz
 
 $(CHECKS)/models: tests/native/make_models.py
 	$(MAKE) install
@@ -44,7 +44,8 @@ aarch64: $(CHECKS)/aarch64/kernels_check $(CHECKS)/aarch64/runtime_check $(CHECK
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
-SANITIZE_TESTS ?= tests/native tests/cli
+# All but what compares figures and the reference transformer, which take minutes and touch no memory that the rest does not.
+SANITIZE_TESTS ?= tests/native tests/cli --ignore tests/native/test_aarch64.py -k 'not two_percent and not transformers_gives'
 
 $(eval $(call CHECK_BUILD,sanitize,$(CC) -O1 -fPIC $(SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
 
@@ -63,7 +64,7 @@ sanitize: $(addprefix $(CHECKS)/sanitize/,kernels_check runtime_check allocation
 	$(CHECKS)/sanitize/runtime_check $(CHECK_MODELS)/*.gguf
 	$(CHECKS)/sanitize/allocation_check $(CHECK_MODELS)/qwen3-biases.gguf $(CHECK_MODELS)/2bit-g128.gguf
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/$(PACKAGE) \
-		$(BIN)/python -m pytest -q -p no:faulthandler -p no:cacheprovider --ignore tests/native/test_aarch64.py $(SANITIZE_TESTS)
+		$(BIN)/python -m pytest -q -p no:faulthandler -p no:cacheprovider $(SANITIZE_TESTS)
 
 # ---- ThreadSanitizer: the pool, and sessions side by side over one model ----
 
@@ -71,3 +72,21 @@ $(eval $(call CHECK_BUILD,tsan,$(CC) -O1 -fsanitize=thread -g1,$(CHECK_SOURCES) 
 
 tsan: $(CHECKS)/tsan/runtime_check $(CHECK_MODELS)
 	TSAN_OPTIONS=halt_on_error=1 $(CHECKS)/tsan/runtime_check $(CHECK_MODELS)/*.gguf
+
+# ---- libFuzzer over the model loader and a pass through what it accepts ----
+
+CLANG ?= clang
+FUZZ_SECONDS ?= 60
+FUZZ_FOLDER ?= $(CHECKS)/fuzz/corpus
+
+$(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECK_SOURCES) $(CHECK_HEADERS)
+	@command -v $(CLANG) >/dev/null || { echo "make fuzz needs clang with libFuzzer: apt-get install clang" >&2; exit 1; }
+	mkdir -p $(@D)
+	$(CLANG) $(CHECK_FLAGS) -O1 -g1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< $(CHECK_SOURCES) \
+		$(wildcard native/src/$(NATIVE_ISA)/*.c) -o $@ -lm -lpthread
+
+# New inputs are kept in FUZZ_FOLDER, those that fail in build/checks/fuzz.
+fuzz: $(CHECKS)/fuzz/fuzz_model
+	mkdir -p $(FUZZ_FOLDER)
+	$< -dict=tests/fuzz/model.dict -max_len=32768 -timeout=10 -rss_limit_mb=1024 -max_total_time=$(FUZZ_SECONDS) \
+		-artifact_prefix=$(CHECKS)/fuzz/ -print_final_stats=1 $(FUZZ_FOLDER) tests/fuzz/corpus

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from elutq_formats.config import ModelConfig
 from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.config import ModelConfig
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name

@@ -1,0 +1,67 @@
+/*
+ * libFuzzer target: the input is a model file. Opening it must either fail with a message or give a model, and a model that
+ * opens must run: a prompt, one more token, and the figures that describe it. make fuzz.
+ *
+ * With a folder or files as arguments and -runs=0 it only replays them.
+ */
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "elutq.h"
+
+#define N_TOKENS 5 /* enough that a batch takes the path of batches */
+
+static void require(int condition, const char *what) {
+    if (condition)
+        return;
+    fprintf(stderr, "fuzz_model: %s\n", what);
+    abort();
+}
+
+static void run(const elutq_model *model) {
+    char error[160] = "";
+    struct elutq_model_info info;
+    elutq_session *session;
+    int32_t tokens[N_TOKENS + 1];
+    elutq_model_describe(model, &info);
+    for (uint32_t i = 0; i <= N_TOKENS; i++)
+        tokens[i] = (int32_t)(i * 37 % info.vocab_size);
+    const uint32_t context = info.context_length < N_TOKENS + 1 ? info.context_length : N_TOKENS + 1;
+    const int status = elutq_session_create(model, context, 1, &session, error, sizeof error);
+    require(status == ELUTQ_OK || (status == ELUTQ_ERROR_MEMORY && session == NULL && error[0] != '\0'), "session_create");
+    if (status != ELUTQ_OK)
+        return;
+    const uint32_t n_batch = context > 1 ? context - 1 : 1;
+    float *logits = malloc((size_t)n_batch * info.vocab_size * sizeof *logits);
+    if (logits != NULL) {
+        require(elutq_session_eval(session, tokens, n_batch, logits, n_batch, error, sizeof error) == ELUTQ_OK, error);
+        if (context > 1)
+            require(elutq_session_eval(session, tokens + n_batch, 1, logits, 1, error, sizeof error) == ELUTQ_OK, error);
+    }
+    free(logits);
+    elutq_session_destroy(session);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
+    static int file = -1;
+    static char path[64];
+    if (file < 0) {
+        file = memfd_create("model", MFD_CLOEXEC);
+        snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    }
+    require(ftruncate(file, 0) == 0 && pwrite(file, data, n_bytes, 0) == (ssize_t)n_bytes, "cannot write the input");
+    char error[160] = "";
+    elutq_model *model;
+    const int status = elutq_model_open(path, NULL, &model, error, sizeof error);
+    require((status == ELUTQ_OK) == (model != NULL), "status and model disagree");
+    require(status == ELUTQ_OK || error[0] != '\0', "refused without a word");
+    if (model != NULL)
+        run(model);
+    elutq_model_close(model);
+    return 0;
+}

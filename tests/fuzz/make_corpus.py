@@ -1,0 +1,44 @@
+"""Writes the fuzz target's seeds: the golden checkpoints' configurations, made smaller still, with random weights.
+
+make_corpus.py [FOLDER]        default: the folder `corpus` beside this file
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "native"))
+
+from make_models import golden_config, write_random  # noqa: E402
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 40,
+}
+BITS = {
+    "llama-biases": 1,
+    "llama-linear-rope": 2,
+    "llama31-rope-scaling": 3,
+    "llama32-tied-head-dim": 4,
+    "mistral-sliding-window": 2,
+    "qwen2": 1,
+    "qwen3": 2,
+}
+
+
+def main(folder: Path) -> None:
+    """Write the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for family, bits in BITS.items():
+        config = replace(golden_config(family), **SMALL)
+        write_random(folder / f"{family}.gguf", config, bits, group_size=32, half="embed" if bits > 2 else "none")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "corpus")
