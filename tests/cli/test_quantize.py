@@ -73,6 +73,11 @@ def test_json_and_the_log_say_every_error(tmp_path):
     assert file.provenance["calibration.files"] == ["text.txt"]
 
 
+def test_numpy_waits_until_its_threads_are_chosen():
+    check = "import sys, elutq_cli.app; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], timeout=60, check=False).returncode == 0
+
+
 def test_refusals(tmp_path):
     output = tmp_path / "out.gguf"
     assert "is not a checkpoint folder" in refusal(tmp_path / "nowhere", "-o", output)

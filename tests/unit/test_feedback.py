@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytest
 
+from elutq_cli.pipeline import feedback as stage
 from elutq_cli.pipeline.backend import NumpyBackend
-from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_cholesky
+from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_cholesky, quantize_group
 from elutq_cli.pipeline.fit import fit, fit_groups
 from elutq_cli.pipeline.levels import levels
 from elutq_formats.errors import ElutqError
@@ -58,6 +59,25 @@ def test_error_under_h_is_below_the_plain_fit_and_the_authors_way(bits, seed):
         assert error < error_under(hessian, weights, plain.tensor.dequantize())
     for weighted in (False, True):
         assert error < error_under(hessian, weights, bits_fixed_first(weights, hessian, bits, 64, weighted))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_refitting_never_raises_a_rows_error(bits, monkeypatch):
+    """The sum of squared errors is the error under the damped H, and falls or stays in every row."""
+    rng = np.random.default_rng(60 + bits)
+    weights = rng.normal(size=(64, 64)).astype(np.float32)
+    hessian = correlated_hessian(rng, 64)
+    factor = inverse_factor(hessian, DAMPING, NumpyBackend())
+    damped = hessian + DAMPING * np.mean(np.diagonal(hessian)) * np.eye(64)
+    sums = []
+    for refits in (0, 1, 2, 3):
+        monkeypatch.setattr(stage, "REFITS", refits)
+        half_scales, centers, codes, errors = quantize_group(weights, factor, bits, NumpyBackend())
+        difference = weights - HLQTensor(half_scales, centers, codes, 64).dequantize().astype(np.float64)
+        sums.append(np.square(errors.astype(np.float64)).sum(axis=1))
+        np.testing.assert_allclose(sums[-1], ((difference @ damped) * difference).sum(axis=1), rtol=1e-3)
+    assert (np.diff(sums, axis=0) <= 0).all()
+    assert sums[2].sum() < 0.99 * sums[0].sum()
 
 
 def test_is_the_plain_fit_when_inputs_are_independent():

@@ -238,7 +238,9 @@ def test_every_family_becomes_a_file_close_to_the_checkpoint(tmp_path, backend, 
             original, stored = checkpoint.load(name), file.load(name)
             assert stored.shape == shape
             relative = np.linalg.norm(stored - original) / np.linalg.norm(original)
-            assert relative < (0.15 if len(shape) == 2 else 1e-6)
+            # Feedback moves weights away from the original on purpose, to keep the outputs close.
+            largest = 0.3 if calibrated else 0.15
+            assert relative < (largest if len(shape) == 2 else 1e-6)
     assert summary.size_bytes == output.stat().st_size
     assert summary.bits_per_weight == pytest.approx(file.bits_per_weight())
     assert file.tensors["output.weight"].bits == 4
@@ -279,11 +281,12 @@ def test_a_snapshot_of_the_hub_is_named_after_its_repository(tmp_path, backend):
 
 
 @pytest.mark.parametrize("calibrated", [False, True], ids=["weights only", "calibrated"])
-def test_the_same_run_gives_the_same_file_with_either_backend(tmp_path, backend, text, calibrated):
-    for name, used in (("one", backend), ("two", backend), ("numpy", NumpyBackend())):
-        run(TIED, tmp_path / name, used, SMALL, text if calibrated else None)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "numpy").read_bytes()
+def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, text, calibrated):
+    with NativeBackend(1) as one, NativeBackend(3) as three:
+        used = {"two": backend, "again": backend, "one": one, "three": three, "numpy": NumpyBackend()}
+        for name, chosen in used.items():
+            run(TIED, tmp_path / name, chosen, SMALL, text if calibrated else None)
+    assert len({(tmp_path / name).read_bytes() for name in used}) == 1
 
 
 def test_a_tied_head_is_stored_once_or_as_often_as_it_has_bits(tmp_path, backend, text):
