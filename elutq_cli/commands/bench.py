@@ -36,7 +36,7 @@ def bench_command(
 ) -> None:
     """Time prefill and decode; beside decode, in the same run, how fast this machine reads memory.
 
-    Example: elutq bench --synthetic tinyllama-1.1b --bits 2 -t 1,2
+    Example: elutq bench model.gguf -p 64,512 -n 64 -t 1,2
     """
     from elutq_cli.benchmark.measure import run_tests
     from elutq_cli.benchmark.report import FORMATS

@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import logging
 import socket
 import threading
 from types import FrameType
@@ -50,6 +51,8 @@ def run(app: Starlette, listener: socket.socket, verbose: bool) -> None:
         access_log=verbose,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
+    # A piece of text that is on its way when its client leaves is not worth a line of asyncio's.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on after it has shut down in good order
         _Server(config).run(sockets=[listener])
 

@@ -1,0 +1,112 @@
+"""Help: every command has an example that works as printed, and shells can complete."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from elutq_cli.app import app
+from elutq_cli.version import __version__
+
+BIN = Path(sys.executable).parent
+DATA = Path(__file__).parent.parent / "data"
+COMMANDS = {command.name: command.callback for command in app.registered_commands}
+
+
+def elutq(*arguments, **environment):
+    return subprocess.run(
+        [BIN / "elutq", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"} | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(novels_2bit, tmp_path_factory):
+    """What the examples speak of: a model file, a text and a checkpoint."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copy(novels_2bit, folder / "model.gguf")
+    shutil.copy(DATA / "sampled.txt", folder / "text.txt")
+    (folder / "checkpoint").symlink_to(DATA / "novels-6m")
+    return folder
+
+
+def examples(command):
+    help_text = elutq(command, "--help").stdout
+    return re.findall(r"Example: (elutq .*?)\s*$", help_text, re.MULTILINE)
+
+
+def test_the_list_of_commands_has_a_line_for_each():
+    text = elutq("--help").stdout
+    for command in COMMANDS:
+        assert re.search(rf"^\W*{command}\s+\w+", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_the_help_works_as_printed(folder, command):
+    (example,) = examples(command)
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    if command == "serve":  # goes on until it is told to stop; the port may be in use
+        arguments = shlex.split(re.sub(r"--port \d+", "--port 0", example))
+        with subprocess.Popen(arguments, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert "http://127.0.0.1:" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) in (0, 130)
+        return
+    result = subprocess.run(
+        shlex.split(example), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_described(command):
+    entry = typer.main.get_command(app).commands[command]
+    for parameter in entry.params:
+        assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"
+
+
+def test_h_is_help():
+    assert elutq("-h").stdout == elutq("--help").stdout
+    assert elutq("run", "-h").returncode == 0
+
+
+def test_version():
+    assert elutq("--version").stdout == f"elutq {__version__}\n"
+
+
+def test_no_arguments_show_the_help():
+    result = elutq()
+    assert "Usage: elutq" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("elutq ru", {"run"}), ("elutq run --top", {"--top-k", "--top-p"}), ("elutq inf", {"info"})]
+)
+def test_completion(words, expected):
+    result = elutq(_ELUTQ_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    assert set(result.stdout.split()) == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_installed(tmp_path, shell):
+    result = elutq("--install-completion", shell, HOME=str(tmp_path), SHELL=f"/bin/{shell}")
+    assert result.returncode == 0, result.stderr
+    assert any("elutq" in path.name for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_wrong_options_are_named():
+    result = elutq("run", "model.gguf", "--no-such-option")
+    assert result.returncode == 2
+    assert "--no-such-option" in result.stderr
+    assert "Traceback" not in result.stderr
