@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest, signs
+from elutq_cli.pipeline.levels import LARGEST_HALF, CodeArray, FloatArray, HalfArray, levels, nearest, signs
 from elutq_cli.pipeline.products import measure
 from elutq_cli.pipeline.stage import Backend, Quantized
 from elutq_formats.hlq import HLQTensor
@@ -17,7 +17,7 @@ from elutq_formats.hlq import HLQTensor
 DoubleArray = npt.NDArray[np.float64]
 
 ITERATIONS = 50
-"""Most rounds of assignment and solve per start; nine groups of ten stop changing within 20."""
+"""Most rounds of assignment and solve per start; 97 % of descents and more stop changing within 20."""
 
 STARTS = ((2.0, 1.0, 0.0), (1.6, 0.9, 0.0), (1.2, 0.5, 0.0), (1.6, 0.9, 0.15), (1.4, 1.0, 0.0), (1.6, 0.9, -0.15))
 """Starting points: the ratio of one plane's scale to that of the plane before, the part of a group's range that the
@@ -28,7 +28,6 @@ PROXIMITY = 1e-9
 """Weight of the pull towards the present levels, relative to the sum of a group's importances. It keeps the normal
 equations solvable when fewer than bits + 1 levels are in use, and is too small to slow the descent otherwise."""
 
-HALF_MAX = 65504.0
 GROUPS_AT_ONCE = 8192
 
 
@@ -199,7 +198,7 @@ def descend(groups: SortedGroups, half_scales: DoubleArray, centers: DoubleArray
 
 def _to_half(values: DoubleArray) -> HalfArray:
     """Round to float16 by way of float32, as C does; too large values to the largest."""
-    return np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float32).astype(np.float16)
+    return np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float32).astype(np.float16)
 
 
 def _bounds(values: DoubleArray, midpoints: DoubleArray) -> npt.NDArray[np.intp]:

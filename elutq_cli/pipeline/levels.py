@@ -7,6 +7,9 @@ FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 CodeArray = npt.NDArray[np.uint8]
 
+LARGEST_HALF = 65504.0
+"""The largest float16."""
+
 
 def signs(bits: int) -> npt.NDArray[np.float64]:
     """Return beta of every code and plane, 2 * bit - 1: (2**bits, bits) float64."""

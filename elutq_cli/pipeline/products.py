@@ -55,7 +55,9 @@ def squared_norm(matrix: FloatArray, hessian: FloatArray | None, backend: Backen
 def measure(weights: FloatArray, tensor: HLQTensor, hessian: FloatArray | None, backend: Backend) -> Quantized:
     """Measure a quantized matrix against its weights: (rows, columns) float32."""
     norm = squared_norm(weights, hessian, backend)
-    error = squared_norm(weights - tensor.dequantize(), hessian, backend)
+    difference = tensor.dequantize()
+    np.subtract(weights, difference, out=difference)
+    error = squared_norm(difference, hessian, backend)
     return Quantized(tensor, math.sqrt(error / norm) if norm > 0.0 else 0.0)
 
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians, hessian, token_batches
 from elutq_cli.pipeline.feedback import feedback
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend, Quantized
@@ -26,8 +27,6 @@ from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import Provenance, write_model
 from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
-
-LARGEST_HALF = 65504.0
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class _Run:
     def add_all(self, calibration: CalibrationText | None) -> None:
         """Quantize every tensor, in the order of the file."""
         embedding = self.add_matrix(self.plan.embedding, self.load(EMBEDDING), None)
-        hidden = None if calibration is None else embedding[calibration.tokens]
+        hidden = None if calibration is None else embedding()[calibration.tokens]
         del embedding
         for layer, plans in enumerate(self.plan.blocks):
             if hidden is None:
@@ -155,12 +154,14 @@ class _Run:
         for linears, input_hessian in block_hessians(block, hidden, self.backend):
             for linear in linears:
                 plan = by_name[f"{prefix}{linear}.weight"]
-                block.weights[f"{linear}.weight"] = self.add_matrix(
-                    plan, block.weights[f"{linear}.weight"], input_hessian
-                )
+                quantized = self.add_matrix(plan, block.weights[f"{linear}.weight"], input_hessian)
+                block.weights[f"{linear}.weight"] = quantized()
 
-    def add_matrix(self, plan: MatrixPlan, weights: FloatArray, input_hessian: FloatArray | None) -> FloatArray:
-        """Quantize a matrix (rows, columns) float32 and return what the file will hold, dequantized."""
+    def add_matrix(
+        self, plan: MatrixPlan, weights: FloatArray, input_hessian: FloatArray | None
+    ) -> Callable[[], FloatArray]:
+        """Quantize a matrix (rows, columns) float32; return a function that dequantizes what the file will hold."""
+        restore: Callable[[], FloatArray]
         rows, columns = weights.shape
         name = gguf_name(plan.name)
         begin = time.perf_counter()
@@ -168,23 +169,16 @@ class _Run:
             half = weights.astype(np.float16)
             self.spool.add(TensorRecord(name, plan.bits, rows, columns), half)
             log.info("%s: float16", name)
-            result = half.astype(np.float32)
+            restore = partial(half.astype, np.float32)
         else:
             quantized = self.run_stages(plan.bits, plan.group_size, name, weights, input_hessian)
             record = TensorRecord(name, plan.bits, rows, columns, plan.group_size, quantized.error)
             self.spool.add(record, pack(quantized.tensor))
-            seconds = time.perf_counter() - begin
-            log.info(
-                "%s: %d bits, groups of %d, error %.4f (%.2f s)",
-                name,
-                plan.bits,
-                plan.group_size,
-                quantized.error,
-                seconds,
-            )
-            result = quantized.tensor.dequantize()
+            done = f"{plan.bits} bits, groups of {plan.group_size}, error {quantized.error:.4f}"
+            log.info("%s: %s (%.2f s)", name, done, time.perf_counter() - begin)
+            restore = quantized.tensor.dequantize
         self.advance(weights.size)
-        return result
+        return restore
 
     def run_stages(
         self, bits: int, group_size: int, name: str, weights: FloatArray, input_hessian: FloatArray | None
