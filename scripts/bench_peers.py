@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--types", default="Q2_K,TQ2_0,Q4_0", help="ggml types of the peer's weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--prompts", type=lambda text: [int(n) for n in text.split(",")], default=[64, 512])
+    parser.add_argument("--prompts", type=lambda text: [int(n) for n in text.split(",") if n], default=[64, 512])
     parser.add_argument("--full-pairs-up-to", type=int, default=64, help="longer prompts get a quarter of the pairs")
     parser.add_argument("--isa", help="kernels of ours to force")
     parser.add_argument("--work", type=Path, help="folder that keeps the files for another run")

@@ -46,11 +46,11 @@ struct integer_levels {
  */
 static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits, uint32_t row) {
     struct integer_levels best = {0};
-    float h[ELUTQ_HLQ_MAX_BITS], total = 0, best_score = 0;
+    float h[ELUTQ_HLQ_MAX_BITS], total = 0;
     for (uint32_t k = 0; k < bits; k++)
         total += h[k] = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
     const float inverse = 1.0f / (total > SMALLEST_SCALED ? total : SMALLEST_SCALED);
-    float delta = 0, sum = 0;
+    float best_hs = 0, best_ss = 1, sum = 0;
     for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
         const float scale = (ELUTQ_LEVELS_TOP(bits) - (float)trial) * inverse;
         float steps[ELUTQ_HLQ_MAX_BITS], hs = 0, ss = 0, this_sum = 0;
@@ -60,16 +60,15 @@ static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits,
             ss = fmaf(steps[k], steps[k], ss);
             this_sum += steps[k];
         }
-        const float score = hs * hs / ss;
-        if (!(score > best_score))
+        if (!(hs * hs * best_ss > best_hs * best_hs * ss)) /* hs^2 / ss grows */
             continue;
-        best_score = score;
-        delta = hs / ss;
+        best_hs = hs;
+        best_ss = ss;
         sum = this_sum;
         for (uint32_t k = 0; k < bits; k++)
             best.steps[k] = (int32_t)steps[k];
     }
-    best.step = 2 * delta;
+    best.step = 2 * (best_hs / best_ss);
     best.middle = fmaf(best.step, fmaf(sum, -0.5f, 128.0f), elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]));
     return best;
 }

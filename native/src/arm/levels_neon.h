@@ -21,7 +21,8 @@ struct tile_levels {
 /* The whole steps of four rows, in all four bytes of a lane, and the step and middle of their levels. */
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int8x16_t *steps, struct tile_levels *out) {
     const float32x4_t zero = vdupq_n_f32(0);
-    float32x4_t h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero, best_score = zero, delta = zero, sum = zero;
+    float32x4_t h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
+    float32x4_t best_hs = zero, best_ss = vdupq_n_f32(1), sum = zero;
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = four_scales(block, k, QUAD_ROWS * quad);
         total = vaddq_f32(total, h[k]);
@@ -37,17 +38,17 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int
             ss = vfmaq_f32(ss, rounded[k], rounded[k]);
             this_sum = vaddq_f32(this_sum, rounded[k]);
         }
-        const float32x4_t score = vdivq_f32(vmulq_f32(hs, hs), ss);
-        const uint32x4_t better = vcgtq_f32(score, best_score);
-        best_score = vbslq_f32(better, score, best_score);
-        delta = vbslq_f32(better, vdivq_f32(hs, ss), delta);
+        const uint32x4_t better =
+            vcgtq_f32(vmulq_f32(vmulq_f32(hs, hs), best_ss), vmulq_f32(vmulq_f32(best_hs, best_hs), ss));
+        best_hs = vbslq_f32(better, hs, best_hs);
+        best_ss = vbslq_f32(better, ss, best_ss);
         sum = vbslq_f32(better, this_sum, sum);
         for (uint32_t k = 0; k < bits; k++)
             best[k] = vbslq_f32(better, rounded[k], best[k]);
     }
     for (uint32_t k = 0; k < bits; k++)
         steps[k] = vreinterpretq_s8_s32(vmulq_n_s32(vcvtnq_s32_f32(best[k]), 0x01010101));
-    out->step[quad] = vmulq_n_f32(delta, 2);
+    out->step[quad] = vmulq_n_f32(vdivq_f32(best_hs, best_ss), 2);
     float32x4_t from_middle = vfmaq_n_f32(vdupq_n_f32(128), sum, -0.5f);
     out->middle[quad] = vfmaq_f32(four_scales(block, bits, QUAD_ROWS * quad), out->step[quad], from_middle);
 }

@@ -43,7 +43,8 @@ INLINE __m512 scales_in_lane_order(const uint8_t *block, uint32_t plane, uint32_
 /* The whole steps of sixteen rows, in all four bytes of a lane; sets their step and middle. */
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512i *steps, struct tile_levels *out) {
     const __m512 zero = _mm512_setzero_ps();
-    __m512 h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero, best_score = zero, delta = zero, sum = zero;
+    __m512 h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
+    __m512 best_hs = zero, best_ss = _mm512_set1_ps(1), sum = zero;
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = scales_in_lane_order(block, k, q);
         total = _mm512_add_ps(total, h[k]);
@@ -60,17 +61,17 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
             ss = _mm512_fmadd_ps(rounded[k], rounded[k], ss);
             this_sum = _mm512_add_ps(this_sum, rounded[k]);
         }
-        const __m512 score = _mm512_div_ps(_mm512_mul_ps(hs, hs), ss);
-        const __mmask16 better = _mm512_cmp_ps_mask(score, best_score, _CMP_GT_OQ);
-        best_score = _mm512_mask_mov_ps(best_score, better, score);
-        delta = _mm512_mask_div_ps(delta, better, hs, ss);
+        const __mmask16 better = _mm512_cmp_ps_mask(_mm512_mul_ps(_mm512_mul_ps(hs, hs), best_ss),
+                                                    _mm512_mul_ps(_mm512_mul_ps(best_hs, best_hs), ss), _CMP_GT_OQ);
+        best_hs = _mm512_mask_mov_ps(best_hs, better, hs);
+        best_ss = _mm512_mask_mov_ps(best_ss, better, ss);
         sum = _mm512_mask_mov_ps(sum, better, this_sum);
         for (uint32_t k = 0; k < bits; k++)
             best[k] = _mm512_mask_mov_ps(best[k], better, rounded[k]);
     }
     for (uint32_t k = 0; k < bits; k++)
         steps[k] = _mm512_mullo_epi32(_mm512_cvtps_epi32(best[k]), _mm512_set1_epi32(0x01010101));
-    out->step[q] = _mm512_mul_ps(_mm512_set1_ps(2), delta);
+    out->step[q] = _mm512_mul_ps(_mm512_set1_ps(2), _mm512_div_ps(best_hs, best_ss));
     __m512 from_middle = _mm512_fmadd_ps(sum, _mm512_set1_ps(-0.5f), _mm512_set1_ps(128));
     out->middle[q] = _mm512_fmadd_ps(out->step[q], from_middle, scales_in_lane_order(block, bits, q));
 }
@@ -143,7 +144,11 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
         const uint8_t *block = elutq_chunk_data(matrix, chunk) + tile * elutq_block_bytes(bits, group_size);
         for (uint32_t t = 0; t < n_tokens; t++)
             memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
-        for (uint32_t group = 0; group < n_groups; group++, block += n_tiles * elutq_block_bytes(bits, group_size)) {
+        const size_t group_bytes = n_tiles * elutq_block_bytes(bits, group_size);
+        for (uint32_t group = 0; group < n_groups; group++, block += group_bytes) {
+            /* The tile's next group lies a stride away that no hardware prefetcher follows. */
+            for (size_t i = 0; i < elutq_block_bytes(bits, group_size); i += 64)
+                __builtin_prefetch(block + group_bytes + i, 0, 3);
             expand_block(block, bits, n_cells, &expanded);
             for (uint32_t t = 0; t < n_tokens; t += ELUTQ_LEVELS_TOKENS) {
                 const size_t slot = t / ELUTQ_LEVELS_TOKENS, at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
