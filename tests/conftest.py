@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.quantize import quantize
-from elutq_cli.pipeline.recipe import Recipe
-from elutq_formats.checkpoint import Checkpoint
+from elutq_cli.pipeline.blas import configure_blas
+
+configure_blas(1)  # before anything imports numpy: spinning BLAS threads starve tests that share the cores
 
 DATA = Path(__file__).parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -18,6 +17,11 @@ FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
     """Returns a function that quantizes a checkpoint (weights only), once for each set of options."""
+    from elutq_cli.pipeline.backend import NativeBackend
+    from elutq_cli.pipeline.quantize import quantize
+    from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.checkpoint import Checkpoint
+
     folder, made = tmp_path_factory.mktemp("models"), {}
 
     def make(checkpoint=NOVELS, **options):
