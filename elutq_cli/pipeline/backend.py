@@ -7,6 +7,7 @@ from types import TracebackType
 from elutq_cli.pipeline.feedback import feedback_columns
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
+from elutq_cli.pipeline.refine import descend_codes
 from elutq_cli.pipeline.stage import Item, Result
 from elutq_native import default_threads
 from elutq_native.quantizer import Quantizer
@@ -32,6 +33,18 @@ class NumpyBackend:
     ) -> tuple[CodeArray, FloatArray]:
         """See ``feedback.feedback_columns``."""
         return feedback_columns(weights, factor, half_scales, centers)
+
+    def descend_codes(
+        self,
+        codes: CodeArray,
+        residual: FloatArray,
+        hessian: FloatArray,
+        half_scales: HalfArray,
+        centers: HalfArray,
+        sweeps: int,
+    ) -> CodeArray:
+        """See ``refine.descend_codes``."""
+        return descend_codes(codes, residual, hessian, half_scales, centers, sweeps)
 
 
 class NativeBackend:
@@ -60,6 +73,18 @@ class NativeBackend:
     ) -> tuple[CodeArray, FloatArray]:
         """See ``feedback.feedback_columns``."""
         return self._quantizer.feedback(weights, factor, half_scales, centers)
+
+    def descend_codes(
+        self,
+        codes: CodeArray,
+        residual: FloatArray,
+        hessian: FloatArray,
+        half_scales: HalfArray,
+        centers: HalfArray,
+        sweeps: int,
+    ) -> CodeArray:
+        """See ``refine.descend_codes``."""
+        return self._quantizer.descend(codes, residual, hessian, half_scales, centers, sweeps)
 
     def __enter__(self) -> "NativeBackend":
         return self

@@ -13,7 +13,9 @@ from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians, hessia
 from elutq_cli.pipeline.feedback import feedback
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
+from elutq_cli.pipeline.products import measure
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
+from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend, Quantized
 from elutq_cli.reference import Block, block_tensor_names
@@ -184,12 +186,16 @@ class _Run:
         self, bits: int, group_size: int, name: str, weights: FloatArray, input_hessian: FloatArray | None
     ) -> Quantized:
         """Run the stages that the recipe and the calibration call for."""
-        if input_hessian is None:
+        if input_hessian is None or self.recipe.method == "fit":
             return fit(weights, None, bits, group_size, self.backend)
         try:
-            return feedback(weights, input_hessian, bits, group_size, self.recipe.damping, self.backend)
+            quantized = feedback(weights, input_hessian, bits, group_size, self.recipe.damping, self.backend)
         except ElutqError as error:
             raise ElutqError(f"{name}: {error}") from error
+        if self.recipe.method == "feedback":
+            return quantized
+        tensor = refine(weights, input_hessian, quantized.tensor, self.recipe.damping, self.backend)
+        return measure(weights, tensor, input_hessian, self.backend)
 
     def add_vector(self, name: str) -> FloatArray:
         """Copy a norm or a bias."""
@@ -222,7 +228,7 @@ def _provenance(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration
     provenance: dict[str, str | int | float | bool | list[str]] = {
         "version": __version__,
         "source": source,
-        "method": "fit" if calibration is None else "calibrate, feedback",
+        "method": ", ".join(_stages(recipe, calibration is not None)),
         "recipe": recipe.to_json(),
         "seed": recipe.seed,
     }
@@ -237,6 +243,17 @@ def _provenance(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration
             "calibration.sequence_length": length,
         }
     return provenance
+
+
+def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
+    """Return the stages that run, in their order."""
+    if not calibrated:
+        return ("fit",)
+    return {
+        "fit": ("calibrate", "fit"),
+        "feedback": ("calibrate", "feedback"),
+        "refine": ("calibrate", "feedback", "refine"),
+    }[recipe.method]
 
 
 def _source_name(folder: Path) -> tuple[str, str | None]:

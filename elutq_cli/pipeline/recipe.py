@@ -12,6 +12,7 @@ from elutq_formats.hlq import GROUP_SIZES
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 HALF_BITS = 16
+METHODS = ("fit", "feedback", "refine")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Recipe:
         sequence_length: tokens in each of them.
         seed: chooses the sequences.
         damping: added to a Hessian's diagonal before it is factored, relative to the diagonal's mean.
+        method: the last stage that runs on calibrated linears. Without calibration there is only fit.
     """
 
     bits: int = 2
@@ -38,6 +40,7 @@ class Recipe:
     sequence_length: int = 512
     seed: int = 0
     damping: float = 0.01
+    method: str = "refine"
 
     def __post_init__(self) -> None:
         """Check every option by itself.
@@ -58,6 +61,8 @@ class Recipe:
             raise ElutqError(f"seed is {self.seed}: it must not be negative")
         if not 0.0 < self.damping <= 1.0:
             raise ElutqError(f"damping is {self.damping}: it must be above 0 and at most 1")
+        if self.method not in METHODS:
+            raise ElutqError(f"method {self.method} is not known: choose {', '.join(METHODS[:-1])} or {METHODS[-1]}")
 
     def to_json(self) -> str:
         """Return all options as a JSON object."""

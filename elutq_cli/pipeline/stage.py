@@ -35,6 +35,17 @@ class Backend(Protocol):
     ) -> tuple[CodeArray, FloatArray]:
         """See ``feedback.feedback_columns``."""
 
+    def descend_codes(
+        self,
+        codes: CodeArray,
+        residual: FloatArray,
+        hessian: FloatArray,
+        half_scales: HalfArray,
+        centers: HalfArray,
+        sweeps: int,
+    ) -> CodeArray:
+        """See ``refine.descend_codes``."""
+
 
 @dataclass(frozen=True)
 class Quantized:

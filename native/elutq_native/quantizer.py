@@ -12,7 +12,7 @@ CodeArray = npt.NDArray[np.uint8]
 
 
 class Quantizer:
-    """A pool of threads that fits levels and feeds errors back; used by one thread at a time."""
+    """A pool of threads that fits levels, feeds errors back and refines; used by one thread at a time."""
 
     def __init__(self, threads: int | None = None) -> None:
         """Start the threads.
@@ -141,6 +141,57 @@ class Quantizer:
         _check(status)
         return codes, errors
 
+    def descend(
+        self,
+        codes: CodeArray,
+        residual: FloatArray,
+        hessian: FloatArray,
+        half_scales: HalfArray,
+        centers: HalfArray,
+        sweeps: int,
+    ) -> CodeArray:
+        """Let each weight in turn take the code that lowers its row's error under H most.
+
+        Args:
+            codes: (rows, columns) uint8, left unchanged.
+            residual: (rows, columns) float32, (target - value) H; left unchanged.
+            hessian: (columns, columns) float32, symmetric.
+            half_scales: (rows, groups, bits) float16.
+            centers: (rows, groups) float16.
+            sweeps: most times to go over all columns.
+
+        Returns:
+            (rows, columns) uint8.
+
+        Raises:
+            ValueError: an array's shape, a code or the number of bits is out of range.
+        """
+        rows, columns = codes.shape
+        n_groups, bits = half_scales.shape[1:]
+        shapes = residual.shape, hessian.shape, half_scales.shape[:2], centers.shape
+        groups = rows, n_groups
+        if shapes != (codes.shape, (columns, columns), groups, groups) or n_groups == 0 or columns % n_groups:
+            raise ValueError(f"residual, hessian, half_scales and centers {shapes} do not fit codes {codes.shape}")
+        hessian = np.ascontiguousarray(hessian, dtype=np.float32)
+        half_scales = np.ascontiguousarray(half_scales, dtype=np.float16)
+        centers = np.ascontiguousarray(centers, dtype=np.float16)
+        codes, residual = np.array(codes, dtype=np.uint8, order="C"), np.array(residual, dtype=np.float32, order="C")
+        status = lib.elutq_descend(
+            self._pool,
+            _pointer("float *", hessian),
+            rows,
+            columns,
+            bits,
+            columns // n_groups,
+            sweeps,
+            _pointer("uint16_t *", half_scales),
+            _pointer("uint16_t *", centers),
+            _pointer("uint8_t *", codes),
+            _pointer("float *", residual),
+        )
+        _check(status)
+        return codes
+
 
 def _rows(array: FloatArray) -> tuple[FloatArray, int]:
     """Return the array with contiguous rows, copied only if it must be, and the distance of its rows in elements."""
@@ -160,4 +211,6 @@ def _pointer(kind: str, array: npt.NDArray[np.generic]) -> object:
 
 def _check(status: int) -> None:
     if status != lib.ELUTQ_OK:
-        raise ValueError("bits must be 1 to 4, groups at most 128 columns, starts at least 1 and proximity positive")
+        raise ValueError(
+            "bits must be 1 to 4, codes below 2^bits, groups at most 128, starts at least 1 and proximity positive"
+        )

@@ -50,4 +50,20 @@ int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t
                    unsigned group_size, const float *factor, size_t factor_stride, const uint16_t *half_scales,
                    const uint16_t *centers, uint8_t *codes, float *errors);
 
+/*
+ * Goes over the columns of every row, up to n_sweeps times and until nothing changes; each weight takes the code that
+ * lowers the row's error d H d^T (d = target - value) most while the others are held.
+ *
+ *   hessian      [n_columns][n_columns], symmetric
+ *   half_scales  [n_rows][n_columns / group_size][bits]; group_size divides n_columns
+ *   centers      [n_rows][n_columns / group_size]
+ *   codes        [n_rows][n_columns], below 2^bits; changed in place
+ *   residual     [n_rows][n_columns], d H of every row; changed as the codes are
+ *
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size or a code out of range).
+ */
+int elutq_descend(elutq_pool *pool, const float *hessian, size_t n_rows, size_t n_columns, unsigned bits,
+                  unsigned group_size, unsigned n_sweeps, const uint16_t *half_scales, const uint16_t *centers,
+                  uint8_t *codes, float *residual);
+
 #endif

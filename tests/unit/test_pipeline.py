@@ -255,7 +255,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
     file = ModelFile.open(tmp_path / "out.gguf")
     assert file.name == "llama1-mha"
     assert file.provenance["source"] == "llama1-mha"
-    assert file.provenance["method"] == "calibrate, feedback"
+    assert file.provenance["method"] == "calibrate, feedback, refine"
     assert json.loads(file.provenance["recipe"]) == {
         "bits": 3,
         "group_size": 32,
@@ -265,6 +265,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
         "sequence_length": 24,
         "seed": 0,
         "damping": 0.01,
+        "method": "refine",
     }
     assert file.provenance["calibration.files"] == ["text.txt"]
     assert file.provenance["calibration.sha256"] == [hashlib.sha256(TEXT.encode()).hexdigest()]

@@ -1,0 +1,141 @@
+"""The refine stage: its error under H in float64, its two halves against brute force, and C against the twin."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.levels import levels
+from elutq_cli.pipeline.refine import descend_codes, normal_matrices, refine, solve_levels
+from elutq_formats.hlq import HLQTensor
+
+BITS = (1, 2, 3, 4)
+DAMPING = 0.01
+
+
+def correlated_hessian(rng, columns, tokens=2000):
+    """X^T X / tokens of inputs with a few strong common directions and columns of very different size."""
+    inputs = rng.normal(size=(tokens, columns)) + rng.normal(size=(tokens, 4)) @ rng.normal(size=(4, columns))
+    inputs *= np.exp(rng.normal(size=columns))
+    return (inputs.T @ inputs / tokens).astype(np.float32)
+
+
+def row_errors(hessian, weights, tensor):
+    """D H D^T of each row in float64."""
+    difference = weights.astype(np.float64) - tensor.dequantize()
+    return ((difference @ hessian.astype(np.float64)) * difference).sum(axis=1)
+
+
+def damp(hessian, damping=DAMPING):
+    return hessian + damping * np.diagonal(hessian).mean() * np.eye(len(hessian), dtype=np.float32)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_rows_error_rises(bits, group_size, seed):
+    rng = np.random.default_rng(seed)
+    weights = (rng.standard_t(4, (40, 192)) * 0.05).astype(np.float32)
+    hessian = correlated_hessian(rng, 192)
+    with NativeBackend(2) as backend:
+        for start in (
+            feedback(weights, hessian, bits, group_size, DAMPING, backend),
+            fit(weights, None, bits, group_size, backend),
+        ):
+            refined = refine(weights, hessian, start.tensor, DAMPING, backend)
+            before = row_errors(damp(hessian), weights, start.tensor)
+            after = row_errors(damp(hessian), weights, refined)
+            assert (after <= before * (1 + 1e-5)).all()
+            assert after.sum() < 0.97 * before.sum()
+            assert (refined.half_scales >= 0).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_solved_levels_are_the_least_squares_solution(bits):
+    rng = np.random.default_rng(bits)
+    weights = rng.normal(size=(6, 96)).astype(np.float32)
+    hessian = damp(correlated_hessian(rng, 96))
+    start = fit(weights, None, bits, 32, NumpyBackend()).tensor
+    residual = (weights - start.dequantize()) @ hessian
+    solved = HLQTensor(*solve_levels(start, residual, hessian, NumpyBackend()), 32)
+    root = np.linalg.cholesky(hessian.astype(np.float64)).T
+    for row in range(6):
+        features = np.zeros((96, 3, bits + 1))
+        for column in range(96):
+            signs = 2.0 * ((int(start.codes[row, column]) >> np.arange(bits)) & 1) - 1
+            features[column, column // 32] = [*signs, 1.0]
+        design = root @ features.reshape(96, -1)
+        theta = np.linalg.lstsq(design, root @ weights[row].astype(np.float64), rcond=None)[0]
+        least = np.square(root @ weights[row] - design @ theta).sum()
+        assert row_errors(hessian, weights, solved)[row] == pytest.approx(least, rel=1e-3)  # rounded to float16
+    assert row_errors(hessian, weights, solved).sum() < row_errors(hessian, weights, start).sum()
+
+
+def test_normal_matrices_are_the_products_they_stand_for():
+    rng = np.random.default_rng(3)
+    hessian = correlated_hessian(rng, 64)
+    features = rng.choice([-1.0, 1.0], (5, 3, 2, 32)).astype(np.float32)
+    for found, parts in zip(normal_matrices(features, hessian), features, strict=True):
+        design = np.zeros((2, 32, 2, 3))
+        for group in range(2):
+            design[group, :, group] = parts[:, group].T
+        design = design.reshape(64, 6)
+        np.testing.assert_allclose(found, design.T @ hessian.astype(np.float64) @ design, rtol=1e-4, atol=1e-3)
+
+
+def test_descent_ends_where_no_single_code_helps():
+    rng = np.random.default_rng(4)
+    weights = rng.normal(size=(4, 32)).astype(np.float32)
+    hessian = damp(correlated_hessian(rng, 32))
+    start = fit(weights, None, 2, 32, NumpyBackend()).tensor
+    residual = (weights - start.dequantize()) @ hessian
+    codes = descend_codes(start.codes, residual, hessian, start.half_scales, start.centers, 100)
+    ended = HLQTensor(start.half_scales, start.centers, codes, 32)
+    least = row_errors(hessian, weights, ended)
+    assert (least <= row_errors(hessian, weights, start)).all()
+    for column, code in itertools.product(range(32), range(4)):
+        other = codes.copy()
+        other[:, column] = code
+        tensor = HLQTensor(start.half_scales, start.centers, other, 32)
+        assert (row_errors(hessian, weights, tensor) >= least * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_c_gives_the_same_codes_as_the_twin(bits, threads):
+    rng = np.random.default_rng(bits)
+    weights = rng.normal(size=(37, 128)).astype(np.float32)
+    hessian = correlated_hessian(rng, 128)
+    start = fit(weights, None, bits, 64, NumpyBackend()).tensor
+    residual = (weights - start.dequantize()) @ hessian
+    arguments = start.codes, residual, hessian, start.half_scales, start.centers, 3
+    twin = descend_codes(*arguments)
+    with NativeBackend(threads) as backend:
+        np.testing.assert_array_equal(backend.descend_codes(*arguments), twin)
+    assert (twin != start.codes).any()
+
+
+def test_inputs_that_are_zero_are_left_alone():
+    rng = np.random.default_rng(5)
+    weights = rng.normal(size=(8, 64)).astype(np.float32)
+    start = fit(weights, None, 2, 32, NumpyBackend()).tensor
+    assert refine(weights, np.zeros((64, 64), dtype=np.float32), start, DAMPING, NumpyBackend()) is start
+    hessian = correlated_hessian(rng, 64)
+    hessian[32:] = hessian[:, 32:] = 0.0
+    refined = refine(weights, hessian, start, DAMPING, NumpyBackend())
+    assert np.isfinite(levels(refined.half_scales, refined.centers)).all()
+    assert row_errors(damp(hessian), weights, refined).sum() < row_errors(damp(hessian), weights, start).sum()
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    with NativeBackend(1) as backend:
+        codes = np.zeros((2, 64), dtype=np.uint8)
+        floats, hessian = np.zeros((2, 64), dtype=np.float32), np.eye(64, dtype=np.float32)
+        half_scales, centers = np.ones((2, 2, 1), dtype=np.float16), np.zeros((2, 2), dtype=np.float16)
+        with pytest.raises(ValueError, match="do not fit"):
+            backend.descend_codes(codes, floats, hessian[:32, :32].copy(), half_scales, centers, 1)
+        with pytest.raises(ValueError, match="codes below"):
+            backend.descend_codes(codes + np.uint8(2), floats, hessian, half_scales, centers, 1)
