@@ -26,6 +26,7 @@ from gguf import GGMLQuantizationType
 from elutq_cli.benchmark.sensors import cpu_model
 from elutq_cli.benchmark.synthetic import write_synthetic
 from elutq_cli.shapes import SHAPES, named_shape
+from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.names import gguf_name
 from elutq_native import Model
@@ -33,7 +34,7 @@ from elutq_native import Model
 # Byte offsets of the fp16 scales in a block of each ggml type (ggml-common.h); all other bytes may be anything.
 SCALE_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,), "TQ2_0": (64,)}
 HEAD_TYPE, EMBEDDING_TYPE = "Q6_K", "Q4_K"  # what llama.cpp's own 2-bit mixtures use
-CONTEXT = 2048
+CONTEXT = 1024
 
 
 def random_blocks(random: np.random.Generator, type_name: str, rows: int, columns: int) -> np.ndarray:
@@ -131,7 +132,7 @@ def compare(model: Model, peer_path: Path, options: argparse.Namespace) -> list[
 def main() -> None:
     """Makes the files, runs every comparison, prints a table and, with --json, writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="llama2-7b", choices=SHAPES)
+    parser.add_argument("--shape", default="llama2-7b", help=f"a checkpoint folder, or one of {', '.join(SHAPES)}")
     parser.add_argument("--blocks", type=int, help="decoder blocks, for a quick look")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--types", default="Q2_K,TQ2_0,Q4_0", help="ggml types of the peer's weights")
@@ -143,12 +144,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder that keeps the files for another run")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
-    config = named_shape(options.shape, options.blocks)
+    if Path(options.shape).is_dir():
+        with Checkpoint.open(Path(options.shape)) as checkpoint:
+            config = checkpoint.config
+    else:
+        config = named_shape(options.shape, options.blocks)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        stem = f"{options.shape}-{config.num_hidden_layers}"
+        stem = f"{Path(options.shape).name}-{config.num_hidden_layers}"
         ours = work / f"{stem}-hlq{options.bits}.gguf"
         if not ours.exists():
             write_synthetic(ours, config, options.bits)
