@@ -133,20 +133,19 @@ KERNEL __attribute__((unused)) void build_levels(const float *x, uint32_t n_colu
         float magnitude = v16_largest(largest);
         int scaled = magnitude > SMALLEST_SCALED;
         v16 inverse = v16_set1(scaled ? 127.0f / magnitude : 0.0f);
-        int32_t sum = 0;
+        v16 value_sum = v16_set1(0); /* of whole numbers below 2^24: exact */
         for (uint32_t i = 0; i < group_size; i += 16) {
-            int8_t rounded[16];
-            v16_store_i8(rounded, v16_mul(v16_load(xg + i), inverse));
-            for (uint32_t j = 0; j < 16; j++)
-                sum += rounded[j];
+            v16 rounded = v16_round(v16_mul(v16_load(xg + i), inverse));
+            int8_t bytes[16];
+            value_sum = v16_add(value_sum, rounded);
+            v16_store_i8(bytes, rounded);
             for (uint32_t j = 0; j < 16; j += ELUTQ_CELL_COLUMNS)
-                memcpy(values + ((size_t)group * group_size + i + j) * ELUTQ_LEVELS_TOKENS, rounded + j,
-                       ELUTQ_CELL_COLUMNS);
+                memcpy(values + ((size_t)group * group_size + i + j) * ELUTQ_LEVELS_TOKENS, bytes + j, ELUTQ_CELL_COLUMNS);
         }
         size_t at = (block * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
         levels->scales[at] = scaled ? magnitude / 127.0f : 0.0f;
         levels->sums[at] = v16_sum(total);
-        levels->biases[at] = -128 * sum;
+        levels->biases[at] = -128 * (int32_t)v16_sum(value_sum);
     }
 }
 
