@@ -67,7 +67,8 @@ class NativeLogits:
 
 def eval_command(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Model files of elutq, or checkpoint folders.")
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Model files of elutq, checkpoint folders, or org/name on the hub."),
     ],
     file: Annotated[Path, typer.Option("-f", "--file", help="UTF-8 text to evaluate on.")],
     ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens in a window.")] = 512,
@@ -145,11 +146,14 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[EvaluatedModel]:
-    """Open a checkpoint folder for the reference transformer, or a model file for the C runtime.
+    """Open a checkpoint, a folder or org/name on the hub, for the reference, or a model file for the C runtime.
 
     Raises:
         ElutqError: there is no such file, it cannot be used, or its context is shorter than a window.
     """
+    from elutq_cli.hub import find_checkpoint
+
+    name, path = str(path), find_checkpoint(path)
     if path.is_dir():
         from elutq_cli.reference import Transformer
         from elutq_formats.checkpoint import Checkpoint
@@ -157,7 +161,7 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
         with Checkpoint.open(path) as checkpoint:
             check_context(path, checkpoint.config, ctx_size)
             yield EvaluatedModel(
-                str(path),
+                name,
                 "checkpoint, float32 reference",
                 checkpoint.config,
                 checkpoint.tokenizer_json,
@@ -175,7 +179,7 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
     check_context(path, model_file.config, ctx_size)
     with Model(path) as model, model.session(ctx_size, threads) as session:
         yield EvaluatedModel(
-            str(path),
+            name,
             f"C runtime, {model.info.isa} kernels",
             model_file.config,
             model_file.tokenizer_json,

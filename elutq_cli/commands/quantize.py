@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def quantize_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint folder with safetensors weights.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="Checkpoint folder with safetensors weights, or org/name on the hub."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to make.")],
     bits: Annotated[int, typer.Option(help="Bits per weight of the blocks' linears: 1 to 4.")] = 2,
     group_size: Annotated[int, typer.Option(help="Columns that share their levels: 32, 64 or 128.")] = 128,
@@ -31,6 +34,8 @@ def quantize_command(
         Path | None,
         typer.Option(metavar="FILE", help="UTF-8 text to calibrate on; without it the weights alone are fitted."),
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub; default: main.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
     num_samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 64,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a calibration sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="Chooses the calibration sequences.")] = 0,
@@ -46,7 +51,9 @@ def quantize_command(
     Example: elutq quantize checkpoint -o model-2bit.gguf --bits 2 --calibration text.txt
     """
     configure_blas(1)  # the stages run products on threads of their own
+    from elutq_cli.hub import find_checkpoint
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.atomic import check_output
 
     recipe = Recipe(
         bits=bits,
@@ -57,7 +64,9 @@ def quantize_command(
         sequence_length=sequence_length,
         seed=seed,
     )
-    summary = run(model, output, recipe, calibration, threads, force, verbose)
+    check_output(output, force)
+    folder = find_checkpoint(model, revision, offline)
+    summary = run(folder, output, recipe, calibration, threads, force, verbose)
     if json_output:
         print(json.dumps({"model": str(model), "output": str(output)} | asdict(summary)))
     else:
@@ -88,7 +97,6 @@ def run(
     from elutq_cli.pipeline.backend import NativeBackend
     from elutq_cli.pipeline.calibrate import CalibrationText
     from elutq_cli.pipeline.quantize import quantize, total_weights
-    from elutq_formats.atomic import check_output
     from elutq_formats.checkpoint import Checkpoint
     from elutq_formats.tokenizer import Tokenizer
 
@@ -96,7 +104,6 @@ def run(
     with ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
         checkpoint = stack.enter_context(Checkpoint.open(model))
-        check_output(output, force)
         total = total_weights(checkpoint, recipe)
         text = None
         if calibration is not None:

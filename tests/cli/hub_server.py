@@ -1,0 +1,125 @@
+"""A stand-in for the Hugging Face hub on loopback: as much of its protocol as a snapshot download uses."""
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves ``files`` as the repository someone/tiny, and someone/gated to nobody.
+
+    Attributes:
+        requested: method, path and Range header of every request.
+        interrupt: name of a file whose next download breaks off half-way, or None.
+        stall: an event; while it is not set, downloads of the file in ``stalled`` wait half-way.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.requested = []
+        self.interrupt = None
+        self.stalled = None
+        self.go_on = threading.Event()
+        self.half_sent = threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def downloads(self):
+        return [path.rsplit("/", 1)[1] for method, path, _ in self.requested if method == "GET" and "/resolve/" in path]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        hub, path = self.server, self.path.split("?")[0]
+        hub.requested.append((self.command, path, self.headers.get("Range")))
+        if "/someone/gated" in path or path.startswith("/someone/gated"):
+            self.reply(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+        elif path == "/api/models/someone/tiny" or path in {
+            f"/api/models/someone/tiny/revision/{name}" for name in ("main", "v1", COMMIT)
+        }:
+            siblings = [{"rfilename": name} for name in hub.files]
+            self.reply(200, json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": siblings}).encode())
+        elif path.startswith("/api/models/someone/tiny/revision/"):
+            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif path == f"/api/models/someone/tiny/tree/{COMMIT}":
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in hub.files.items()
+            ]
+            self.reply(200, json.dumps(entries).encode())
+        elif path.startswith(prefix := f"/someone/tiny/resolve/{COMMIT}/"):
+            self.reply_file(path.removeprefix(prefix), body)
+        else:
+            self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def reply(self, status, content, headers=None):
+        self.send_response(status)
+        for key, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def reply_file(self, name, body):
+        hub = self.server
+        content = hub.files[name]
+        wanted = self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if not body:
+            return
+        half = start + (len(content) - start) * 15 // 16
+        if name == hub.interrupt:
+            hub.interrupt = None
+            self.wfile.write(content[start:half])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        if name == hub.stalled:
+            self.wfile.write(content[start:half])
+            self.wfile.flush()
+            hub.half_sent.set()
+            hub.go_on.wait(60)
+            start = half
+        self.wfile.write(content[start:])
+
+
+@contextmanager
+def serving(files):
+    hub = Hub(files)
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.go_on.set()
+        hub.shutdown()
+        hub.server_close()
