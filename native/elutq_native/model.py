@@ -38,6 +38,9 @@ class Model:
     def __init__(self, path: str | os.PathLike[str], isa: str | None = None) -> None:
         """Maps and validates a model file.
 
+        Installs a handler for SIGBUS in the process, so that a file cut short beneath a running evaluation, or a disk
+        that cannot be read, raises NativeError there instead of ending the process (``elutq_survive_lost_pages``).
+
         Args:
             path: An elutq GGUF file.
             isa: Kernels to use (``scalar``, ``avx2``, ...); the environment variable ``ELUTQ_ISA`` when None, and the
@@ -47,6 +50,7 @@ class Model:
             NativeError: The file cannot be used, or the kernels do not exist here.
         """
         isa = isa or os.environ.get("ELUTQ_ISA") or None
+        lib.elutq_survive_lost_pages()
         handle, message = ffi.new("elutq_model **"), ffi.new("char[]", MESSAGE_BYTES)
         name = ffi.NULL if isa is None else isa.encode()
         check(lib.elutq_model_open(os.fsencode(path), name, handle, message, MESSAGE_BYTES), message, os.fspath(path))

@@ -4,7 +4,8 @@
  * A model is a read-only mapping of one file; a session is one conversation over it: KV cache, scratch and threads.
  *
  * Thread safety: a model may be used by any number of sessions in any threads at once. A session or a pool is used by
- * one thread at a time (it runs threads of its own inside). Nothing here prints, exits or keeps mutable globals.
+ * one thread at a time (it runs threads of its own inside). Nothing here prints or exits, and only
+ * elutq_survive_lost_pages keeps anything outside of what the caller holds.
  *
  * Functions that can fail return ELUTQ_OK or another elutq_status and, where they take `error`, write one
  * NUL-terminated line that says what is wrong (`error` may be NULL when `error_bytes` is 0).
@@ -17,7 +18,7 @@
 
 enum elutq_status {
     ELUTQ_OK = 0,
-    ELUTQ_ERROR_IO = 1,       /* the file cannot be opened, read or mapped */
+    ELUTQ_ERROR_IO = 1,       /* the file cannot be opened, read or mapped, or changed while in use */
     ELUTQ_ERROR_FORMAT = 2,   /* the file is damaged, or is not a model this library runs */
     ELUTQ_ERROR_ARGUMENT = 3, /* the caller asked for something impossible */
     ELUTQ_ERROR_MEMORY = 4,   /* an allocation or a thread could not be had */
@@ -64,6 +65,17 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **model, cha
 void elutq_model_close(elutq_model *model); /* NULL is allowed */
 
 void elutq_model_describe(const elutq_model *model, struct elutq_model_info *info);
+
+/*
+ * The file stays mapped while a model is open. Renaming or deleting it does no harm; when it is cut short or written to,
+ * elutq_session_eval returns ELUTQ_ERROR_IO, because it looks at the file's size and time before and after each pass. What
+ * happens to a pass under way when pages vanish beneath it, or to one that meets a disk that cannot be read, is SIGBUS,
+ * which kills the process, unless this function was called: it installs a handler, for the whole process and once, that
+ * puts zeros in the place of such pages of open models, so that the pass ends and returns ELUTQ_ERROR_IO. Any other SIGBUS
+ * goes to the handler that was there before. At most 64 models are looked after at a time. A program that installs a
+ * SIGBUS handler of its own does so before this call.
+ */
+int elutq_survive_lost_pages(void);
 
 /* ---- session ---- */
 

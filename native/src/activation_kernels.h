@@ -90,7 +90,8 @@ KERNEL __attribute__((unused)) void build_levels(const float *x, uint32_t n_colu
         size_t at = (block * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
         levels->scales[at] = scaled ? magnitude / 127.0f : 0.0f;
         levels->sums[at] = v16_sum(total);
-        levels->biases[at] = -128 * (int32_t)v16_sum(value_sum);
+        const float whole = v16_sum(value_sum); /* NaN where an activation is; its sum then makes the result NaN */
+        levels->biases[at] = whole == whole ? -128 * (int32_t)whole : 0;
     }
 }
 

@@ -1,12 +1,7 @@
 #include "gguf.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "GGUF is read in place, little-endian");
 
@@ -159,12 +154,13 @@ static int read_tensors(struct elutq_gguf *gguf, struct cursor *cursor, const st
         else
             status = tensor_bytes(&gguf->tensors[i], error);
     }
-    uint64_t header_bytes = (uint64_t)(cursor->at - gguf->map), previous_end = 0;
+    const uint64_t n_bytes = gguf->mapping.n_bytes;
+    uint64_t header_bytes = (uint64_t)(cursor->at - gguf->mapping.data), previous_end = 0;
     uint64_t base = (header_bytes + ELUTQ_GGUF_ALIGNMENT - 1) / ELUTQ_GGUF_ALIGNMENT * ELUTQ_GGUF_ALIGNMENT;
     for (uint64_t i = 0; i < gguf->n_tensors && status == ELUTQ_OK; i++) {
         struct elutq_tensor *tensor = &gguf->tensors[i];
         const int n_name = (int)tensor->name.n_bytes;
-        if (base > gguf->n_bytes || offsets[i] > gguf->n_bytes - base || tensor->n_bytes > gguf->n_bytes - base - offsets[i])
+        if (base > n_bytes || offsets[i] > n_bytes - base || tensor->n_bytes > n_bytes - base - offsets[i])
             status = elutq_fail(error, ELUTQ_ERROR_FORMAT,
                                 "tensor %.*s lies past the end of the file; it is cut short, copy or download it again", n_name,
                                 tensor->name.bytes);
@@ -173,7 +169,7 @@ static int read_tensors(struct elutq_gguf *gguf, struct cursor *cursor, const st
                                 tensor->name.bytes);
         if (status != ELUTQ_OK)
             break;
-        tensor->data = gguf->map + base + offsets[i];
+        tensor->data = gguf->mapping.data + base + offsets[i];
         previous_end = offsets[i] + tensor->n_bytes;
     }
     free(offsets);
@@ -181,7 +177,7 @@ static int read_tensors(struct elutq_gguf *gguf, struct cursor *cursor, const st
 }
 
 static int parse(struct elutq_gguf *gguf, const struct elutq_error *error) {
-    struct cursor cursor = {gguf->map, gguf->map + gguf->n_bytes};
+    struct cursor cursor = {gguf->mapping.data, gguf->mapping.data + gguf->mapping.n_bytes};
     uint32_t magic, version;
     if (!read_bytes(&cursor, &magic, sizeof magic) || magic != ELUTQ_GGUF_MAGIC)
         return elutq_fail(error, ELUTQ_ERROR_FORMAT, "not a GGUF file (wrong magic); make one with elutq quantize");
@@ -207,45 +203,25 @@ static int parse(struct elutq_gguf *gguf, const struct elutq_error *error) {
     return status != ELUTQ_OK ? status : check_names(gguf, error);
 }
 
-static int map_file(const char *path, struct elutq_gguf *gguf, const struct elutq_error *error) {
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0)
-        return elutq_fail(error, ELUTQ_ERROR_IO, "cannot open: %s", strerror(errno));
-    struct stat info;
-    int status = ELUTQ_OK;
-    if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
-        status = elutq_fail(error, ELUTQ_ERROR_IO, "not a regular file");
-    } else if (info.st_size < HEADER_BYTES) {
-        status = elutq_fail(error, ELUTQ_ERROR_FORMAT, "too short to be a GGUF file (%lld bytes)", (long long)info.st_size);
-    } else {
-        void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, file, 0);
-        if (map == MAP_FAILED) {
-            status = elutq_fail(error, ELUTQ_ERROR_IO, "cannot map: %s", strerror(errno));
-        } else {
-            gguf->map = map;
-            gguf->n_bytes = (size_t)info.st_size;
-        }
-    }
-    close(file);
-    return status;
-}
-
 int elutq_gguf_open(const char *path, struct elutq_gguf *gguf, const struct elutq_error *error) {
-    *gguf = (struct elutq_gguf){0};
-    int status = map_file(path, gguf, error);
+    *gguf = (struct elutq_gguf){.mapping = ELUTQ_NO_MAPPING};
+    int status = elutq_mapping_open(path, HEADER_BYTES, &gguf->mapping, error);
     if (status == ELUTQ_OK)
         status = parse(gguf, error);
+    if (gguf->mapping.data != NULL) { /* what was read counts only if the file could be read */
+        const int change = elutq_mapping_check(&gguf->mapping, error);
+        status = change != ELUTQ_OK ? change : status;
+    }
     if (status != ELUTQ_OK)
         elutq_gguf_close(gguf);
     return status;
 }
 
 void elutq_gguf_close(struct elutq_gguf *gguf) {
-    if (gguf->map != NULL)
-        munmap((void *)gguf->map, gguf->n_bytes);
+    elutq_mapping_close(&gguf->mapping);
     free(gguf->metadata);
     free(gguf->tensors);
-    *gguf = (struct elutq_gguf){0};
+    *gguf = (struct elutq_gguf){.mapping = ELUTQ_NO_MAPPING};
 }
 
 bool elutq_text_equals(struct elutq_text text, const char *string) {
@@ -287,7 +263,7 @@ bool elutq_gguf_string(const struct elutq_gguf *gguf, const char *key, struct el
     if (entry == NULL || entry->type != GGUF_STRING)
         return false;
     const uint8_t *cursor = entry->value;
-    *value = elutq_gguf_next_string(&cursor);
+    *value = elutq_gguf_next_string(gguf, &cursor);
     return true;
 }
 
@@ -315,10 +291,12 @@ uint32_t elutq_read_u32(const uint8_t *bytes) {
     return value;
 }
 
-struct elutq_text elutq_gguf_next_string(const uint8_t **cursor) {
-    uint64_t n_bytes;
-    memcpy(&n_bytes, *cursor, sizeof n_bytes);
-    struct elutq_text text = {(const char *)*cursor + sizeof n_bytes, n_bytes};
-    *cursor += sizeof n_bytes + n_bytes;
+/* Lengths were checked when the file was opened; they are again, because another process may have written to it since. */
+struct elutq_text elutq_gguf_next_string(const struct elutq_gguf *gguf, const uint8_t **at) {
+    struct cursor cursor = {*at, gguf->mapping.data + gguf->mapping.n_bytes};
+    struct elutq_text text;
+    if (!read_text(&cursor, &text))
+        return (struct elutq_text){"", 0};
+    *at = cursor.at;
     return text;
 }

@@ -11,6 +11,7 @@
 
 #include "elutq_format.h"
 #include "error.h"
+#include "mapping.h"
 
 struct elutq_text {
     const char *bytes; /* into the mapping, not NUL-terminated */
@@ -35,8 +36,7 @@ struct elutq_tensor {
 };
 
 struct elutq_gguf {
-    const uint8_t *map;
-    size_t n_bytes;
+    struct elutq_mapping mapping;
     uint64_t n_metadata, n_tensors;
     struct elutq_metadata *metadata; /* [n_metadata], owned */
     struct elutq_tensor *tensors;    /* [n_tensors], owned, in file order */
@@ -64,8 +64,8 @@ bool elutq_gguf_string(const struct elutq_gguf *gguf, const char *key, struct el
 bool elutq_gguf_u32_array(const struct elutq_gguf *gguf, const char *key, const uint8_t **values, uint64_t *n_values);
 uint32_t elutq_read_u32(const uint8_t *bytes);
 
-/* An array of strings: each elutq_gguf_next_string(cursor), at most n_values times, returns the next. */
+/* An array of strings: each elutq_gguf_next_string(gguf, cursor), at most n_values times, returns the next. */
 bool elutq_gguf_string_array(const struct elutq_gguf *gguf, const char *key, const uint8_t **cursor, uint64_t *n_values);
-struct elutq_text elutq_gguf_next_string(const uint8_t **cursor);
+struct elutq_text elutq_gguf_next_string(const struct elutq_gguf *gguf, const uint8_t **cursor);
 
 #endif

@@ -42,13 +42,17 @@ struct integer_levels {
 /*
  * h_k ~ delta * steps[k] for whole steps that add up to at most 255: rounding at a few scales just below 255 / sum h_k, of
  * which the one that leaves the least squares is kept (that is, the largest (h.steps)^2 / steps.steps), roughly halves
- * the error of rounding at one.
+ * the error of rounding at one. Half scales that are negative or not finite, which no sound file holds, make the row NaN.
  */
 static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits, uint32_t row) {
     struct integer_levels best = {0};
     float h[ELUTQ_HLQ_MAX_BITS], total = 0;
-    for (uint32_t k = 0; k < bits; k++)
-        total += h[k] = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
+    for (uint32_t k = 0; k < bits; k++) {
+        h[k] = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
+        if (!(h[k] >= 0 && h[k] <= 65504))
+            return (struct integer_levels){.middle = NAN};
+        total += h[k];
+    }
     const float inverse = 1.0f / (total > SMALLEST_SCALED ? total : SMALLEST_SCALED);
     float best_hs = 0, best_ss = 1, sum = 0;
     for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {

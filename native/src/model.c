@@ -108,7 +108,7 @@ static bool hlq_entry(const struct loader *loader, const char *name, struct elut
         if (!elutq_gguf_u32_array(gguf, KEYS[i], &columns[i], &n_values) || n_values != n_names)
             return false;
     for (uint64_t i = 0; i < n_names; i++) {
-        if (!elutq_text_equals(elutq_gguf_next_string(&cursor), name))
+        if (!elutq_text_equals(elutq_gguf_next_string(gguf, &cursor), name))
             continue;
         matrix->bits = elutq_read_u32(columns[0] + 4 * i);
         matrix->group_size = elutq_read_u32(columns[1] + 4 * i);
@@ -270,6 +270,7 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **out, char 
     struct elutq_model *model = calloc(1, sizeof *model);
     if (model == NULL)
         return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory");
+    model->gguf.mapping = ELUTQ_NO_MAPPING;
     model->kernels = kernels;
     struct loader loader = {.model = model, .error = &report};
     loader.status = elutq_gguf_open(path, &model->gguf, &report);
@@ -313,7 +314,7 @@ void elutq_model_describe(const elutq_model *model, struct elutq_model_info *inf
         .n_heads = config->n_heads,
         .n_kv_heads = config->n_kv_heads,
         .head_dim = config->head_dim,
-        .file_bytes = model->gguf.n_bytes,
+        .file_bytes = model->gguf.mapping.n_bytes,
         .kv_bytes_per_token = kv_values * sizeof(uint16_t),
         .isa = model->kernels->name,
     };

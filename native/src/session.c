@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "damage.h"
+
 #define ALIGNMENT 64
 
 /* 64-byte aligned memory that lives as long as the session; NULL when there is none. */
@@ -191,25 +193,61 @@ static int check_tokens(const elutq_session *session, const int32_t *tokens, siz
     return ELUTQ_OK;
 }
 
-int elutq_session_eval(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
-                       char *error, size_t error_bytes) {
-    const struct elutq_error report = {error, error_bytes};
-    const uint32_t start = session->position, vocab_size = session->model->config.vocab_size;
-    int status = check_tokens(session, tokens, n_tokens, n_logits, &report);
-    for (size_t done = 0; status == ELUTQ_OK && done < n_tokens;) {
+/*
+ * What a damaged scale leads to, and what no scale in a sound file does: a logit that is not a number. Scales themselves
+ * are not looked at when a file is opened, because that would read all of it.
+ */
+static int check_logits(const struct elutq_session *session, const float *logits, size_t n, const struct elutq_error *report) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &logits[i], sizeof bits);
+        bad |= (bits & 0x7F800000u) == 0x7F800000u;
+    }
+    if (!bad)
+        return ELUTQ_OK;
+    const struct elutq_tensor *tensor = elutq_find_damage(session->model);
+    if (tensor == NULL)
+        return elutq_fail(report, ELUTQ_ERROR_FORMAT, "the model computes numbers too large for its formats");
+    return elutq_fail(report, ELUTQ_ERROR_FORMAT,
+                      "%.*s holds a scale or weight that no model has; the file is damaged, copy or download it again",
+                      (int)tensor->name.n_bytes, tensor->name.bytes);
+}
+
+/* All passes over the tokens; moves the position. */
+static int run_passes(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
+                      const struct elutq_error *report) {
+    const struct elutq_mapping *mapping = &session->model->gguf.mapping;
+    for (size_t done = 0; done < n_tokens;) {
         size_t left = n_tokens - done;
         uint32_t n = left < session->batch_tokens ? (uint32_t)left : session->batch_tokens;
         size_t after = left - n; /* tokens of later passes */
         uint32_t wanted = n_logits <= after ? 0 : n_logits - after < n ? (uint32_t)(n_logits - after) : n;
+        int status = elutq_mapping_check(mapping, report);
+        if (status != ELUTQ_OK)
+            return status;
         if (!elutq_forward(session, tokens + done, n, logits, wanted)) {
-            session->position = start;
             atomic_store(&session->cancelled, false);
-            return elutq_fail(&report, ELUTQ_ERROR_CANCELLED, "cancelled");
+            return elutq_fail(report, ELUTQ_ERROR_CANCELLED, "cancelled");
         }
-        logits += (size_t)wanted * vocab_size;
+        logits += (size_t)wanted * session->model->config.vocab_size;
         session->position += n;
         done += n;
     }
+    return elutq_mapping_check(mapping, report);
+}
+
+int elutq_session_eval(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
+                       char *error, size_t error_bytes) {
+    const struct elutq_error report = {error, error_bytes};
+    const uint32_t start = session->position;
+    int status = check_tokens(session, tokens, n_tokens, n_logits, &report);
+    if (status == ELUTQ_OK)
+        status = run_passes(session, tokens, n_tokens, logits, n_logits, &report);
+    if (status == ELUTQ_OK)
+        status = check_logits(session, logits, n_logits * session->model->config.vocab_size, &report);
+    if (status != ELUTQ_OK)
+        session->position = start;
     return status;
 }
 

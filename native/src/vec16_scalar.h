@@ -74,9 +74,9 @@ INLINE v16 v16_abs(v16 a) {
 INLINE v16 v16_round(v16 a) {
     EACH_LANE(rintf(a.lane[i]));
 }
-/* a * 2^n for whole n in -126 .. 127. */
+/* a * 2^n for whole n in -126 .. 127; where n is NaN, so is a. */
 INLINE v16 v16_scale2(v16 a, v16 n) {
-    EACH_LANE(a.lane[i] * ldexpf(1.0f, (int)n.lane[i]));
+    EACH_LANE(a.lane[i] * ldexpf(1.0f, isnan(n.lane[i]) ? 0 : (int)n.lane[i]));
 }
 /* Sums lanes i and i + 8, then i and i + 4, i + 2, i + 1. */
 INLINE float v16_sum(v16 a) {

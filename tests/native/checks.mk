@@ -35,15 +35,16 @@ AARCH64_NEEDS := { command -v $(AARCH64_CC) && command -v $(QEMU); } >/dev/null 
 
 $(eval $(call CHECK_BUILD,aarch64,$(AARCH64_CC) -O2 -static,$(CHECK_SOURCES) $(wildcard native/src/arm/*.c),$(AARCH64_NEEDS)))
 
-aarch64: $(CHECKS)/aarch64/kernels_check $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)
+aarch64: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check fault_check) $(CHECK_MODELS)
 	$(QEMU) -cpu cortex-a72 $(CHECKS)/aarch64/kernels_check 1 neon scalar
 	$(QEMU) -cpu max $(CHECKS)/aarch64/kernels_check 2 neon-dotprod neon scalar
 	$(QEMU) -cpu cortex-a72 $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
 	$(QEMU) -cpu max $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
+	$(QEMU) -cpu max $(CHECKS)/aarch64/fault_check $(CHECK_MODELS)/2bit-g64.gguf
 
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
 
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
+SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
 # All but what compares figures and the reference transformer, which take minutes and touch no memory that the rest does not.
 SANITIZE_TESTS ?= tests/native tests/cli --ignore tests/native/test_aarch64.py -k 'not two_percent and not transformers_gives'
 
@@ -59,10 +60,11 @@ $(PACKAGE)/elutq_native/_elutq.abi3.so: $(CHECKS)/sanitize/.objects $(wildcard n
 	$(CC) -shared -O1 -fPIC $(SANITIZE) -Inative/include $$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') \
 		$(PACKAGE)/_elutq.c $(CHECKS)/sanitize/*.o -o $@ -lm -lpthread
 
-sanitize: $(addprefix $(CHECKS)/sanitize/,kernels_check runtime_check allocation_check) $(CHECK_MODELS) $(PACKAGE)/elutq_native/_elutq.abi3.so
+sanitize: $(addprefix $(CHECKS)/sanitize/,kernels_check runtime_check allocation_check fault_check) $(CHECK_MODELS) $(PACKAGE)/elutq_native/_elutq.abi3.so
 	$(CHECKS)/sanitize/kernels_check
 	$(CHECKS)/sanitize/runtime_check $(CHECK_MODELS)/*.gguf
 	$(CHECKS)/sanitize/allocation_check $(CHECK_MODELS)/qwen3-biases.gguf $(CHECK_MODELS)/2bit-g128.gguf
+	ASAN_OPTIONS=handle_sigbus=0 $(CHECKS)/sanitize/fault_check $(CHECK_MODELS)/2bit-g64.gguf
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/$(PACKAGE) \
 		$(BIN)/python -m pytest -q -p no:faulthandler -p no:cacheprovider $(SANITIZE_TESTS)
 
@@ -82,11 +84,11 @@ FUZZ_FOLDER ?= $(CHECKS)/fuzz/corpus
 $(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECK_SOURCES) $(CHECK_HEADERS)
 	@command -v $(CLANG) >/dev/null || { echo "make fuzz needs clang with libFuzzer: apt-get install clang" >&2; exit 1; }
 	mkdir -p $(@D)
-	$(CLANG) $(CHECK_FLAGS) -O1 -g1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< $(CHECK_SOURCES) \
+	$(CLANG) $(CHECK_FLAGS) -O1 -g1 -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all $< $(CHECK_SOURCES) \
 		$(wildcard native/src/$(NATIVE_ISA)/*.c) -o $@ -lm -lpthread
 
 # New inputs are kept in FUZZ_FOLDER, those that fail in build/checks/fuzz.
 fuzz: $(CHECKS)/fuzz/fuzz_model
 	mkdir -p $(FUZZ_FOLDER)
-	$< -dict=tests/fuzz/model.dict -max_len=32768 -timeout=10 -rss_limit_mb=1024 -max_total_time=$(FUZZ_SECONDS) \
+	$< -dict=tests/fuzz/model.dict -max_len=32768 -timeout=120 -rss_limit_mb=1024 -max_total_time=$(FUZZ_SECONDS) \
 		-artifact_prefix=$(CHECKS)/fuzz/ -print_final_stats=1 $(FUZZ_FOLDER) tests/fuzz/corpus

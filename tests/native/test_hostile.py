@@ -175,6 +175,47 @@ def test_refused_by_name(change, sound, tmp_path):
     assert "\n" not in str(refused.value) and str(refused.value).isprintable()
 
 
+HALVES = {"nan": b"\x00\x7e", "infinite": b"\x00\x7c", "minus infinite": b"\x00\xfc"}
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.0.ffn_down.weight", "token_embd.weight"]
+)
+def test_scales_that_are_not_numbers_are_found_when_they_matter(half, name, sound, tmp_path):
+    """Looking at every scale would read the whole file at open, so it happens when a logit is not a number."""
+    container, path = Container(sound), tmp_path / "lie.gguf"
+    for at in range(64, 128, 2):  # of all rows of the first block, the second plane's scales
+        container.patch(name, at, HALVES[half])
+    path.write_bytes(container.bytes())
+    row = 5  # of the embedding's damaged block
+    with Model(path) as model, model.session(context_size=8, threads=1) as session:
+        for tokens in [row], [1, 2, 3, row, 4]:
+            with pytest.raises(NativeError, match=f"{name} holds a scale or weight that no model has") as refused:
+                session.eval(tokens)
+            assert refused.value.bad_input and session.position == 0
+        if name == "token_embd.weight":
+            session.eval([100])  # another row of it
+    with pytest.raises(FormatError, match=name):
+        ModelFile.open(path).hlq(name)
+
+
+@pytest.mark.parametrize("isa", ["scalar", None])
+def test_negative_scales_are_refused_in_batches(isa, sound, tmp_path):
+    """Token by token their arithmetic is sound; a batch rounds scales to whole steps, which they do not have."""
+    path = tmp_path / "lie.gguf"
+    container = Container(sound)
+    for at in range(0, 128, 2):
+        container.patch("blk.0.attn_q.weight", at, struct.pack("<e", 1.0 if at < 64 else -0.999))
+    path.write_bytes(container.bytes())
+    with Model(path, isa) as model, model.session(context_size=8, threads=1) as session:
+        session.eval([1])
+        with pytest.raises(NativeError, match=r"blk\.0\.attn_q\.weight holds a scale or weight that no model has"):
+            session.eval([1, 2, 3, 4, 5])
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight"):
+        ModelFile.open(path).hlq("blk.0.attn_q.weight")
+
+
 def test_every_shorter_file_is_refused(sound, tmp_path):
     """Cut at every length in the header and at a few in the data."""
     path = tmp_path / "cut.gguf"

@@ -23,8 +23,10 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int
     const float32x4_t zero = vdupq_n_f32(0);
     float32x4_t h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
     float32x4_t best_hs = zero, best_ss = vdupq_n_f32(1), sum = zero;
+    uint32x4_t sound = vdupq_n_u32(UINT32_MAX);
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = four_scales(block, k, QUAD_ROWS * quad);
+        sound = vandq_u32(sound, vcgezq_f32(h[k]));
         total = vaddq_f32(total, h[k]);
         best[k] = zero;
     }
@@ -50,7 +52,9 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int
         steps[k] = vreinterpretq_s8_s32(vmulq_n_s32(vcvtnq_s32_f32(best[k]), 0x01010101));
     out->step[quad] = vmulq_n_f32(vdivq_f32(best_hs, best_ss), 2);
     float32x4_t from_middle = vfmaq_n_f32(vdupq_n_f32(128), sum, -0.5f);
-    out->middle[quad] = vfmaq_f32(four_scales(block, bits, QUAD_ROWS * quad), out->step[quad], from_middle);
+    sound = vandq_u32(sound, vcltq_f32(total, vdupq_n_f32(INFINITY)));
+    const float32x4_t center = vbslq_f32(sound, four_scales(block, bits, QUAD_ROWS * quad), vdupq_n_f32(NAN));
+    out->middle[quad] = vfmaq_f32(center, out->step[quad], from_middle);
 }
 
 /* The bytes of a cell that hold rows r .. r+3 and r+16 .. r+19, each four times, for r = 0, 4, 8, 12. */

@@ -45,8 +45,10 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
     const __m512 zero = _mm512_setzero_ps();
     __m512 h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
     __m512 best_hs = zero, best_ss = _mm512_set1_ps(1), sum = zero;
+    __mmask16 sound = 0xFFFF;
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = scales_in_lane_order(block, k, q);
+        sound = _mm512_mask_cmp_ps_mask(sound, h[k], zero, _CMP_GE_OQ);
         total = _mm512_add_ps(total, h[k]);
         best[k] = zero;
     }
@@ -73,7 +75,9 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
         steps[k] = _mm512_mullo_epi32(_mm512_cvtps_epi32(best[k]), _mm512_set1_epi32(0x01010101));
     out->step[q] = _mm512_mul_ps(_mm512_set1_ps(2), _mm512_div_ps(best_hs, best_ss));
     __m512 from_middle = _mm512_fmadd_ps(sum, _mm512_set1_ps(-0.5f), _mm512_set1_ps(128));
-    out->middle[q] = _mm512_fmadd_ps(out->step[q], from_middle, scales_in_lane_order(block, bits, q));
+    sound = _mm512_mask_cmp_ps_mask(sound, total, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+    const __m512 center = _mm512_mask_mov_ps(_mm512_set1_ps(NAN), sound, scales_in_lane_order(block, bits, q));
+    out->middle[q] = _mm512_fmadd_ps(out->step[q], from_middle, center);
 }
 
 /* Writes the levels of one block, 0 to 255, and their step and middle: w ~ middle + step * (level - 128). */

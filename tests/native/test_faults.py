@@ -1,0 +1,87 @@
+"""A model file that changes beneath a running model: an error in one line, never the end of the process."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from make_models import golden_config, write_random
+
+from elutq_native import Model, NativeError
+
+TOKENS = list(range(1, 9))
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_random(path, golden_config("llama2-gqa-sharded"), bits=2, group_size=32)
+    return path
+
+
+def cut(path):
+    os.truncate(path, 4096)
+
+
+def overwrite(path):
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\0")
+
+
+@pytest.mark.parametrize(("change", "message"), [(cut, "was cut short while in use"), (overwrite, "was written to")])
+def test_a_change_between_calls(change, message, path):
+    with Model(path) as model, model.session(context_size=32, threads=2) as session:
+        session.eval(TOKENS)
+        change(path)
+        for _ in range(2):
+            with pytest.raises(NativeError, match=message) as refused:
+                session.eval(TOKENS)
+            assert refused.value.bad_input and session.position == len(TOKENS)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_file_deleted_or_replaced_is_still_there_for_an_open_model(how, path, tmp_path):
+    with Model(path) as model, model.session(context_size=32, threads=1) as session:
+        before = session.eval(TOKENS)
+        if how == "deleted":
+            path.unlink()
+        else:
+            (tmp_path / "other").write_bytes(b"something else")
+            (tmp_path / "other").replace(path)
+        session.rewind(0)
+        assert (session.eval(TOKENS) == before).all()
+
+
+def test_cut_short_beneath_running_calls(path):
+    sound = path.read_bytes()
+    for delay in range(20):
+        path.write_bytes(sound)
+        with Model(path) as model, model.session(context_size=32, threads=2) as session:
+            timer = threading.Timer(delay * 1e-4, cut, [path])
+            timer.start()
+            with pytest.raises(NativeError, match="cut short"):
+                while True:
+                    session.rewind(0)
+                    session.eval(TOKENS)
+            timer.join()
+
+
+def test_lost_pages_end_a_pass_and_not_the_process(path):
+    """Reading the weights takes no look at the file first, so that this meets SIGBUS for certain."""
+    program = f"""
+import os
+from elutq_native import Model, NativeError
+model = Model({str(path)!r})
+session = model.session(threads=2)
+os.truncate({str(path)!r}, 4096)
+session.read_weights()
+try:
+    session.eval([1])
+except NativeError as error:
+    print(error)
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "cut short" in finished.stdout
