@@ -11,6 +11,7 @@ from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import run_command
 from elutq_cli.commands.serve import serve_command
+from elutq_cli.streams import open_closed_streams
 from elutq_cli.version import __version__
 from elutq_formats.errors import ElutqError
 
@@ -47,6 +48,7 @@ BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """Run the command line; exit 2 for bad input, 1 for a failure, 130 when interrupted."""
+    open_closed_streams()
     try:
         app()
     except ElutqError as error:
@@ -56,7 +58,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILURE)
     except OSError as error:
-        _leave(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILURE)
+        _leave(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), FAILURE)
     except MemoryError as error:
         _leave(f"out of memory{f': {error}' if str(error) else ''}", FAILURE)
     except KeyboardInterrupt:

@@ -158,6 +158,33 @@ def test_reader_that_leaves_ends_it_quietly(novels_2bit):
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_fault(novels_2bit, closed):
+    command = f"{ELUTQ} run {novels_2bit} -p Once -n 3 --temp 0 {closed}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60)
+    assert result.returncode == 0
+    assert b"Traceback" not in result.stderr
+    assert bool(result.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def test_closed_stdin_is_an_empty_prompt(novels_2bit):
+    result = subprocess.run(["sh", "-c", f"{ELUTQ} run {novels_2bit} <&-"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "prompt is empty" in result.stderr
+
+
+def test_full_disk_is_one_line(novels_2bit):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        command = [ELUTQ, "run", novels_2bit, "-p", "Once", "-n", "3"]
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, timeout=60
+        )
+    assert result.returncode == 1
+    assert result.stderr == "elutq: No space left on device\n"
+
+
 def test_ctrl_c_ends_the_text_and_still_reports(novels_2bit):
     command = [ELUTQ, "run", novels_2bit, "-p", PROMPT, "-n", "-1", "--ignore-eos", "-t", "1"]
     environment = os.environ | {"ELUTQ_ISA": "scalar"}
