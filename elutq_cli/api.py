@@ -107,7 +107,7 @@ def quantize(
     output: PathLike,
     recipe: Recipe | None = None,
     *,
-    calibration: PathLike | None = None,
+    calibration: PathLike | Sequence[PathLike] | None = None,
     threads: int | None = None,
     force: bool = False,
     advance: Callable[[int], None] = lambda n_weights: None,
@@ -118,7 +118,7 @@ def quantize(
         checkpoint: a Hugging Face checkpoint folder with safetensors weights.
         output: the file to make; it appears whole or not at all.
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
-        calibration: UTF-8 text to calibrate on; None: the weights alone are fitted.
+        calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
         threads: threads; None: one for each physical core this process may use.
         force: replace the output if it is there.
         advance: called with the number of weights just done.
@@ -131,7 +131,7 @@ def quantize(
         NativeError: the threads cannot be started.
     """
     from elutq_cli.pipeline.backend import NativeBackend
-    from elutq_cli.pipeline.calibrate import CalibrationText
+    from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.quantize import quantize as run_pipeline
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.checkpoint import Checkpoint
@@ -143,6 +143,8 @@ def quantize(
         text = None
         if calibration is not None:
             tokenizer = Tokenizer.from_json(source.tokenizer_json, source.config)
-            text = CalibrationText.read(Path(calibration), tokenizer, source.config, recipe)
+            several = [calibration] if isinstance(calibration, str | os.PathLike) else calibration
+            files = [Path(file) for file in several]
+            text = CalibrationText.read(files, tokenizer, source.config, recipe)
         backend = stack.enter_context(NativeBackend(threads))
         return run_pipeline(source, Path(output), recipe, text, backend, force, advance)

@@ -95,7 +95,7 @@ def run(
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from elutq_cli.pipeline.backend import NativeBackend
-    from elutq_cli.pipeline.calibrate import CalibrationText
+    from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.quantize import quantize, total_weights
     from elutq_formats.checkpoint import Checkpoint
     from elutq_formats.tokenizer import Tokenizer

@@ -74,6 +74,15 @@ def add_gram(total: FloatArray, inputs: Sequence[FloatArray], backend: Backend) 
     backend.map(quiet(add), pieces(len(total)))
 
 
+def add_product(total: FloatArray, left: FloatArray, right: FloatArray, backend: Backend) -> None:
+    """Add left^T @ right to total in place: (tokens, inner), (tokens, columns), (inner, columns)."""
+
+    def add(rows: slice) -> None:
+        total[rows] += left[:, rows].T @ right
+
+    backend.map(quiet(add), pieces(len(total)))
+
+
 def mirror_upper(total: FloatArray) -> None:
     """Copy the upper triangle of a square matrix to its lower one, in place."""
     for rows in pieces(len(total)):

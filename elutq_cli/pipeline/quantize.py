@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians, hessian, token_batches
+from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics, block_statistics, input_statistics
+from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.correct import corrected, correction
 from elutq_cli.pipeline.feedback import feedback
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
@@ -126,41 +128,74 @@ class _Run:
 
     def add_all(self, calibration: CalibrationText | None) -> None:
         """Quantize every tensor, in the order of the file."""
-        embedding = self.add_matrix(self.plan.embedding, self.load(EMBEDDING), None)
+        weights = self.load(EMBEDDING)
+        embedding = self.add_matrix(self.plan.embedding, weights)
         hidden = None if calibration is None else embedding()[calibration.tokens]
-        del embedding
+        exact = None
+        if calibration is not None and self.recipe.method == "correct":
+            exact = weights[calibration.tokens]
+        del embedding, weights
         for layer, plans in enumerate(self.plan.blocks):
             if hidden is None:
                 for plan in plans:
-                    self.add_matrix(plan, self.load(plan.name), None)
+                    self.add_matrix(plan, self.load(plan.name))
             else:
-                self.add_calibrated_block(layer, plans, hidden)
+                self.add_calibrated_block(layer, plans, hidden, exact)
             for name in self.config.vector_shapes(layer):
                 self.add_vector(name)
         norm = self.add_vector("model.norm.weight")
         if self.plan.head is not None:
-            head_hessian = None
-            if hidden is not None and self.plan.head.group_size is not None:
-                epsilon = self.config.rms_norm_eps
-                head_hessian = hessian(
-                    token_batches(hidden), lambda x: np.asarray(rms_norm(x, norm, epsilon, np)), self.backend
-                )
-            self.add_matrix(self.plan.head, self.load(HEAD), head_hessian)
+            head = self.load(HEAD)
+            if hidden is None or self.plan.head.group_size is None:
+                self.add_matrix(self.plan.head, head)
+                return
+            streams = [hidden] if exact is None else [hidden, exact]
+            normed = partial(_head_input, norm, self.config.rms_norm_eps)
+            statistics = input_statistics([normed] * len(streams), streams, False, self.backend)
+            targets = self.targets({HEAD: head}, statistics, False)
+            self.add_matrix(self.plan.head, targets[HEAD], statistics.hessian)
 
-    def add_calibrated_block(self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray) -> None:
-        """Quantize a block's linears one input at a time; hidden, its input, becomes the quantized block's output."""
+    def add_calibrated_block(
+        self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray, exact: FloatArray | None
+    ) -> None:
+        """Quantize a block's linears one input at a time.
+
+        Args:
+            layer: the block.
+            plans: of its linears.
+            hidden: its input, which becomes the quantized block's output.
+            exact: the exact model's, which becomes the exact block's output; or None.
+        """
         prefix = f"model.layers.{layer}."
         by_name = {plan.name: plan for plan in plans}
         weights = {name: self.load(prefix + name) for name in block_tensor_names(self.config)}
         block = Block(self.config, layer, weights)
-        for linears, input_hessian in block_hessians(block, hidden, self.backend):
-            for linear in linears:
-                plan = by_name[f"{prefix}{linear}.weight"]
-                quantized = self.add_matrix(plan, block.weights[f"{linear}.weight"], input_hessian)
-                block.weights[f"{linear}.weight"] = quantized()
+        for linears, statistics in block_statistics(block, hidden, exact, self.backend):
+            originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
+            for name, target in self.targets(originals, statistics, linears[0] in ADDED_TO_STREAM).items():
+                block.weights[name.removeprefix(prefix)] = self.add_matrix(by_name[name], target, statistics.hessian)()
+
+    def targets(
+        self, weights: dict[str, FloatArray], statistics: InputStatistics, adds_to_stream: bool
+    ) -> dict[str, FloatArray]:
+        """Return what the quantized weights of linears with one input should be near.
+
+        Raises:
+            ElutqError: the inputs overflow.
+        """
+        try:
+            inverse = correction(statistics, self.recipe.damping, self.backend)
+        except ElutqError as error:
+            raise ElutqError(f"{gguf_name(next(iter(weights)))}: {error}") from error
+        if inverse is None:
+            return weights
+        return {
+            name: corrected(matrix, statistics, inverse, adds_to_stream, self.backend)
+            for name, matrix in weights.items()
+        }
 
     def add_matrix(
-        self, plan: MatrixPlan, weights: FloatArray, input_hessian: FloatArray | None
+        self, plan: MatrixPlan, weights: FloatArray, input_hessian: FloatArray | None = None
     ) -> Callable[[], FloatArray]:
         """Quantize a matrix (rows, columns) float32; return a function that dequantizes what the file will hold."""
         restore: Callable[[], FloatArray]
@@ -237,12 +272,16 @@ def _provenance(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration
     if calibration is not None:
         n_sequences, length = calibration.tokens.shape
         provenance |= {
-            "calibration.files": [calibration.file.name],
-            "calibration.sha256": [calibration.sha256],
+            "calibration.files": [file.name for file in calibration.files],
+            "calibration.sha256": list(calibration.sha256),
             "calibration.samples": n_sequences,
             "calibration.sequence_length": length,
         }
     return provenance
+
+
+def _head_input(norm: FloatArray, epsilon: float, x: FloatArray) -> FloatArray:
+    return np.asarray(rms_norm(x, norm, epsilon, np))
 
 
 def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
@@ -253,6 +292,7 @@ def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
         "fit": ("calibrate", "fit"),
         "feedback": ("calibrate", "feedback"),
         "refine": ("calibrate", "feedback", "refine"),
+        "correct": ("calibrate", "correct", "feedback", "refine"),
     }[recipe.method]
 
 

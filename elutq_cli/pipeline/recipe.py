@@ -12,7 +12,7 @@ from elutq_formats.hlq import GROUP_SIZES
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 HALF_BITS = 16
-METHODS = ("fit", "feedback", "refine")
+METHODS = ("fit", "feedback", "refine", "correct")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Recipe:
         sequence_length: tokens in each of them.
         seed: chooses the sequences.
         damping: added to a Hessian's diagonal before it is factored, relative to the diagonal's mean.
-        method: the last stage that runs on calibrated linears. Without calibration there is only fit.
+        method: what is done to calibrated linears: fit alone, feedback, feedback and refine, or those two aimed at what
+            corrects the quantized prefix. Without calibration there is only fit.
     """
 
     bits: int = 2
@@ -40,7 +41,7 @@ class Recipe:
     sequence_length: int = 512
     seed: int = 0
     damping: float = 0.01
-    method: str = "refine"
+    method: str = "correct"
 
     def __post_init__(self) -> None:
         """Check every option by itself.

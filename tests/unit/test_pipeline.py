@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from elutq_cli.evaluation import evaluate, split_windows
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.calibrate import CalibrationText, block_hessians
+from elutq_cli.pipeline.calibrate import block_statistics
+from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.quantize import quantize, total_weights
 from elutq_cli.pipeline.recipe import HEAD, Plan, Recipe
 from elutq_cli.pipeline.spool import Spool
@@ -125,7 +126,7 @@ def test_calibration_sequences_are_the_seeds_choice_of_the_text(text):
         one = read_text(text, checkpoint)
         tokens = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT)
         assert one.tokens.shape == (6, 24)
-        assert one.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+        assert one.sha256 == (hashlib.sha256(TEXT.encode()).hexdigest(),)
         pieces = [tokens[start : start + 24] for start in range(0, len(tokens) - 23, 24)]
         places = [pieces.index(sequence) for sequence in one.tokens.tolist()]
         assert places == sorted(places)
@@ -171,7 +172,8 @@ def test_hessians_are_those_of_the_block_as_changed_so_far(folder, backend):
         start = model.embed(tokens)
     hidden = start.copy()
     seen_linears = []
-    for linears, found in block_hessians(block, hidden, backend):
+    for linears, statistics in block_statistics(block, hidden, None, backend):
+        found = statistics.hessian
         inputs = {}
         block(start, observe=inputs.__setitem__)
         x = inputs[linears[0]].reshape(-1, found.shape[0]).astype(np.float64)
@@ -239,7 +241,7 @@ def test_every_family_becomes_a_file_close_to_the_checkpoint(tmp_path, backend, 
             assert stored.shape == shape
             relative = np.linalg.norm(stored - original) / np.linalg.norm(original)
             # Feedback moves weights away from the original on purpose, to keep the outputs close.
-            largest = 0.3 if calibrated else 0.15
+            largest = 0.5 if calibrated else 0.15
             assert relative < (largest if len(shape) == 2 else 1e-6)
     assert summary.size_bytes == output.stat().st_size
     assert summary.bits_per_weight == pytest.approx(file.bits_per_weight())
@@ -255,7 +257,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
     file = ModelFile.open(tmp_path / "out.gguf")
     assert file.name == "llama1-mha"
     assert file.provenance["source"] == "llama1-mha"
-    assert file.provenance["method"] == "calibrate, feedback, refine"
+    assert file.provenance["method"] == "calibrate, correct, feedback, refine"
     assert json.loads(file.provenance["recipe"]) == {
         "bits": 3,
         "group_size": 32,
@@ -265,7 +267,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
         "sequence_length": 24,
         "seed": 0,
         "damping": 0.01,
-        "method": "refine",
+        "method": "correct",
     }
     assert file.provenance["calibration.files"] == ["text.txt"]
     assert file.provenance["calibration.sha256"] == [hashlib.sha256(TEXT.encode()).hexdigest()]

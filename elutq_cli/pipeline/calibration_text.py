@@ -1,0 +1,115 @@
+"""Calibration sequences: cut from text files, or from JSONL files with one document a line."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+from elutq_formats.tokenizer import Tokenizer
+
+JSONL = ".jsonl"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Sequences to calibrate on.
+
+    Attributes:
+        tokens: (num_samples or fewer, sequence_length) int64.
+        files: where they come from.
+        sha256: of each file.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    files: tuple[Path, ...]
+    sha256: tuple[str, ...]
+
+    @classmethod
+    def read(
+        cls, files: Path | Sequence[Path], tokenizer: Tokenizer, config: ModelConfig, recipe: Recipe
+    ) -> "CalibrationText":
+        """Cut files into sequences that do not overlap nor span two files, and choose some by the recipe's seed.
+
+        A file whose name ends in .jsonl holds one JSON object a line, whose ``text`` fields are joined by empty lines;
+        any other is plain text. Files that hold fewer sequences than the recipe asks for are used whole, with a
+        warning.
+
+        Raises:
+            ElutqError: a file cannot be read or is malformed, all of them are too short, or one has a token that the
+                model has not; or the sequences are longer than the model's context.
+        """
+        files = (files,) if isinstance(files, Path) else tuple(files)
+        length = recipe.sequence_length
+        if length > config.max_position_embeddings:
+            raise ElutqError(
+                f"calibration sequences of {length} tokens are longer than the model's context of "
+                f"{config.max_position_embeddings}: use a smaller --sequence-length"
+            )
+        names = ", ".join(map(str, files))
+        pieces, hashes, n_tokens = [], [], 0
+        for file in files:
+            text, sha256 = _read_file(file)
+            tokens = np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+            if tokens.size and int(tokens.max()) >= config.vocab_size:
+                raise ElutqError(
+                    f"{file} has token {int(tokens.max())}, and the model only {config.vocab_size}: "
+                    "tokenizer.json is not this model's"
+                )
+            n_tokens += len(tokens)
+            pieces.append(tokens[: len(tokens) // length * length].reshape(-1, length))
+            hashes.append(sha256)
+        sequences = np.concatenate(pieces)
+        if len(sequences) == 0:
+            raise ElutqError(
+                f"{names} has {n_tokens} tokens, less than one calibration sequence of {length}: "
+                "use a longer text or a smaller --sequence-length"
+            )
+        if len(sequences) < recipe.num_samples:
+            log.warning(
+                "%s has %d calibration sequences of %d tokens, not %d: all are used",
+                names,
+                len(sequences),
+                length,
+                recipe.num_samples,
+            )
+        n_chosen = min(recipe.num_samples, len(sequences))
+        chosen = np.random.default_rng(recipe.seed).choice(len(sequences), n_chosen, replace=False)
+        return cls(sequences[np.sort(chosen)], files, tuple(hashes))
+
+
+def _read_file(file: Path) -> tuple[str, str]:
+    """Return a file's text and its SHA-256."""
+    try:
+        content = file.read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise ElutqError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ElutqError(f"{file} is not UTF-8 text (byte {error.start}): convert it first") from error
+    if file.suffix.lower() == JSONL:
+        text = "\n\n".join(_documents(file, text))
+    return text, hashlib.sha256(content).hexdigest()
+
+
+def _documents(file: Path, content: str) -> Iterable[str]:
+    """Yield the documents of a JSONL file; blank lines are passed over."""
+    for number, line in enumerate(content.split("\n"), 1):  # a JSON string may hold other line separators
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ElutqError(f"{file}, line {number} is not JSON: {error}") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+            raise ElutqError(f"{file}, line {number} has no field text that is a string: every line needs one")
+        yield entry["text"]

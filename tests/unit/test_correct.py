@@ -1,0 +1,63 @@
+"""The correct stage: its target is the least squares solution, and a block that aims for it strays less."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.backend import NumpyBackend
+from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics
+from elutq_cli.pipeline.correct import corrected, correction
+from elutq_cli.reference import Transformer
+from elutq_formats.checkpoint import Checkpoint
+
+DAMPING = 0.03
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+
+
+def statistics_of(x, exact, stream_gap):
+    moments = (x.T @ x, x.T @ (exact - x), None if stream_gap is None else x.T @ stream_gap)
+    return InputStatistics(*(None if part is None else (part / len(x)).astype(np.float32) for part in moments))
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_the_target_is_the_least_squares_solution(adds):
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(16, 24)).astype(np.float32)
+    exact = rng.normal(size=(500, 24)) @ rng.normal(size=(24, 24))
+    x = exact + rng.normal(size=exact.shape)
+    gap = rng.normal(size=(500, 16)) + exact @ rng.normal(size=(24, 16)) * 0.1
+    statistics = statistics_of(x, exact, gap if adds else None)
+    inverse = correction(statistics, DAMPING, NumpyBackend())
+    target = corrected(weights, statistics, inverse, adds, NumpyBackend())
+    pull = np.sqrt(DAMPING * np.diagonal(statistics.hessian).mean() * len(x)) * np.eye(24)
+    wanted = exact @ weights.T + (gap if adds else 0.0)
+    least = np.linalg.lstsq(np.vstack([x, pull]), np.vstack([wanted, pull @ weights.T]), rcond=None)[0].T
+    np.testing.assert_allclose(target, least, rtol=1e-3, atol=1e-4)
+
+
+def test_without_exact_inputs_there_is_nothing_to_correct():
+    assert correction(InputStatistics(np.eye(4, dtype=np.float32)), DAMPING, NumpyBackend()) is None
+
+
+def test_corrected_blocks_end_nearer_to_the_exact_stream():
+    """Weights spoilt by noise: the linears that follow make up for it, as far as least squares can."""
+
+    def distance(correct):
+        rng = np.random.default_rng(2)
+        with Checkpoint.open(GOLDEN / "llama2-gqa-sharded") as checkpoint:
+            model = Transformer(checkpoint)
+            block = model.block(0)
+            tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (40, 20))
+            hidden, exact = model.embed(tokens), model.embed(tokens)
+        for linears, statistics in block_statistics(block, hidden, exact, NumpyBackend()):
+            inverse = correction(statistics, 1e-3, NumpyBackend())
+            for linear in linears:
+                weights = block.weights[f"{linear}.weight"]
+                adds = statistics.drift is not None
+                target = corrected(weights, statistics, inverse, adds, NumpyBackend()) if correct else weights
+                noise = rng.normal(size=weights.shape) * weights.std() * 0.2
+                block.weights[f"{linear}.weight"] = target + noise.astype(np.float32)
+        return float(np.square(hidden - exact).sum())
+
+    assert distance(True) < 0.9 * distance(False)
