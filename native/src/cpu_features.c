@@ -15,6 +15,13 @@ bool elutq_cpu_has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
+#ifdef ELUTQ_HAS_AVXVNNI
+bool elutq_cpu_has_avxvnni(void) {
+    unsigned eax = 0, ebx, ecx, edx;
+    return elutq_cpu_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+}
+#endif
+
 bool elutq_cpu_has_avx512bw(void) {
     return elutq_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -12,6 +12,9 @@ static const struct {
 } SETS[] = {
 #if defined(__x86_64__)
     {&elutq_kernels_avx512, elutq_cpu_has_avx512},
+#ifdef ELUTQ_HAS_AVXVNNI
+    {&elutq_kernels_avxvnni, elutq_cpu_has_avxvnni},
+#endif
     {&elutq_kernels_avx512bw, elutq_cpu_has_avx512bw},
     {&elutq_kernels_avx2, elutq_cpu_has_avx2},
 #elif defined(__aarch64__)

@@ -10,6 +10,12 @@ extern const struct elutq_kernels elutq_kernels_scalar;
 
 #if defined(__x86_64__)
 extern const struct elutq_kernels elutq_kernels_avx2;
+/* Compilers know AVX-VNNI from these versions on; older ones build without that set. */
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
+#define ELUTQ_HAS_AVXVNNI
+extern const struct elutq_kernels elutq_kernels_avxvnni;
+bool elutq_cpu_has_avxvnni(void); /* AVX2, FMA, F16C, AVX-VNNI */
+#endif
 extern const struct elutq_kernels elutq_kernels_avx512bw;
 extern const struct elutq_kernels elutq_kernels_avx512;
 bool elutq_cpu_has_avx2(void);     /* AVX2, FMA, F16C */

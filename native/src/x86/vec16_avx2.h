@@ -1,12 +1,15 @@
-/* Sixteen float lanes as two AVX2 registers (with FMA and F16C); vec16_scalar.h defines each operation. */
+/*
+ * Sixteen float lanes as two AVX2 registers (with FMA and F16C); vec16_scalar.h defines each operation. ELUTQ_TARGET names
+ * the features.
+ */
 #ifndef ELUTQ_VEC16_AVX2_H
 #define ELUTQ_VEC16_AVX2_H
 
 #include <immintrin.h>
 #include <stdint.h>
 
-#define KERNEL static __attribute__((target("avx2,fma,f16c")))
-#define INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c")))
+#define KERNEL static __attribute__((target(ELUTQ_TARGET)))
+#define INLINE static inline __attribute__((always_inline, target(ELUTQ_TARGET)))
 
 typedef struct {
     __m256 low, high;
