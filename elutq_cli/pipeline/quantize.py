@@ -18,6 +18,7 @@ from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
 from elutq_cli.pipeline.products import measure
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
+from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend, Quantized
 from elutq_cli.reference import Block, block_tensor_names
@@ -80,14 +81,15 @@ def quantize(
     """
     begin = time.perf_counter()
     check_output(output, force)
-    plan = Plan.make(checkpoint.config, recipe)
+    source = RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint
+    plan = Plan.make(source.config, recipe)
     tokenizer_json = checkpoint.tokenizer_json
     with Spool(output) as spool:
-        run = _Run(checkpoint, plan, recipe, backend, spool, advance)
+        run = _Run(source, plan, recipe, backend, spool, advance)
         run.add_all(calibration)
         write_model(
             output,
-            checkpoint.config,
+            source.config,
             spool.sources(),
             name=_source_name(checkpoint.path)[0],
             tokenizer_json=tokenizer_json,
@@ -102,8 +104,9 @@ def quantize(
 
 def total_weights(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Return the number of weights in all matrices of the plan: what the calls of ``advance`` add up to."""
-    plan = Plan.make(checkpoint.config, recipe)
-    return sum(int(np.prod(checkpoint.shape(_stored_name(checkpoint, entry.name)))) for entry in plan.matrices())
+    source = RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint
+    plan = Plan.make(source.config, recipe)
+    return sum(int(np.prod(source.shape(_stored_name(source, entry.name)))) for entry in plan.matrices())
 
 
 class _Run:
@@ -111,7 +114,7 @@ class _Run:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | RotatedCheckpoint,
         plan: Plan,
         recipe: Recipe,
         backend: Backend,
@@ -253,7 +256,7 @@ class _Run:
         return tensor
 
 
-def _stored_name(checkpoint: Checkpoint, name: str) -> str:
+def _stored_name(checkpoint: Checkpoint | RotatedCheckpoint, name: str) -> str:
     return EMBEDDING if name == HEAD and checkpoint.config.tie_word_embeddings else name
 
 
@@ -286,14 +289,18 @@ def _head_input(norm: FloatArray, epsilon: float, x: FloatArray) -> FloatArray:
 
 def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
     """Return the stages that run, in their order."""
+    first = ("rotate",) if recipe.rotate else ()
     if not calibrated:
-        return ("fit",)
-    return {
-        "fit": ("calibrate", "fit"),
-        "feedback": ("calibrate", "feedback"),
-        "refine": ("calibrate", "feedback", "refine"),
-        "correct": ("calibrate", "correct", "feedback", "refine"),
-    }[recipe.method]
+        return (*first, "fit")
+    return (
+        first
+        + {
+            "fit": ("calibrate", "fit"),
+            "feedback": ("calibrate", "feedback"),
+            "refine": ("calibrate", "feedback", "refine"),
+            "correct": ("calibrate", "correct", "feedback", "refine"),
+        }[recipe.method]
+    )
 
 
 def _source_name(folder: Path) -> tuple[str, str | None]:

@@ -31,6 +31,7 @@ class Recipe:
         damping: added to a Hessian's diagonal before it is factored, relative to the diagonal's mean.
         method: what is done to calibrated linears: fit alone, feedback, feedback and refine, or those two aimed at what
             corrects the quantized prefix. Without calibration there is only fit.
+        rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.
     """
 
     bits: int = 2
@@ -42,6 +43,7 @@ class Recipe:
     seed: int = 0
     damping: float = 0.01
     method: str = "correct"
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         """Check every option by itself.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def damaged_copy(folder, target, change):
         ({"sequence_length": 1}, "sequence length is 1"),
         ({"seed": -1}, "seed is -1"),
         ({"damping": 0.0}, "damping is 0.0"),
+        ({"method": "magic"}, "method magic is not known: choose fit, feedback, refine or correct"),
     ],
 )
 def test_impossible_recipes_are_refused(options, message):
@@ -268,6 +270,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
         "seed": 0,
         "damping": 0.01,
         "method": "correct",
+        "rotate": False,
     }
     assert file.provenance["calibration.files"] == ["text.txt"]
     assert file.provenance["calibration.sha256"] == [hashlib.sha256(TEXT.encode()).hexdigest()]
@@ -290,6 +293,22 @@ def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, te
         for name, chosen in used.items():
             run(TIED, tmp_path / name, chosen, SMALL, text if calibrated else None)
     assert len({(tmp_path / name).read_bytes() for name in used}) == 1
+
+
+def test_a_rotated_model_predicts_the_same(tmp_path, backend, text):
+    recipe = Recipe(bits=4, group_size=32, output_bits=16, embedding_bits=16, num_samples=6, sequence_length=24)
+    tokens = np.arange(20)
+    with Checkpoint.open(TIED) as checkpoint:
+        expected = Transformer(checkpoint).logits(tokens)
+    distance = {}
+    for rotate in (False, True):
+        output = tmp_path / f"{rotate}.gguf"
+        summary = run(TIED, output, backend, replace(recipe, rotate=rotate), text)
+        file = ModelFile.open(output)
+        distance[rotate] = np.abs(Transformer(file).logits(tokens) - expected).max()
+        assert file.provenance["method"].startswith("rotate, calibrate" if rotate else "calibrate")
+        assert summary.size_bytes == output.stat().st_size
+    assert distance[True] < 2 * distance[False]
 
 
 def test_a_tied_head_is_stored_once_or_as_often_as_it_has_bits(tmp_path, backend, text):

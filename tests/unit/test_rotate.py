@@ -1,0 +1,45 @@
+"""The rotate stage: orthogonal matrices of any size, and logits that do not change in any family."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.rotate import RotatedCheckpoint, Rotation
+from elutq_cli.reference import Transformer
+from elutq_formats.checkpoint import Checkpoint
+
+DATA = Path(__file__).parent.parent / "data"
+FAMILIES = sorted(path for path in (DATA / "golden").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 24, 64, 96, 576])
+def test_rotations_are_orthogonal_and_mix(size):
+    rotation = Rotation(size, np.random.default_rng(1))
+    matrix = rotation(np.eye(size))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-12)
+    x = np.random.default_rng(2).normal(size=(2, 3, size))
+    np.testing.assert_allclose(rotation(x), x @ matrix, atol=1e-12)
+    if size & (size - 1) == 0:
+        np.testing.assert_allclose(np.abs(matrix), size**-0.5)
+
+
+@pytest.mark.parametrize("folder", [*FAMILIES, DATA / "novels-6m"], ids=lambda folder: folder.name)
+def test_logits_do_not_change(folder):
+    with Checkpoint.open(folder) as checkpoint:
+        rotated = RotatedCheckpoint(checkpoint, seed=3)
+        assert not rotated.config.tie_word_embeddings
+        tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, 24)
+        expected, found = Transformer(checkpoint).logits(tokens), Transformer(rotated).logits(tokens)
+        assert np.abs(found - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+        for name, shape in rotated.config.tensor_shapes().items():
+            assert rotated.has(name)
+            assert rotated.load(name).shape == rotated.shape(name) == shape
+
+
+def test_outliers_are_spread():
+    x = np.random.default_rng(4).normal(size=(8, 256))
+    x[:, 17] = 100.0
+    rotated = Rotation(256, np.random.default_rng(5))(x)
+    assert np.abs(rotated).max() < 12.0
+    np.testing.assert_allclose(np.linalg.norm(rotated, axis=1), np.linalg.norm(x, axis=1))
