@@ -142,8 +142,6 @@ def quantize(
         source = stack.enter_context(Checkpoint.open(Path(checkpoint)))
         text = None
         if calibration is not None:
-            paths = [calibration] if isinstance(calibration, (str, os.PathLike)) else calibration
-            files = [Path(path) for path in paths]
             tokenizer = Tokenizer.from_json(source.tokenizer_json, source.config)
             several = [calibration] if isinstance(calibration, str | os.PathLike) else calibration
             files = [Path(file) for file in several]
