@@ -30,10 +30,27 @@ def quantize_command(
     group_size: Annotated[int, typer.Option(help="Columns that share their levels: 32, 64 or 128.")] = 128,
     output_bits: Annotated[int, typer.Option(help="Bits of the output head: 1 to 4, or 16 for float16.")] = 4,
     embedding_bits: Annotated[int, typer.Option(help="Bits of the embedding: 1 to 4, or 16 for float16.")] = 4,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="UTF-8 text to calibrate on; without it the weights alone are fitted."),
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(help="Choose bits and group size of each linear to reach so many bits per weight of the blocks."),
     ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=BITS[gGROUP]", help="Bits of matrices whose name matches; may be repeated."),
+    ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text, or .jsonl with a text field, to calibrate on (without: weights alone); may be repeated.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="What calibrated linears go through: fit, feedback, refine or correct (all).")
+    ] = "correct",
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Rotate the residual stream and value heads first; unties the head.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub; default: main.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
     num_samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 64,
@@ -58,6 +75,10 @@ def quantize_command(
     recipe = Recipe(
         bits=bits,
         group_size=group_size,
+        target_bpw=target_bpw,
+        tensor_types=tuple(tensor_type or ()),
+        method=method,
+        rotate=rotate,
         output_bits=output_bits,
         embedding_bits=embedding_bits,
         num_samples=num_samples,
@@ -80,7 +101,7 @@ def run(
     model: Path,
     output: Path,
     recipe: Recipe,
-    calibration: Path | None,
+    calibration: list[Path] | None,
     threads: int | None,
     force: bool,
     verbose: bool,
@@ -106,7 +127,7 @@ def run(
         checkpoint = stack.enter_context(Checkpoint.open(model))
         total = total_weights(checkpoint, recipe)
         text = None
-        if calibration is not None:
+        if calibration:
             tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
             text = CalibrationText.read(calibration, tokenizer, checkpoint.config, recipe)
         backend = stack.enter_context(NativeBackend(threads))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elutq_cli.pipeline.allocate import allocate
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics, block_statistics, input_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.correct import corrected, correction
@@ -83,6 +84,10 @@ def quantize(
     check_output(output, force)
     source = RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint
     plan = Plan.make(source.config, recipe)
+    if recipe.target_bpw is not None:
+        if calibration is None:
+            raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
+        plan = Plan.make(source.config, recipe, allocate(source, recipe, calibration.tokens, backend))
     tokenizer_json = checkpoint.tokenizer_json
     with Spool(output) as spool:
         run = _Run(source, plan, recipe, backend, spool, advance)
@@ -289,7 +294,7 @@ def _head_input(norm: FloatArray, epsilon: float, x: FloatArray) -> FloatArray:
 
 def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
     """Return the stages that run, in their order."""
-    first = ("rotate",) if recipe.rotate else ()
+    first = (*(["rotate"] if recipe.rotate else []), *(["allocate"] if recipe.target_bpw else []))
     if not calibrated:
         return (*first, "fit")
     return (

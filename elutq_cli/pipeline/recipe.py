@@ -1,13 +1,16 @@
 """The recipe: every option that decides what ends up in the file, and the plan it makes for a model's matrices."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import GROUP_SIZES
+from elutq_formats.names import gguf_name
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -32,6 +35,10 @@ class Recipe:
         method: what is done to calibrated linears: fit alone, feedback, feedback and refine, or those two aimed at what
             corrects the quantized prefix. Without calibration there is only fit.
         rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.
+        target_bpw: bits per weight of the blocks' linears, scales and centers included: bits and group size are then
+            chosen for each of them. None: all have ``bits`` and ``group_size``.
+        tensor_types: REGEX=BITS or REGEX=BITSgGROUP for matrices whose name in the file (without ``.weight``) has a
+            match; the last one that matches counts, before anything else.
     """
 
     bits: int = 2
@@ -41,9 +48,11 @@ class Recipe:
     num_samples: int = 64
     sequence_length: int = 512
     seed: int = 0
-    damping: float = 0.01
+    damping: float = 0.1
     method: str = "correct"
     rotate: bool = False
+    target_bpw: float | None = None
+    tensor_types: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every option by itself.
@@ -67,9 +76,52 @@ class Recipe:
         if self.method not in METHODS:
             raise ElutqError(f"method {self.method} is not known: choose {', '.join(METHODS[:-1])} or {METHODS[-1]}")
 
+        if self.target_bpw is not None and not 0.0 < self.target_bpw < HALF_BITS:
+            raise ElutqError(f"target {self.target_bpw:g} bits per weight: it must be above 0 and below {HALF_BITS}")
+        for entry in self.tensor_types:
+            TensorType.parse(entry, self.group_size)
+
     def to_json(self) -> str:
         """Return all options as a JSON object."""
         return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What becomes of the matrices whose name in the file matches: one --tensor-type option.
+
+    Attributes:
+        pattern: searched for in the name, without ``.weight``.
+        bits: bit-planes, or 16 for float16.
+        group_size: columns that share their levels; None in float16.
+    """
+
+    pattern: re.Pattern[str]
+    bits: int
+    group_size: int | None
+
+    @classmethod
+    def parse(cls, text: str, group_size: int) -> "TensorType":
+        """Read REGEX=BITS, which takes the group size given here, or REGEX=BITSgGROUP.
+
+        Raises:
+            ElutqError: it is neither.
+        """
+        pattern, _, choice = text.rpartition("=")
+        found = re.fullmatch(r"([1-4])(?:g(32|64|128))?|16", choice)
+        if not pattern or found is None:
+            raise ElutqError(f"tensor type {text}: write REGEX=BITS or REGEX=BITSgGROUP, such as ffn_down=3g64")
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise ElutqError(f"tensor type {text}: {pattern!r} is not a regular expression: {error}") from error
+        if choice == str(HALF_BITS):
+            return cls(compiled, HALF_BITS, None)
+        return cls(compiled, int(found[1]), int(found[2] or group_size))
+
+    def matches(self, name: str) -> bool:
+        """Whether a matrix of this name in the checkpoint is meant."""
+        return self.pattern.search(gguf_name(name).removesuffix(".weight")) is not None
 
 
 @dataclass(frozen=True)
@@ -102,26 +154,44 @@ class Plan:
     head: MatrixPlan | None
 
     @classmethod
-    def make(cls, config: ModelConfig, recipe: Recipe) -> "Plan":
+    def make(
+        cls, config: ModelConfig, recipe: Recipe, choices: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    ) -> "Plan":
         """Apply a recipe to a model.
 
+        Args:
+            config: of the model.
+            recipe: how to quantize.
+            choices: bits and group size of matrices for which the allocate stage chose them, by name.
+
         Raises:
-            ElutqError: the group size does not divide the columns of a matrix that is to be quantized.
+            ElutqError: a group size does not divide the columns of its matrix, or a tensor type matches none.
         """
+        types = [TensorType.parse(entry, recipe.group_size) for entry in recipe.tensor_types]
+        used: set[int] = set()
 
         def matrix(name: str, bits: int) -> MatrixPlan:
-            return MatrixPlan(name, bits, None if bits == HALF_BITS else recipe.group_size)
+            group_size: int | None = recipe.group_size
+            bits, group_size = choices.get(name, (bits, None if bits == HALF_BITS else group_size))
+            for index, entry in enumerate(types):
+                if entry.matches(name):
+                    used.add(index)
+                    bits, group_size = entry.bits, entry.group_size
+            return MatrixPlan(name, bits, group_size)
 
         blocks = tuple(
             tuple(matrix(name, recipe.bits) for name in config.linear_names(layer))
             for layer in range(config.num_hidden_layers)
         )
-        shared_head = config.tie_word_embeddings and recipe.output_bits == recipe.embedding_bits
-        head = None if shared_head else matrix(HEAD, recipe.output_bits)
-        plan = cls(matrix(EMBEDDING, recipe.embedding_bits), blocks, head)
+        embedding, head = matrix(EMBEDDING, recipe.embedding_bits), matrix(HEAD, recipe.output_bits)
+        for index, text in enumerate(recipe.tensor_types):
+            if index not in used:
+                raise ElutqError(f"tensor type {text} matches no matrix: names are those that elutq info prints")
+        same = (head.bits, head.group_size) == (embedding.bits, embedding.group_size)
+        plan = cls(embedding, blocks, None if config.tie_word_embeddings and same else head)
         columns = {name: shape[-1] for name, shape in config.tensor_shapes().items()}
         columns[HEAD] = config.hidden_size
-        _check_groups({entry.name: columns[entry.name] for entry in plan.matrices() if entry.group_size}, recipe)
+        _check_groups(plan, columns)
         return plan
 
     def matrices(self) -> Iterable[MatrixPlan]:
@@ -139,13 +209,14 @@ def _require(name: str, value: int, allowed: Iterable[int]) -> None:
         raise ElutqError(f"{name} {value} is not possible: choose {', '.join(choices[:-1])} or {choices[-1]}")
 
 
-def _check_groups(columns: dict[str, int], recipe: Recipe) -> None:
-    """Check that the group size divides the columns of every matrix, and name one that does if there is any."""
-    unfit = [name for name, n_columns in columns.items() if n_columns % recipe.group_size]
+def _check_groups(plan: Plan, columns: Mapping[str, int]) -> None:
+    """Check that each group size divides the columns of its matrix, and name one that suits all if there is any."""
+    grouped = {entry.name: entry.group_size for entry in plan.matrices() if entry.group_size is not None}
+    unfit = [name for name, group_size in grouped.items() if columns[name] % group_size]
     if not unfit:
         return
-    fitting = [size for size in GROUP_SIZES if all(n_columns % size == 0 for n_columns in columns.values())]
+    fitting = [size for size in GROUP_SIZES if all(columns[name] % size == 0 for name in grouped)]
     advice = f"use --group-size {max(fitting)}" if fitting else "no supported group size fits this model"
     raise ElutqError(
-        f"groups of {recipe.group_size} do not divide the {columns[unfit[0]]} columns of {unfit[0]}: {advice}"
+        f"groups of {grouped[unfit[0]]} do not divide the {columns[unfit[0]]} columns of {unfit[0]}: {advice}"
     )

@@ -268,9 +268,11 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
         "num_samples": 6,
         "sequence_length": 24,
         "seed": 0,
-        "damping": 0.01,
+        "damping": 0.1,
         "method": "correct",
         "rotate": False,
+        "target_bpw": None,
+        "tensor_types": [],
     }
     assert file.provenance["calibration.files"] == ["text.txt"]
     assert file.provenance["calibration.sha256"] == [hashlib.sha256(TEXT.encode()).hexdigest()]

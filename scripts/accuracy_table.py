@@ -1,0 +1,255 @@
+"""Makes docs/accuracy.md's table: every method at 2, 3 and 4 bits, and chosen bits at some targets.
+
+    .venv/bin/python scripts/accuracy_table.py tests/data/novels-6m --calibration CALIBRATION.txt \
+        --texts HOUND.txt GARDEN.txt --plot accuracy.png
+
+Every model file is made by the pipeline and evaluated in the C runtime against the checkpoint; head and embedding are
+fp16. Rows appear as they are done. The plot needs matplotlib; all else runs without it.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from elutq_cli.pipeline.blas import configure_blas
+
+configure_blas(1)  # before numpy: the stages run products on threads of their own
+
+import numpy as np  # noqa: E402
+
+from elutq_cli.commands.eval import open_model  # noqa: E402
+from elutq_cli.evaluation import Evaluation, evaluate_all  # noqa: E402
+from elutq_cli.pipeline.backend import NativeBackend  # noqa: E402
+from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest  # noqa: E402
+from elutq_cli.pipeline.quantize import quantize  # noqa: E402
+from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
+from elutq_cli.reference import Transformer  # noqa: E402
+from elutq_cli.windows import Windows, split_windows  # noqa: E402
+from elutq_formats.checkpoint import Checkpoint  # noqa: E402
+from elutq_formats.model_file import ModelFile  # noqa: E402
+from elutq_formats.tokenizer import Tokenizer  # noqa: E402
+
+PEERS = {"IQ2_XS": (2.35, 0.072), "IQ2_S": (2.47, 0.068), "Q2_K": (2.95, 0.047), "Q3_K_S": (3.47, 0.018)}
+"""llama.cpp with an importance matrix on novels-6m: bits per weight of the blocks, KL on the first text."""
+
+
+class UniformBackend(NativeBackend):
+    """Evenly spaced levels from a group's smallest to its largest weight, in place of fitted ones."""
+
+    def fit_groups(
+        self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
+    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        """See ``fit.fit_groups``; importance is not looked at."""
+        groups = weights.reshape(len(weights), -1, group_size)
+        low, high = groups.min(axis=-1), groups.max(axis=-1)
+        step = (high - low) / (2**bits - 1)
+        half_scales = (step[..., None] * 2.0 ** np.arange(bits) / 2).astype(np.float16)
+        centers = ((low + high) / 2).astype(np.float16)
+        return half_scales, centers, nearest(groups, levels(half_scales, centers)).reshape(weights.shape)
+
+
+class FixedCodesBackend(NativeBackend):
+    """Error feedback as ELUTQ's own code has it: the codes are chosen before a group's columns are compensated."""
+
+    def feedback_columns(
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+    ) -> tuple[CodeArray, FloatArray]:
+        """See ``feedback.feedback_columns``."""
+        group_levels = levels(half_scales, centers)
+        codes, compensated = nearest(weights, group_levels), weights.copy()
+        fixed = np.take_along_axis(group_levels, codes.astype(np.intp), axis=1)
+        errors = np.empty_like(weights)
+        for column in range(weights.shape[1]):
+            errors[:, column] = (compensated[:, column] - fixed[:, column]) / factor[column, column]
+            compensated[:, column + 1 :] -= errors[:, column, None] * factor[column, column + 1 :]
+        return codes, errors
+
+
+METHODS: dict[str, tuple[str, type[NativeBackend], bool, dict[str, str | bool]]] = {
+    "uniform": ("uniform, round to nearest", UniformBackend, False, {}),
+    "uniform-feedback": ("uniform + feedback (GPTQ)", UniformBackend, True, {"method": "feedback"}),
+    "fit": ("HLQ fit, weights only", NativeBackend, False, {}),
+    "fixed-codes": (
+        "HLQ + feedback, codes fixed first (the authors')",
+        FixedCodesBackend,
+        True,
+        {"method": "feedback"},
+    ),
+    "feedback": ("HLQ + feedback", NativeBackend, True, {"method": "feedback"}),
+    "refine": ("+ refine", NativeBackend, True, {"method": "refine"}),
+    "correct": ("+ correct (the default)", NativeBackend, True, {"method": "correct"}),
+    "rotate": ("rotate, then all of these", NativeBackend, True, {"method": "correct", "rotate": True}),
+}
+"""Name -> label, backend, whether it is calibrated, and the recipe's options."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the table."""
+
+    label: str
+    backend: type[NativeBackend]
+    calibrated: bool
+    recipe: Recipe
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """Returns the rows that were asked for."""
+    common = {"output_bits": 16, "embedding_bits": 16, "seed": options.seed}
+    found = []
+    for bits in options.bits:
+        for group_size in options.group_sizes:
+            for method in options.methods:
+                label, backend, calibrated, chosen = METHODS[method]
+                recipe = Recipe(bits=bits, group_size=group_size, **common, **chosen)
+                found.append(Job(label, backend, calibrated, recipe))
+    for target in options.targets:
+        recipe = Recipe(target_bpw=target, **common)
+        found.append(Job(f"--target-bpw {target:g}", NativeBackend, True, recipe))
+    return found
+
+
+def body_bits(file: ModelFile) -> float:
+    """Returns the bits per weight of the blocks' linears, scales and centers included."""
+    records = [record for record in file.tensors.values() if record.group_size]
+    return 8 * sum(record.n_bytes for record in records) / sum(record.n_weights for record in records)
+
+
+class RecordedLogits:
+    """The checkpoint's logits on one text, computed once and kept on disk."""
+
+    def __init__(self, checkpoint: Checkpoint, windows: Windows, path: Path) -> None:
+        """Compute them: (windows, tokens, vocab_size) float32."""
+        shape = (*windows.tokens.shape, checkpoint.config.vocab_size)
+        self.recorded = np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=shape)
+        for index, found in enumerate(Transformer(checkpoint).window_logits(windows.tokens)):
+            self.recorded[index] = found
+
+    def window_logits(self, windows: FloatArray, advance: Callable[[float], None]) -> Iterator[FloatArray]:
+        """Yield the logits of each window."""
+        yield from self.recorded
+
+    def logits(self, tokens: FloatArray) -> FloatArray:
+        """Not used: all windows are asked for at once."""
+        raise NotImplementedError
+
+
+def run(
+    job: Job,
+    options: argparse.Namespace,
+    checkpoint: Checkpoint,
+    texts: list[tuple[Windows, RecordedLogits]],
+    folder: Path,
+) -> dict:
+    """Makes one model file, evaluates it on every text and returns the row's figures."""
+    output = folder / "model.gguf"
+    tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+    calibration = None
+    if job.calibrated:
+        calibration = CalibrationText.read(options.calibration, tokenizer, checkpoint.config, job.recipe)
+    with job.backend(options.threads) as backend:
+        summary = quantize(checkpoint, output, job.recipe, calibration, backend, force=True)
+    file = ModelFile.open(output)
+    results: list[Evaluation] = []
+    with open_model(output, options.ctx_size, options.threads) as model:
+        for windows, reference in texts:
+            results.append(evaluate_all([model.logits_model], windows, reference)[0])
+    return {
+        "label": job.label,
+        "bits": None if job.recipe.target_bpw else job.recipe.bits,
+        "group_size": None if job.recipe.target_bpw else job.recipe.group_size,
+        "bits_per_weight": body_bits(file),
+        "kl": [result.kl for result in results],
+        "top1": [result.top1 for result in results],
+        "ppl": [result.ppl for result in results],
+        "seconds": summary.seconds,
+    }
+
+
+def header(names: list[str]) -> str:
+    """Returns the head of the Markdown table for texts of these names."""
+    cells = ["bits", "group", "method", "bits/weight"]
+    cells += [f"{figure} {name}" for figure in ("KL", "top-1, %", "ppl") for name in names] + ["seconds"]
+    return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
+
+
+def line(row: dict) -> str:
+    """Returns one line of the Markdown table."""
+    cells = [str(row["bits"] or "chosen"), str(row["group_size"] or "chosen"), row["label"]]
+    cells += [f"{row['bits_per_weight']:.3f}", *(f"{kl:.4f}" for kl in row["kl"])]
+    cells += [*(f"{100 * top1:.1f}" for top1 in row["top1"]), *(f"{ppl:.2f}" for ppl in row["ppl"])]
+    return f"| {' | '.join([*cells, format(row['seconds'], '.0f')])} |"
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draws KL on the first text against bits per weight, with llama.cpp's points."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for label in dict.fromkeys(row["label"] if row["bits"] else "--target-bpw" for row in rows):
+        points = sorted(
+            (row["bits_per_weight"], row["kl"][0])
+            for row in rows
+            if row["label"] == label or (not row["bits"] and label == "--target-bpw")
+        )
+        axes.plot(*zip(*points, strict=True), "o-", label=label)
+    axes.plot(*zip(*PEERS.values(), strict=True), "kx", label="llama.cpp with an importance matrix")
+    for name, point in PEERS.items():
+        axes.annotate(name, point, textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes.set(xlabel="bits per weight of the blocks", ylabel="KL divergence, nats", yscale="log")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True, nargs="+")
+    parser.add_argument("--texts", type=Path, required=True, nargs="+")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--targets", type=float, nargs="*", default=[2.5, 3.0])
+    parser.add_argument("--ctx-size", type=int, default=512)
+    parser.add_argument("--chunks", type=int, default=40, help="windows of each text")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--plot", type=Path, help="draw KL against bits per weight")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Makes the table on stdout."""
+    options = parse(sys.argv[1:])
+    rows = []
+    with Checkpoint.open(options.model) as checkpoint, tempfile.TemporaryDirectory() as folder:
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        texts = []
+        for index, path in enumerate(options.texts):
+            tokens = tokenizer.encode(path.read_text(encoding="utf-8"))
+            windows = split_windows(tokens, options.ctx_size, options.chunks)
+            texts.append((windows, RecordedLogits(checkpoint, windows, Path(folder) / f"{index}.npy")))
+        print(header([path.stem.rsplit("-", 1)[-1] for path in options.texts]))
+        for job in jobs(options):
+            rows.append(run(job, options, checkpoint, texts, Path(folder)))
+            print(line(rows[-1]), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The allocate stage: the budget is kept and well spent, and sensitivities are what they say."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.evaluation import log_softmax
+from elutq_cli.pipeline.allocate import Candidate, allocate, bits_per_weight, measure_candidates, spend
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.reference import Transformer
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.model_file import ModelFile
+from elutq_formats.tokenizer import Tokenizer
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+TINY = GOLDEN / "llama2-gqa-sharded"
+RECIPE = Recipe(group_size=32, num_samples=6, sequence_length=16, target_bpw=3.0, output_bits=16, embedding_bits=16)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with NativeBackend(2) as native:
+        yield native
+
+
+def tokens_of(checkpoint, count=6):
+    return np.random.default_rng(1).integers(0, checkpoint.config.vocab_size, (count, 16))
+
+
+def test_bits_per_weight_counts_scales_and_centers():
+    assert bits_per_weight((2, 128)) == 2.375
+    assert bits_per_weight((2, 64)) == 2.75
+    assert bits_per_weight((3, 128)) == 3.5
+
+
+def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
+    rng = np.random.default_rng(2)
+    choices = [(1, 128), (2, 128), (3, 128), (4, 128)]
+    candidates = [
+        Candidate(
+            str(index), 1000, float(np.exp(rng.normal())), {choice: 0.3 * 4.0 ** -choice[0] for choice in choices}
+        )
+        for index in range(6)
+    ]
+    tables = [{c: candidate.sensitivity * error for c, error in candidate.errors.items()} for candidate in candidates]
+    for target in (1.5, 2.0, 2.5, 3.0, 4.0):
+        chosen = spend(candidates, target * 6000, target)
+        assert sum(map(bits_per_weight, chosen.values())) <= 6 * target
+        harm = sum(table[chosen[str(index)]] for index, table in enumerate(tables))
+        possible = (
+            sum(table[choice] for table, choice in zip(tables, combination, strict=True))
+            for combination in itertools.product(choices, repeat=6)
+            if sum(map(bits_per_weight, combination)) <= 6 * target
+        )
+        assert harm <= 1.5 * min(possible)  # a hull's steps leave less than one step of the budget
+    with pytest.raises(ElutqError, match=r"1\.1 bits per weight cannot be reached: .* 1\.250 to 4\.625"):
+        spend(candidates, 1.1 * 6000, 1.1)
+    with pytest.raises(ElutqError, match="cannot be reached"):
+        spend(candidates, 5.0 * 6000, 5.0)
+
+
+def test_sensitivity_is_the_divergence_when_one_linear_is_quantized(backend):
+    with Checkpoint.open(TINY) as checkpoint:
+        tokens = tokens_of(checkpoint)
+        name = "model.layers.0.mlp.down_proj.weight"
+        [found] = measure_candidates(checkpoint, RECIPE, {name}, tokens, backend, lambda n_weights: None)
+        model = Transformer(checkpoint, keep=True)
+        expected = [log_softmax(model.logits(row)) for row in tokens[:4]]
+        inputs = {}
+        model.block(0)(model.embed(tokens), observe=inputs.__setitem__)
+        x = inputs["mlp.down_proj"].reshape(-1, checkpoint.load(name).shape[1])
+        whole = feedback(checkpoint.load(name), x.T @ x / np.float32(len(x)), 2, 64, RECIPE.damping, backend)
+        model._kept[name] = whole.tensor.dequantize()
+        changed = [log_softmax(model.logits(row)) for row in tokens[:4]]
+    divergence = np.mean([(np.exp(p) * (p - q)).sum(-1).mean() for p, q in zip(expected, changed, strict=True)])
+    assert found.sensitivity * found.errors[2, 64] == pytest.approx(divergence, rel=1e-2)
+    assert found.errors[1, 64] > found.errors[2, 64] > found.errors[3, 64] > found.errors[4, 64] > 0
+
+
+def test_tensor_types_are_left_alone_and_count(backend):
+    recipe = replace(RECIPE, tensor_types=(r"blk\.0\.ffn_down=4g32",), target_bpw=3.5)
+    with Checkpoint.open(TINY) as checkpoint:
+        chosen = allocate(checkpoint, recipe, tokens_of(checkpoint), backend)
+        plan = Plan.make(checkpoint.config, recipe, chosen)
+        shapes = checkpoint.config.tensor_shapes()
+    assert "model.layers.0.mlp.down_proj.weight" not in chosen
+    entries = [entry for block in plan.blocks for entry in block]
+    weights = sum(np.prod(shapes[entry.name]) for entry in entries)
+    spent = sum(bits_per_weight((entry.bits, entry.group_size)) * np.prod(shapes[entry.name]) for entry in entries)
+    assert 3.0 * weights < spent <= 3.5 * weights
+    assert [entry.bits for entry in entries if entry.name == "model.layers.0.mlp.down_proj.weight"] == [4]
+
+
+def test_the_file_has_the_bits_that_were_chosen(tmp_path, backend):
+    text = tmp_path / "text.jsonl"
+    words = np.random.default_rng(3).choice(list("abcdefgh"), (20, 20))
+    text.write_text("".join(json.dumps({"text": " ".join(row)}) + "\n" for row in words))
+    with Checkpoint.open(TINY) as checkpoint:
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        calibration = CalibrationText.read([text, text], tokenizer, checkpoint.config, RECIPE)
+        quantize(checkpoint, tmp_path / "out.gguf", RECIPE, calibration, backend)
+        with pytest.raises(ElutqError, match="add --calibration"):
+            quantize(checkpoint, tmp_path / "none.gguf", RECIPE, None, backend)
+    file = ModelFile.open(tmp_path / "out.gguf")
+    records = [record for record in file.tensors.values() if record.group_size]
+    assert len({record.bits for record in records}) > 1
+    bits = sum(bits_per_weight((r.bits, r.group_size)) * r.n_weights for r in records)
+    assert 2.5 < bits / sum(r.n_weights for r in records) <= 3.0
+    assert file.provenance["method"] == "allocate, calibrate, correct, feedback, refine"
+    assert file.provenance["calibration.files"] == ["text.jsonl", "text.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("ffn_down", "write REGEX=BITS"),
+        ("ffn_down=5", "write REGEX=BITS"),
+        ("ffn_down=3g100", "write REGEX=BITS"),
+        ("=3", "write REGEX=BITS"),
+        ("(=3", "is not a regular expression"),
+    ],
+)
+def test_malformed_tensor_types_are_refused(entry, message):
+    with pytest.raises(ElutqError, match=message):
+        Recipe(tensor_types=(entry,))
+
+
+def test_tensor_types_apply_in_order_to_every_matrix():
+    types = ("attn=3", r"^blk\.1\.=4g32", "^output$=16", "token_embd=2")
+    with Checkpoint.open(TINY) as checkpoint:
+        plan = Plan.make(checkpoint.config, Recipe(group_size=64, tensor_types=types))
+        with pytest.raises(ElutqError, match=r"type blk\\.99=3 matches no matrix"):
+            Plan.make(checkpoint.config, Recipe(group_size=64, tensor_types=(r"blk\.99=3",)))
+    found = {entry.name: (entry.bits, entry.group_size) for entry in plan.matrices()}
+    assert found["model.layers.0.self_attn.q_proj.weight"] == (3, 64)
+    assert found["model.layers.0.mlp.up_proj.weight"] == (2, 64)
+    assert found["model.layers.1.self_attn.q_proj.weight"] == (4, 32)
+    assert found["lm_head.weight"] == (16, None)
+    assert found["model.embed_tokens.weight"] == (2, 64)
+    assert plan.blocks[0][3].bits == 3  # attn_output is no head
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a fox"}\n{"body": "b"}\n', "line 2 has no field text that is a string"),
+        ('{"text": 3}\n', "line 1 has no field text"),
+        ('{"text": "a"}\nfox\n', "line 2 is not JSON"),
+        ("\n\n", "has 0 tokens"),
+    ],
+)
+def test_malformed_jsonl_is_refused(tmp_path, content, message):
+    path = tmp_path / "text.jsonl"
+    path.write_text(content)
+    with Checkpoint.open(TINY) as checkpoint:
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        with pytest.raises(ElutqError, match=message):
+            CalibrationText.read(path, tokenizer, checkpoint.config, RECIPE)
