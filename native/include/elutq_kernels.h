@@ -93,11 +93,13 @@ struct elutq_kernels {
     void (*to_f16)(const float *x, uint32_t n, uint16_t *y);
 
     /*
-     * Attention of n_queries query heads over one key-value head: y[q] = softmax(scale * queries[q] . keys^T) values.
-     * queries, y: [n_queries][head_dim]; keys, values: fp16 [n_keys][head_dim]; scores: scratch [n_queries][n_keys].
+     * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head:
+     * y = softmax(scale * queries . keys^T) values. The last token sees all n_keys keys, each one before it one key less.
+     * queries, y: [n_tokens][n_queries][head_dim]; keys, values: fp16 [n_keys][head_dim], finite; n_keys >= n_tokens;
+     * scores: scratch [n_tokens][n_queries][n_keys].
      */
-    void (*attend)(const float *queries, uint32_t n_queries, const uint16_t *keys, const uint16_t *values, uint32_t n_keys,
-                   uint32_t head_dim, float scale, float *scores, float *y);
+    void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const uint16_t *keys, const uint16_t *values,
+                   uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y);
 
     /* Loads x[n], n a multiple of 64, and does next to nothing with it: measures memory. Returns something of it. */
     float (*read_floats)(const float *x, size_t n);

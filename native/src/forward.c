@@ -222,22 +222,40 @@ static void position_and_store(struct pass *pass, unsigned thread, uint32_t i) {
     elutq_pool_barrier(session->pool);
 }
 
-/* softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: token and KV head. */
+/* Copies the query heads of one KV head between [token][n_heads][head_dim] and [token][n_queries][head_dim]. */
+static void copy_heads(const struct elutq_config *config, const float *from, size_t from_stride, uint32_t n_tokens,
+                       float *to, size_t to_stride) {
+    const size_t width = (size_t)(config->n_heads / config->n_kv_heads) * config->head_dim;
+    for (uint32_t token = 0; token < n_tokens; token++)
+        memcpy(to + token * to_stride, from + token * from_stride, width * sizeof *to);
+}
+
+/* softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: a few tokens and a KV head. */
 static void attend(struct pass *pass, unsigned thread, uint32_t i) {
     struct elutq_session *session = pass->session;
     const struct elutq_config *config = &session->model->config;
     const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
+    const size_t width = (size_t)n_queries * head_dim, all_heads = (size_t)config->n_heads * head_dim;
     const float scale = 1.0f / sqrtf((float)head_dim);
-    float *scores = session->scores + (size_t)thread * n_queries * session->context_size;
+    const uint32_t window = config->sliding_window;
+    /* Tokens whose window has begun to slide each start at another key. */
+    const bool slides = window != 0 && session->position + pass->n_tokens > window;
+    const uint32_t block = slides ? 1 : ELUTQ_ATTEND_TOKENS, n_blocks = (pass->n_tokens + block - 1) / block;
+    float *scores = session->scores + (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * session->context_size;
+    float *queries = session->heads + 2 * (size_t)thread * ELUTQ_ATTEND_TOKENS * width;
+    float *results = queries + ELUTQ_ATTEND_TOKENS * width;
     unsigned item;
-    while (elutq_pool_take(session->pool, thread, pass->n_tokens * config->n_kv_heads, &item)) {
-        const uint32_t token = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
-        const uint32_t end = session->position + token + 1, window = config->sliding_window;
-        const uint32_t first = window != 0 && end > window ? end - window : 0;
-        const size_t at = cache_offset(session, i, kv_head) + (size_t)first * head_dim;
-        const size_t row = ((size_t)token * config->n_kv_heads + kv_head) * n_queries;
-        session->model->kernels->attend(session->q + row * head_dim, n_queries, session->keys + at, session->values + at,
-                                        end - first, head_dim, scale, scores, session->attended + row * head_dim);
+    while (elutq_pool_take(session->pool, thread, n_blocks * config->n_kv_heads, &item)) {
+        const uint32_t token = item / config->n_kv_heads * block, kv_head = item % config->n_kv_heads;
+        const uint32_t left = pass->n_tokens - token, n_tokens = left < block ? left : block;
+        const uint32_t end = session->position + token + n_tokens;
+        const uint32_t first = slides && end > window ? end - window : 0;
+        const size_t keys = cache_offset(session, i, kv_head) + (size_t)first * head_dim;
+        const size_t heads = token * all_heads + kv_head * width;
+        copy_heads(config, session->q + heads, all_heads, n_tokens, queries, width);
+        session->model->kernels->attend(queries, n_tokens, n_queries, session->keys + keys, session->values + keys,
+                                        end - first, head_dim, scale, scores, results);
+        copy_heads(config, results, width, n_tokens, session->attended + heads, all_heads);
     }
     elutq_pool_barrier(session->pool);
 }

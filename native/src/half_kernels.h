@@ -155,29 +155,33 @@ INLINE void prefetch_half(const uint16_t *row, uint32_t n) {
     }
 }
 
-KERNEL void attend(const float *queries, uint32_t n_queries, const uint16_t *keys, const uint16_t *values, uint32_t n_keys,
-                   uint32_t head_dim, float scale, float *scores, float *y) {
+KERNEL void attend(const float *queries, uint32_t n_tokens, uint32_t n_queries, const uint16_t *keys, const uint16_t *values,
+                   uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y) {
+    const uint32_t n_rows = n_tokens * n_queries;
     for (uint32_t key = 0; key < n_keys; key++) {
         const uint16_t *row = keys + (size_t)key * head_dim;
         prefetch_half(row, head_dim);
         uint32_t q = 0;
-        for (; q + 4 <= n_queries; q += 4)
+        for (; q + 4 <= n_rows; q += 4)
             dot_half_4(row, queries + (size_t)q * head_dim, head_dim, scale, scores + (size_t)q * n_keys + key, n_keys);
-        for (; q < n_queries; q++)
+        for (; q < n_rows; q++)
             scores[(size_t)q * n_keys + key] = scale * dot_half(row, queries + (size_t)q * head_dim, head_dim);
     }
-    for (uint32_t q = 0; q < n_queries; q++)
-        softmax(scores + (size_t)q * n_keys, n_keys);
-    memset(y, 0, (size_t)n_queries * head_dim * sizeof *y);
+    for (uint32_t q = 0; q < n_rows; q++) {
+        const uint32_t unseen = n_tokens - 1 - q / n_queries;
+        softmax(scores + (size_t)q * n_keys, n_keys - unseen);
+        memset(scores + (size_t)(q + 1) * n_keys - unseen, 0, unseen * sizeof *scores);
+    }
+    memset(y, 0, (size_t)n_rows * head_dim * sizeof *y);
     uint32_t key = 0;
     for (; key + 4 <= n_keys; key += 4) {
         const uint16_t *rows = values + (size_t)key * head_dim;
         prefetch_half(rows, 4 * head_dim);
-        for (uint32_t q = 0; q < n_queries; q++)
+        for (uint32_t q = 0; q < n_rows; q++)
             add_weighted_4(rows, scores + (size_t)q * n_keys + key, head_dim, y + (size_t)q * head_dim);
     }
     for (; key < n_keys; key++)
-        for (uint32_t q = 0; q < n_queries; q++)
+        for (uint32_t q = 0; q < n_rows; q++)
             add_weighted(values + (size_t)key * head_dim, scores[(size_t)q * n_keys + key], head_dim,
                          y + (size_t)q * head_dim);
 }

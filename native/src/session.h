@@ -13,6 +13,9 @@
 /* From this many tokens on, expanding planes to levels once beats looking every token up in tables (docs/kernels.md). */
 #define ELUTQ_LEVELS_MIN_TOKENS 4
 
+/* Tokens that attend together, so that a key or value is converted from fp16 once for all of them. */
+#define ELUTQ_ATTEND_TOKENS 4
+
 /* Group sizes 32, 64 and 128 have their own tables; index with elutq_group_index. */
 #define ELUTQ_GROUP_SIZES 3
 
@@ -49,7 +52,8 @@ struct elutq_session {
     float *cosines, *sines; /* [batch][head_dim / 2] */
     struct elutq_input input;
     float *chunks; /* [n_threads][batch][ELUTQ_CHUNK_STRIDE] */
-    float *scores; /* [n_threads][n_heads / n_kv_heads][context_size] */
+    float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][context_size] */
+    float *heads;  /* [n_threads][queries, results][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][head_dim] */
 
     void *allocations[ELUTQ_MAX_ALLOCATIONS];
     unsigned n_allocations;

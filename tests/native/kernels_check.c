@@ -285,13 +285,15 @@ static void check_to_f16(const struct elutq_kernels *kernels) {
     }
 }
 
-static void check_attend(const struct elutq_kernels *kernels, uint32_t n_queries, uint32_t n_keys, uint32_t head_dim) {
-    const float *queries = random_floats((size_t)n_queries * head_dim, 2);
+static void check_attend(const struct elutq_kernels *kernels, uint32_t n_tokens, uint32_t n_queries, uint32_t n_keys,
+                         uint32_t head_dim) {
+    const size_t n_rows = (size_t)n_tokens * n_queries;
+    const float *queries = random_floats(n_rows * head_dim, 2);
     const uint16_t *keys = random_halves((size_t)n_keys * head_dim, -3, 3);
     const uint16_t *values = random_halves((size_t)n_keys * head_dim, -1, 1);
-    float *scores = guarded((size_t)n_queries * n_keys * sizeof *scores);
-    COMPARE("attend", (size_t)n_queries * head_dim,
-            set->attend(queries, n_queries, keys, values, n_keys, head_dim, 0.2f, scores, y));
+    float *scores = guarded(n_rows * n_keys * sizeof *scores);
+    COMPARE("attend", n_rows * head_dim,
+            set->attend(queries, n_tokens, n_queries, keys, values, n_keys, head_dim, 0.2f, scores, y));
     free_guarded();
 }
 
@@ -300,7 +302,7 @@ static void check_attend(const struct elutq_kernels *kernels, uint32_t n_queries
 static void check_set(const struct elutq_kernels *kernels) {
     static const uint32_t ROWS[] = {1, 31, 33, 64, 256, 300}, LENGTHS[] = {1, 2, 15, 16, 17, 34, 64, 100};
     static const uint32_t F16[][3] = {{1, 1, 1}, {5, 16, 4}, {7, 40, 7}, {259, 40, 3}, {20, 192, 9}};
-    static const uint32_t ATTEND[][3] = {{1, 1, 8}, {3, 16, 20}, {1, 37, 64}, {4, 50, 128}};
+    static const uint32_t ATTEND[][4] = {{1, 1, 1, 8}, {1, 3, 16, 20}, {4, 1, 37, 64}, {3, 4, 50, 128}};
     for (uint32_t bits = ELUTQ_HLQ_MIN_BITS; bits <= ELUTQ_HLQ_MAX_BITS; bits++)
         for (uint32_t group_size = 32; group_size <= 128; group_size *= 2)
             for (size_t i = 0; i < COUNT(ROWS); i++) {
@@ -313,7 +315,7 @@ static void check_set(const struct elutq_kernels *kernels) {
     for (size_t i = 0; i < COUNT(LENGTHS); i++)
         check_elementwise(kernels, LENGTHS[i]);
     for (size_t i = 0; i < COUNT(ATTEND); i++)
-        check_attend(kernels, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2]);
+        check_attend(kernels, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2], ATTEND[i][3]);
     check_to_f16(kernels);
 }
 

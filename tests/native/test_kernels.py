@@ -297,19 +297,23 @@ def test_rope(name, head_dim, memory, rng):
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("head_dim", [8, 20, 64, 128])
-@pytest.mark.parametrize("n_keys", [1, 16, 37])
-@pytest.mark.parametrize("n_queries", [1, 3, 6])
-def test_attention(name, head_dim, n_keys, n_queries, memory, rng):
-    q = memory.copy(rng.standard_normal((n_queries, head_dim)).astype(np.float32))
+@pytest.mark.parametrize("n_keys", [4, 16, 37])
+@pytest.mark.parametrize(("n_tokens", "n_queries"), [(1, 1), (1, 3), (1, 6), (3, 1), (4, 2)])
+def test_attention(name, head_dim, n_keys, n_tokens, n_queries, memory, rng):
+    shape = (n_tokens, n_queries, head_dim)
+    q = memory.copy(rng.standard_normal(shape).astype(np.float32))
     k, v = (memory.copy(rng.standard_normal((n_keys, head_dim)).astype(np.float16)) for _ in range(2))
-    scores, y = memory.array((n_queries, n_keys), np.float32), memory.array((n_queries, head_dim), np.float32)
+    scores, y = memory.array((n_tokens * n_queries, n_keys), np.float32), memory.array(shape, np.float32)
     halves = [ffi.from_buffer("uint16_t[]", array) for array in (k, v)]
-    SETS[name].attend(floats(q), n_queries, *halves, n_keys, head_dim, 0.3, floats(scores), floats(y))
+    arguments = (floats(q), n_tokens, n_queries, *halves, n_keys, head_dim, 0.3, floats(scores))
+    SETS[name].attend(*arguments, floats(y))
     exact = np.exp(0.3 * q.astype(np.float64) @ k.astype(np.float64).T)
-    exact = exact / exact.sum(axis=1, keepdims=True) @ v.astype(np.float64)
+    seen = np.arange(n_keys) <= (n_keys - n_tokens + np.arange(n_tokens))[:, None, None]
+    exact = np.where(seen, exact, 0)
+    exact = exact / exact.sum(axis=-1, keepdims=True) @ v.astype(np.float64)
     assert np.allclose(y, exact, atol=2e-6)
-    reference = memory.array((n_queries, head_dim), np.float32)
-    SCALAR.attend(floats(q), n_queries, *halves, n_keys, head_dim, 0.3, floats(scores), floats(reference))
+    reference = memory.array(shape, np.float32)
+    SCALAR.attend(*arguments, floats(reference))
     assert np.array_equal(y, reference)
 
 
