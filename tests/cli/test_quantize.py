@@ -73,6 +73,27 @@ def test_json_and_the_log_say_every_error(tmp_path):
     assert file.provenance["calibration.files"] == ["text.txt"]
 
 
+def test_bits_are_chosen_under_a_budget_and_overridden(tmp_path):
+    output, plain, lines = tmp_path / "out.gguf", tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text("A quick brown fox and some dogs. " * 40)
+    lines.write_text('{"text": "Some dogs and a quick brown fox."}\n' * 40)
+    options = ["--group-size", 32, "--calibration", plain, "--calibration", lines, "--sequence-length", 16]
+    budget = ["--target-bpw", 3.2, "--tensor-type", r"blk\.1\.attn_q$=4g32", "--num-samples", 8, "--rotate", "-v"]
+    result = run(TINY, "-o", output, *options, *budget)
+    assert result.returncode == 0, result.stderr
+    assert "model.layers.0.mlp.up_proj.weight: " in result.stderr
+    file = ModelFile.open(output)
+    records = {name: record for name, record in file.tensors.items() if name.startswith("blk.") and record.group_size}
+    assert (records["blk.1.attn_q.weight"].bits, records["blk.1.attn_q.weight"].group_size) == (4, 32)
+    weights = sum(record.n_weights for record in records.values())
+    spent = sum((r.bits + 16 * (r.bits + 1) / r.group_size) * r.n_weights for r in records.values())
+    assert 2.7 < spent / weights <= 3.2
+    assert file.provenance["method"] == "rotate, allocate, calibrate, correct, feedback, refine"
+    assert json.loads(file.provenance["recipe"])["target_bpw"] == 3.2
+    assert file.provenance["calibration.files"] == ["a.txt", "b.jsonl"]
+    assert len(file.provenance["calibration.sha256"]) == 2
+
+
 def test_numpy_waits_until_its_threads_are_chosen():
     check = "import sys, elutq_cli.app; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], timeout=60, check=False).returncode == 0
@@ -85,6 +106,9 @@ def test_refusals(tmp_path):
     assert "group size 100" in refusal(TINY, "-o", output, "--group-size", 100)
     assert "--group-size 32" in refusal(NARROW, "-o", output)
     assert "does not exist" in refusal(TINY, "-o", tmp_path / "no" / "out.gguf", "--group-size", 32)
+    assert "method best is not known" in refusal(TINY, "-o", output, "--group-size", 32, "--method", "best")
+    assert "add --calibration" in refusal(TINY, "-o", output, "--group-size", 32, "--target-bpw", 3)
+    assert "write REGEX=BITS" in refusal(TINY, "-o", output, "--group-size", 32, "--tensor-type", "attn=9")
     missing = ["--group-size", 32, "--calibration", tmp_path / "none.txt", "--sequence-length", 64]
     assert "cannot read" in refusal(TINY, "-o", output, *missing)
     longer = ["--group-size", 32, "--calibration", SAMPLED, "--sequence-length", 4096]
