@@ -59,9 +59,9 @@ def block_statistics(
     positions = Positions.of(block.config, hidden.shape[1])
     steps: tuple[tuple[str, Callable[[Block, FloatArray], FloatArray]], ...] = (
         ("self_attn.q_proj", lambda block, x: np.asarray(block.norm("input_layernorm", x))),
-        ("self_attn.o_proj", lambda block, x: attention_values(block, x, positions)),
+        ("self_attn.o_proj", lambda block, x: block.attention_values(block.norm("input_layernorm", x), positions)),
         ("mlp.gate_proj", lambda block, x: np.asarray(block.norm("post_attention_layernorm", x))),
-        ("mlp.down_proj", gated_values),
+        ("mlp.down_proj", lambda block, x: block.gated_values(block.norm("post_attention_layernorm", x))),
     )
     for linear, linear_input in steps:
         adds_to_stream = linear in ADDED_TO_STREAM
@@ -76,20 +76,6 @@ def _add_output(
     block: Block, linear: str, linear_input: Callable[[Block, FloatArray], FloatArray], x: FloatArray
 ) -> None:
     x += block.linear(linear, linear_input(block, x))
-
-
-def attention_values(block: Block, x: FloatArray, positions: Positions) -> FloatArray:
-    """Return the input of the block's output projection for the residual stream x."""
-    seen: dict[str, FloatArray] = {}
-    block.attention(block.norm("input_layernorm", x), positions, observe=seen.__setitem__)
-    return seen["self_attn.o_proj"]
-
-
-def gated_values(block: Block, x: FloatArray) -> FloatArray:
-    """Return the input of the block's down projection for the residual stream x."""
-    seen: dict[str, FloatArray] = {}
-    block.mlp(block.norm("post_attention_layernorm", x), observe=seen.__setitem__)
-    return seen["mlp.down_proj"]
 
 
 def input_statistics(

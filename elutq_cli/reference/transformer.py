@@ -197,9 +197,16 @@ class Block:
         self, x: Array, positions: Positions, observe: Observe | None = None, cache: KeyValueCache | None = None
     ) -> Array:
         """Self-attention of the normalised x: (..., n, hidden_size) -> (..., n, hidden_size)."""
-        xp, head_dim = self.xp, self.config.head_dim
         if observe is not None:
             observe("self_attn.q_proj", x)
+        out = self.attention_values(x, positions, cache)
+        if observe is not None:
+            observe("self_attn.o_proj", out)
+        return self.linear("self_attn.o_proj", out)
+
+    def attention_values(self, x: Array, positions: Positions, cache: KeyValueCache | None = None) -> Array:
+        """What the heads gather, before the output projection: (..., n, hidden_size) -> (..., n, heads * head_dim)."""
+        xp, head_dim = self.xp, self.config.head_dim
         q = self.linear("self_attn.q_proj", x).reshape(*x.shape[:-1], self.config.num_attention_heads, head_dim)
         k = self.linear("self_attn.k_proj", x).reshape(*x.shape[:-1], self.config.num_key_value_heads, head_dim)
         v = self.linear("self_attn.v_proj", x).reshape(*x.shape[:-1], self.config.num_key_value_heads, head_dim)
@@ -211,19 +218,20 @@ class Block:
                 past_k, past_v = cache[self.layer]
                 k, v = xp.concatenate((past_k, k), axis=-3), xp.concatenate((past_v, v), axis=-3)
             cache[self.layer] = (k, v)
-        out = attend(q, k, v, positions, self.config.sliding_window, xp)
-        if observe is not None:
-            observe("self_attn.o_proj", out)
-        return self.linear("self_attn.o_proj", out)
+        return attend(q, k, v, positions, self.config.sliding_window, xp)
 
     def mlp(self, x: Array, observe: Observe | None = None) -> Array:
         """SwiGLU of the normalised x: (..., n, hidden_size) -> (..., n, hidden_size)."""
         if observe is not None:
             observe("mlp.gate_proj", x)
-        product = silu(self.linear("mlp.gate_proj", x), self.xp) * self.linear("mlp.up_proj", x)
+        product = self.gated_values(x)
         if observe is not None:
             observe("mlp.down_proj", product)
         return self.linear("mlp.down_proj", product)
+
+    def gated_values(self, x: Array) -> Array:
+        """The gated hidden layer, before the down projection: (..., n, hidden_size) -> (..., n, intermediate_size)."""
+        return silu(self.linear("mlp.gate_proj", x), self.xp) * self.linear("mlp.up_proj", x)
 
     def norm(self, name: str, x: Array) -> Array:
         """RMS norm of the last axis of x by the weight of this name."""
