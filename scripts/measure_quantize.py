@@ -1,0 +1,210 @@
+"""Measures the quantizer on a slice of a model: a table of stages, peak memory, and what the whole model would take.
+
+    python scripts/make_checkpoint.py llama3-8b --blocks 2 -o /tmp/llama3-8b
+    python scripts/measure_quantize.py /tmp/llama3-8b --blocks 32
+    python scripts/measure_quantize.py /tmp/llama3-8b --blocks 32 --calibration text.txt --num-samples 16
+
+Every second belongs to the innermost of the functions in STAGES that was running. What is done once for a model
+(embedding, head) is counted once; what is done for each block, as often as the model has blocks. Processor time over
+wall-clock time says how many cores a stage kept busy, and what a busy machine took away from it.
+"""
+
+import argparse
+import importlib
+import os
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from elutq_cli.pipeline.blas import configure_blas
+
+STAGES = {
+    "load": (("quantize", "_Run.load"),),
+    "calibration forward": (
+        ("calibrate", "block_statistics"),
+        ("calibrate", "block_hessians"),
+        ("calibrate", "input_statistics"),
+        ("calibrate", "hessian"),
+    ),
+    "Hessian products": (("calibrate", "add_gram"), ("calibrate", "add_product"), ("calibrate", "mirror_upper")),
+    "correction": (("quantize", "correction"), ("quantize", "corrected")),
+    "Cholesky factor": (("feedback", "inverse_factor"),),
+    "fit levels": (("backend", "NativeBackend.fit_groups"),),
+    "feedback, columns": (("backend", "NativeBackend.feedback_columns"),),
+    "feedback, rest of the row": (("feedback", "subtract_product"),),
+    "refine, levels": (("refine", "solve_levels"),),
+    "refine, codes": (("backend", "NativeBackend.descend_codes"),),
+    "error": (("fit", "measure"), ("feedback", "measure"), ("quantize", "measure")),
+    "pack": (("quantize", "pack"),),
+    "scratch files": (("spool", "Spool.add"), ("spool", "Spool.finish_unit"), ("spool", "Spool.open_streams")),
+    "write the file": (("quantize", "write_model"),),
+}
+OTHER = "all else"
+ONCE, BLOCKS = "once", "blocks"
+
+
+class Stopwatch:
+    """Adds up wall-clock and processor seconds by stage and by part of the model."""
+
+    def __init__(self) -> None:
+        """Start with everything at zero."""
+        self.part = ONCE
+        self.seconds: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.running = [OTHER]
+        self.last = self.now()
+
+    def now(self) -> tuple[float, float]:
+        """Return wall-clock and processor seconds."""
+        return time.perf_counter(), time.process_time()
+
+    def switch(self, change: Callable[[], Any]) -> None:
+        """Charge the time since the last switch to what was running, then let another run."""
+        now = self.now()
+        for kind in range(2):
+            self.seconds[self.running[-1], self.part][kind] += now[kind] - self.last[kind]
+        self.last = now
+        change()
+
+    def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, timed; calls from other threads than the driver's belong to what it waits for."""
+        driver = threading.get_ident()
+
+        def timed(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+            if threading.get_ident() != driver:
+                return function(*arguments, **options)
+            if stage == "load" and isinstance(arguments[1], str):
+                part = BLOCKS if arguments[1].startswith("model.layers.") else ONCE
+                self.switch(lambda: setattr(self, "part", part))
+            self.switch(lambda: self.running.append(stage))
+            try:
+                result = function(*arguments, **options)
+            finally:
+                self.switch(self.running.pop)
+            return self.steps(stage, result) if isinstance(result, Iterator) else result
+
+        return timed
+
+    def steps(self, stage: str, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Time each step of a generator."""
+        while True:
+            self.switch(lambda: self.running.append(stage))
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.switch(self.running.pop)
+            yield item
+
+    def instrument(self) -> None:
+        """Replace the functions of STAGES, those of them that are there, in the modules that call them."""
+        for stage, places in STAGES.items():
+            for module_name, path in places:
+                holder: Any = importlib.import_module(f"elutq_cli.pipeline.{module_name}")
+                *outer, name = path.split(".")
+                for attribute in outer:
+                    holder = getattr(holder, attribute)
+                if hasattr(holder, name):
+                    setattr(holder, name, self.wrap(stage, getattr(holder, name)))
+                quantize = importlib.import_module("elutq_cli.pipeline.quantize")
+                if not outer and holder is not quantize and hasattr(quantize, name):
+                    setattr(quantize, name, getattr(holder, name))
+
+
+class PeakMemory:
+    """Samples this process's memory without mapped files: RssAnon + RssShmem of /proc/self/status."""
+
+    def __init__(self) -> None:
+        """Start sampling."""
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.02):
+            fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+            now = sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
+            self.peak_bytes = max(self.peak_bytes, now)
+
+    def stop(self) -> int:
+        """Stop, and return the peak in bytes."""
+        self._stop.set()
+        self._thread.join()
+        return self.peak_bytes
+
+
+def print_table(watch: Stopwatch, slice_blocks: int, blocks: int) -> float:
+    """Print seconds by stage; return the whole model's."""
+    scale = blocks / slice_blocks
+    print(f"{'stage':28}{'once, s':>10}{'a block, s':>12}{f'{blocks} blocks, s':>14}{'part':>8}{'cores':>8}")
+    rows = []
+    for stage in [*STAGES, OTHER]:
+        once, in_blocks = watch.seconds[stage, ONCE], watch.seconds[stage, BLOCKS]
+        if stage == "write the file":  # proportional to the file, nearly all of which are blocks
+            once, in_blocks = [0.0, 0.0], [a + b for a, b in zip(once, in_blocks, strict=True)]
+        cores = (once[1] + in_blocks[1]) / max(once[0] + in_blocks[0], 1e-9)
+        rows.append((stage, once[0], in_blocks[0] / slice_blocks, once[0] + in_blocks[0] * scale, cores))
+    total = sum(row[3] for row in rows)
+    for stage, once_s, block_s, whole_s, cores in rows:
+        if once_s + block_s > 0.0:
+            print(f"{stage:28}{once_s:10.2f}{block_s:12.2f}{whole_s:14.1f}{whole_s / total:8.1%}{cores:8.2f}")
+    print(f"{'all':28}{sum(r[1] for r in rows):10.2f}{sum(r[2] for r in rows):12.2f}{total:14.1f}")
+    return total
+
+
+def main() -> None:
+    """Parse the command line, run, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--blocks", type=int, help="blocks of the whole model; default: those of the checkpoint")
+    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--method", help="the recipe's; default: its own")
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--num-samples", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("--work", type=Path, help="folder for the output; default: the system's temporary folder")
+    arguments = parser.parse_args()
+    configure_blas(1)
+    from elutq_cli.api import quantize
+    from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.checkpoint import Checkpoint
+
+    options = {"method": arguments.method} if arguments.method else {}
+    recipe = Recipe(
+        bits=arguments.bits,
+        group_size=arguments.group_size,
+        num_samples=arguments.num_samples,
+        sequence_length=arguments.sequence_length,
+        **options,
+    )
+    with Checkpoint.open(arguments.checkpoint) as checkpoint:
+        slice_blocks = checkpoint.config.num_hidden_layers
+    watch = Stopwatch()
+    watch.instrument()
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        memory = PeakMemory()
+        watch.switch(lambda: None)
+        output = Path(folder) / "model.gguf"
+        summary = quantize(
+            arguments.checkpoint, output, recipe, calibration=arguments.calibration, threads=arguments.threads
+        )
+        watch.switch(lambda: None)
+        peak = memory.stop()
+    blocks = arguments.blocks or slice_blocks
+    total = print_table(watch, slice_blocks, blocks)
+    print(
+        f"measured: {summary.seconds:.1f} s for {slice_blocks} blocks on {os.cpu_count()} cores, peak memory "
+        f"{peak / 1e9:.2f} GB without mapped files, load average {os.getloadavg()[0]:.1f}"
+    )
+    print(f"extrapolated: {total / 60:.1f} minutes for {blocks} blocks")
+
+
+if __name__ == "__main__":
+    main()
