@@ -110,6 +110,7 @@ def quantize(
     calibration: PathLike | Sequence[PathLike] | None = None,
     threads: int | None = None,
     force: bool = False,
+    resume: bool = True,
     advance: Callable[[int], None] = lambda n_weights: None,
 ) -> Summary:
     """Quantize a checkpoint folder to a model file.
@@ -121,6 +122,7 @@ def quantize(
         calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
         threads: threads; None: one for each physical core this process may use.
         force: replace the output if it is there.
+        resume: go on after what a stopped run with the same arguments has done.
         advance: called with the number of weights just done.
 
     Returns:
@@ -147,4 +149,4 @@ def quantize(
             files = [Path(file) for file in several]
             text = CalibrationText.read(files, tokenizer, source.config, recipe)
         backend = stack.enter_context(NativeBackend(threads))
-        return run_pipeline(source, Path(output), recipe, text, backend, force, advance)
+        return run_pipeline(source, Path(output), recipe, text, backend, force, advance, resume)

@@ -59,6 +59,9 @@ def quantize_command(
     threads: Annotated[
         int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=256)
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on after what a stopped run of the same command has done.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each tensor's error to stderr.")] = False,
@@ -87,7 +90,7 @@ def quantize_command(
     )
     check_output(output, force)
     folder = find_checkpoint(model, revision, offline)
-    summary = run(folder, output, recipe, calibration, threads, force, verbose)
+    summary = run(folder, output, recipe, calibration, threads, force, verbose, resume)
     if json_output:
         print(json.dumps({"model": str(model), "output": str(output)} | asdict(summary)))
     else:
@@ -105,6 +108,7 @@ def run(
     threads: int | None,
     force: bool,
     verbose: bool,
+    resume: bool = True,
 ) -> Summary:
     """Check everything that can be checked at once, then quantize, with a progress bar where stderr is a terminal.
 
@@ -135,7 +139,9 @@ def run(
         bar = stack.enter_context(
             tqdm(total=total, unit=" weights", unit_scale=True, disable=not sys.stderr.isatty(), file=sys.stderr)
         )
-        return quantize(checkpoint, output, recipe, text, backend, force, lambda n_weights: bar.update(n_weights))
+        return quantize(
+            checkpoint, output, recipe, text, backend, force, lambda n_weights: bar.update(n_weights), resume
+        )
 
 
 def _exit_on_signal(number: int, frame: object) -> None:

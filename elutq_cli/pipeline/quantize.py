@@ -14,6 +14,7 @@ from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics, block
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.correct import corrected, correction
 from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
 from elutq_cli.pipeline.products import measure
@@ -62,11 +63,13 @@ def quantize(
     backend: Backend,
     force: bool = False,
     advance: Callable[[int], None] = lambda _: None,
+    resume: bool = True,
 ) -> Summary:
     """Quantize a checkpoint into a model file.
 
-    Without calibration one matrix is in memory at a time; with it, one block, its Hessians, and the activations of the
-    calibration sequences.
+    Without calibration one matrix is in memory at a time; with it, one block and its Hessians. Finished blocks, and the
+    activations of the calibration sequences between them, are in a work folder beside the output, and a run that was
+    stopped goes on after them.
 
     Args:
         checkpoint: the model.
@@ -76,6 +79,7 @@ def quantize(
         backend: runs the inner loops.
         force: replace the output if it is there.
         advance: called with the number of weights just done; see ``total_weights``.
+        resume: use what a stopped run has finished; otherwise it is removed.
 
     Raises:
         ElutqError: anything that is wrong with the input or the disk; then there is no output.
@@ -84,12 +88,12 @@ def quantize(
     check_output(output, force)
     source = RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint
     plan = Plan.make(source.config, recipe)
-    if recipe.target_bpw is not None:
-        if calibration is None:
-            raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
-        plan = Plan.make(source.config, recipe, allocate(source, recipe, calibration.tokens, backend))
+    if recipe.target_bpw is not None and calibration is None:
+        raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
     tokenizer_json = checkpoint.tokenizer_json
-    with Spool(output) as spool:
+    with Spool(output, fingerprint(checkpoint, recipe, calibration), resume) as spool:
+        if recipe.target_bpw is not None and calibration is not None:
+            plan = Plan.make(source.config, recipe, allocate(source, recipe, calibration.tokens, backend))
         run = _Run(source, plan, recipe, backend, spool, advance)
         run.add_all(calibration)
         write_model(
@@ -135,36 +139,62 @@ class _Run:
         self.advance = advance
 
     def add_all(self, calibration: CalibrationText | None) -> None:
-        """Quantize every tensor, in the order of the file."""
+        """Quantize every tensor that the spool does not hold, unit by unit, in the order of the file."""
+        for record in self.spool.records:
+            self.advance(record.n_weights if record.bits != 32 else 0)
+        units: list[Callable[[], list[FloatArray]]] = [
+            partial(self.add_embedding, calibration),
+            *(partial(self.add_block, layer) for layer in range(self.config.num_hidden_layers)),
+            self.add_head,
+        ]
+        for unit in units[self.spool.n_finished :]:
+            self.spool.finish_unit(unit())
+
+    def add_embedding(self, calibration: CalibrationText | None) -> list[FloatArray]:
+        """Quantize the embedding.
+
+        Returns:
+            The residual streams of the calibration sequences, (sequences, n, hidden_size) float32: on the quantized
+            model, and where the recipe asks for it on the exact model. None at all without calibration.
+        """
         weights = self.load(EMBEDDING)
         embedding = self.add_matrix(self.plan.embedding, weights)
-        hidden = None if calibration is None else embedding()[calibration.tokens]
-        exact = None
-        if calibration is not None and self.recipe.method == "correct":
-            exact = weights[calibration.tokens]
-        del embedding, weights
-        for layer, plans in enumerate(self.plan.blocks):
-            if hidden is None:
-                for plan in plans:
-                    self.add_matrix(plan, self.load(plan.name))
-            else:
-                self.add_calibrated_block(layer, plans, hidden, exact)
-            for name in self.config.vector_shapes(layer):
-                self.add_vector(name)
+        if calibration is None:
+            return []
+        streams = [embedding()[calibration.tokens]]
+        if self.recipe.method == "correct":
+            streams.append(weights[calibration.tokens])
+        return streams
+
+    def add_block(self, layer: int) -> list[FloatArray]:
+        """Quantize a block; return the residual streams after it."""
+        streams = self.spool.open_streams()
+        if streams:
+            self.add_calibrated_block(layer, self.plan.blocks[layer], *streams)
+        else:
+            for plan in self.plan.blocks[layer]:
+                self.add_matrix(plan, self.load(plan.name))
+        for name in self.config.vector_shapes(layer):
+            self.add_vector(name)
+        return streams
+
+    def add_head(self) -> list[FloatArray]:
+        """Quantize the output norm and the head, if there is one; nothing comes after them."""
         norm = self.add_vector("model.norm.weight")
-        if self.plan.head is not None:
-            head = self.load(HEAD)
-            if hidden is None or self.plan.head.group_size is None:
-                self.add_matrix(self.plan.head, head)
-                return
-            streams = [hidden] if exact is None else [hidden, exact]
-            normed = partial(_head_input, norm, self.config.rms_norm_eps)
-            statistics = input_statistics([normed] * len(streams), streams, False, self.backend)
-            targets = self.targets({HEAD: head}, statistics, False)
-            self.add_matrix(self.plan.head, targets[HEAD], statistics.hessian)
+        if self.plan.head is None:
+            return []
+        head, streams = self.load(HEAD), self.spool.open_streams()
+        if not streams or self.plan.head.group_size is None:
+            self.add_matrix(self.plan.head, head)
+            return []
+        normed = partial(_head_input, norm, self.config.rms_norm_eps)
+        statistics = input_statistics([normed] * len(streams), streams, False, self.backend)
+        targets = self.targets({HEAD: head}, statistics, False)
+        self.add_matrix(self.plan.head, targets[HEAD], statistics.hessian)
+        return []
 
     def add_calibrated_block(
-        self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray, exact: FloatArray | None
+        self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray, exact: FloatArray | None = None
     ) -> None:
         """Quantize a block's linears one input at a time.
 
@@ -253,7 +283,7 @@ class _Run:
             ElutqError: a value is not finite, or a matrix has one that float16 cannot hold.
         """
         tensor = self.checkpoint.load(_stored_name(self.checkpoint, name))
-        largest = float(np.abs(tensor).max())
+        largest = float(np.maximum(tensor.max(), -tensor.min()))
         if not np.isfinite(largest):
             raise ElutqError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
         if tensor.ndim > 1 and largest > LARGEST_HALF:

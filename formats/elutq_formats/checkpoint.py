@@ -1,8 +1,11 @@
 """A Hugging Face checkpoint folder: configuration, tokenizer, and weights read one tensor at a time."""
 
+import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,8 +57,15 @@ class Checkpoint:
         generation_config = _read_json(generation) if generation.exists() else None
         return cls(path, ModelConfig.from_huggingface(config, generation_config), _open_weights(path))
 
+    def identity(self) -> str:
+        """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for file in sorted(set(self._files.values()), key=lambda file: file.path):
+            digest.update(f"{file.path.name} {file.identity}\n".encode())
+        return digest.hexdigest()
+
     def close(self) -> None:
-        """Drop the mappings; arrays already loaded stay valid."""
+        """Forget the files; arrays already loaded stay valid."""
         self._files = {}
 
     def __enter__(self) -> "Checkpoint":
@@ -104,7 +114,7 @@ class Checkpoint:
             return _HEAD not in self._files
         head, embedding = self._files[_HEAD], self._files[_EMBEDDING]
         same_kind = head.dtype(_HEAD) == embedding.dtype(_EMBEDDING)
-        return config.tie_word_embeddings and same_kind and _equal(head.raw(_HEAD), embedding.raw(_EMBEDDING))
+        return config.tie_word_embeddings and same_kind and _equal(head.pieces(_HEAD), embedding.pieces(_EMBEDDING))
 
     def _check_tensors(self) -> None:
         expected = self.config.tensor_shapes()
@@ -152,13 +162,10 @@ def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
     return {name: shards[shard] for name, shard in weight_map.items()}
 
 
-def _equal(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> bool:
-    """Whether two mapped arrays hold the same bytes, read piece by piece so that a difference is found early."""
-    piece = 1 << 22
-    return left.size == right.size and all(
-        np.array_equal(left[start : start + piece], right[start : start + piece])
-        for start in range(0, left.size, piece)
-    )
+def _equal(left: Iterator[npt.NDArray[np.uint8]], right: Iterator[npt.NDArray[np.uint8]]) -> bool:
+    """Whether two tensors hold the same bytes, read piece by piece so that a difference is found early."""
+    none = np.zeros(0, dtype=np.uint8)
+    return all(np.array_equal(ours, theirs) for ours, theirs in zip_longest(left, right, fillvalue=none))
 
 
 def _read_chat_template(path: Path) -> str | None:

@@ -1,11 +1,15 @@
-"""One safetensors file, mapped: its header validated in full, its tensors widened to float32 one at a time.
+"""One safetensors file: its header validated in full, its tensors read and widened to float32 one at a time.
 
 The format is a little-endian u64 with the length of a JSON header, the header, and the tensors' bytes without gaps. The
-``safetensors`` package cannot hand bfloat16 to numpy, hence this reader.
+``safetensors`` package cannot hand bfloat16 to numpy, hence this reader. Files are read, not mapped: a mapped one that
+shrinks, or whose disk fails, kills the process.
 """
 
+import hashlib
 import json
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import numpy.typing as npt
 from elutq_formats.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000
+_PIECE_BYTES = 1 << 22
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -28,57 +33,88 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """A mapped safetensors file.
+    """A safetensors file, opened anew for each tensor, so that a file that has been replaced is noticed.
 
     Attributes:
         path: where it is.
         shapes: every tensor's shape, by name.
+        identity: changes with the file: a hash of its header, its size, and the time of its last change.
     """
 
     def __init__(self, path: Path) -> None:
-        """Map the file and validate its header.
+        """Read and validate the file's header.
 
         Raises:
             CheckpointError: the file cannot be read, is truncated, or its header is damaged.
         """
         self.path = path
         try:
-            size = path.stat().st_size
-            if size < 8:
-                raise CheckpointError(f"{path} is truncated: {size} bytes are no safetensors file; download it again")
-            self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+            with path.open("rb", buffering=0) as file:
+                self._state = _state(file.fileno())
+                start = file.read(8)
+                self._size = self._state[1]
+                if len(start) < 8:
+                    raise CheckpointError(
+                        f"{path} is truncated: {self._size} bytes are no safetensors file; download it again"
+                    )
+                header_bytes = int.from_bytes(start, "little")
+                if header_bytes > _MAX_HEADER_BYTES:
+                    raise CheckpointError(f"{path} is no safetensors file: its header would have {header_bytes} bytes")
+                if 8 + header_bytes > self._size:
+                    raise CheckpointError(f"{path} is truncated inside its header; download it again")
+                header = file.read(header_bytes)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-        self._entries, self._data_start = self._read_header()
+        self._data_start = 8 + header_bytes
+        self._entries = self._read_header(header)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self.identity = f"{hashlib.sha256(header).hexdigest()} {self._size} {self._state[2]}"
 
     def load(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a tensor, whose dtype is one of DTYPES, in a new float32 array of its shape."""
-        entry = self._entries[name]
-        stored = self.raw(name).view(DTYPES[entry.dtype]).reshape(entry.shape)
-        if entry.dtype != "BF16":
-            return np.array(stored, dtype=np.float32)
-        tensor: npt.NDArray[np.float32] = np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
-        return tensor
+        """Return a tensor, whose dtype is one of DTYPES, in a new float32 array of its shape.
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return a tensor's bytes, in place: (n_bytes,) uint8, read-only."""
+        Raises:
+            CheckpointError: the file cannot be read, or is not the one that was opened.
+        """
         entry = self._entries[name]
-        return self._bytes[self._data_start + entry.begin : self._data_start + entry.end]
+        tensor = np.empty(math.prod(entry.shape), dtype=np.float32)
+        first = 0
+        for piece in self.pieces(name):
+            stored = piece.view(DTYPES[entry.dtype])
+            target = tensor[first : first + stored.size]
+            if entry.dtype == "BF16":
+                np.left_shift(stored, 16, out=target.view(np.uint32), dtype=np.uint32)
+            else:
+                target[:] = stored
+            first += stored.size
+        return tensor.reshape(entry.shape)
+
+    def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield a tensor's bytes, some at a time, in an array that is used again for the next.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is not the one that was opened.
+        """
+        entry = self._entries[name]
+        buffer = np.empty(min(_PIECE_BYTES, entry.end - entry.begin), dtype=np.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                for begin in range(entry.begin, entry.end, _PIECE_BYTES):
+                    piece = buffer[: entry.end - begin]
+                    n_read = os.preadv(file.fileno(), [piece.data], self._data_start + begin)
+                    if n_read != piece.size or _state(file.fileno()) != self._state:
+                        raise CheckpointError(f"{self.path} changed while it was being read: start again")
+                    yield piece
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype as the header names it, such as ``BF16``."""
         return self._entries[name].dtype
 
-    def _read_header(self) -> tuple[dict[str, _Entry], int]:
-        header_bytes = int.from_bytes(self._bytes[:8].tobytes(), "little")
-        start = 8 + header_bytes
-        if header_bytes > _MAX_HEADER_BYTES:
-            raise CheckpointError(f"{self.path} is no safetensors file: its header would have {header_bytes} bytes")
-        if start > self._bytes.size:
-            raise CheckpointError(f"{self.path} is truncated inside its header; download it again")
+    def _read_header(self, text: bytes) -> dict[str, _Entry]:
         try:
-            header = json.loads(self._bytes[8:start].tobytes())
+            header = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.path} is no safetensors file: its header is not JSON") from error
         if not isinstance(header, dict):
@@ -92,12 +128,12 @@ class SafetensorsFile:
                     f"{self.path} is damaged: tensor {name!r:.80} does not begin where the one before ends"
                 )
             end = entry.end
-        if start + end != self._bytes.size:
+        if self._data_start + end != self._size:
             raise CheckpointError(
-                f"{self.path} is truncated or damaged: {start + end} bytes expected, found {self._bytes.size}; "
+                f"{self.path} is truncated or damaged: {self._data_start + end} bytes expected, found {self._size}; "
                 "download it again"
             )
-        return entries, start
+        return entries
 
     def _read_entry(self, name: str, fields: Any) -> _Entry:  # noqa: ANN401 (a JSON value)
         try:
@@ -114,3 +150,9 @@ class SafetensorsFile:
                 f"{self.path} is damaged: tensor {name!r:.80} has {end - begin} bytes, not those of its shape"
             )
         return _Entry(dtype, tuple(shape), begin, end)
+
+
+def _state(descriptor: int) -> tuple[int, int, int]:
+    """Return what tells an open file from another, or from itself after a change: inode, size, time of change."""
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,236 @@
+"""A run that is stopped goes on where it was, and what goes wrong on the way leaves an old output as it was."""
+
+import errno
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import CheckpointError, ElutqError
+
+DATA = Path(__file__).parent.parent / "data"
+NOVELS = DATA / "novels-6m"
+SHARDED = DATA / "golden" / "llama2-gqa-sharded"
+OPTIONS = ["--calibration", DATA / "sampled.txt", "--num-samples", 2, "--sequence-length", 64]
+SMALL = Recipe(group_size=32)
+
+
+def command(checkpoint, output, *options):
+    return [sys.executable, "-m", "elutq_cli", "quantize", str(checkpoint), "-o", str(output), *map(str, options)]
+
+
+def run(checkpoint, output, *options, **more):
+    arguments = command(checkpoint, output, *options)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A calibrated run that nothing stopped: its output and the seconds it took."""
+    output = tmp_path_factory.mktemp("whole") / "out.gguf"
+    begin = time.monotonic()
+    result = run(NOVELS, output, *OPTIONS)
+    assert result.returncode == 0, result.stderr
+    return output, time.monotonic() - begin
+
+
+def kill_then_finish(whole, folder, n_kills, seed):
+    """Kill a run at random moments, then let it finish; return how many units each of the runs found finished."""
+    output, seconds = whole
+    rng = random.Random(seed)
+    copy, units = folder / "out.gguf", []
+    for _ in range(n_kills):
+        with subprocess.Popen(
+            command(NOVELS, copy, *OPTIONS), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as job:
+            try:
+                job.communicate(timeout=rng.uniform(0.2, 0.9) * seconds)
+            except subprocess.TimeoutExpired:
+                job.kill()
+        units.append(len(list(folder.glob("out.gguf.work/*.unit"))))
+        assert not copy.exists() or copy.read_bytes() == output.read_bytes()
+        if copy.exists():
+            copy.unlink()
+    result = run(NOVELS, copy, *OPTIONS)
+    assert result.returncode == 0, result.stderr
+    assert copy.read_bytes() == output.read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["out.gguf"]
+    return units
+
+
+def test_kills_at_random_moments_change_nothing(whole, tmp_path):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}: units finished {kill_then_finish(whole, tmp_path, 3, seed)}")
+
+
+def test_a_run_goes_on_after_each_unit(tmp_path):
+    """Stopped by a limit on the number of weights, block after block, in one process each time."""
+    output = tmp_path / "out.gguf"
+    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+        quantize(checkpoint, tmp_path / "whole.gguf", SMALL, None, backend)
+        n_matrices = 7 * checkpoint.config.num_hidden_layers + 2
+        for stop in range(1, n_matrices + 1):
+            calls = []
+
+            def count(n_weights, calls=calls, stop=stop):
+                calls.append(n_weights)
+                if len(calls) == stop:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                quantize(checkpoint, output, SMALL, None, backend, advance=count)
+            assert not output.exists()
+        quantize(checkpoint, output, SMALL, None, backend)
+    assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not (tmp_path / "out.gguf.work").exists()
+
+
+def stop_after_first_block(checkpoint, output, backend, recipe=SMALL):
+    done = []
+
+    def count(n_weights):
+        done.append(n_weights)
+        if len(done) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(checkpoint, output, recipe, None, backend, advance=count)
+
+
+def test_another_run_is_refused_naming_the_difference(tmp_path):
+    output = tmp_path / "out.gguf"
+    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+        stop_after_first_block(checkpoint, output, backend)
+        for recipe, difference in (
+            (Recipe(group_size=32, bits=3), "with bits 2, not 3"),
+            (Recipe(group_size=32, embedding_bits=16), "with embedding bits 4, not 16"),
+            (Recipe(group_size=32, seed=1), "with seed 0, not 1"),
+        ):
+            with pytest.raises(ElutqError, match=f"{difference}: go back to that, or start over with --no-resume"):
+                quantize(checkpoint, output, recipe, None, backend)
+        quantize(checkpoint, output, Recipe(group_size=32, bits=3), None, backend, resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_a_changed_checkpoint_is_another_run(tmp_path):
+    folder, output = copy_of(SHARDED, tmp_path / "checkpoint"), tmp_path / "out.gguf"
+    with NativeBackend(1) as backend:
+        with Checkpoint.open(folder) as checkpoint:
+            stop_after_first_block(checkpoint, output, backend)
+        rewrite(folder / "model-00002-of-00002.safetensors")
+        with Checkpoint.open(folder) as checkpoint, pytest.raises(ElutqError, match="checkpoint was another, or has"):
+            quantize(checkpoint, output, SMALL, None, backend)
+
+
+def test_a_damaged_work_folder_is_refused(tmp_path):
+    output = tmp_path / "out.gguf"
+    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+        stop_after_first_block(checkpoint, output, backend)
+        (tmp_path / "out.gguf.work" / "blk.0.attn_q.weight.npy").unlink()
+        with pytest.raises(ElutqError, match=r"out\.gguf\.work is damaged: start over with --no-resume"):
+            quantize(checkpoint, output, SMALL, None, backend)
+        quantize(checkpoint, output, SMALL, None, backend, resume=False)
+
+
+# ---- faults
+
+
+def copy_of(folder, target):
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def rewrite(path):
+    """Replace a file by one with the same bytes, as a new download does."""
+    new = path.with_name("new")
+    new.write_bytes(path.read_bytes())
+    os.utime(new, ns=(0, path.stat().st_mtime_ns + 10**9))
+    new.replace(path)
+
+
+@pytest.mark.parametrize("place", ["scratch files", "output"])
+def test_a_full_disk_leaves_the_old_output_and_what_was_done(tmp_path, place):
+    """A limit on the size of files stands in for a full disk: like it, it fails a write in the middle."""
+    output, options = tmp_path / "out.gguf", ("--group-size", 32, "--force")
+    assert run(SHARDED, output, *options).returncode == 0
+    expected = output.read_bytes()
+    output.write_bytes(b"precious")
+    limit = 1000 if place == "scratch files" else len(expected) - 1000
+    limited = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))}
+    result = run(SHARDED, output, *options, **limited)
+    assert result.returncode == 2
+    assert result.stderr.startswith("elutq: cannot write ")
+    assert result.stderr.endswith(f": {os.strerror(errno.EFBIG)}\n")
+    assert output.read_bytes() == b"precious"
+    assert not list(tmp_path.glob(".*.tmp"))
+    if place == "output":
+        n_units = len(list(tmp_path.glob("out.gguf.work/*.unit")))
+        assert n_units > 2
+        result = run(SHARDED, output, *options)
+        assert f"going on after the {n_units} units" in result.stderr
+        assert output.read_bytes() == expected
+
+
+def test_an_unreadable_shard_is_named(tmp_path, monkeypatch):
+    folder, output = copy_of(SHARDED, tmp_path / "checkpoint"), tmp_path / "out.gguf"
+    output.write_bytes(b"precious")
+    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend:
+        read, calls = os.preadv, []
+
+        def fail(*arguments):
+            calls.append(arguments)
+            if len(calls) == 5:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(*arguments)
+
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(CheckpointError, match=r"cannot read .*\.safetensors: Input/output error"):
+            quantize(checkpoint, output, SMALL, None, backend, force=True)
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.unlink()
+    shard.symlink_to("/proc/self/mem")  # reading its first bytes is an I/O error for root, too
+    with pytest.raises(CheckpointError, match=r"cannot read .*00001-of-00002\.safetensors: Input/output error"):
+        Checkpoint.open(folder)
+    assert output.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("change", ["replaced", "truncated", "overwritten", "removed"])
+def test_a_shard_that_changes_during_a_run_is_named(tmp_path, change):
+    folder, output = copy_of(SHARDED, tmp_path / "checkpoint"), tmp_path / "out.gguf"
+    output.write_bytes(b"precious")
+    shards = sorted(folder.glob("*.safetensors"))
+
+    def disturb(n_weights):
+        for shard in shards:
+            if change == "replaced":
+                rewrite(shard)
+            elif change == "truncated":
+                os.truncate(shard, 1000)
+            elif change == "overwritten":
+                with shard.open("r+b") as file:
+                    file.seek(-8, os.SEEK_END)
+                    file.write(np.float64(1).tobytes())
+                os.utime(shard)
+            else:
+                shard.unlink(missing_ok=True)
+
+    message = "cannot read" if change == "removed" else "changed while it was being read"
+    with (
+        Checkpoint.open(folder) as checkpoint,
+        NativeBackend(1) as backend,
+        pytest.raises(CheckpointError, match=message),
+    ):
+        quantize(checkpoint, output, SMALL, None, backend, force=True, advance=disturb)
+    assert output.read_bytes() == b"precious"
