@@ -6,7 +6,8 @@
 
 Every second belongs to the innermost of the functions in STAGES that was running. What is done once for a model
 (embedding, head) is counted once; what is done for each block, as often as the model has blocks. Processor time over
-wall-clock time says how many cores a stage kept busy, and what a busy machine took away from it.
+wall-clock time says how many cores a stage had; "alone" is its processor time spread over the threads it uses, what it
+takes where nothing else runs.
 """
 
 import argparse
@@ -39,11 +40,12 @@ STAGES = {
     "refine, levels": (("refine", "solve_levels"),),
     "refine, codes": (("backend", "NativeBackend.descend_codes"),),
     "error": (("fit", "measure"), ("feedback", "measure"), ("quantize", "measure")),
-    "pack": (("quantize", "pack"),),
+    "pack": (("quantize", "pack_matrix"),),
     "scratch files": (("spool", "Spool.add"), ("spool", "Spool.finish_unit"), ("spool", "Spool.open_streams")),
     "write the file": (("quantize", "write_model"),),
 }
 OTHER = "all else"
+SERIAL = ("load", "scratch files", "write the file", OTHER)
 ONCE, BLOCKS = "once", "blocks"
 
 
@@ -138,23 +140,28 @@ class PeakMemory:
         return self.peak_bytes
 
 
-def print_table(watch: Stopwatch, slice_blocks: int, blocks: int) -> float:
-    """Print seconds by stage; return the whole model's."""
+def print_table(watch: Stopwatch, slice_blocks: int, blocks: int, threads: int) -> tuple[float, float]:
+    """Print seconds by stage; return the whole model's, as measured here and with the cores to itself."""
     scale = blocks / slice_blocks
-    print(f"{'stage':28}{'once, s':>10}{'a block, s':>12}{f'{blocks} blocks, s':>14}{'part':>8}{'cores':>8}")
+    print(
+        f"{'stage':26}{'once, s':>9}{'a block, s':>12}{f'{blocks} blocks, s':>14}"
+        f"{'cores':>8}{'alone, s':>10}{'part':>7}"
+    )
     rows = []
     for stage in [*STAGES, OTHER]:
         once, in_blocks = watch.seconds[stage, ONCE], watch.seconds[stage, BLOCKS]
         if stage == "write the file":  # proportional to the file, nearly all of which are blocks
             once, in_blocks = [0.0, 0.0], [a + b for a, b in zip(once, in_blocks, strict=True)]
-        cores = (once[1] + in_blocks[1]) / max(once[0] + in_blocks[0], 1e-9)
-        rows.append((stage, once[0], in_blocks[0] / slice_blocks, once[0] + in_blocks[0] * scale, cores))
-    total = sum(row[3] for row in rows)
-    for stage, once_s, block_s, whole_s, cores in rows:
-        if once_s + block_s > 0.0:
-            print(f"{stage:28}{once_s:10.2f}{block_s:12.2f}{whole_s:14.1f}{whole_s / total:8.1%}{cores:8.2f}")
-    print(f"{'all':28}{sum(r[1] for r in rows):10.2f}{sum(r[2] for r in rows):12.2f}{total:14.1f}")
-    return total
+        whole, processor = (once[kind] + in_blocks[kind] * scale for kind in range(2))
+        alone = processor / (1 if stage in SERIAL else threads)
+        rows.append((stage, once[0], in_blocks[0] / slice_blocks, whole, processor / max(whole, 1e-9), alone))
+    total, alone_total = sum(row[3] for row in rows), sum(row[5] for row in rows)
+    for stage, once_s, block_s, whole_s, cores, alone in rows:
+        if whole_s > 0.0:
+            part = alone / alone_total
+            print(f"{stage:26}{once_s:9.2f}{block_s:12.2f}{whole_s:14.1f}{cores:8.2f}{alone:10.1f}{part:7.1%}")
+    print(f"{'all':26}{sum(r[1] for r in rows):9.2f}{sum(r[2] for r in rows):12.2f}{total:14.1f}{alone_total:18.1f}")
+    return total, alone_total
 
 
 def main() -> None:
@@ -175,6 +182,7 @@ def main() -> None:
     from elutq_cli.api import quantize
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.checkpoint import Checkpoint
+    from elutq_native import default_threads
 
     options = {"method": arguments.method} if arguments.method else {}
     recipe = Recipe(
@@ -198,12 +206,16 @@ def main() -> None:
         watch.switch(lambda: None)
         peak = memory.stop()
     blocks = arguments.blocks or slice_blocks
-    total = print_table(watch, slice_blocks, blocks)
+    threads = arguments.threads or default_threads()
+    total, alone = print_table(watch, slice_blocks, blocks, threads)
     print(
         f"measured: {summary.seconds:.1f} s for {slice_blocks} blocks on {os.cpu_count()} cores, peak memory "
         f"{peak / 1e9:.2f} GB without mapped files, load average {os.getloadavg()[0]:.1f}"
     )
-    print(f"extrapolated: {total / 60:.1f} minutes for {blocks} blocks")
+    print(
+        f"extrapolated to {blocks} blocks: {total / 60:.1f} minutes as busy as now, "
+        f"{alone / 60:.1f} minutes with {threads} cores to itself"
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import typer
 from elutq_cli.pipeline.blas import configure_blas
 
 if TYPE_CHECKING:
+    from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.quantize import Summary
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.checkpoint import Checkpoint
 
 
 def quantize_command(
@@ -59,6 +61,12 @@ def quantize_command(
     threads: Annotated[
         int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=256)
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan: tensors, sizes, memory, disk and time; make nothing.")
+    ] = False,
+    max_memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Refuse to start when the run may take more memory.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on after what a stopped run of the same command has done.")
     ] = True,
@@ -90,7 +98,10 @@ def quantize_command(
     )
     check_output(output, force)
     folder = find_checkpoint(model, revision, offline)
-    summary = run(folder, output, recipe, calibration, threads, force, verbose, resume)
+    if dry_run:
+        print_forecast(folder, output, recipe, calibration, threads, max_memory, json_output)
+        return
+    summary = run(folder, output, recipe, calibration, threads, force, verbose, resume, max_memory)
     if json_output:
         print(json.dumps({"model": str(model), "output": str(output)} | asdict(summary)))
     else:
@@ -109,6 +120,7 @@ def run(
     force: bool,
     verbose: bool,
     resume: bool = True,
+    max_memory: float | None = None,
 ) -> Summary:
     """Check everything that can be checked at once, then quantize, with a progress bar where stderr is a terminal.
 
@@ -120,20 +132,20 @@ def run(
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from elutq_cli.pipeline.backend import NativeBackend
-    from elutq_cli.pipeline.calibration_text import CalibrationText
+    from elutq_cli.pipeline.forecast import Forecast
     from elutq_cli.pipeline.quantize import quantize, total_weights
+    from elutq_cli.pipeline.recipe import Plan
     from elutq_formats.checkpoint import Checkpoint
-    from elutq_formats.tokenizer import Tokenizer
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
     with ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
         checkpoint = stack.enter_context(Checkpoint.open(model))
         total = total_weights(checkpoint, recipe)
-        text = None
-        if calibration:
-            tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
-            text = CalibrationText.read(calibration, tokenizer, checkpoint.config, recipe)
+        text = read_calibration(calibration, checkpoint, recipe)
+        n_tokens = 0 if text is None else text.tokens.size
+        forecast = Forecast.make(checkpoint.config, Plan.make(checkpoint.config, recipe), recipe, n_tokens)
+        forecast.check(output, max_memory)
         backend = stack.enter_context(NativeBackend(threads))
         stack.enter_context(logging_redirect_tqdm())
         bar = stack.enter_context(
@@ -142,6 +154,60 @@ def run(
         return quantize(
             checkpoint, output, recipe, text, backend, force, lambda n_weights: bar.update(n_weights), resume
         )
+
+
+def read_calibration(files: list[Path] | None, checkpoint: Checkpoint, recipe: Recipe) -> CalibrationText | None:
+    """Cut calibration files into sequences; None when there are none.
+
+    Raises:
+        ElutqError: they cannot be used.
+    """
+    from elutq_cli.pipeline.calibration_text import CalibrationText
+    from elutq_formats.tokenizer import Tokenizer
+
+    if not files:
+        return None
+    tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+    return CalibrationText.read(files, tokenizer, checkpoint.config, recipe)
+
+
+def print_forecast(
+    model: Path,
+    output: Path,
+    recipe: Recipe,
+    calibration: list[Path] | None,
+    threads: int | None,
+    max_memory: float | None,
+    json_output: bool,
+) -> None:
+    """Print what a run would make and take.
+
+    Raises:
+        ElutqError: it would be refused.
+    """
+    from elutq_cli.pipeline.backend import NativeBackend
+    from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
+    from elutq_cli.pipeline.recipe import Plan
+    from elutq_formats.checkpoint import Checkpoint
+
+    with Checkpoint.open(model) as checkpoint, NativeBackend(threads) as backend:
+        text = read_calibration(calibration, checkpoint, recipe)
+        n_tokens = 0 if text is None else text.tokens.size
+        plan = Plan.make(checkpoint.config, recipe)
+        forecast = Forecast.make(checkpoint.config, plan, recipe, n_tokens)
+        forecast.check(output, max_memory)
+        seconds = estimate_seconds(checkpoint.config, plan, recipe, n_tokens, backend)
+    if json_output:
+        print(json.dumps(asdict(forecast) | {"seconds": seconds}))
+        return
+    for record in forecast.records:
+        if record.bits != 32:
+            groups = "" if record.group_size is None else f", groups of {record.group_size}"
+            print(f"{record.name:28} {record.rows:7} x {record.columns:<7} {record.bits} bits{groups}")
+    print(f"output       {forecast.output_bytes / 1e9:.2f} GB")
+    print(f"scratch disk {forecast.scratch_bytes / 1e9:.2f} GB beside the output")
+    print(f"peak memory  {forecast.memory_bytes / 1e9:.2f} GB at most, without the page cache")
+    print(f"time         about {seconds / 60:.0f} minutes with {backend.threads} threads of this machine")
 
 
 def _exit_on_signal(number: int, frame: object) -> None:

@@ -9,9 +9,11 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.stage import Backend, Item, Quantized, Result
-from elutq_formats.hlq import HLQTensor
+from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
+from elutq_formats.hlq import HLQTensor, pack
 
 PIECE_ROWS = 128
+PIECE_WEIGHTS = 1 << 20
 
 
 def pieces(n_rows: int) -> list[slice]:
@@ -41,24 +43,33 @@ def subtract_product(
     backend.map(subtract, pieces(len(target)))
 
 
-def squared_norm(matrix: FloatArray, hessian: FloatArray | None, backend: Backend) -> float:
+def squared_norm(matrix: FloatArray, hessian: FloatArray | None) -> float:
     """Return trace(A H A^T) of a matrix A: (rows, columns), or its squared Frobenius norm when H is None."""
-
-    def part(rows: slice) -> float:
-        some = matrix[rows]
-        product = some if hessian is None else some @ hessian
-        return float(np.einsum("ij,ij->i", some, product).sum(dtype=np.float64))
-
-    return max(0.0, sum(backend.map(part, pieces(len(matrix)))))
+    product = matrix if hessian is None else matrix @ hessian
+    return float(np.einsum("ij,ij->i", matrix, product).sum(dtype=np.float64))
 
 
 def measure(weights: FloatArray, tensor: HLQTensor, hessian: FloatArray | None, backend: Backend) -> Quantized:
     """Measure a quantized matrix against its weights: (rows, columns) float32."""
-    norm = squared_norm(weights, hessian, backend)
-    difference = tensor.dequantize()
-    np.subtract(weights, difference, out=difference)
-    error = squared_norm(difference, hessian, backend)
-    return Quantized(tensor, math.sqrt(error / norm) if norm > 0.0 else 0.0)
+
+    def part(rows: slice) -> float:
+        restored = HLQTensor(tensor.half_scales[rows], tensor.centers[rows], tensor.codes[rows], tensor.group_size)
+        return squared_norm(weights[rows] - restored.dequantize(), hessian)
+
+    norm = sum(backend.map(lambda rows: squared_norm(weights[rows], hessian), pieces(len(weights))))
+    error = sum(backend.map(part, pieces(len(weights))))
+    return Quantized(tensor, math.sqrt(max(0.0, error) / norm) if norm > 0.0 else 0.0)
+
+
+def pack_matrix(tensor: HLQTensor, backend: Backend) -> npt.NDArray[np.uint8]:
+    """Lay a matrix out as ``pack`` does, some superblocks on each of the backend's threads."""
+    step = TILE_ROWS * SUPERBLOCK_TILES * max(1, PIECE_WEIGHTS // (TILE_ROWS * SUPERBLOCK_TILES * tensor.columns))
+
+    def part(first: int) -> npt.NDArray[np.uint8]:
+        rows = slice(first, first + step)
+        return pack(HLQTensor(tensor.half_scales[rows], tensor.centers[rows], tensor.codes[rows], tensor.group_size))
+
+    return np.concatenate(backend.map(part, range(0, tensor.rows, step)))
 
 
 def add_gram(total: FloatArray, inputs: Sequence[FloatArray], backend: Backend) -> None:

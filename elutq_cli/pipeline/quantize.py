@@ -17,7 +17,7 @@ from elutq_cli.pipeline.feedback import feedback
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
-from elutq_cli.pipeline.products import measure
+from elutq_cli.pipeline.products import measure, pack_matrix
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
@@ -29,7 +29,6 @@ from elutq_cli.version import __version__
 from elutq_formats.atomic import check_output
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
-from elutq_formats.hlq import pack
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import Provenance, write_model
 from elutq_formats.names import gguf_name
@@ -210,8 +209,12 @@ class _Run:
         block = Block(self.config, layer, weights)
         for linears, statistics in block_statistics(block, hidden, exact, self.backend):
             originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
-            for name, target in self.targets(originals, statistics, linears[0] in ADDED_TO_STREAM).items():
-                block.weights[name.removeprefix(prefix)] = self.add_matrix(by_name[name], target, statistics.hessian)()
+            targets = self.targets(originals, statistics, linears[0] in ADDED_TO_STREAM)
+            hessian = statistics.hessian
+            del statistics, originals
+            for name in list(targets):
+                quantized = self.add_matrix(by_name[name], targets.pop(name), hessian)
+                block.weights[name.removeprefix(prefix)] = quantized()
 
     def targets(
         self, weights: dict[str, FloatArray], statistics: InputStatistics, adds_to_stream: bool
@@ -248,7 +251,7 @@ class _Run:
         else:
             quantized = self.run_stages(plan.bits, plan.group_size, name, weights, input_hessian)
             record = TensorRecord(name, plan.bits, rows, columns, plan.group_size, quantized.error)
-            self.spool.add(record, pack(quantized.tensor))
+            self.spool.add(record, pack_matrix(quantized.tensor, self.backend))
             done = f"{plan.bits} bits, groups of {plan.group_size}, error {quantized.error:.4f}"
             log.info("%s: %s (%.2f s)", name, done, time.perf_counter() - begin)
             restore = quantized.tensor.dequantize

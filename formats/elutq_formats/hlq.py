@@ -24,6 +24,8 @@ from elutq_formats.errors import FormatError
 
 GROUP_SIZES = (32, 64, 128)
 
+_ROWS_AT_ONCE = 1024
+
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -78,9 +80,11 @@ class HLQTensor:
         weights = np.empty(groups, dtype=np.float32)
         weights[...] = self.centers[..., None]
         codes = self.codes.reshape(groups)
-        for plane in range(self.bits):
-            half_scale = self.half_scales[..., plane, None].astype(np.float32)
-            weights += np.where((codes >> plane) & 1, half_scale, -half_scale)
+        for first in range(0, self.rows, _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            for plane in range(self.bits):
+                half_scale = self.half_scales[rows, :, plane, None].astype(np.float32)
+                weights[rows] += np.where((codes[rows] >> plane) & 1, half_scale, -half_scale)
         return weights.reshape(self.rows, self.columns)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from elutq_formats.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000
 _PIECE_BYTES = 1 << 22
+_HIGH_HALF = 1 if sys.byteorder == "little" else 0
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -77,13 +79,13 @@ class SafetensorsFile:
             CheckpointError: the file cannot be read, or is not the one that was opened.
         """
         entry = self._entries[name]
-        tensor = np.empty(math.prod(entry.shape), dtype=np.float32)
+        tensor = np.zeros(math.prod(entry.shape), dtype=np.float32)
         first = 0
         for piece in self.pieces(name):
             stored = piece.view(DTYPES[entry.dtype])
             target = tensor[first : first + stored.size]
             if entry.dtype == "BF16":
-                np.left_shift(stored, 16, out=target.view(np.uint32), dtype=np.uint32)
+                target.view(np.uint16)[_HIGH_HALF::2] = stored
             else:
                 target[:] = stored
             first += stored.size

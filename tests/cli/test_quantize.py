@@ -143,3 +143,42 @@ def test_a_stopped_run_leaves_no_output(tmp_path, kill):
     assert run(TINY, "-o", output, "--group-size", 32, "--no-resume").returncode == 0
     assert ModelFile.open(output).tensors
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_dry_run_tells_sizes_before_any_work(tmp_path):
+    output = tmp_path / "out.gguf"
+    options = [TINY, "-o", output, "--group-size", 32]
+    result = run(*options, "--dry-run", "--json")
+    assert result.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    plan = json.loads(result.stdout)
+    assert run(*options).returncode == 0
+    file = ModelFile.open(output)
+    assert {record["name"]: record["bits"] for record in plan["records"]} == {
+        name: record.bits for name, record in file.tensors.items()
+    }
+    assert plan["output_bytes"] <= output.stat().st_size < plan["output_bytes"] + 200_000
+    assert plan["seconds"] > 0
+    output.unlink()
+    printed = run(*options, "--dry-run").stdout
+    assert "peak memory" in printed
+    assert "scratch disk" in printed
+    assert "above --max-memory 0.01" in refusal(*options, "--max-memory", 0.01)
+    assert "above --max-memory 0.01" in refusal(*options, "--max-memory", 0.01, "--dry-run")
+    assert run(*options, "--max-memory", 1).returncode == 0
+
+
+def test_memory_stays_below_the_forecast(tmp_path):
+    """Peak memory without mapped files, sampled while the bundled model is quantized."""
+    options = [NOVELS, "-o", tmp_path / "out.gguf", "--calibration", SAMPLED, "--num-samples", 8]
+    bound = json.loads(run(*options, "--dry-run", "--json").stdout)["memory_bytes"]
+    command = [*ELUTQ, "quantize", *map(str, options)]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            lines = status.read_text().splitlines()
+            peak = max(peak, sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))))
+            time.sleep(0.02)
+    assert process.returncode == 0
+    assert 0 < peak * 1024 < bound

@@ -15,12 +15,14 @@ from elutq_cli.evaluation import evaluate, split_windows
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibrate import block_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.products import pack_matrix
 from elutq_cli.pipeline.quantize import quantize, total_weights
 from elutq_cli.pipeline.recipe import HEAD, Plan, Recipe
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.reference import SHARED_INPUTS, Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tensor_record import TensorRecord
 from elutq_formats.tokenizer import Tokenizer
@@ -187,6 +189,14 @@ def test_hessians_are_those_of_the_block_as_changed_so_far(folder, backend):
         seen_linears += linears
     assert tuple(seen_linears) == sum(SHARED_INPUTS.values(), ())
     np.testing.assert_allclose(hidden, block(start), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 32, 1000, 4099])
+def test_pieces_are_packed_as_the_whole_is(backend, rows):
+    rng = np.random.default_rng(rows)
+    half_scales = rng.random((rows, 8, 2)).astype(np.float16)
+    tensor = HLQTensor(half_scales, half_scales[..., 0], rng.integers(0, 4, (rows, 1024), dtype=np.uint8), 128)
+    np.testing.assert_array_equal(pack_matrix(tensor, backend), pack(tensor))
 
 
 # ---- spool

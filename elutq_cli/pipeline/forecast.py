@@ -1,0 +1,175 @@
+"""What a run will make and take, before any of it: tensors, sizes, memory, scratch disk, and time by a short probe."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from elutq_cli.pipeline.calibrate import TOKENS_AT_ONCE, InputStatistics
+from elutq_cli.pipeline.correct import corrected, correction
+from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe
+from elutq_cli.pipeline.refine import refine
+from elutq_cli.pipeline.stage import Backend
+from elutq_cli.reference import SHARED_INPUTS
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
+
+PROCESS_BYTES = 250_000_000
+"""Python, numpy and the rest, with what the C library keeps of freed memory."""
+
+# Bytes of memory for each weight of a matrix, or each element of its Hessian, at the worst moment of a stage; measured.
+WEIGHTS_ALONE, HALF, RESTORED = 7.5, 6.0, 4.5
+FEEDBACK_WEIGHT, FEEDBACK_SQUARE = 7.0, 14.0
+REFINE_WEIGHT, REFINE_SQUARE = 25.0, 5.0
+CORRECTION_SQUARE = 14.0
+MARGIN = 1.1
+
+PROBE_ROWS, PROBE_COLUMNS = 1024, 1024
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will make and take.
+
+    Attributes:
+        records: every tensor of the file.
+        output_bytes: of the file, without its metadata.
+        scratch_bytes: most that lies in the work folder beside it.
+        memory_bytes: an upper bound of the process's memory, without the page cache.
+    """
+
+    records: tuple[TensorRecord, ...]
+    output_bytes: int
+    scratch_bytes: int
+    memory_bytes: int
+
+    @classmethod
+    def make(cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int) -> "Forecast":
+        """Plan a run that calibrates on so many tokens, 0 for weights alone."""
+        shapes = {**config.tensor_shapes()}
+        matrices = {entry.name: entry for entry in plan.matrices()}
+        if plan.head is not None:
+            shapes[plan.head.name] = (config.vocab_size, config.hidden_size)
+        records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
+        output_bytes = sum(record.n_bytes for record in records)
+        streams = 4 * config.hidden_size * n_tokens * (2 if recipe.method == "correct" else 1)
+        return cls(records, output_bytes, output_bytes + 2 * streams, _memory(config, plan, shapes, n_tokens))
+
+    def check(self, output: Path, max_memory: float | None) -> None:
+        """Refuse a run that cannot succeed.
+
+        Args:
+            output: where the file will be.
+            max_memory: GB of memory that the run may take; None: any.
+
+        Raises:
+            ElutqError: the run may take more memory, or the disk has less room, than there is.
+        """
+        if max_memory is not None and self.memory_bytes > max_memory * 1e9:
+            raise ElutqError(
+                f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, above --max-memory {max_memory:g}: "
+                "calibration takes the most, leave it out or use a machine with more"
+            )
+        free = shutil.disk_usage(output.absolute().parent).free
+        work = output.with_name(output.name + ".work")
+        there = sum(path.stat().st_size for path in work.iterdir()) if work.is_dir() else 0
+        needed = self.output_bytes + self.scratch_bytes - there
+        if needed > free:
+            raise ElutqError(
+                f"{output.absolute().parent} has {free / 1e9:.2f} GB free, and this run needs {needed / 1e9:.2f} GB"
+            )
+
+
+def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> TensorRecord:
+    if entry is None:
+        return TensorRecord(gguf_name(name), 32, shape[0])
+    return TensorRecord(gguf_name(name), entry.bits, shape[0], shape[1], entry.group_size)
+
+
+def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]], n_tokens: int) -> int:
+    def alone(entry: MatrixPlan, also: float = 0.0) -> float:
+        return (also + (HALF if entry.bits == HALF_BITS else WEIGHTS_ALONE)) * math.prod(shapes[entry.name])
+
+    if n_tokens == 0:
+        return PROCESS_BYTES + int(MARGIN * max(alone(entry) for entry in plan.matrices()))
+    peaks = [alone(plan.embedding, RESTORED)]
+    for layer, block in enumerate(plan.blocks):
+        kept = 8.0 * sum(math.prod(shapes[entry.name]) for entry in block)  # exact weights, and what replaces them
+        for linears in SHARED_INPUTS.values():
+            sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
+            peaks.append(kept + _calibrated(sharing, config.hidden_size))
+    if plan.head is not None:
+        shape = shapes[plan.head.name]
+        calibrated = 4.0 * math.prod(shape) + _calibrated([shape], 0)
+        peaks.append(alone(plan.head) if plan.head.bits == HALF_BITS else calibrated)
+    # What the forward pass of a batch holds, on each thread: of the MLP, or of attention's scores.
+    return PROCESS_BYTES + int(MARGIN * (max(peaks) + 2 * 4 * TOKENS_AT_ONCE * 4 * config.intermediate_size))
+
+
+def _calibrated(sharing: list[tuple[int, ...]], hidden_size: int) -> float:
+    """Return the bytes that the stages take for matrices (rows, columns) that share an input."""
+    columns = sharing[0][1]
+    square, largest = columns**2, max(map(math.prod, sharing))
+    correct = (8 + CORRECTION_SQUARE) * square + 4 * columns * hidden_size
+    targets = 4 * sum(map(math.prod, sharing))
+    stage = max(FEEDBACK_WEIGHT * largest + FEEDBACK_SQUARE * square, REFINE_WEIGHT * largest + REFINE_SQUARE * square)
+    return max(correct, 4 * square + targets + stage)
+
+
+def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, backend: Backend) -> float:
+    """Time the stages on a small matrix and scale them up; good to about a factor of 1.5 on a quiet machine."""
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((PROBE_ROWS, PROBE_COLUMNS), dtype=np.float32)
+    shapes = {**config.tensor_shapes()}
+    if plan.head is not None:
+        shapes[plan.head.name] = (config.vocab_size, config.hidden_size)
+    probed: dict[int, float] = {}
+
+    def alone(entry: MatrixPlan) -> float:
+        if entry.group_size is None:
+            return 0.0
+        if entry.bits not in probed:
+            group_size = min(entry.group_size, PROBE_COLUMNS)
+            probed[entry.bits] = _seconds(lambda: fit(weights, None, entry.bits, group_size, backend)) / weights.size
+        return probed[entry.bits] * math.prod(shapes[entry.name])
+
+    if n_tokens == 0:
+        return sum(map(alone, plan.matrices()))
+    x = rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32)
+    product = _seconds(lambda: x @ x) / PROBE_COLUMNS**3 / backend.threads
+    hessian = np.asarray(x.T @ x / np.float32(len(x)), dtype=np.float32)
+    stages = _seconds(lambda: _run_stages(weights, hessian, recipe, backend)) / weights.size
+    squares = _seconds(lambda: correction(InputStatistics(hessian, hessian), recipe.damping, backend)) / len(x) ** 3
+    seconds = alone(plan.embedding)
+    for entry in (entry for block in plan.blocks for entry in block):
+        rows, columns = shapes[entry.name]
+        # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
+        passes = (6 * rows + (2 if recipe.method == "correct" else 1) * columns) * columns * n_tokens * product
+        seconds += passes + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3
+    return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)
+
+
+def _run_stages(weights: FloatArray, hessian: FloatArray, recipe: Recipe, backend: Backend) -> None:
+    if recipe.method == "fit":
+        fit(weights, None, recipe.bits, recipe.group_size, backend)
+        return
+    quantized = feedback(weights, hessian, recipe.bits, recipe.group_size, recipe.damping, backend)
+    if recipe.method != "feedback":
+        refine(weights, hessian, quantized.tensor, recipe.damping, backend)
+    if recipe.method == "correct":
+        corrected(weights, InputStatistics(hessian, hessian), hessian, False, backend)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
