@@ -45,8 +45,9 @@ aarch64: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check fault_check)
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
 
 SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
-# All but what compares figures and the reference transformer, which take minutes and touch no memory that the rest does not.
-SANITIZE_TESTS ?= tests/native tests/cli --ignore tests/native/test_aarch64.py -k 'not two_percent and not transformers_gives'
+# All but what compares figures, documents and the server's memory: minutes of work that the rest does not leave untouched.
+SANITIZE_TESTS ?= tests/native tests/cli $(foreach name,native/test_aarch64 cli/test_docs cli/test_help cli/test_serve,--ignore tests/$(name).py) \
+	-k 'not two_percent and not transformers_gives'
 
 $(eval $(call CHECK_BUILD,sanitize,$(CC) -O1 -fPIC $(SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
 
