@@ -2,8 +2,8 @@
  * The kernels behind the runtime, one `struct elutq_kernels` per instruction set. Public so that tests and benchmarks can
  * hold each against the scalar one and against float64; programs use elutq.h.
  *
- * The scalar kernels define the result. Every other set gives the same bits, except gemm_levels, whose integer part is
- * exact and whose scalar twin is kernels "scalar".
+ * The scalar kernels define the result. Every other set gives the same bits, but for gemm_f16 of several tokens, whose
+ * sums run in the order that its registers allow.
  *
  * Thread safety: all functions are pure; they touch only what their arguments point to. No argument may overlap an
  * output unless said so.
