@@ -155,7 +155,7 @@ def test_impossible_arguments_are_refused():
         {"proximity": 0.0},
         {"proximity": float("nan")},
     ):
-        with pytest.raises(ValueError, match="columns|bits must be"):
+        with pytest.raises(ValueError, match=r"columns|bits must be"):
             fit(**wrong)
     scales, centers = np.zeros((4, 2), dtype=np.float16), np.zeros(4, dtype=np.float16)
     factor = np.eye(64, dtype=np.float32)
