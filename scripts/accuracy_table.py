@@ -82,8 +82,9 @@ METHODS: dict[str, tuple[str, type[NativeBackend], bool, dict[str, str | bool]]]
     ),
     "feedback": ("HLQ + feedback", NativeBackend, True, {"method": "feedback"}),
     "refine": ("+ refine", NativeBackend, True, {"method": "refine"}),
-    "correct": ("+ correct (the default)", NativeBackend, True, {"method": "correct"}),
-    "rotate": ("rotate, then all of these", NativeBackend, True, {"method": "correct", "rotate": True}),
+    "correct": ("+ correct", NativeBackend, True, {"method": "correct"}),
+    "rotate": ("the same, rotated first", NativeBackend, True, {"method": "correct", "rotate": True}),
+    "allocate": ("+ allocate (the default)", NativeBackend, True, {"method": "allocate"}),
 }
 """Name -> label, backend, whether it is calibrated, and the recipe's options."""
 

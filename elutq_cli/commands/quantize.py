@@ -34,7 +34,7 @@ def quantize_command(
     embedding_bits: Annotated[int, typer.Option(help="Bits of the embedding: 1 to 4, or 16 for float16.")] = 4,
     target_bpw: Annotated[
         float | None,
-        typer.Option(help="Choose bits and group size of each linear to reach so many bits per weight of the blocks."),
+        typer.Option(help="Total to choose within, in bits per weight of the blocks; default: that of --bits."),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -48,8 +48,12 @@ def quantize_command(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="What calibrated linears go through: fit, feedback, refine or correct (all).")
-    ] = "correct",
+        str,
+        typer.Option(
+            help="What calibrated linears go through: fit, feedback, refine, correct (those three, all with the same "
+            "bits) or allocate (with bits chosen for each at the same total size)."
+        ),
+    ] = "allocate",
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Rotate the residual stream and value heads first; unties the head.")
     ] = False,

@@ -18,21 +18,22 @@ from elutq_cli.pipeline.calibrate import block_statistics, token_batches
 from elutq_cli.pipeline.feedback import feedback
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import quiet
-from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Block, Positions, Transformer
 from elutq_cli.reference.transformer import WeightSource
+from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 
 Choice = tuple[int, int]
 """Bits and group size."""
 
-CHOICES: tuple[Choice, ...] = ((1, 128), (1, 64), (2, 128), (2, 64), (3, 128), (3, 64), (4, 128), (4, 64))
-"""What a linear may be given, where its columns allow; groups of 32 where they allow no other."""
+GROUP_SIZES = (128, 64)
+"""Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
 
 HESSIAN_SEQUENCES = 16
-PROBE_SEQUENCES = 4
-SAMPLED_ROWS = 64
+PROBE_SEQUENCES = 2
+SAMPLED_ROWS = 32
 """Calibration sequences for the Hessians and for the measured predictions, and rows on which errors are measured."""
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,6 @@ class Candidate:
     errors: Mapping[Choice, float]
 
 
-def bits_per_weight(choice: Choice) -> float:
-    """Return the bits per weight of a choice, scales and centers included."""
-    bits, group_size = choice
-    return bits + 16.0 * (bits + 1) / group_size
-
-
 def allocate(
     source: WeightSource,
     recipe: Recipe,
@@ -72,7 +67,7 @@ def allocate(
 
     Args:
         source: the checkpoint.
-        recipe: its target_bpw is the budget; linears that its tensor_types fix are left out but count towards it.
+        recipe: has the budget; linears that its tensor_types fix are left out but count towards it.
         tokens: (sequences, n) calibration sequences.
         backend: runs the stages.
         advance: called with the number of weights just measured.
@@ -80,11 +75,10 @@ def allocate(
     Raises:
         ElutqError: the target is below or above what the choices reach.
     """
-    assert recipe.target_bpw is not None
     free, fixed_bits, n_weights = _free_linears(source, recipe)
     found = measure_candidates(source, recipe, free, tokens, backend, advance)
-    budget = recipe.target_bpw * n_weights - fixed_bits
-    chosen = spend(found, budget, recipe.target_bpw)
+    budget = recipe.budget * n_weights - fixed_bits
+    chosen = spend(found, budget, recipe.budget)
     for candidate in found:
         bits, group_size = chosen[candidate.name]
         log.info(
@@ -104,7 +98,7 @@ def _free_linears(source: WeightSource, recipe: Recipe) -> tuple[set[str], float
         if (entry.bits, entry.group_size) == impossible:
             free.add(entry.name)
         else:
-            size = 16.0 if entry.group_size is None else bits_per_weight((entry.bits, entry.group_size))
+            size = 16.0 if entry.group_size is None else bits_per_weight(entry.bits, entry.group_size)
             fixed_bits += size * float(np.prod(shapes[entry.name]))
     return free, fixed_bits, sum(int(np.prod(shapes[name])) for name in names)
 
@@ -129,16 +123,16 @@ def spend(candidates: Sequence[Candidate], budget: float, target: float) -> dict
     for candidate in candidates:
         hull = _lower_hull(
             [
-                (bits_per_weight(choice) * candidate.n_weights, candidate.sensitivity * error, choice)
+                (bits_per_weight(*choice) * candidate.n_weights, candidate.sensitivity * error, choice)
                 for choice, error in candidate.errors.items()
             ]
         )
         chosen[candidate.name] = hull[0][2]
         spent += hull[0][0]
-        most += max(map(bits_per_weight, candidate.errors)) * candidate.n_weights
+        most += max(bits_per_weight(*choice) for choice in candidate.errors) * candidate.n_weights
         for (bits, harm, _), (next_bits, next_harm, choice) in pairwise(hull):
             steps.append(((harm - next_harm) / (next_bits - bits), next_bits - bits, candidate.name, choice))
-    if not spent <= budget <= most:
+    if not spent <= budget * (1 + 1e-9) or not budget <= most * (1 + 1e-9):
         raise ElutqError(
             f"{target:g} bits per weight cannot be reached: this model's linears can have "
             f"{spent / sum(candidate.n_weights for candidate in candidates):.3f} to "
@@ -146,7 +140,7 @@ def spend(candidates: Sequence[Candidate], budget: float, target: float) -> dict
         )
     stopped: set[str] = set()
     for _, bits, name, choice in sorted(steps, key=lambda step: -step[0]):
-        if name not in stopped and spent + bits <= budget:
+        if name not in stopped and spent + bits <= budget * (1 + 1e-9):
             spent += bits
             chosen[name] = choice
         else:
@@ -196,7 +190,7 @@ def measure_candidates(
                 name = f"model.layers.{layer}.{linear}.weight"
                 weights = block.weights[f"{linear}.weight"]
                 if name in names:
-                    options = _options(weights.shape[1])
+                    options = _options(weights.shape[1], recipe.group_size)
                     errors = measure_errors(weights, statistics.hessian, options, recipe.damping, backend)
                     reference = min(options, key=lambda choice: abs(choice[0] - 2))
                     whole = feedback(weights, statistics.hessian, *reference, recipe.damping, backend)
@@ -231,9 +225,9 @@ def measure_errors(
     return {choice: feedback(rows, hessian, *choice, damping, backend).error ** 2 for choice in options}
 
 
-def _options(columns: int) -> list[Choice]:
-    options = [choice for choice in CHOICES if columns % choice[1] == 0]
-    return options or [(bits, 32) for bits in (1, 2, 3, 4)]
+def _options(columns: int, group_size: int) -> list[Choice]:
+    sizes = [size for size in sorted({*GROUP_SIZES, group_size}, reverse=True) if columns % size == 0]
+    return [(bits, size) for bits in range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1) for size in sizes]
 
 
 def _run_block(block: Block, stream: FloatArray, backend: Backend) -> FloatArray:

@@ -61,7 +61,7 @@ class Forecast:
             shapes[plan.head.name] = (config.vocab_size, config.hidden_size)
         records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
         output_bytes = sum(record.n_bytes for record in records)
-        streams = 4 * config.hidden_size * n_tokens * (2 if recipe.method == "correct" else 1)
+        streams = 4 * config.hidden_size * n_tokens * (2 if recipe.corrects else 1)
         return cls(records, output_bytes, output_bytes + 2 * streams, _memory(config, plan, shapes, n_tokens))
 
     def check(self, output: Path, max_memory: float | None) -> None:
@@ -153,7 +153,7 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
     for entry in (entry for block in plan.blocks for entry in block):
         rows, columns = shapes[entry.name]
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
-        passes = (6 * rows + (2 if recipe.method == "correct" else 1) * columns) * columns * n_tokens * product
+        passes = (6 * rows + (2 if recipe.corrects else 1) * columns) * columns * n_tokens * product
         seconds += passes + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3
     return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)
 
@@ -165,7 +165,7 @@ def _run_stages(weights: FloatArray, hessian: FloatArray, recipe: Recipe, backen
     quantized = feedback(weights, hessian, recipe.bits, recipe.group_size, recipe.damping, backend)
     if recipe.method != "feedback":
         refine(weights, hessian, quantized.tensor, recipe.damping, backend)
-    if recipe.method == "correct":
+    if recipe.corrects:
         corrected(weights, InputStatistics(hessian, hessian), hessian, False, backend)
 
 

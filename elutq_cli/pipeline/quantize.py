@@ -91,7 +91,7 @@ def quantize(
         raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
     tokenizer_json = checkpoint.tokenizer_json
     with Spool(output, fingerprint(checkpoint, recipe, calibration), resume) as spool:
-        if recipe.target_bpw is not None and calibration is not None:
+        if calibration is not None and recipe.method == "allocate":
             plan = Plan.make(source.config, recipe, allocate(source, recipe, calibration.tokens, backend))
         run = _Run(source, plan, recipe, backend, spool, advance)
         run.add_all(calibration)
@@ -161,7 +161,7 @@ class _Run:
         if calibration is None:
             return []
         streams = [embedding()[calibration.tokens]]
-        if self.recipe.method == "correct":
+        if self.recipe.corrects:
             streams.append(weights[calibration.tokens])
         return streams
 
@@ -327,7 +327,7 @@ def _head_input(norm: FloatArray, epsilon: float, x: FloatArray) -> FloatArray:
 
 def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
     """Return the stages that run, in their order."""
-    first = (*(["rotate"] if recipe.rotate else []), *(["allocate"] if recipe.target_bpw else []))
+    first = ("rotate",) if recipe.rotate else ()
     if not calibrated:
         return (*first, "fit")
     return (
@@ -337,6 +337,7 @@ def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
             "feedback": ("calibrate", "feedback"),
             "refine": ("calibrate", "feedback", "refine"),
             "correct": ("calibrate", "correct", "feedback", "refine"),
+            "allocate": ("allocate", "calibrate", "correct", "feedback", "refine"),
         }[recipe.method]
     )
 

@@ -15,7 +15,12 @@ from elutq_formats.names import gguf_name
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 HALF_BITS = 16
-METHODS = ("fit", "feedback", "refine", "correct")
+METHODS = ("fit", "feedback", "refine", "correct", "allocate")
+
+
+def bits_per_weight(bits: int, group_size: int) -> float:
+    """Return what a weight takes, scales and centers included."""
+    return bits + 16.0 * (bits + 1) / group_size
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Recipe:
         sequence_length: tokens in each of them.
         seed: chooses the sequences.
         damping: added to a Hessian's diagonal before it is factored, relative to the diagonal's mean.
-        method: what is done to calibrated linears: fit alone, feedback, feedback and refine, or those two aimed at what
-            corrects the quantized prefix. Without calibration there is only fit.
+        method: what is done to calibrated linears: fit alone, feedback, feedback and refine, those two aimed at what
+            corrects the quantized prefix, or this with bits and group size chosen for each linear at the same total
+            size. Without calibration there is only fit.
         rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.
-        target_bpw: bits per weight of the blocks' linears, scales and centers included: bits and group size are then
-            chosen for each of them. None: all have ``bits`` and ``group_size``.
+        target_bpw: bits per weight of the blocks' linears, scales and centers included, when bits and group size are
+            chosen for each of them. None: what ``bits`` and ``group_size`` would take.
         tensor_types: REGEX=BITS or REGEX=BITSgGROUP for matrices whose name in the file (without ``.weight``) has a
             match; the last one that matches counts, before anything else.
     """
@@ -49,7 +55,7 @@ class Recipe:
     sequence_length: int = 512
     seed: int = 0
     damping: float = 0.1
-    method: str = "correct"
+    method: str = "allocate"
     rotate: bool = False
     target_bpw: float | None = None
     tensor_types: tuple[str, ...] = ()
@@ -78,8 +84,20 @@ class Recipe:
 
         if self.target_bpw is not None and not 0.0 < self.target_bpw < HALF_BITS:
             raise ElutqError(f"target {self.target_bpw:g} bits per weight: it must be above 0 and below {HALF_BITS}")
+        if self.target_bpw is not None and self.method != "allocate":
+            raise ElutqError(f"a target of bits per weight needs method allocate, not {self.method}")
         for entry in self.tensor_types:
             TensorType.parse(entry, self.group_size)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the activations of the exact model are kept beside those of the quantized prefix."""
+        return self.method in ("correct", "allocate")
+
+    @property
+    def budget(self) -> float:
+        """Bits per weight of the blocks' linears when they are chosen one by one."""
+        return bits_per_weight(self.bits, self.group_size) if self.target_bpw is None else self.target_bpw
 
     def to_json(self) -> str:
         """Return all options as a JSON object."""

@@ -125,6 +125,7 @@ def test_refusals(tmp_path):
 def test_a_stopped_run_leaves_no_output(tmp_path, kill):
     output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
     command = [*ELUTQ, "quantize", str(NOVELS), "-o", str(output), "--calibration", str(SAMPLED)]
+    command += ["--method", "feedback"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not (work / "blk.0.attn_q.weight.npy").exists():

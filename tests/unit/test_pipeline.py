@@ -35,7 +35,7 @@ UNTIED = DATA / "golden" / "llama1-mha"
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 600)) + "\n"
 
-SMALL = Recipe(bits=3, group_size=32, num_samples=6, sequence_length=24)
+SMALL = Recipe(bits=3, group_size=32, num_samples=6, sequence_length=24, method="correct")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def damaged_copy(folder, target, change):
         ({"sequence_length": 1}, "sequence length is 1"),
         ({"seed": -1}, "seed is -1"),
         ({"damping": 0.0}, "damping is 0.0"),
-        ({"method": "magic"}, "method magic is not known: choose fit, feedback, refine or correct"),
+        ({"method": "magic"}, "method magic is not known: choose fit, feedback, refine, correct or allocate"),
     ],
 )
 def test_impossible_recipes_are_refused(options, message):
@@ -240,7 +240,7 @@ def test_two_runs_cannot_share_a_spool(tmp_path):
 @pytest.mark.parametrize("folder", [path for path in GOLDEN if path != NEMO], ids=lambda folder: folder.name)
 def test_every_family_becomes_a_file_close_to_the_checkpoint(tmp_path, backend, folder, calibrated, text):
     output = tmp_path / "out.gguf"
-    recipe = Recipe(bits=4, group_size=32, num_samples=6, sequence_length=24, embedding_bits=16, output_bits=4)
+    recipe = replace(SMALL, bits=4, embedding_bits=16, output_bits=4)
     done = []
     summary = run(folder, output, backend, recipe, text if calibrated else None, advance=done.append)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "text.txt"]
@@ -308,7 +308,7 @@ def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, te
 
 
 def test_a_rotated_model_predicts_the_same(tmp_path, backend, text):
-    recipe = Recipe(bits=4, group_size=32, output_bits=16, embedding_bits=16, num_samples=6, sequence_length=24)
+    recipe = replace(SMALL, bits=4, embedding_bits=16, output_bits=16)
     tokens = np.arange(20)
     with Checkpoint.open(TIED) as checkpoint:
         expected = Transformer(checkpoint).logits(tokens)
@@ -353,7 +353,7 @@ def novels_kl(tmp_path_factory, backend):
 
 
 def test_accuracy_on_the_trained_checkpoint(novels_kl):
-    options = {"output_bits": 16, "embedding_bits": 16, "num_samples": 24, "sequence_length": 128}
+    options = {"output_bits": 16, "embedding_bits": 16, "num_samples": 24, "sequence_length": 128, "method": "correct"}
     plain, summary = novels_kl(Recipe(bits=2, **options), calibrated=False)
     calibrated, _ = novels_kl(Recipe(bits=2, **options), calibrated=True)
     three_bits, _ = novels_kl(Recipe(bits=3, **options), calibrated=True)
