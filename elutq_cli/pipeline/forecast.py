@@ -84,9 +84,11 @@ class Forecast:
         there = sum(path.stat().st_size for path in work.iterdir()) if work.is_dir() else 0
         needed = self.output_bytes + self.scratch_bytes - there
         if needed > free:
-            raise ElutqError(
-                f"{output.absolute().parent} has {free / 1e9:.2f} GB free, and this run needs {needed / 1e9:.2f} GB"
-            )
+            raise ElutqError(f"{output.absolute().parent} has {_size(free)} free, and this run needs {_size(needed)}")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> TensorRecord:

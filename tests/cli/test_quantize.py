@@ -171,7 +171,17 @@ def test_dry_run_tells_sizes_before_any_work(tmp_path):
 
 def test_memory_stays_below_the_forecast(tmp_path):
     """Peak memory without mapped files, sampled while the bundled model is quantized."""
-    options = [NOVELS, "-o", tmp_path / "out.gguf", "--calibration", SAMPLED, "--num-samples", 8]
+    options = [
+        NOVELS,
+        "-o",
+        tmp_path / "out.gguf",
+        "--calibration",
+        SAMPLED,
+        "--num-samples",
+        4,
+        "--sequence-length",
+        128,
+    ]
     bound = json.loads(run(*options, "--dry-run", "--json").stdout)["memory_bytes"]
     command = [*ELUTQ, "quantize", *map(str, options)]
     peak = 0

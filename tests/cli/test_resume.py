@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.quantize import quantize
-from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, ElutqError
 
@@ -181,6 +183,14 @@ def test_a_full_disk_leaves_the_old_output_and_what_was_done(tmp_path, place):
         result = run(SHARDED, output, *options)
         assert f"going on after the {n_units} units" in result.stderr
         assert output.read_bytes() == expected
+
+
+def test_a_disk_too_small_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 5000, 5000))
+    with Checkpoint.open(SHARDED) as checkpoint:
+        forecast = Forecast.make(checkpoint.config, Plan.make(checkpoint.config, SMALL), SMALL, 0)
+        with pytest.raises(ElutqError, match=r"has 0\.01 MB free, and this run needs 0\.\d\d MB"):
+            forecast.check(tmp_path / "out.gguf", None)
 
 
 def test_an_unreadable_shard_is_named(tmp_path, monkeypatch):
