@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elutq_cli.pipeline.allocate import PROBE_SEQUENCES
 from elutq_cli.pipeline.calibrate import TOKENS_AT_ONCE, InputStatistics
 from elutq_cli.pipeline.correct import corrected, correction
 from elutq_cli.pipeline.feedback import feedback
@@ -62,7 +63,7 @@ class Forecast:
         records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
         output_bytes = sum(record.n_bytes for record in records)
         streams = 4 * config.hidden_size * n_tokens * (2 if recipe.corrects else 1)
-        return cls(records, output_bytes, output_bytes + 2 * streams, _memory(config, plan, shapes, n_tokens))
+        return cls(records, output_bytes, output_bytes + 2 * streams, _memory(config, plan, shapes, recipe, n_tokens))
 
     def check(self, output: Path, max_memory: float | None) -> None:
         """Refuse a run that cannot succeed.
@@ -97,7 +98,7 @@ def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> Tens
     return TensorRecord(gguf_name(name), entry.bits, shape[0], shape[1], entry.group_size)
 
 
-def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]], n_tokens: int) -> int:
+def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]], recipe: Recipe, n_tokens: int) -> int:
     def alone(entry: MatrixPlan, also: float = 0.0) -> float:
         return (also + (HALF if entry.bits == HALF_BITS else WEIGHTS_ALONE)) * math.prod(shapes[entry.name])
 
@@ -109,6 +110,14 @@ def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]],
         for linears in SHARED_INPUTS.values():
             sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
             peaks.append(kept + _calibrated(sharing, config.hidden_size))
+    if recipe.method == "allocate":
+        # Beside a block: a probe's residual stream for every linear of the model, and the head's logits.
+        n_linears = sum(map(len, plan.blocks))
+        tokens = PROBE_SEQUENCES * min(recipe.sequence_length, n_tokens)
+        peaks.append(max(peaks[1:]) + 4.0 * n_linears * tokens * config.hidden_size)
+        head = config.vocab_size * config.hidden_size
+        logits = 40.0 * recipe.sequence_length * config.vocab_size
+        peaks.append(4.0 * (n_linears * tokens * config.hidden_size + head) + PROBE_SEQUENCES * logits)
     if plan.head is not None:
         shape = shapes[plan.head.name]
         calibrated = 4.0 * math.prod(shape) + _calibrated([shape], 0)
@@ -157,6 +166,11 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
         passes = (6 * rows + (2 if recipe.corrects else 1) * columns) * columns * n_tokens * product
         seconds += passes + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3
+    if recipe.method == "allocate":
+        # Each linear's probe goes through all blocks after it; Hessians and errors cost about one block's stages.
+        block = sum(math.prod(shapes[entry.name]) for entry in plan.blocks[0])
+        n_passes = sum(len(plan.blocks[0]) * layer for layer in range(len(plan.blocks)))
+        seconds += n_passes * block * PROBE_SEQUENCES * recipe.sequence_length * product + 0.3 * seconds
     return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)
 
 

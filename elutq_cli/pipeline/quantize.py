@@ -92,7 +92,8 @@ def quantize(
     tokenizer_json = checkpoint.tokenizer_json
     with Spool(output, fingerprint(checkpoint, recipe, calibration), resume) as spool:
         if calibration is not None and recipe.method == "allocate":
-            plan = Plan.make(source.config, recipe, allocate(source, recipe, calibration.tokens, backend))
+            found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
+            plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
         run = _Run(source, plan, recipe, backend, spool, advance)
         run.add_all(calibration)
         write_model(

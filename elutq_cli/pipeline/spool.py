@@ -25,7 +25,7 @@ from elutq_formats.errors import ElutqError
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.tensor_record import TensorRecord
 
-_LOCK, _FINGERPRINT = "lock", "fingerprint.json"
+_LOCK, _FINGERPRINT, _FOUND = "lock", "fingerprint.json", "found.json"
 _TENSOR, _UNIT, _STREAM, _NEW = ".npy", ".unit", ".stream", ".new"
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._mapped = []
-        if kind is None or self.n_finished == 0:
+        if kind is None or not self._holds_work():
             self._remove(set())
             (self.folder / _LOCK).unlink(missing_ok=True)
         if self._lock is not None:
@@ -150,6 +150,20 @@ class Spool:
                 raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
         return list(self._mapped)
 
+    def remember(self, find: Callable[[], Any]) -> Any:  # noqa: ANN401 (a JSON value)
+        """Return what a stopped run found, or find it and keep it for the next run; it must be a JSON value.
+
+        Raises:
+            ElutqError: the disk refuses.
+        """
+        path = self.folder / _FOUND
+        try:
+            if not path.exists():
+                self._write_json(path, find())
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+
     def sources(self) -> Iterator[TensorSource]:
         """Yield every tensor in the order of ``add``, each read when it is asked for."""
         for record in self.records:
@@ -163,8 +177,8 @@ class Spool:
         kept = {self._tensor(record).name for record in self.records}
         kept |= {f"{number:05}{_UNIT}" for number in range(self.n_finished)}
         kept |= {self._stream(self.n_finished - 1, index).name for index in range(self._n_streams)}
-        self._remove(kept | ({_FINGERPRINT} if self.n_finished else set()))
-        if not self.n_finished:
+        self._remove(kept | ({_FINGERPRINT, _FOUND} if self._holds_work() and self._resume else set()))
+        if not (self.folder / _FINGERPRINT).exists():
             try:
                 self._write_json(self.folder / _FINGERPRINT, self._fingerprint)
             except OSError as error:
@@ -172,7 +186,7 @@ class Spool:
 
     def _read_units(self) -> None:
         paths = sorted(self.folder.glob("*" + _UNIT))
-        if not paths or not (self.folder / _FINGERPRINT).exists():
+        if not self._holds_work() or not (self.folder / _FINGERPRINT).exists():
             return
         try:
             then = json.loads((self.folder / _FINGERPRINT).read_text(encoding="utf-8"))
@@ -194,7 +208,11 @@ class Spool:
         if not sound:
             raise ElutqError(f"{self.folder} is damaged: start over with --no-resume")
         self.n_finished, self._n_recorded = len(paths), len(self.records)
-        log.warning("going on after the %d units that are finished in %s", self.n_finished, self.folder)
+        if paths:
+            log.warning("going on after the %d units that are finished in %s", self.n_finished, self.folder)
+
+    def _holds_work(self) -> bool:
+        return (self.folder / _FOUND).exists() or any(self.folder.glob("*" + _UNIT))
 
     def _save(self, path: Path, contents: npt.NDArray[Any]) -> None:
         contents = np.ascontiguousarray(contents)
@@ -226,7 +244,7 @@ class Spool:
         if _FINGERPRINT not in kept:
             (self.folder / _FINGERPRINT).unlink(missing_ok=True)
         for path in self.folder.iterdir():
-            if path.name not in kept and path.suffix in (_TENSOR, _UNIT, _STREAM, _NEW):
+            if path.name not in kept and (path.name == _FOUND or path.suffix in (_TENSOR, _UNIT, _STREAM, _NEW)):
                 path.unlink()
 
 

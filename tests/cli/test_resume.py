@@ -17,6 +17,7 @@ from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.spool import Spool
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, ElutqError
 
@@ -122,6 +123,26 @@ def test_another_run_is_refused_naming_the_difference(tmp_path):
                 quantize(checkpoint, output, recipe, None, backend)
         quantize(checkpoint, output, Recipe(group_size=32, bits=3), None, backend, resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_what_was_measured_before_the_first_unit_is_kept(tmp_path):
+    found = []
+
+    def measure():
+        found.append({"blk.0.attn_q": [2, 64]})
+        return found[-1]
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), Spool(tmp_path / "out.gguf", {"bits": "2"}) as spool:
+            assert spool.remember(measure) == found[0]
+            raise KeyboardInterrupt
+    assert len(found) == 1
+    with pytest.raises(ElutqError, match="with bits 2, not 3"), Spool(tmp_path / "out.gguf", {"bits": "3"}):
+        pass
+    with Spool(tmp_path / "out.gguf", {"bits": "3"}, resume=False) as spool:
+        spool.remember(measure)
+    assert len(found) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_changed_checkpoint_is_another_run(tmp_path):
