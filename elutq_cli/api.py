@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from elutq_cli.generation import Generation, LanguageModel, Message
+    from elutq_cli.pipeline.progress import Progress
     from elutq_cli.pipeline.quantize import Summary
     from elutq_cli.pipeline.recipe import Recipe
 
@@ -109,9 +109,10 @@ def quantize(
     *,
     calibration: PathLike | Sequence[PathLike] | None = None,
     threads: int | None = None,
+    max_memory: float | None = None,
     force: bool = False,
     resume: bool = True,
-    advance: Callable[[int], None] = lambda n_weights: None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Quantize a checkpoint folder to a model file.
 
@@ -121,9 +122,10 @@ def quantize(
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
         calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
         threads: threads; None: one for each physical core this process may use.
+        max_memory: refuse to start when the run may take more memory than so many GB; None: never.
         force: replace the output if it is there.
         resume: go on after what a stopped run with the same arguments has done.
-        advance: called with the number of weights just done.
+        progress: is told how far the run is; None: nobody is.
 
     Returns:
         Bits per weight, size, time and the error of each matrix.
@@ -137,16 +139,10 @@ def quantize(
     from elutq_cli.pipeline.quantize import quantize as run_pipeline
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.checkpoint import Checkpoint
-    from elutq_formats.tokenizer import Tokenizer
 
-    recipe = recipe or Recipe()
-    with ExitStack() as stack:
-        source = stack.enter_context(Checkpoint.open(Path(checkpoint)))
-        text = None
-        if calibration is not None:
-            tokenizer = Tokenizer.from_json(source.tokenizer_json, source.config)
-            several = [calibration] if isinstance(calibration, str | os.PathLike) else calibration
-            files = [Path(file) for file in several]
-            text = CalibrationText.read(files, tokenizer, source.config, recipe)
-        backend = stack.enter_context(NativeBackend(threads))
-        return run_pipeline(source, Path(output), recipe, text, backend, force, advance, resume)
+    recipe, target = recipe or Recipe(), Path(output)
+    files = [calibration] if isinstance(calibration, str | os.PathLike) else calibration or []
+    with Checkpoint.open(Path(checkpoint)) as source:
+        text = CalibrationText.read([Path(file) for file in files], source, recipe) if files else None
+        with NativeBackend(threads) as backend:
+            return run_pipeline(source, target, recipe, text, backend, force, resume, max_memory, progress)

@@ -149,10 +149,7 @@ def run(
 ) -> dict:
     """Makes one model file, evaluates it on every text and returns the row's figures."""
     output = folder / "model.gguf"
-    tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
-    calibration = None
-    if job.calibrated:
-        calibration = CalibrationText.read(options.calibration, tokenizer, checkpoint.config, job.recipe)
+    calibration = CalibrationText.read(options.calibration, checkpoint, job.recipe) if job.calibrated else None
     with job.backend(options.threads) as backend:
         summary = quantize(checkpoint, output, job.recipe, calibration, backend, force=True)
     file = ModelFile.open(output)

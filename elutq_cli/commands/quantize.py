@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from elutq_cli.pipeline.calibration_text import CalibrationText
-    from elutq_cli.pipeline.quantize import Summary
     from elutq_cli.pipeline.recipe import Recipe
-    from elutq_formats.checkpoint import Checkpoint
 
 
 def quantize_command(
@@ -83,6 +81,9 @@ def quantize_command(
     Example: elutq quantize checkpoint -o model-2bit.gguf --bits 2 --calibration text.txt
     """
     configure_blas(1)  # the stages run products on threads of their own
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from elutq_cli.api import quantize
     from elutq_cli.hub import find_checkpoint
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.atomic import check_output
@@ -105,7 +106,21 @@ def quantize_command(
     if dry_run:
         print_forecast(folder, output, recipe, calibration, threads, max_memory, json_output)
         return
-    summary = run(folder, output, recipe, calibration, threads, force, verbose, resume, max_memory)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
+    with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
+        stack.enter_context(logging_redirect_tqdm())
+        summary = quantize(
+            folder,
+            output,
+            recipe,
+            calibration=calibration,
+            threads=threads,
+            max_memory=max_memory,
+            force=force,
+            resume=resume,
+            progress=stack.enter_context(ProgressBars()),
+        )
     if json_output:
         print(json.dumps({"model": str(model), "output": str(output)} | asdict(summary)))
     else:
@@ -115,64 +130,30 @@ def quantize_command(
         )
 
 
-def run(
-    model: Path,
-    output: Path,
-    recipe: Recipe,
-    calibration: list[Path] | None,
-    threads: int | None,
-    force: bool,
-    verbose: bool,
-    resume: bool = True,
-    max_memory: float | None = None,
-) -> Summary:
-    """Check everything that can be checked at once, then quantize, with a progress bar where stderr is a terminal.
+class ProgressBars(Progress):
+    """Shows the part that runs as a bar, where stderr is a terminal; a context manager that takes it away."""
 
-    Raises:
-        ElutqError: the input is wrong, or the disk refuses.
-        NativeError: the threads cannot be started.
-    """
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        from tqdm import tqdm
 
-    from elutq_cli.pipeline.backend import NativeBackend
-    from elutq_cli.pipeline.forecast import Forecast
-    from elutq_cli.pipeline.quantize import quantize, total_weights
-    from elutq_cli.pipeline.recipe import Plan
-    from elutq_formats.checkpoint import Checkpoint
+        self.bar = tqdm(disable=True)
 
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
-    with ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
-        checkpoint = stack.enter_context(Checkpoint.open(model))
-        total = total_weights(checkpoint, recipe)
-        text = read_calibration(calibration, checkpoint, recipe)
-        n_tokens = 0 if text is None else text.tokens.size
-        forecast = Forecast.make(checkpoint.config, Plan.make(checkpoint.config, recipe), recipe, n_tokens)
-        forecast.check(output, max_memory)
-        backend = stack.enter_context(NativeBackend(threads))
-        stack.enter_context(logging_redirect_tqdm())
-        bar = stack.enter_context(
-            tqdm(total=total, unit=" weights", unit_scale=True, disable=not sys.stderr.isatty(), file=sys.stderr)
-        )
-        return quantize(
-            checkpoint, output, recipe, text, backend, force, lambda n_weights: bar.update(n_weights), resume
-        )
+    def begin(self, total: int, unit: str) -> None:
+        """See ``Progress``."""
+        self.bar.close()
+        disable = not sys.stderr.isatty()
+        self.bar = type(self.bar)(total=total, unit=" " + unit, unit_scale=True, disable=disable, file=sys.stderr)
 
+    def advance(self, amount: int) -> None:
+        """See ``Progress``."""
+        self.bar.update(amount)
 
-def read_calibration(files: list[Path] | None, checkpoint: Checkpoint, recipe: Recipe) -> CalibrationText | None:
-    """Cut calibration files into sequences; None when there are none.
+    def __enter__(self) -> ProgressBars:
+        return self
 
-    Raises:
-        ElutqError: they cannot be used.
-    """
-    from elutq_cli.pipeline.calibration_text import CalibrationText
-    from elutq_formats.tokenizer import Tokenizer
-
-    if not files:
-        return None
-    tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
-    return CalibrationText.read(files, tokenizer, checkpoint.config, recipe)
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
 
 
 def print_forecast(
@@ -190,12 +171,13 @@ def print_forecast(
         ElutqError: it would be refused.
     """
     from elutq_cli.pipeline.backend import NativeBackend
+    from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
     from elutq_cli.pipeline.recipe import Plan
     from elutq_formats.checkpoint import Checkpoint
 
     with Checkpoint.open(model) as checkpoint, NativeBackend(threads) as backend:
-        text = read_calibration(calibration, checkpoint, recipe)
+        text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
         n_tokens = 0 if text is None else text.tokens.size
         plan = Plan.make(checkpoint.config, recipe)
         forecast = Forecast.make(checkpoint.config, plan, recipe, n_tokens)

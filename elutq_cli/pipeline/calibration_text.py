@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.recipe import Recipe
-from elutq_formats.config import ModelConfig
+from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.tokenizer import Tokenizer
 
@@ -35,9 +35,7 @@ class CalibrationText:
     sha256: tuple[str, ...]
 
     @classmethod
-    def read(
-        cls, files: Path | Sequence[Path], tokenizer: Tokenizer, config: ModelConfig, recipe: Recipe
-    ) -> "CalibrationText":
+    def read(cls, files: Sequence[Path], checkpoint: Checkpoint, recipe: Recipe) -> "CalibrationText":
         """Cut files into sequences that do not overlap nor span two files, and choose some by the recipe's seed.
 
         A file whose name ends in .jsonl holds one JSON object a line, whose ``text`` fields are joined by empty lines;
@@ -48,7 +46,8 @@ class CalibrationText:
             ElutqError: a file cannot be read or is malformed, all of them are too short, or one has a token that the
                 model has not; or the sequences are longer than the model's context.
         """
-        files = (files,) if isinstance(files, Path) else tuple(files)
+        config = checkpoint.config
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, config)
         length = recipe.sequence_length
         if length > config.max_position_embeddings:
             raise ElutqError(
@@ -84,7 +83,7 @@ class CalibrationText:
             )
         n_chosen = min(recipe.num_samples, len(sequences))
         chosen = np.random.default_rng(recipe.seed).choice(len(sequences), n_chosen, replace=False)
-        return cls(sequences[np.sort(chosen)], files, tuple(hashes))
+        return cls(sequences[np.sort(chosen)], tuple(files), tuple(hashes))
 
 
 def _read_file(file: Path) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The driver: takes a checkpoint through the stages, block by block, to a model file."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from elutq_cli.pipeline.correct import corrected, correction
 from elutq_cli.pipeline.feedback import feedback
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
 from elutq_cli.pipeline.products import measure, pack_matrix
+from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
@@ -61,8 +64,9 @@ def quantize(
     calibration: CalibrationText | None,
     backend: Backend,
     force: bool = False,
-    advance: Callable[[int], None] = lambda _: None,
     resume: bool = True,
+    max_memory: float | None = None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Quantize a checkpoint into a model file.
 
@@ -77,8 +81,9 @@ def quantize(
         calibration: sequences for error feedback, or None: weights alone are fitted.
         backend: runs the inner loops.
         force: replace the output if it is there.
-        advance: called with the number of weights just done; see ``total_weights``.
         resume: use what a stopped run has finished; otherwise it is removed.
+        max_memory: refuse to start when the run may take more memory than so many GB.
+        progress: is told of the weights just done; None: nobody is.
 
     Raises:
         ElutqError: anything that is wrong with the input or the disk; then there is no output.
@@ -89,12 +94,14 @@ def quantize(
     plan = Plan.make(source.config, recipe)
     if recipe.target_bpw is not None and calibration is None:
         raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
+    n_tokens = 0 if calibration is None else calibration.tokens.size
+    Forecast.make(source.config, plan, recipe, n_tokens).check(output, max_memory)
     tokenizer_json = checkpoint.tokenizer_json
     with Spool(output, fingerprint(checkpoint, recipe, calibration), resume) as spool:
         if calibration is not None and recipe.method == "allocate":
             found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
-        run = _Run(source, plan, recipe, backend, spool, advance)
+        run = _Run(source, plan, recipe, backend, spool, progress or Progress())
         run.add_all(calibration)
         write_model(
             output,
@@ -111,13 +118,6 @@ def quantize(
     return Summary(file.bits_per_weight(), file.size_bytes, time.perf_counter() - begin, errors)
 
 
-def total_weights(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Return the number of weights in all matrices of the plan: what the calls of ``advance`` add up to."""
-    source = RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint
-    plan = Plan.make(source.config, recipe)
-    return sum(int(np.prod(source.shape(_stored_name(source, entry.name)))) for entry in plan.matrices())
-
-
 class _Run:
     """One checkpoint on its way into a spool."""
 
@@ -128,7 +128,7 @@ class _Run:
         recipe: Recipe,
         backend: Backend,
         spool: Spool,
-        advance: Callable[[int], None],
+        progress: Progress,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -136,12 +136,14 @@ class _Run:
         self.recipe = recipe
         self.backend = backend
         self.spool = spool
-        self.advance = advance
+        self.progress = progress
 
     def add_all(self, calibration: CalibrationText | None) -> None:
         """Quantize every tensor that the spool does not hold, unit by unit, in the order of the file."""
+        names = [_stored_name(self.checkpoint, entry.name) for entry in self.plan.matrices()]
+        self.progress.begin(sum(math.prod(self.checkpoint.shape(name)) for name in names), "weights")
         for record in self.spool.records:
-            self.advance(record.n_weights if record.bits != 32 else 0)
+            self.progress.advance(record.n_weights if record.bits != 32 else 0)
         units: list[Callable[[], list[FloatArray]]] = [
             partial(self.add_embedding, calibration),
             *(partial(self.add_block, layer) for layer in range(self.config.num_hidden_layers)),
@@ -256,7 +258,7 @@ class _Run:
             done = f"{plan.bits} bits, groups of {plan.group_size}, error {quantized.error:.4f}"
             log.info("%s: %s (%.2f s)", name, done, time.perf_counter() - begin)
             restore = quantized.tensor.dequantize
-        self.advance(weights.size)
+        self.progress.advance(weights.size)
         return restore
 
     def run_stages(

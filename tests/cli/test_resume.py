@@ -15,6 +15,7 @@ import pytest
 
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.forecast import Forecast
+from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.spool import Spool
@@ -26,6 +27,13 @@ NOVELS = DATA / "novels-6m"
 SHARDED = DATA / "golden" / "llama2-gqa-sharded"
 OPTIONS = ["--calibration", DATA / "sampled.txt", "--num-samples", 2, "--sequence-length", 64]
 SMALL = Recipe(group_size=32)
+
+
+class Call(Progress):
+    """Calls a function with the number of weights just done."""
+
+    def __init__(self, function):
+        self.advance = function
 
 
 def command(checkpoint, output, *options):
@@ -91,7 +99,7 @@ def test_a_run_goes_on_after_each_unit(tmp_path):
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                quantize(checkpoint, output, SMALL, None, backend, advance=count)
+                quantize(checkpoint, output, SMALL, None, backend, progress=Call(count))
             assert not output.exists()
         quantize(checkpoint, output, SMALL, None, backend)
     assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
@@ -107,7 +115,7 @@ def stop_after_first_block(checkpoint, output, backend, recipe=SMALL):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(checkpoint, output, recipe, None, backend, advance=count)
+        quantize(checkpoint, output, recipe, None, backend, progress=Call(count))
 
 
 def test_another_run_is_refused_naming_the_difference(tmp_path):
@@ -263,5 +271,5 @@ def test_a_shard_that_changes_during_a_run_is_named(tmp_path, change):
         NativeBackend(1) as backend,
         pytest.raises(CheckpointError, match=message),
     ):
-        quantize(checkpoint, output, SMALL, None, backend, force=True, advance=disturb)
+        quantize(checkpoint, output, SMALL, None, backend, force=True, progress=Call(disturb))
     assert output.read_bytes() == b"precious"

@@ -19,7 +19,6 @@ from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
-from elutq_formats.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 TINY = GOLDEN / "llama2-gqa-sharded"
@@ -105,8 +104,7 @@ def test_the_file_has_the_bits_that_were_chosen(tmp_path, backend):
     words = np.random.default_rng(3).choice(list("abcdefgh"), (20, 20))
     text.write_text("".join(json.dumps({"text": " ".join(row)}) + "\n" for row in words))
     with Checkpoint.open(TINY) as checkpoint:
-        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
-        calibration = CalibrationText.read([text, text], tokenizer, checkpoint.config, RECIPE)
+        calibration = CalibrationText.read([text, text], checkpoint, RECIPE)
         quantize(checkpoint, tmp_path / "out.gguf", RECIPE, calibration, backend)
         with pytest.raises(ElutqError, match="add --calibration"):
             quantize(checkpoint, tmp_path / "none.gguf", RECIPE, None, backend)
@@ -161,7 +159,5 @@ def test_tensor_types_apply_in_order_to_every_matrix():
 def test_malformed_jsonl_is_refused(tmp_path, content, message):
     path = tmp_path / "text.jsonl"
     path.write_text(content)
-    with Checkpoint.open(TINY) as checkpoint:
-        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
-        with pytest.raises(ElutqError, match=message):
-            CalibrationText.read(path, tokenizer, checkpoint.config, RECIPE)
+    with Checkpoint.open(TINY) as checkpoint, pytest.raises(ElutqError, match=message):
+        CalibrationText.read([path], checkpoint, RECIPE)

@@ -298,12 +298,8 @@ def test_context_for_one_text(asked, n_prompt, n_predict, expected):
 
 def test_quantize_and_load(tmp_path):
     golden = Path(__file__).parent.parent / "data" / "golden" / "qwen3"
-    weights = []
-    summary = elutq_cli.quantize(
-        golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32), threads=1, advance=weights.append
-    )
+    summary = elutq_cli.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32), threads=1)
     assert summary.size_bytes == (tmp_path / "model.gguf").stat().st_size
-    assert sum(weights) > 0
     with elutq_cli.load(tmp_path / "model.gguf", threads=1) as model:
         record = model.file.tensors["blk.0.attn_q.weight"]
         assert record.n_bytes == tensor_bytes(record.rows, record.columns, 3, 32)
