@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.constants import MAX_TENSORS
+from elutq_formats.constants import MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.fields import Fields
 
@@ -30,8 +30,17 @@ _DEFAULTS: dict[ModelType, dict[str, int]] = {
     "qwen3": {**_QWEN_DEFAULTS, "head_dim": 128},
 }
 
-_TENSORS_PER_LAYER = 18  # 7 matrices, each with a bias, and 4 norms
-_MAX_LAYERS = MAX_TENSORS // _TENSORS_PER_LAYER
+_LIMITS = {
+    "hidden_size": MAX_WIDTH,
+    "intermediate_size": MAX_WIDTH,
+    "num_hidden_layers": MAX_LAYERS,
+    "num_attention_heads": MAX_HEADS,
+    "num_key_value_heads": MAX_HEADS,
+    "head_dim": MAX_HEAD_DIM,
+    "vocab_size": MAX_VOCABULARY,
+    "max_position_embeddings": MAX_CONTEXT,
+    "sliding_window": MAX_CONTEXT,
+}
 
 
 @dataclass(frozen=True)
@@ -143,13 +152,14 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, limit in _LIMITS.items():
+            if (value := getattr(self, name)) is not None and value > limit:
+                raise UnsupportedModelError(f"{name} {value} is more than {limit}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if self.num_hidden_layers > _MAX_LAYERS:
-            raise UnsupportedModelError(f"num_hidden_layers {self.num_hidden_layers} is more than {_MAX_LAYERS}")
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim {self.head_dim} is odd: RoPE turns pairs of features")
 

@@ -131,8 +131,8 @@ class _Cursor:
 
     def name(self, what: str) -> str:
         name = self.string(MAX_NAME_BYTES, what)
-        if not name.isprintable():
-            self.refuse(f"{what} holds control characters")
+        if not (name.isascii() and name.isprintable()):
+            self.refuse(f"{what} is not printable ASCII")
         return name
 
     def value_type(self, key: str) -> ValueType:

@@ -39,6 +39,14 @@
 #define ELUTQ_MAX_ARRAY_LENGTH 16777216
 #define ELUTQ_MAX_NAME_BYTES 256
 
+/* Sizes no model of these families comes near; with them no product in the runtime overflows 64 bits. */
+#define ELUTQ_MAX_WIDTH 4194304
+#define ELUTQ_MAX_LAYERS 1024
+#define ELUTQ_MAX_HEADS 4096
+#define ELUTQ_MAX_HEAD_DIM 1024
+#define ELUTQ_MAX_VOCABULARY 16777216
+#define ELUTQ_MAX_CONTEXT 67108864
+
 _Static_assert(ELUTQ_TILE_ROWS * ELUTQ_CELL_COLUMNS == 8 * ELUTQ_CELL_BYTES, "a cell holds one bit per weight");
 
 #endif

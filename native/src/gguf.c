@@ -150,7 +150,8 @@ static int read_tensors(struct elutq_gguf *gguf, struct cursor *cursor, const st
     int status = ELUTQ_OK;
     for (uint64_t i = 0; i < gguf->n_tensors && status == ELUTQ_OK; i++) {
         if (!read_tensor_info(cursor, &gguf->tensors[i], &offsets[i]))
-            status = elutq_fail(error, ELUTQ_ERROR_FORMAT, "the tensor list is damaged or cut short");
+            status = elutq_fail(error, ELUTQ_ERROR_FORMAT, "the tensor list is damaged or cut short at tensor %llu",
+                                (unsigned long long)i);
         else
             status = tensor_bytes(&gguf->tensors[i], error);
     }
@@ -164,8 +165,11 @@ static int read_tensors(struct elutq_gguf *gguf, struct cursor *cursor, const st
             status = elutq_fail(error, ELUTQ_ERROR_FORMAT,
                                 "tensor %.*s lies past the end of the file; it is cut short, copy or download it again", n_name,
                                 tensor->name.bytes);
-        else if (offsets[i] % ELUTQ_GGUF_ALIGNMENT != 0 || offsets[i] < previous_end)
-            status = elutq_fail(error, ELUTQ_ERROR_FORMAT, "tensor %.*s is misaligned or overlaps another", n_name,
+        else if (offsets[i] % ELUTQ_GGUF_ALIGNMENT != 0)
+            status = elutq_fail(error, ELUTQ_ERROR_FORMAT, "tensor %.*s does not begin at a multiple of %d bytes", n_name,
+                                tensor->name.bytes, ELUTQ_GGUF_ALIGNMENT);
+        else if (offsets[i] < previous_end)
+            status = elutq_fail(error, ELUTQ_ERROR_FORMAT, "tensor %.*s begins before the end of the one before it", n_name,
                                 tensor->name.bytes);
         if (status != ELUTQ_OK)
             break;

@@ -9,14 +9,6 @@
 #include "hlq_block.h"
 #include "kernel_sets.h"
 
-/* Sizes no model of these families comes near; with them no product in this library overflows 64 bits. */
-#define MAX_DIMENSION (1u << 22)
-#define MAX_LAYERS 1024u
-#define MAX_HEADS 4096u
-#define MAX_HEAD_DIM 1024u
-#define MAX_VOCABULARY (1u << 24)
-#define MAX_CONTEXT (1u << 26)
-
 #define NAME_BYTES 96
 
 static const char *const ARCHITECTURES[] = {"llama", "qwen2", "qwen3"};
@@ -25,7 +17,7 @@ struct loader {
     struct elutq_model *model;
     const struct elutq_error *error;
     const char *architecture;
-    uint64_t n_used; /* tensors that the model has */
+    bool *used; /* [n_tensors] whether the model has that tensor */
     int status; /* the first failure; later steps do nothing */
 };
 
@@ -70,22 +62,22 @@ static void config_f32(struct loader *loader, const char *suffix, float *value) 
 static void load_config(struct loader *loader) {
     struct elutq_config *config = &loader->model->config;
     uint32_t value_length = 0, rope_dimensions = 0;
-    config_u32(loader, "vocab_size", MAX_VOCABULARY, &config->vocab_size);
-    config_u32(loader, "context_length", MAX_CONTEXT, &config->context_length);
-    config_u32(loader, "embedding_length", MAX_DIMENSION, &config->hidden_size);
-    config_u32(loader, "block_count", MAX_LAYERS, &config->n_layers);
-    config_u32(loader, "feed_forward_length", MAX_DIMENSION, &config->intermediate_size);
-    config_u32(loader, "attention.head_count", MAX_HEADS, &config->n_heads);
-    config_u32(loader, "attention.head_count_kv", MAX_HEADS, &config->n_kv_heads);
-    config_u32(loader, "attention.key_length", MAX_HEAD_DIM, &config->head_dim);
-    config_u32(loader, "attention.value_length", MAX_HEAD_DIM, &value_length);
-    config_u32(loader, "rope.dimension_count", MAX_HEAD_DIM, &rope_dimensions);
+    config_u32(loader, "vocab_size", ELUTQ_MAX_VOCABULARY, &config->vocab_size);
+    config_u32(loader, "context_length", ELUTQ_MAX_CONTEXT, &config->context_length);
+    config_u32(loader, "embedding_length", ELUTQ_MAX_WIDTH, &config->hidden_size);
+    config_u32(loader, "block_count", ELUTQ_MAX_LAYERS, &config->n_layers);
+    config_u32(loader, "feed_forward_length", ELUTQ_MAX_WIDTH, &config->intermediate_size);
+    config_u32(loader, "attention.head_count", ELUTQ_MAX_HEADS, &config->n_heads);
+    config_u32(loader, "attention.head_count_kv", ELUTQ_MAX_HEADS, &config->n_kv_heads);
+    config_u32(loader, "attention.key_length", ELUTQ_MAX_HEAD_DIM, &config->head_dim);
+    config_u32(loader, "attention.value_length", ELUTQ_MAX_HEAD_DIM, &value_length);
+    config_u32(loader, "rope.dimension_count", ELUTQ_MAX_HEAD_DIM, &rope_dimensions);
     config_f32(loader, "attention.layer_norm_rms_epsilon", &config->rms_norm_eps);
     config_f32(loader, "rope.freq_base", &config->rope_theta);
     char key[NAME_BYTES];
     snprintf(key, sizeof key, "%s.attention.sliding_window", loader->architecture);
     if (elutq_gguf_metadata(&loader->model->gguf, key) != NULL)
-        config_u32(loader, "attention.sliding_window", MAX_CONTEXT, &config->sliding_window);
+        config_u32(loader, "attention.sliding_window", ELUTQ_MAX_CONTEXT, &config->sliding_window);
     if (loader->status != ELUTQ_OK)
         return;
     if (config->n_heads % config->n_kv_heads != 0)
@@ -96,40 +88,47 @@ static void load_config(struct loader *loader) {
 
 /* ---- tensors ---- */
 
-/* Fills in bits and group size from the parallel hlq.tensor arrays; false when the tensor is not listed as described. */
-static bool hlq_entry(const struct loader *loader, const char *name, struct elutq_matrix *matrix) {
+/* Fills in bits and group size from the parallel hlq.tensor arrays, and checks that they tell the shape that is needed. */
+static bool hlq_entry(struct loader *loader, const char *name, struct elutq_matrix *matrix) {
     static const char *const KEYS[4] = {"hlq.tensor.bits", "hlq.tensor.group_sizes", "hlq.tensor.rows", "hlq.tensor.columns"};
     const struct elutq_gguf *gguf = &loader->model->gguf;
     const uint8_t *cursor, *columns[4];
-    uint64_t n_names, n_values;
+    uint64_t n_names, n_values, i = 0;
     if (!elutq_gguf_string_array(gguf, "hlq.tensor.names", &cursor, &n_names))
-        return false;
-    for (int i = 0; i < 4; i++)
-        if (!elutq_gguf_u32_array(gguf, KEYS[i], &columns[i], &n_values) || n_values != n_names)
-            return false;
-    for (uint64_t i = 0; i < n_names; i++) {
-        if (!elutq_text_equals(elutq_gguf_next_string(gguf, &cursor), name))
-            continue;
-        matrix->bits = elutq_read_u32(columns[0] + 4 * i);
-        matrix->group_size = elutq_read_u32(columns[1] + 4 * i);
-        return elutq_read_u32(columns[2] + 4 * i) == matrix->n_rows && elutq_read_u32(columns[3] + 4 * i) == matrix->n_columns;
-    }
-    return false;
+        return fail(loader, "is missing from the metadata or has the wrong type", "hlq.tensor.names");
+    for (int key = 0; key < 4; key++)
+        if (!elutq_gguf_u32_array(gguf, KEYS[key], &columns[key], &n_values) || n_values != n_names)
+            return fail(loader, "is missing, or has not one integer for each of hlq.tensor.names", KEYS[key]);
+    while (i < n_names && !elutq_text_equals(elutq_gguf_next_string(gguf, &cursor), name))
+        i++;
+    if (i == n_names)
+        return fail(loader, "is not among hlq.tensor.names", name);
+    matrix->bits = elutq_read_u32(columns[0] + 4 * i);
+    matrix->group_size = elutq_read_u32(columns[1] + 4 * i);
+    if (elutq_read_u32(columns[2] + 4 * i) != matrix->n_rows || elutq_read_u32(columns[3] + 4 * i) != matrix->n_columns)
+        return fail(loader, "does not have the shape the metadata gives it", name);
+    if (matrix->bits < ELUTQ_HLQ_MIN_BITS || matrix->bits > ELUTQ_HLQ_MAX_BITS)
+        return fail(loader, "has a number of bits that no HLQ matrix has", name);
+    if ((matrix->group_size != 32 && matrix->group_size != 64 && matrix->group_size != 128) ||
+        matrix->n_columns % matrix->group_size != 0)
+        return fail(loader, "has a group size that is not 32, 64 or 128, or that does not divide its columns", name);
+    return true;
 }
 
-static bool valid_shape(const struct elutq_matrix *matrix) {
-    return matrix->bits >= ELUTQ_HLQ_MIN_BITS && matrix->bits <= ELUTQ_HLQ_MAX_BITS &&
-           (matrix->group_size == 32 || matrix->group_size == 64 || matrix->group_size == 128) &&
-           matrix->n_columns % matrix->group_size == 0;
+/* A tensor of the model; NULL when the file lacks it. */
+static const struct elutq_tensor *find_tensor(struct loader *loader, const char *name) {
+    const struct elutq_tensor *tensor = elutq_gguf_tensor(&loader->model->gguf, name);
+    if (tensor != NULL)
+        loader->used[tensor - loader->model->gguf.tensors] = true;
+    return tensor;
 }
 
 static bool load_matrix(struct loader *loader, const char *name, uint32_t n_rows, uint32_t n_columns,
                         struct elutq_matrix *matrix) {
-    const struct elutq_tensor *tensor = elutq_gguf_tensor(&loader->model->gguf, name);
+    const struct elutq_tensor *tensor = find_tensor(loader, name);
     *matrix = (struct elutq_matrix){.n_rows = n_rows, .n_columns = n_columns};
     if (tensor == NULL)
         return fail(loader, "is missing", name);
-    loader->n_used++;
     matrix->data = tensor->data;
     if (tensor->type == ELUTQ_GGML_TYPE_F16) {
         matrix->bits = 16;
@@ -139,8 +138,8 @@ static bool load_matrix(struct loader *loader, const char *name, uint32_t n_rows
     }
     if (tensor->type != ELUTQ_GGML_TYPE_I8)
         return fail(loader, "is neither an HLQ nor an fp16 matrix", name);
-    if (!hlq_entry(loader, name, matrix) || !valid_shape(matrix))
-        return fail(loader, "is not described by the hlq.tensor metadata, or not as the model needs it", name);
+    if (!hlq_entry(loader, name, matrix))
+        return false;
     uint64_t n_blocks = (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix);
     if (tensor->dims[0] != elutq_block_bytes(matrix->bits, matrix->group_size) || tensor->dims[1] != n_blocks ||
         tensor->n_bytes != tensor->dims[0] * n_blocks)
@@ -150,13 +149,12 @@ static bool load_matrix(struct loader *loader, const char *name, uint32_t n_rows
 
 /* A vector of floats; NULL and no error when it is optional and absent. */
 static const float *load_vector(struct loader *loader, const char *name, uint32_t n, bool required) {
-    const struct elutq_tensor *tensor = elutq_gguf_tensor(&loader->model->gguf, name);
+    const struct elutq_tensor *tensor = find_tensor(loader, name);
     if (tensor == NULL) {
         if (required)
             fail(loader, "is missing", name);
         return NULL;
     }
-    loader->n_used++;
     if (tensor->type != ELUTQ_GGML_TYPE_F32 || tensor->n_dims != 1 || tensor->dims[0] != n) {
         fail(loader, "is not a float vector of the length the model needs", name);
         return NULL;
@@ -233,6 +231,12 @@ static void load_tensors(struct loader *loader) {
         fail(loader, "does not name as many tensors as there are HLQ matrices", "hlq.tensor.names");
         return;
     }
+    loader->used = calloc(model->gguf.n_tensors + 1, sizeof *loader->used);
+    model->layers = calloc(config->n_layers, sizeof *model->layers);
+    if (loader->used == NULL || model->layers == NULL) {
+        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_MEMORY, "out of memory for %u layers", config->n_layers);
+        return;
+    }
     load_matrix(loader, "token_embd.weight", config->vocab_size, config->hidden_size, &model->embedding);
     if (elutq_gguf_tensor(&model->gguf, "output.weight") != NULL)
         load_matrix(loader, "output.weight", config->vocab_size, config->hidden_size, &model->head.weight);
@@ -240,14 +244,17 @@ static void load_tensors(struct loader *loader) {
         model->head.weight = model->embedding;
     model->output_norm = load_vector(loader, "output_norm.weight", config->hidden_size, true);
     load_rope_divisors(loader);
-    model->layers = calloc(config->n_layers, sizeof *model->layers);
-    if (model->layers == NULL)
-        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_MEMORY, "out of memory for %u layers", config->n_layers);
     for (uint32_t i = 0; i < config->n_layers && loader->status == ELUTQ_OK; i++)
         load_layer(loader, i);
-    if (loader->status == ELUTQ_OK && loader->n_used != model->gguf.n_tensors)
-        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT, "the file holds %llu tensors that its model does not have",
-                                    (unsigned long long)(model->gguf.n_tensors - loader->n_used));
+}
+
+static void refuse_unknown_tensors(struct loader *loader) {
+    const struct elutq_gguf *gguf = &loader->model->gguf;
+    for (uint64_t i = 0; i < gguf->n_tensors && loader->status == ELUTQ_OK; i++)
+        if (!loader->used[i])
+            loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT,
+                                        "tensor %.*s is not part of the model that the metadata describe",
+                                        (int)gguf->tensors[i].name.n_bytes, gguf->tensors[i].name.bytes);
 }
 
 /* ---- public ---- */
@@ -280,6 +287,9 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **out, char 
         load_config(&loader);
     if (loader.status == ELUTQ_OK)
         load_tensors(&loader);
+    if (loader.status == ELUTQ_OK)
+        refuse_unknown_tensors(&loader);
+    free(loader.used);
     if (loader.status != ELUTQ_OK) {
         elutq_model_close(model);
         return loader.status;

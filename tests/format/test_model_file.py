@@ -210,7 +210,7 @@ CONTRADICTIONS = {
         dict.fromkeys(
             ["llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count"], 2**31 - 2
         ),
-        "has shape",
+        "head_dim 2147483646 is more than 1024",
     ),
     "value length": ({"llama.attention.value_length": 4}, r"value_length differs from llama\.attention\.key_length"),
     "heads": ({"llama.attention.head_count_kv": 3}, "is not a multiple of num_key_value_heads 3"),

@@ -85,11 +85,11 @@ FUZZ_FOLDER ?= $(CHECKS)/fuzz/corpus
 $(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECK_SOURCES) $(CHECK_HEADERS)
 	@command -v $(CLANG) >/dev/null || { echo "make fuzz needs clang with libFuzzer: apt-get install clang" >&2; exit 1; }
 	mkdir -p $(@D)
-	$(CLANG) $(CHECK_FLAGS) -O1 -g1 -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all $< $(CHECK_SOURCES) \
+	$(CLANG) $(CHECK_FLAGS) -O2 -g1 -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all $< $(CHECK_SOURCES) \
 		$(wildcard native/src/$(NATIVE_ISA)/*.c) -o $@ -lm -lpthread
 
 # New inputs are kept in FUZZ_FOLDER, those that fail in build/checks/fuzz.
 fuzz: $(CHECKS)/fuzz/fuzz_model
 	mkdir -p $(FUZZ_FOLDER)
-	$< -dict=tests/fuzz/model.dict -max_len=32768 -timeout=120 -rss_limit_mb=1024 -max_total_time=$(FUZZ_SECONDS) \
+	$< -dict=tests/fuzz/model.dict -max_len=16384 -timeout=1200 -rss_limit_mb=1024 -max_total_time=$(FUZZ_SECONDS) \
 		-artifact_prefix=$(CHECKS)/fuzz/ -print_final_stats=1 $(FUZZ_FOLDER) tests/fuzz/corpus
