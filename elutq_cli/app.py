@@ -20,7 +20,8 @@ app = typer.Typer(
     help="Quantize LLaMA-family checkpoints to 2, 3 or 4 bits and run them on a CPU.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("quantize")(quantize_command)
 app.command("run")(run_command)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def bench_command(
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Model file of elutq.")] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Model file of elutq.")] = None,
     synthetic: Annotated[
         str | None,
         typer.Option(metavar="SHAPE", help="Instead of a file: random weights of a shape, such as llama2-7b."),
@@ -34,7 +34,9 @@ def bench_command(
     output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
     profile: Annotated[bool, typer.Option("--profile", help="Also show where the time goes.")] = False,
 ) -> None:
-    """Time prefill and decode; beside decode, in the same run, how fast this machine reads memory.
+    """Time prefill and decode beside the memory roof.
+
+    The roof: how fast the same run reads the bytes that a token takes, and does nothing with them.
 
     Example: elutq bench model.gguf -p 64,512 -n 64 -t 1,2
     """

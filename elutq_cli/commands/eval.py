@@ -68,7 +68,7 @@ class NativeLogits:
 def eval_command(
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="MODEL...", help="Model files of elutq, checkpoint folders, or org/name on the hub."),
+        typer.Argument(metavar="MODEL", help="Model files of elutq, checkpoint folders, or org/name on the hub."),
     ],
     file: Annotated[Path, typer.Option("-f", "--file", help="UTF-8 text to evaluate on.")],
     ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens in a window.")] = 512,
@@ -88,9 +88,10 @@ def eval_command(
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure perplexity on a text, and with --reference what quantization changed.
+    """Measure perplexity, and what quantization changed.
 
-    Perplexities compare only under the same text, window size and rule; the rule is part of the output.
+    The latter with --reference: KL divergence and top-1 agreement. Several models make a table. Perplexities compare
+    only under the same text, window size and rule; the rule is part of the output.
 
     Example: elutq eval model.gguf -f text.txt -c 256
     """
@@ -243,7 +244,8 @@ def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, wind
     from elutq_cli.evaluation import evaluate_all
 
     total = len(windows) * (len(models) + (reference is not None))
-    with tqdm(total=total, unit="window", disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+    form = "{l_bar}{bar}| {n:.0f}/{total_fmt} windows [{elapsed}<{remaining}]"
+    with tqdm(total=total, bar_format=form, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
         return evaluate_all(
             [model.logits_model for model in models],
             windows,

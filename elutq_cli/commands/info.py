@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +28,7 @@ def info_command(
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a model file holds, where it came from, and whether it will run on this machine.
+    """Show what a model file holds, and whether it runs here.
 
     The roof is the decode speed if reading the weights were all there is to do; elutq bench measures the real one.
 
@@ -90,7 +89,10 @@ def print_description(model: ModelFile) -> None:
 
 
 def tensor_lines(model: ModelFile) -> list[str]:
-    """Return one line for each kind of tensor: its place in a block, shape and bits; bytes summed, errors averaged."""
+    """Return one line for each kind of tensor: its place in a block, shape and bits; bytes summed, errors averaged.
+
+    Kinds stand in the order of the file, those with the same place together.
+    """
     kinds: dict[tuple[str, str, str], list[tuple[int, float | None]]] = {}
     for record in model.tensors.values():
         first, _, rest = record.name.partition(".")
@@ -98,12 +100,11 @@ def tensor_lines(model: ModelFile) -> list[str]:
         shape = f"{record.rows} x {record.columns}" if record.bits != 32 else str(record.rows)
         bits = f"{record.bits} g{record.group_size}" if record.group_size else f"{record.bits}"
         kinds.setdefault((name, shape, bits), []).append((record.n_bytes, record.error))
-    repeats = Counter({kind: len(entries) for kind, entries in kinds.items()})
+    names = list(dict.fromkeys(name for name, _, _ in kinds))
     lines = []
-    for (name, shape, bits), entries in kinds.items():
+    for (name, shape, bits), entries in sorted(kinds.items(), key=lambda kind: (names.index(kind[0][0]), kind[0])):
         errors = [error for _, error in entries if error is not None]
         error = f"{sum(errors) / len(errors):.4f}" if errors else ""
-        count = repeats[name, shape, bits]
-        label = f"{name} ({count})" if count > 1 else name
+        label = f"{name} ({len(entries)})" if len(entries) > 1 else name
         lines.append(f"{label:28} {shape:>16} {bits:>8} {sum(n for n, _ in entries):>14,} {error:>8}".rstrip())
     return lines

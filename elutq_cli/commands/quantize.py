@@ -76,9 +76,11 @@ def quantize_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each tensor's error to stderr.")] = False,
 ) -> None:
-    """Quantize a checkpoint to a model file: bits per weight, size and time are printed at the end.
+    """Quantize a checkpoint to a model file.
 
-    Example: elutq quantize checkpoint -o model-2bit.gguf --bits 2 --calibration text.txt
+    Bits per weight, size and time are printed at the end.
+
+    Example: elutq quantize checkpoint -o model-2bit.gguf --calibration text.txt
     """
     configure_blas(1)  # the stages run products on threads of their own
     from tqdm.contrib.logging import logging_redirect_tqdm
