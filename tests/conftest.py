@@ -1,5 +1,7 @@
 """What the whole suite shares: the bundled checkpoint, the golden ones, and model files made from them."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,10 @@ configure_blas(1)  # before anything imports numpy: spinning BLAS threads starve
 DATA = Path(__file__).parent / "data"
 NOVELS = DATA / "novels-6m"
 GOLDEN = DATA / "golden"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}<|end_of_text|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 
 
@@ -40,3 +46,24 @@ def make_model(tmp_path_factory):
 def novels_2bit(make_model):
     """The bundled model at 2 bits, group size 128, head and embedding at 4 bits."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def chat_model(make_model, tmp_path_factory):
+    """The same with a chat template."""
+    return make_model(_chat_checkpoint(tmp_path_factory.mktemp("chat") / "chat"))
+
+
+@pytest.fixture(scope="session")
+def endless_model(make_model, tmp_path_factory):
+    """The same with a context that takes minutes to fill: its texts do not end before something ends them."""
+    folder = _chat_checkpoint(tmp_path_factory.mktemp("endless") / "endless")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1 << 16}))
+    return make_model(folder)
+
+
+def _chat_checkpoint(folder):
+    shutil.copytree(NOVELS, folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return folder

@@ -31,17 +31,33 @@ def summarize(generation: Generation, model: LanguageModel, load_seconds: float)
 
 def describe_statistics(statistics: dict[str, Any]) -> str:
     """Return the statistics in one line."""
-    return (
-        "load {load_seconds:.2f} s | prompt {n_prompt} tokens, {prompt_tokens_per_second:.1f}/s | "
-        "generated {n_gen} tokens, {generation_tokens_per_second:.1f}/s | ".format(**statistics)
-        + f"{describe_context(statistics['ctx_size'], statistics['kv_bytes'])} | "
-        + f"peak memory {statistics['peak_rss'] / 1e6:.0f} MB | {statistics['isa']}, {statistics['n_threads']} threads"
+    return " | ".join(
+        (
+            f"load {statistics['load_seconds']:.2f} s",
+            f"prompt {_count(statistics['n_prompt'], statistics['prompt_tokens_per_second'])}",
+            f"generated {_count(statistics['n_gen'], statistics['generation_tokens_per_second'])}",
+            describe_context(statistics["ctx_size"], statistics["kv_bytes"])
+            + (", full" if statistics["finish_reason"] == "context" else ""),
+            f"peak memory {statistics['peak_rss'] / 1e6:.0f} MB",
+            f"{statistics['isa']}, {statistics['n_threads']} threads",
+        )
     )
+
+
+def _count(n_tokens: int, per_second: float) -> str:
+    """Return a number of tokens, and how fast they came where that is known."""
+    return f"{n_tokens} tokens" + (f", {per_second:.1f}/s" if per_second else "")
 
 
 def describe_context(ctx_size: int, kv_bytes: int) -> str:
     """Return a context's size, in tokens and in bytes."""
     return f"context {ctx_size} tokens, KV cache {kv_bytes / 1e6:.1f} MB"
+
+
+def more_room(model: LanguageModel) -> str:
+    """Return what to do in a conversation when the context is full."""
+    larger = ", and a larger -c holds more" if model.ctx_size < model.native.context_length else ""
+    return f"/clear starts anew{larger}"
 
 
 def reply_note(generation: Generation, model: LanguageModel) -> str:
@@ -51,6 +67,6 @@ def reply_note(generation: Generation, model: LanguageModel) -> str:
     ends = {
         "cancelled": "stopped",
         "length": "as long as -n allows",
-        "context": "the context is full: /clear starts anew, and a larger -c holds more",
+        "context": f"the context is full: {more_room(model)}",
     }
     return f"[{note}]" if generation.finish_reason == "stop" else f"[{note}; {ends[generation.finish_reason]}]"

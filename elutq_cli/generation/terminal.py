@@ -1,6 +1,9 @@
 """Text to and from a person: pieces of a reply on stdout, and the conversation at a prompt."""
 
 import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -9,10 +12,11 @@ from elutq_cli.generation.conversation import Conversation
 from elutq_cli.generation.generate import GeneratedToken, Generation, TextOptions
 from elutq_cli.generation.interruption import interruptible
 from elutq_cli.generation.sampling import Sampler
-from elutq_cli.generation.statistics import describe_context, reply_note
+from elutq_cli.generation.statistics import describe_context, more_room, reply_note
 from elutq_formats.errors import ElutqError
 
-COMMANDS = """/exit         leave (also Ctrl-D)
+COMMANDS = """/help         show this
+/exit         leave (also Ctrl-D)
 /clear        forget the conversation
 /regen        take the last reply back and make another
 /read FILE    put a text file before the next message
@@ -87,6 +91,7 @@ class Chat:
         """
         model = self._conversation.model
         kv_bytes = model.ctx_size * model.native.info.kv_bytes_per_token
+        prepare_keyboard()
         _say(f"{model.file.name}: {describe_context(model.ctx_size, kv_bytes)}\n{COMMANDS}\n")
         if first is not None:
             self._reply(first)
@@ -116,7 +121,7 @@ class Chat:
         elif command == "/read":
             self._read(argument.strip())
         else:
-            _say(f"[unknown command {command}]\n{COMMANDS}")
+            _say(COMMANDS if command == "/help" else f"[unknown command {command}: see /help]")
         return True
 
     def _read(self, name: str) -> None:
@@ -139,23 +144,44 @@ class Chat:
         except ContextOverflowError as error:
             _say(
                 f"[the conversation needs {error.n_tokens} tokens and the context holds {error.ctx_size}: "
-                "/clear starts anew, and a larger -c holds more]"
+                f"{more_room(conversation.model)}]"
             )
             return
         except ElutqError as error:
             _say(f"[{error}]")
             return
         try:
-            stream_text(generation)
+            with unseen_keyboard():
+                stream_text(generation)
         finally:
             conversation.keep(generation)
         _say(reply_note(generation, conversation.model))
 
 
+def prepare_keyboard() -> None:
+    """Give ``input`` line editing and history; several pasted lines are one message, Tab completes names of files."""
+    import readline  # here because it may write to stdout, which belongs to the text where there is no chat
+
+    readline.parse_and_bind("set enable-bracketed-paste on")
+    readline.parse_and_bind("tab: complete")
+
+
+@contextmanager
+def unseen_keyboard() -> Iterator[None]:
+    """Keep what is typed meanwhile out of the text on the screen; the next prompt shows it."""
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
 def read_message() -> str | None:
     """Return what the user types, lines joined that end with a backslash; None at the end of input or on Ctrl-C."""
-    import readline  # noqa: F401 (gives input() its line editing and history)
-
     lines: list[str] = []
     try:
         while (line := input("> " if not lines else ". ")).endswith("\\"):

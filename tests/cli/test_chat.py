@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import CHAT_TEMPLATE, NOVELS
 
 import elutq_cli
 from elutq_cli.generation import ChatTemplate, Conversation, Sampler, SamplingOptions, TextOptions
@@ -21,25 +22,16 @@ from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 
 ELUTQ = Path(sys.executable).with_name("elutq")
-NOVELS = Path(__file__).parent.parent / "data" / "novels-6m"
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}<|end_of_text|>{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-TRIMMING = TEMPLATE.replace("m.content", "m.content | trim | upper")
+DEADLINE = 300.0
+"""Seconds after which a program that says nothing is taken for stuck, however loaded the machine is."""
+
+TRIMMING = CHAT_TEMPLATE.replace("m.content", "m.content | trim | upper")
 
 
 def checkpoint_with(folder, name, text):
     shutil.copytree(NOVELS, folder)
     (folder / name).write_text(text)
     return folder
-
-
-@pytest.fixture(scope="module")
-def chat_model(make_model, tmp_path_factory):
-    """The bundled model with a chat template."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "chat"
-    return make_model(checkpoint_with(folder, "chat_template.jinja", TEMPLATE))
 
 
 class Terminal:
@@ -49,12 +41,12 @@ class Terminal:
         self.process_id, self.file = pty.fork()
         if self.process_id == 0:
             os.execve(ELUTQ, [str(ELUTQ), *map(str, arguments)], os.environ | {"TERM": "dumb"} | environment)
-        self.output = ""
+        self.raw, self.output = b"", ""
         self.seen = 0
 
-    def expect(self, pattern, seconds=30.0):
+    def expect(self, pattern):
         """Wait for output that was not matched before; return the match."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + DEADLINE
         while not (match := re.compile(pattern, re.DOTALL).search(self.output, self.seen)):
             assert time.monotonic() < end, f"{pattern!r} not in {self.output[self.seen :]!r}"
             assert self.read(end - time.monotonic()), f"it left before {pattern!r}: {self.output[self.seen :]!r}"
@@ -69,7 +61,10 @@ class Terminal:
             data = os.read(self.file, 65536)
         except OSError:  # Linux: the other side is closed
             return False
-        self.output += data.decode("utf-8").replace("\r\n", "\n")
+        self.raw += data
+        # Without readline's marks around a line, during which pastes are told from typing; they may come in pieces.
+        text = re.sub(rb"\x1b\[\?2004[hl]\r?|\x1b[\[?0-9]*$", b"", self.raw).replace(b"\r\n", b"\n")
+        self.output = text.decode("utf-8", errors="ignore")
         return bool(data)
 
     def send(self, text):
@@ -78,9 +73,9 @@ class Terminal:
     def say(self, line):
         self.send(line + "\n")
 
-    def status(self, seconds=30.0):
+    def status(self):
         """Wait for the end; return the exit status."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + DEADLINE
         while self.read(end - time.monotonic()):
             assert time.monotonic() < end, "it does not leave"
         status = os.waitstatus_to_exitcode(os.waitpid(self.process_id, 0)[1])
@@ -118,7 +113,9 @@ def test_a_conversation(chat_model, tmp_path):
         terminal.say("/read")
         terminal.expect(r"/read FILE\]\n> ")
         terminal.say("/dance")
-        terminal.expect(r"unknown command /dance.*\n> ")
+        terminal.expect(r"unknown command /dance: see /help\]\n> ")
+        terminal.say("/help")
+        terminal.expect(r"/regen.*\n> ")
         terminal.say("")
         terminal.expect(r"> ")
         terminal.say("one \\")
@@ -137,20 +134,42 @@ def test_end_of_input_leaves(chat_model):
         assert terminal.status() == 0
 
 
-def test_ctrl_c_stops_a_reply_and_again_leaves(chat_model):
-    with Terminal("run", chat_model, "--ignore-eos", "-t", 1, ELUTQ_ISA="scalar") as terminal:
+def test_ctrl_c_stops_a_reply_and_again_leaves(endless_model):
+    with Terminal("run", endless_model, "--ignore-eos", "-t", 1, ELUTQ_ISA="scalar") as terminal:
         terminal.expect("\n> ")
         terminal.say("A long story")
         terminal.expect(r"\n[^\n]{20}")  # some of the reply
         terminal.send("\x03")
-        terminal.expect(r"; stopped\]\n> ", seconds=10)
+        terminal.expect(r"; stopped\]\n> ")
         terminal.say("Go on")
         terminal.expect(r"\n[^\n]{10}")
         terminal.send("\x03")
-        terminal.expect(r"; stopped\]\n> ", seconds=10)
+        terminal.expect(r"; stopped\]\n> ")
         terminal.send("\x03")
         assert terminal.status() == 0
     assert "Traceback" not in terminal.output
+
+
+def test_pasted_lines_are_one_message(chat_model):
+    with Terminal("run", chat_model, "-n", 5, TERM="xterm") as terminal:
+        terminal.expect("> ")
+        terminal.send("\x1b[200~one\ntwo\x1b[201~")
+        terminal.expect("one.*two")  # highlighted
+        terminal.send("\n")
+        terminal.expect(r"5 tokens.*> ")
+        terminal.send("\x04")
+        assert terminal.status() == 0
+    assert terminal.output.count("5 tokens") == 1
+
+
+def test_what_is_typed_during_a_reply_is_not_shown_in_it(chat_model):
+    with Terminal("run", chat_model, "--ignore-eos", "-n", 200, "-t", 1, ELUTQ_ISA="scalar") as terminal:
+        terminal.expect("\n> ")
+        terminal.say("A long story")
+        terminal.expect(r"\n[^\n]{10}")
+        terminal.say("/clear")
+        reply = terminal.expect(r"(.*)200 tokens[^\n]*\n> /clear\n\[cleared\]")[1]
+        assert "/clear" not in reply
 
 
 def test_full_context_is_told_and_can_be_cleared(chat_model):
@@ -159,7 +178,9 @@ def test_full_context_is_told_and_can_be_cleared(chat_model):
         terminal.say("A story")
         terminal.expect(r"context 48 of 48; the context is full: /clear .*\n> ")
         terminal.say("Go on")
-        terminal.expect(r"needs \d+ tokens and the context holds 48: /clear .*\n> ")
+        terminal.expect(
+            r"needs \d+ tokens and the context holds 48: /clear starts anew, and a larger -c holds more\]\n> "
+        )
         terminal.say("/clear")
         terminal.expect(r"\[cleared\]\n> ")
         terminal.say("A story")
@@ -297,15 +318,15 @@ def test_system_prompt_without_template(model):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("chat_template.jinja", TEMPLATE),
-        ("tokenizer_config.json", json.dumps({"chat_template": TEMPLATE})),
+        ("chat_template.jinja", CHAT_TEMPLATE),
+        ("tokenizer_config.json", json.dumps({"chat_template": CHAT_TEMPLATE})),
         (
             "tokenizer_config.json",
             json.dumps(
                 {
                     "chat_template": [
                         {"name": "tool_use", "template": "x"},
-                        {"name": "default", "template": TEMPLATE},
+                        {"name": "default", "template": CHAT_TEMPLATE},
                     ]
                 }
             ),
@@ -315,4 +336,4 @@ def test_system_prompt_without_template(model):
 def test_the_file_carries_the_template_of_the_checkpoint(tmp_path, name, text):
     folder = checkpoint_with(tmp_path / "checkpoint", name, text)
     elutq_cli.quantize(folder, tmp_path / "model.gguf", threads=2)
-    assert ModelFile.open(tmp_path / "model.gguf").chat_template == TEMPLATE
+    assert ModelFile.open(tmp_path / "model.gguf").chat_template == CHAT_TEMPLATE
