@@ -208,19 +208,21 @@ def choose_template(model: LanguageModel, source: str | None) -> ChatTemplate | 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """Return the prompt's text: as given, or from a file, or from stdin when it is not a terminal.
 
+    The line end at the end of a file or of what ``echo`` writes is not the user's and would begin a new line.
+
     Raises:
         ElutqError: there is none, it is empty, or it cannot be read.
     """
     if prompt is not None and file is not None:
         raise ElutqError("give one prompt, with -p TEXT or with -f FILE")
     if file is not None:
-        text = read_text(file)
+        text = read_text(file).removesuffix("\n")
     elif prompt not in (None, "-"):
         text = decode(os.fsencode(prompt or ""))
     elif prompt is None and sys.stdin.isatty():
         raise ElutqError(HOW_TO_PROMPT)
     else:
-        text = decode(sys.stdin.buffer.read())
+        text = decode(sys.stdin.buffer.read()).removesuffix("\n")
     if not text:
         raise ElutqError("the prompt is empty: give some text to continue")
     return text

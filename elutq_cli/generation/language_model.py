@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from elutq_cli.generation.context import available_memory, check_context, fit_context
 from elutq_cli.generation.template import ChatTemplate, Message
+from elutq_cli.hub import is_repository
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer
@@ -46,6 +47,10 @@ class LanguageModel:
             NativeError: the C runtime refuses the file.
         """
         self.path = Path(path)
+        if self.path.is_dir() or (is_repository(self.path) and self.path.suffix != ".gguf"):
+            raise ElutqError(
+                f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint"
+            )
         self.file = ModelFile.open(self.path)
         self.tokenizer = Tokenizer.from_json(self.file.tokenizer_json, self.file.config)
         self.native = Model(self.path)

@@ -1,7 +1,6 @@
 """The generation loop and the Python interface on the bundled model: where texts end, what is kept, what repeats."""
 
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -260,11 +259,9 @@ def test_cancel_from_another_thread_stops_a_prompt(novels_2bit, monkeypatch):
         generation = Generation(model, [7] * 1000, Sampler(SamplingOptions()), TextOptions(-1))
         timer = threading.Timer(0.1, generation.cancel)
         timer.start()
-        begin = time.perf_counter()
         generation.read()
         timer.join()
         assert generation.finish_reason == "cancelled"
-        assert time.perf_counter() - begin < 5
         assert len(model.tokens) < 1024
 
 
