@@ -10,6 +10,7 @@ when a request was lost. Memory is the resident set of the process (Linux), at t
 import argparse
 import asyncio
 import json
+import math
 import random
 import re
 import sys
@@ -33,19 +34,19 @@ class Tally:
     n_tokens: int = 0
 
 
-async def talk(address: str, number: int, until: float, tally: Tally) -> None:
-    """One client: request after request until the time is over."""
-    chance = random.Random(number)
-    async with AsyncOpenAI(base_url=address, api_key="none", timeout=120, max_retries=0) as client:
-        while time.monotonic() < until:
-            begin = time.monotonic()
-            try:
-                outcome = await ask(client, chance, tally)
-            except Exception as error:  # every failure of a request is what is looked for
-                outcome = "lost"
-                tally.errors.append(f"{type(error).__name__}: {error}"[:200])
-            tally.outcomes[outcome] += 1
-            tally.latencies.append(time.monotonic() - begin)
+async def talk(client: AsyncOpenAI, number: int, until: float, tally: Tally) -> None:
+    """One client: request after request until the time is over, at least one."""
+    chance, now = random.Random(number), -math.inf
+    while now < until:
+        begin = time.monotonic()
+        try:
+            outcome = await ask(client, chance, tally)
+        except Exception as error:  # every failure of a request is what is looked for
+            outcome = "lost"
+            tally.errors.append(f"{type(error).__name__}: {error}"[:200])
+        now = time.monotonic()
+        tally.outcomes[outcome] += 1
+        tally.latencies.append(now - begin)
 
 
 async def ask(client: AsyncOpenAI, chance: random.Random, tally: Tally) -> str:
@@ -99,10 +100,11 @@ async def watch(pid: int | None, seconds: float) -> list[int]:
 
 async def load(address: str, clients: int, seconds: float, pid: int | None) -> dict[str, object]:
     """Run all clients and return the report."""
-    tally, begin = Tally(), time.monotonic()
-    watcher = asyncio.create_task(watch(pid, seconds))
-    await asyncio.gather(*(talk(address, number, begin + seconds, tally) for number in range(clients)))
-    elapsed = time.monotonic() - begin
+    async with AsyncOpenAI(base_url=address, api_key="none", timeout=300, max_retries=0) as client:
+        tally, begin = Tally(), time.monotonic()
+        watcher = asyncio.create_task(watch(pid, seconds))
+        await asyncio.gather(*(talk(client, number, begin + seconds, tally) for number in range(clients)))
+        elapsed = time.monotonic() - begin
     latencies = sorted(tally.latencies)
     return {
         "clients": clients,

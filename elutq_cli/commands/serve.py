@@ -26,10 +26,10 @@ def serve_command(
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log every request to stderr.")] = False,
 ) -> None:
-    """Serve a model to OpenAI clients: /v1/models, /v1/completions and /v1/chat/completions.
+    """Serve a model to OpenAI clients.
 
-    Requests are answered one after the other; a client that leaves frees its place. Unless told otherwise the server
-    can be reached from this machine only.
+    The routes are /v1/models, /v1/completions and /v1/chat/completions. Requests are answered one after the other; a
+    client that leaves frees its place. Unless told otherwise the server can be reached from this machine only.
 
     Example: elutq serve model.gguf --port 8080
     """
@@ -45,7 +45,7 @@ def serve_command(
     local = is_loopback(host)
     with listen(host, port) as listener, load(model, threads=threads) as language_model:
         language_model.start(ctx_size)
-        language_model.chat_template  # noqa: B018 (a broken template is told now, not to the first client)
+        template = language_model.chat_template  # a broken one is told now, not to the first client
         app = make_app(language_model, language_model.file.name, max_queue, api_key, local)
         kv_bytes = language_model.ctx_size * language_model.native.info.kv_bytes_per_token
         address = listener.getsockname()
@@ -55,6 +55,8 @@ def serve_command(
             f"{describe_context(language_model.ctx_size, kv_bytes)}",
             file=sys.stderr,
         )
+        if template is None:
+            print("no chat template in the file: texts are continued, /v1/chat/completions is refused", file=sys.stderr)
         if not local and api_key is None:
             print("anyone who can reach this address can use the model: see --api-key", file=sys.stderr)
         run(app, listener, verbose)

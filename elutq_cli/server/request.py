@@ -11,6 +11,9 @@ from elutq_formats.errors import ElutqError
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions; a reply in a chat goes on to its end."""
 
+NO_LIMIT = -1
+"""Front ends of other servers write no limit, no seed and every token as -1."""
+
 MOST_LOGPROBS = 20
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -135,13 +138,14 @@ def read_chat(body: object, model: LanguageModel) -> TextRequest:
         }
     )
     messages = _messages(fields.get("messages"))
-    n_predict = fields.integer("max_completion_tokens", 1, 1 << 31) or fields.integer("max_tokens", 1, 1 << 31)
+    limits = [fields.integer(name, NO_LIMIT, 1 << 31) for name in ("max_completion_tokens", "max_tokens")]
+    n_predict = next((limit for limit in limits if limit is not None), NO_LIMIT)
     top = fields.integer("top_logprobs", 0, MOST_LOGPROBS) or 0
     logprobs = top if fields.flag("logprobs") else None
     if top and logprobs is None:
         raise RequestError("top_logprobs needs logprobs", "top_logprobs")
     tokens = model.encode(messages)
-    return _request(fields, model, tokens, -1 if n_predict is None else n_predict, logprobs, "messages")
+    return _request(fields, model, tokens, n_predict, logprobs, "messages")
 
 
 def read_completion(body: object, model: LanguageModel) -> TextRequest:
@@ -163,7 +167,7 @@ def read_completion(body: object, model: LanguageModel) -> TextRequest:
             raise RequestError(f"prompt has a token that is not among the {model.native.vocab_size}", "prompt")
     else:
         raise RequestError("prompt must be one text, or the token ids of one", "prompt")
-    n_predict = fields.integer("max_tokens", 0, 1 << 31)
+    n_predict = fields.integer("max_tokens", NO_LIMIT, 1 << 31)
     logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
     default = DEFAULT_COMPLETION_TOKENS
     return _request(fields, model, tokens, default if n_predict is None else n_predict, logprobs, "prompt")
@@ -182,17 +186,18 @@ def _request(
         repeat_penalty=fields.number("repeat_penalty", defaults.repeat_penalty),
         presence_penalty=fields.number("presence_penalty", defaults.presence_penalty),
         frequency_penalty=fields.number("frequency_penalty", defaults.frequency_penalty),
-        top_k=defaults.top_k if (top_k := fields.integer("top_k", 0, 1 << 31)) is None else top_k,
+        top_k=defaults.top_k if (top_k := fields.integer("top_k", NO_LIMIT, 1 << 31)) is None else max(top_k, 0),
         top_p=fields.number("top_p", defaults.top_p),
         min_p=fields.number("min_p", defaults.min_p),
         temp=fields.number("temperature", defaults.temp),
     )
+    seed = fields.integer("seed", NO_LIMIT, (1 << 63) - 1)
     stream_options = Fields(fields.get("stream_options") or {})
     return TextRequest(
         tokens,
         sampling,
         TextOptions(n_predict, fields.strings("stop"), logprobs=logprobs),
-        fields.integer("seed", 0, (1 << 63) - 1),
+        None if seed == NO_LIMIT else seed,
         fields.flag("stream"),
         stream_options.flag("include_usage"),
     )
