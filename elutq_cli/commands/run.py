@@ -65,6 +65,10 @@ def run_command(
         typer.Option(metavar="FILE", help="Jinja chat template (a file, or its source) instead of the model's own."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: the prompt is plain text.")] = False,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the prompt's keys and values here; later runs begin with them."),
+    ] = None,
     logprobs: Annotated[
         int | None, typer.Option(help="Report each token's log-probability, and those of the N likeliest.", min=0)
     ] = None,
@@ -110,7 +114,7 @@ def run_command(
                 f"{model} has no chat template: give one with --chat-template, or use --raw for plain text"
             )
         if chatting:
-            chat(language_model, template, system_prompt, text, ctx_size, sampling, options)
+            chat(language_model, template, system_prompt, text, ctx_size, prompt_cache, sampling, options)
             return
         if text is None:
             raise ElutqError(HOW_TO_PROMPT)
@@ -122,7 +126,7 @@ def run_command(
         tokens = language_model.tokenizer.encode(text, add_special_tokens=template is None)
         if verbose:
             print(f"{text}\n{tokens}\n", file=sys.stderr)
-        one_shot(language_model, tokens, ctx_size, sampling, options, json_output, begin)
+        one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, json_output, begin)
 
 
 def chat(
@@ -131,21 +135,25 @@ def chat(
     system_prompt: str | None,
     first: str | None,
     ctx_size: int | None,
+    prompt_cache: Path | None,
     sampling: SamplingOptions,
     options: TextOptions,
 ) -> None:
     """Chat at a terminal."""
     from elutq_cli.generation import Conversation, Sampler
+    from elutq_cli.generation.prompt_cache import PromptCache
     from elutq_cli.generation.terminal import Chat
 
     model.start(ctx_size)
-    Chat(Conversation(model, template, system_prompt), Sampler(sampling), options).run(first)
+    cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
+    Chat(Conversation(model, template, system_prompt), Sampler(sampling), options, cache).run(first)
 
 
 def one_shot(
     model: LanguageModel,
     tokens: list[int],
     ctx_size: int | None,
+    prompt_cache: Path | None,
     sampling: SamplingOptions,
     options: TextOptions,
     json_output: bool,
@@ -158,13 +166,17 @@ def one_shot(
     """
     from elutq_cli.api import generate
     from elutq_cli.generation.context import choose_context
+    from elutq_cli.generation.prompt_cache import PromptCache
     from elutq_cli.generation.statistics import describe_statistics, summarize
     from elutq_cli.generation.terminal import stream_text
 
     model.start(choose_context(ctx_size, len(tokens), options.n_predict, model.native.context_length))
+    cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
     load_seconds = time.perf_counter() - begin
     generation = generate(model, tokens, **asdict(options), **asdict(sampling))
     made = stream_text(generation, quiet=json_output)
+    if cache is not None:
+        cache.keep(generation)
     statistics = summarize(generation, model, load_seconds)
     if json_output:
         result = {"text": generation.text, "tokens": generation.tokens} | statistics

@@ -153,6 +153,15 @@ class LanguageModel:
         self._tokens.append(token)
         return logits
 
+    def adopt(self, tokens: Sequence[int], state: NDArray[np.uint16]) -> None:
+        """Append tokens whose keys and values are known (``Session.import_state``) to the context.
+
+        Raises:
+            NativeError: the context cannot hold them, or a value is not finite.
+        """
+        self.session.import_state(state)
+        self._tokens.extend(tokens)
+
     def reusable(self, tokens: Sequence[int]) -> int:
         """Return how many of these tokens the context holds already; the last one always has to be computed."""
         n_most = min(len(self._tokens), len(tokens) - 1)

@@ -15,6 +15,7 @@ def summarize(generation: Generation, model: LanguageModel, load_seconds: float)
     return {
         "finish_reason": generation.finish_reason,
         "n_prompt": generation.prompt_tokens,
+        "n_reused": generation.reused_tokens,
         "n_gen": len(generation.tokens),
         "load_seconds": load_seconds,
         "prompt_seconds": generation.prompt_seconds,
@@ -34,7 +35,8 @@ def describe_statistics(statistics: dict[str, Any]) -> str:
     return " | ".join(
         (
             f"load {statistics['load_seconds']:.2f} s",
-            f"prompt {_count(statistics['n_prompt'], statistics['prompt_tokens_per_second'])}",
+            f"prompt {_count(statistics['n_prompt'], statistics['prompt_tokens_per_second'])}"
+            + (f", {statistics['n_reused']} reused" if statistics["n_reused"] else ""),
             f"generated {_count(statistics['n_gen'], statistics['generation_tokens_per_second'])}",
             describe_context(statistics["ctx_size"], statistics["kv_bytes"])
             + (", full" if statistics["finish_reason"] == "context" else ""),

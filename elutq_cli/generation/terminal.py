@@ -11,6 +11,7 @@ from elutq_cli.generation.context import ContextOverflowError
 from elutq_cli.generation.conversation import Conversation
 from elutq_cli.generation.generate import GeneratedToken, Generation, TextOptions
 from elutq_cli.generation.interruption import interruptible
+from elutq_cli.generation.prompt_cache import PromptCache
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.statistics import describe_context, more_room, reply_note
 from elutq_formats.errors import ElutqError
@@ -70,17 +71,25 @@ def stream_text(generation: Generation, quiet: bool = False) -> list[GeneratedTo
 class Chat:
     """A conversation at a prompt. Replies go to stdout, everything else to stderr."""
 
-    def __init__(self, conversation: Conversation, sampler: Sampler, options: TextOptions) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        sampler: Sampler,
+        options: TextOptions,
+        cache: PromptCache | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             conversation: what was said.
             sampler: of all replies.
             options: of all replies.
+            cache: where the keys and values of the first message, and all before it, are kept.
         """
         self._conversation = conversation
         self._sampler = sampler
         self._options = options
+        self._cache = cache
         self._attached = ""
 
     def run(self, first: str | None = None) -> None:
@@ -156,6 +165,8 @@ class Chat:
         finally:
             conversation.keep(generation)
         _say(reply_note(generation, conversation.model))
+        if self._cache is not None:
+            self._cache.keep(generation)
 
 
 def prepare_keyboard() -> None:

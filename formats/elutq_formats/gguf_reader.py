@@ -1,5 +1,6 @@
 """Reads a GGUF container that nobody vouches for: every count, length and offset is checked before it is used."""
 
+import hashlib
 import math
 import struct
 from pathlib import Path
@@ -31,6 +32,8 @@ from elutq_formats.gguf import (
 
 _U32 = SCALAR_LAYOUTS[ValueType.UINT32]
 _U64 = SCALAR_LAYOUTS[ValueType.UINT64]
+
+FINGERPRINT_BYTES = 4096
 
 _MAX_ELEMENTS = 2**60  # so that sizes and offsets in bytes fit 63 bits
 
@@ -76,6 +79,13 @@ class GGUFReader:
         info = self.tensors[name]
         start = self._data_start + info.offset
         return self._bytes[start : start + info.n_bytes]
+
+    def fingerprint(self) -> bytes:
+        """Return the SHA-256 of all before the tensors' data, and of the first FINGERPRINT_BYTES of each tensor's."""
+        digest = hashlib.sha256(self._bytes[: self._data_start].tobytes())
+        for name in self.tensors:
+            digest.update(self.data(name)[:FINGERPRINT_BYTES].tobytes())
+        return digest.digest()
 
     def _check_places(self, cursor: "_Cursor") -> None:
         available = self.size_bytes - self._data_start

@@ -117,6 +117,10 @@ class ModelFile:
         except FormatError as error:
             raise FormatError(f"{self.path}: tensor {name}: {error}") from error
 
+    def fingerprint(self) -> bytes:
+        """Return 32 bytes that tell this file from every other one, without reading all of it."""
+        return self._reader.fingerprint()
+
     def bits_per_weight(self) -> float:
         """Return the mean over every tensor of the model, norms and biases included."""
         records = [record for record in self.tensors.values() if record.name != ROPE_FREQUENCIES]

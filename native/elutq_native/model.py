@@ -147,6 +147,41 @@ class Session:
         if position < 0 or lib.elutq_session_rewind(self._handle, position) != lib.ELUTQ_OK:
             raise ValueError(f"cannot rewind to {position}: the context holds {self.position} tokens")
 
+    def export_state(self, first: int, n_tokens: int) -> NDArray[np.uint16]:
+        """Returns the keys and values of ``n_tokens`` positions from ``first`` on.
+
+        Returns:
+            fp16 as uint16, ``(n_layers, 2, n_kv_heads, n_tokens, head_dim)``: keys, then values of each layer.
+
+        Raises:
+            ValueError: The context does not hold them.
+        """
+        info = self.model.info
+        if first < 0 or n_tokens < 0 or first + n_tokens > self.position:
+            raise ValueError(
+                f"positions {first} to {first + n_tokens} are not among the {self.position} in the context"
+            )
+        state = np.empty((info.n_layers, 2, info.n_kv_heads, n_tokens, info.head_dim), np.uint16)
+        status = lib.elutq_session_export(self._handle, first, n_tokens, ffi.from_buffer("uint16_t[]", state))
+        check(status, ffi.new("char[]", b"the context does not hold these tokens"))
+        return state
+
+    def import_state(self, state: NDArray[np.uint16]) -> None:
+        """Appends tokens whose keys and values are known, from ``export_state`` of the same model and positions.
+
+        Raises:
+            ValueError: The shape is not one that ``export_state`` returns.
+            ContextFullError: The context cannot hold them; it is left as it was.
+            NativeError: A value is not finite; the context is left as it was.
+        """
+        info = self.model.info
+        if state.ndim != 5 or state.shape != (info.n_layers, 2, info.n_kv_heads, state.shape[3], info.head_dim):
+            raise ValueError(f"a state of shape {state.shape} does not fit the model")
+        state = np.ascontiguousarray(state, dtype=np.uint16)
+        status = lib.elutq_session_import(self._handle, ffi.from_buffer("uint16_t[]", state), state.shape[3])
+        full = status == lib.ELUTQ_ERROR_CONTEXT
+        check(status, ffi.new("char[]", b"the context is full" if full else b"keys or values are not finite"))
+
     def cancel(self) -> None:
         """Makes a running or the next :meth:`eval` raise CancelledError. Safe in any thread."""
         lib.elutq_session_cancel(self._handle)

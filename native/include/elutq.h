@@ -101,6 +101,20 @@ uint32_t elutq_session_position(const elutq_session *session);
 /* Forgets the tokens from `position` on; ELUTQ_ERROR_ARGUMENT when it is past the current position. */
 int elutq_session_rewind(elutq_session *session, uint32_t position);
 
+/*
+ * Copies the keys and values of n_tokens positions from `first` on, all of them in the context, into `state`:
+ * fp16 [n_layers][keys, values][n_kv_heads][n_tokens][head_dim], n_tokens * info.kv_bytes_per_token bytes of the caller's.
+ * ELUTQ_ERROR_ARGUMENT when the context does not hold them.
+ */
+int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint16_t *state);
+
+/*
+ * Appends to the context n_tokens whose keys and values are known, as elutq_session_export gave them for the same model at
+ * the same positions. Nothing is appended on ELUTQ_ERROR_CONTEXT, or on ELUTQ_ERROR_FORMAT: a value is not finite. That a
+ * state belongs to the model and to the tokens before it is for the caller to know.
+ */
+int elutq_session_import(elutq_session *session, const uint16_t *state, uint32_t n_tokens);
+
 /* ---- measuring ---- */
 
 /* Where the time of forward passes goes, seen from the calling thread, its waits for the others included. */

@@ -264,6 +264,40 @@ int elutq_session_rewind(elutq_session *session, uint32_t position) {
     return ELUTQ_OK;
 }
 
+/* The cache of one head from a position on: its keys (part 0) or values (part 1), [context_size - position][head_dim]. */
+static uint16_t *cached_head(const elutq_session *session, uint32_t layer, uint32_t part, uint32_t head, uint32_t position) {
+    const size_t row = ((size_t)layer * session->model->config.n_kv_heads + head) * session->context_size + position;
+    return (part == 0 ? session->keys : session->values) + row * session->model->config.head_dim;
+}
+
+int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint16_t *state) {
+    const struct elutq_config *config = &session->model->config;
+    if (first > session->position || n_tokens > session->position - first)
+        return ELUTQ_ERROR_ARGUMENT;
+    const size_t n = (size_t)n_tokens * config->head_dim;
+    for (uint32_t layer = 0; layer < config->n_layers; layer++)
+        for (uint32_t part = 0; part < 2; part++)
+            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n)
+                memcpy(state, cached_head(session, layer, part, head, first), n * sizeof *state);
+    return ELUTQ_OK;
+}
+
+int elutq_session_import(elutq_session *session, const uint16_t *state, uint32_t n_tokens) {
+    const struct elutq_config *config = &session->model->config;
+    if (n_tokens > session->context_size - session->position)
+        return ELUTQ_ERROR_CONTEXT;
+    const size_t n = (size_t)n_tokens * config->head_dim;
+    for (size_t i = 0; i < 2 * (size_t)config->n_layers * config->n_kv_heads * n; i++)
+        if ((state[i] & 0x7C00) == 0x7C00)
+            return ELUTQ_ERROR_FORMAT;
+    for (uint32_t layer = 0; layer < config->n_layers; layer++)
+        for (uint32_t part = 0; part < 2; part++)
+            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n)
+                memcpy(cached_head(session, layer, part, head, session->position), state, n * sizeof *state);
+    session->position += n_tokens;
+    return ELUTQ_OK;
+}
+
 void elutq_session_cancel(elutq_session *session) {
     atomic_store(&session->cancelled, true);
 }

@@ -213,3 +213,42 @@ def test_many_threads_on_few_cores_finish(novels_2bit):
     start = time.monotonic()
     assert np.array_equal(logits(novels_2bit, PROMPT, threads=16, step=1), logits(novels_2bit, PROMPT, step=1))
     print(f"16 threads: {time.monotonic() - start:.2f} s")
+
+
+def test_a_state_goes_on_as_the_session_it_came_from(novels_2bit):
+    tokens = [int(token) for token in np.random.default_rng(5).integers(4096, size=50)]
+    with Model(novels_2bit) as model, model.session(80, 1) as session, model.session(64, 2) as other:
+        session.eval(tokens)
+        other.import_state(session.export_state(0, 20))
+        other.import_state(session.export_state(20, 30))
+        assert other.position == 50
+        np.testing.assert_array_equal(other.eval([7]), session.eval([7]))
+        again = other.export_state(0, 50)
+        np.testing.assert_array_equal(again, session.export_state(0, 50))
+        again[-1, 1, -1, -1, -1] ^= 0x0400  # the last value of the last token
+        other.rewind(0)
+        other.import_state(again)
+        session.rewind(50)
+        assert (other.eval([7]) != session.eval([7])).any()
+
+
+def test_states_that_do_not_fit_are_refused(novels_2bit):
+    with Model(novels_2bit) as model, model.session(16, 1) as session:
+        session.eval([1] * 10)
+        state = session.export_state(0, 10)
+        for first, n_tokens in ((0, 11), (10, 1), (11, 0), (-1, 2), (2**31, 2**31)):
+            with pytest.raises(ValueError, match="are not among"):
+                session.export_state(first, n_tokens)
+        with pytest.raises(ContextFullError):
+            session.import_state(state[:, :, :, :7])
+        for shape in (state[:-1], state[:, :1], state[..., :-1], state.ravel()):
+            with pytest.raises(ValueError, match="does not fit"):
+                session.import_state(shape)
+        for value in (0x7C00, 0xFC00, 0x7E01):
+            state[3, 1, 0, 2, 5] = value
+            with pytest.raises(NativeError, match="not finite"):
+                session.import_state(state[:, :, :, :6])
+        assert session.position == 10
+        assert lib.elutq_session_export(session._handle, 11, 0, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
+        assert lib.elutq_session_export(session._handle, 5, 2**32 - 1, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
+        assert lib.elutq_session_import(session._handle, ffi.NULL, 2**32 - 1) == lib.ELUTQ_ERROR_CONTEXT

@@ -1,0 +1,111 @@
+"""A prompt's keys and values in a file, so that a later run need not compute them again.
+
+The file, little-endian: MAGIC, the model's fingerprint, the number of tokens (uint32), their ids (uint32 each), the
+state of the session (``Session.export_state``) in pieces of PIECE_TOKENS tokens, and the SHA-256 of all that. The
+checksum finds accidents; whoever writes such a file decides what the model believes to have read.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from elutq_cli.generation.generate import Generation
+from elutq_cli.generation.language_model import LanguageModel
+from elutq_formats.atomic import atomic_output, check_output
+from elutq_formats.errors import ElutqError
+from elutq_native import NativeError
+
+MAGIC = b"elutqkv1"
+DIGEST_BYTES = hashlib.sha256().digest_size
+PIECE_TOKENS = 64
+ENOUGH = 0.75
+"""A file that holds this share of a prompt is left as it is: flash memory wears, and a gigabyte takes its time."""
+
+
+class PromptCache:
+    """One file, read when a session begins and written after its first text, unless it held most of the prompt."""
+
+    def __init__(self, path: Path, model: LanguageModel) -> None:
+        """Put what the file holds into the model's context; a file that is of no use is told on stderr and replaced.
+
+        Args:
+            path: the file; it need not exist yet.
+            model: with its session started and its context empty.
+
+        Raises:
+            ElutqError: no file can be written there.
+        """
+        check_output(path, force=True)
+        self._path, self._model = path, model
+        self._fingerprint = model.file.fingerprint()
+        self._done = False
+        if path.exists():
+            try:
+                with path.open("rb") as file:
+                    self._restore(file)
+            except (OSError, EOFError, ElutqError, NativeError) as error:
+                model.clear()
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                print(f"{path}: {reason or 'damaged or cut short'}; the prompt is computed", file=sys.stderr)
+
+    def keep(self, generation: Generation) -> None:
+        """Write the first text's prompt, as far as it was computed; later calls do nothing.
+
+        Args:
+            generation: the text, ended.
+
+        Raises:
+            ElutqError: the disk refuses; the file is as it was.
+        """
+        tokens = self._model.tokens[: generation.prompt_tokens]
+        if not self._done and generation.reused_tokens < min(len(tokens), ENOUGH * generation.prompt_tokens):
+            with atomic_output(self._path, force=True) as temporary, temporary.open("wb") as file:
+                self._save(file, tokens)
+        self._done = True
+
+    def _save(self, file: BinaryIO, tokens: tuple[int, ...]) -> None:
+        digest = hashlib.sha256()
+
+        def write(piece: bytes | memoryview) -> None:
+            digest.update(piece)
+            file.write(piece)
+
+        write(MAGIC + self._fingerprint + np.array([len(tokens), *tokens], "<u4").tobytes())
+        for start in range(0, len(tokens), PIECE_TOKENS):
+            n_tokens = min(PIECE_TOKENS, len(tokens) - start)
+            write(self._model.session.export_state(start, n_tokens).astype("<u2", copy=False).data.cast("B"))
+        file.write(digest.digest())
+
+    def _restore(self, file: BinaryIO) -> None:
+        """Append what the file holds to the context, and check all of it; the caller clears the context on an error."""
+        model, digest = self._model, hashlib.sha256()
+
+        def read(n_bytes: int) -> bytes:
+            piece = file.read(n_bytes)
+            if len(piece) < n_bytes:
+                raise EOFError
+            digest.update(piece)
+            return piece
+
+        if read(len(MAGIC)) != MAGIC:
+            raise ElutqError("not a prompt cache of elutq")
+        if read(DIGEST_BYTES) != self._fingerprint:
+            raise ElutqError("made with another model")
+        n_tokens = int.from_bytes(read(4), "little")
+        info = model.native.info
+        size = len(MAGIC) + 2 * DIGEST_BYTES + 4 + n_tokens * (4 + info.kv_bytes_per_token)
+        if size != self._path.stat().st_size:
+            raise EOFError
+        tokens = np.frombuffer(read(4 * n_tokens), "<u4").tolist()
+        for start in range(0, n_tokens, PIECE_TOKENS):
+            piece = tokens[start : start + PIECE_TOKENS]
+            shape = (info.n_layers, 2, info.n_kv_heads, len(piece), info.head_dim)
+            state = np.frombuffer(read(len(piece) * info.kv_bytes_per_token), "<u2").reshape(shape)
+            n_fitting = min(len(piece), max(0, model.ctx_size - start))
+            model.adopt(piece[:n_fitting], state[:, :, :, :n_fitting])
+        expected = digest.digest()
+        if file.read() != expected:
+            raise ElutqError("damaged")
