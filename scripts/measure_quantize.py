@@ -23,6 +23,7 @@ from typing import Any
 
 from elutq_cli.pipeline.blas import configure_blas
 
+ALLOCATE, PROBES, PREDICTIONS = "allocate, errors", "allocate, probes", "allocate, predictions"
 STAGES = {
     "load": (("quantize", "_Run.load"),),
     "calibration forward": (
@@ -32,19 +33,24 @@ STAGES = {
         ("calibrate", "hessian"),
     ),
     "Hessian products": (("calibrate", "add_gram"), ("calibrate", "add_product"), ("calibrate", "mirror_upper")),
-    "correction": (("quantize", "correction"), ("quantize", "corrected")),
-    "Cholesky factor": (("feedback", "inverse_factor"),),
+    ALLOCATE: (("quantize", "allocate"),),
+    PROBES: (("allocate", "carry"),),
+    PREDICTIONS: (("allocate", "diverge"),),
+    "Cholesky factor": (("quantize", "inverse_factor"),),
+    "correction": (("quantize", "corrected"),),
     "fit levels": (("backend", "NativeBackend.fit_groups"),),
     "feedback, columns": (("backend", "NativeBackend.feedback_columns"),),
     "feedback, rest of the row": (("feedback", "subtract_product"),),
-    "refine, levels": (("refine", "solve_levels"),),
+    "refine, residual": (("quantize", "refine"),),
+    "refine, levels": (("refine", "refine_group"),),
     "refine, codes": (("backend", "NativeBackend.descend_codes"),),
-    "error": (("fit", "measure"), ("feedback", "measure"), ("quantize", "measure")),
+    "error": (("fit", "measure"), ("quantize", "measure")),
     "pack": (("quantize", "pack_matrix"),),
     "scratch files": (("spool", "Spool.add"), ("spool", "Spool.finish_unit"), ("spool", "Spool.open_streams")),
     "write the file": (("quantize", "write_model"),),
 }
 OTHER = "all else"
+OF_BLOCKS = (ALLOCATE, PROBES, PREDICTIONS, "write the file")  # in proportion to the blocks, though not of one block
 SERIAL = ("load", "scratch files", "write the file", OTHER)
 ONCE, BLOCKS = "once", "blocks"
 
@@ -66,8 +72,11 @@ class Stopwatch:
     def switch(self, change: Callable[[], Any]) -> None:
         """Charge the time since the last switch to what was running, then let another run."""
         now = self.now()
+        stage = self.running[-1]
+        if ALLOCATE in self.running and stage not in (PROBES, PREDICTIONS):
+            stage = ALLOCATE
         for kind in range(2):
-            self.seconds[self.running[-1], self.part][kind] += now[kind] - self.last[kind]
+            self.seconds[stage, self.part][kind] += now[kind] - self.last[kind]
         self.last = now
         change()
 
@@ -150,9 +159,11 @@ def print_table(watch: Stopwatch, slice_blocks: int, blocks: int, threads: int) 
     rows = []
     for stage in [*STAGES, OTHER]:
         once, in_blocks = watch.seconds[stage, ONCE], watch.seconds[stage, BLOCKS]
-        if stage == "write the file":  # proportional to the file, nearly all of which are blocks
+        if stage in OF_BLOCKS:
             once, in_blocks = [0.0, 0.0], [a + b for a, b in zip(once, in_blocks, strict=True)]
-        whole, processor = (once[kind] + in_blocks[kind] * scale for kind in range(2))
+        # Probes go through all blocks after their own: their time grows with the number of pairs of blocks.
+        growth = scale * (blocks - 1) / max(1, slice_blocks - 1) if stage == PROBES else scale
+        whole, processor = (once[kind] + in_blocks[kind] * growth for kind in range(2))
         alone = processor / (1 if stage in SERIAL else threads)
         rows.append((stage, once[0], in_blocks[0] / slice_blocks, whole, processor / max(whole, 1e-9), alone))
     total, alone_total = sum(row[3] for row in rows), sum(row[5] for row in rows)
@@ -171,6 +182,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="blocks of the whole model; default: those of the checkpoint")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--embedding-bits", type=int, default=4, help="16: next to no time goes into the embedding")
+    parser.add_argument("--output-bits", type=int, default=4, help="16: next to no time goes into the head")
     parser.add_argument("--method", help="the recipe's; default: its own")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--num-samples", type=int, default=16)
@@ -188,6 +201,8 @@ def main() -> None:
     recipe = Recipe(
         bits=arguments.bits,
         group_size=arguments.group_size,
+        embedding_bits=arguments.embedding_bits,
+        output_bits=arguments.output_bits,
         num_samples=arguments.num_samples,
         sequence_length=arguments.sequence_length,
         **options,

@@ -8,22 +8,24 @@ quantized. Harms are added up over linears, and the budget is spent where a bit 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.calibrate import block_statistics, token_batches
-from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.calibrate import block_statistics
+from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import quiet
+from elutq_cli.pipeline.products import measure, quiet
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import Block, Positions, Transformer
+from elutq_cli.reference import Block, Head, Positions, Transformer
 from elutq_cli.reference.transformer import WeightSource
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
+from elutq_formats.names import gguf_name
 
 Choice = tuple[int, int]
 """Bits and group size."""
@@ -31,10 +33,18 @@ Choice = tuple[int, int]
 GROUP_SIZES = (128, 64)
 """Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
 
-HESSIAN_SEQUENCES = 16
-PROBE_SEQUENCES = 2
+HESSIAN_SEQUENCES = 8
+"""Calibration sequences for the Hessians."""
+
 SAMPLED_ROWS = 32
-"""Calibration sequences for the Hessians and for the measured predictions, and rows on which errors are measured."""
+"""Rows of a linear on which its error at each choice is measured."""
+
+PROBE_SEQUENCES, PROBE_TOKENS = 4, 64
+"""Calibration sequences, and their first tokens, on which predictions are measured: for each linear they go through all
+blocks after it."""
+
+CHANGED_ROWS = 512
+"""Rows of a linear that are quantized to see what its errors do to the predictions."""
 
 log = logging.getLogger(__name__)
 
@@ -179,50 +189,89 @@ def measure_candidates(
     """
     model = Transformer(source)
     hidden = np.asarray(model.embed(tokens[:HESSIAN_SEQUENCES]))
-    exact = hidden[:PROBE_SEQUENCES].copy()
+    exact = hidden[:PROBE_SEQUENCES, :PROBE_TOKENS].copy()
+    positions = Positions.of(source.config, exact.shape[1])
     variants: dict[str, FloatArray] = {}
-    measured: dict[str, dict[Choice, float]] = {}
+    found: dict[str, _Measured] = {}
     for layer in range(source.config.num_hidden_layers):
         block = model.block(layer)
-        changed: dict[str, FloatArray] = {}
+        changed: dict[str, ChangedRows] = {}
         for linears, statistics in block_statistics(block, hidden, None, backend):
+            shared_by = gguf_name(f"model.layers.{layer}.{linears[0]}.weight")
+            factor = inverse_factor(statistics.hessian, recipe.damping, backend, shared_by)
             for linear in linears:
                 name = f"model.layers.{layer}.{linear}.weight"
                 weights = block.weights[f"{linear}.weight"]
                 if name in names:
                     options = _options(weights.shape[1], recipe.group_size)
-                    errors = measure_errors(weights, statistics.hessian, options, recipe.damping, backend)
+                    errors = measure_errors(weights, statistics.hessian, factor, options, backend)
                     reference = min(options, key=lambda choice: abs(choice[0] - 2))
-                    whole = feedback(weights, statistics.hessian, *reference, recipe.damping, backend)
-                    errors[reference] = whole.error**2
-                    measured[name], changed[linear] = errors, whole.tensor.dequantize()
+                    changed[linear] = change_rows(weights, statistics.hessian, factor, reference, backend)
+                    found[name] = _Measured(weights.size, errors, changed[linear].error)
                 advance(weights.size)
-        for name, stream in variants.items():
-            variants[name] = _run_block(block, stream, backend)
-        for linear, restored in changed.items():
-            weights = {**block.weights, f"{linear}.weight": restored}
-            other = Block(block.config, layer, weights)
-            variants[f"model.layers.{layer}.{linear}.weight"] = _run_block(other, exact, backend)
-        exact = _run_block(block, exact, backend)
-    head = model.load_head()
-    expected = [log_softmax(head(x)) for x in exact]
-    shapes = source.config.tensor_shapes()
-    candidates = []
-    for name, stream in variants.items():
-        divergence = float(np.mean([_divergence(p, head(x)) for p, x in zip(expected, stream, strict=True)]))
-        error = measured[name][min(measured[name], key=lambda choice: abs(choice[0] - 2))]
-        sensitivity = divergence / error if error > 0.0 else 0.0
-        candidates.append(Candidate(name, int(np.prod(shapes[name])), sensitivity, measured[name]))
-    return candidates
+        variants = carry(variants, block, positions, backend)
+        for linear, change in changed.items():
+            weights = block.weights[f"{linear}.weight"].copy()
+            weights[change.rows] = change.restored
+            other = Block(block.config, layer, {**block.weights, f"{linear}.weight": weights})
+            variants[f"model.layers.{layer}.{linear}.weight"] = _run(other, positions, exact)
+        exact = _run(block, positions, exact)
+    divergences = diverge(variants, exact, model.load_head(), backend)
+    return [
+        Candidate(name, of.n_weights, divergences[name] / of.change if of.change > 0.0 else 0.0, of.errors)
+        for name, of in found.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of a linear: its weights' number, its squared relative errors by choice, and that of its variant."""
+
+    n_weights: int
+    errors: Mapping[Choice, float]
+    change: float
+
+
+@dataclass(frozen=True)
+class ChangedRows:
+    """Some rows of a matrix, quantized.
+
+    Attributes:
+        rows: which.
+        restored: their dequantized values.
+        error: squared relative error that they make in the matrix.
+    """
+
+    rows: slice
+    restored: FloatArray
+    error: float
+
+
+def change_rows(
+    weights: FloatArray, hessian: FloatArray, factor: FloatArray, choice: Choice, backend: Backend
+) -> ChangedRows:
+    """Quantize CHANGED_ROWS rows spread over a matrix: what all do to the predictions is their share's, scaled up."""
+    rows = _spread_rows(len(weights), CHANGED_ROWS)
+    original = np.ascontiguousarray(weights[rows])
+    tensor = feedback(original, factor, *choice, backend)
+    error = measure(original, tensor, hessian, backend).error ** 2 * len(original) / len(weights)
+    return ChangedRows(rows, tensor.dequantize(), error)
 
 
 def measure_errors(
-    weights: FloatArray, hessian: FloatArray, options: Iterable[Choice], damping: float, backend: Backend
+    weights: FloatArray, hessian: FloatArray, factor: FloatArray, options: Iterable[Choice], backend: Backend
 ) -> dict[Choice, float]:
-    """Return the squared relative error under H at each choice, measured on rows spread over the matrix."""
-    step = max(1, len(weights) // SAMPLED_ROWS)
-    rows = np.ascontiguousarray(weights[step // 2 :: step][:SAMPLED_ROWS])
-    return {choice: feedback(rows, hessian, *choice, damping, backend).error ** 2 for choice in options}
+    """Return the squared relative error under H at each choice, measured on SAMPLED_ROWS rows of the matrix."""
+    rows = np.ascontiguousarray(weights[_spread_rows(len(weights), SAMPLED_ROWS)])
+    return {
+        choice: measure(rows, feedback(rows, factor, *choice, backend), hessian, backend).error ** 2
+        for choice in options
+    }
+
+
+def _spread_rows(n_rows: int, n_chosen: int) -> slice:
+    step = max(1, n_rows // n_chosen)
+    return slice(step // 2, step // 2 + n_chosen * step, step)
 
 
 def _options(columns: int, group_size: int) -> list[Choice]:
@@ -230,12 +279,34 @@ def _options(columns: int, group_size: int) -> list[Choice]:
     return [(bits, size) for bits in range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1) for size in sizes]
 
 
-def _run_block(block: Block, stream: FloatArray, backend: Backend) -> FloatArray:
-    positions = Positions.of(block.config, stream.shape[1])
-    return np.concatenate(backend.map(quiet(lambda x: np.asarray(block(x, positions))), token_batches(stream)))
+def carry(
+    variants: Mapping[str, FloatArray], block: Block, positions: Positions, backend: Backend
+) -> dict[str, FloatArray]:
+    """Run all variants of the residual stream through a block, one on each of the backend's threads."""
+    return dict(zip(variants, backend.map(quiet(partial(_run, block, positions)), variants.values()), strict=True))
 
 
-def _divergence(expected: npt.NDArray[np.float64], logits: FloatArray) -> float:
-    """Return the mean KL divergence of predictions from expected: (n, vocab_size) log-probabilities."""
-    found = log_softmax(logits)
+def diverge(variants: Mapping[str, FloatArray], exact: FloatArray, head: Head, backend: Backend) -> dict[str, float]:
+    """Return the mean KL divergence of each variant's predictions from the exact stream's: (sequences, n, hidden)."""
+    expected = [log_softmax(head(x)) for x in exact]
+    divergence = quiet(partial(_divergence, head, expected))
+    return dict(zip(variants, backend.map(divergence, variants.values()), strict=True))
+
+
+def _run(block: Block, positions: Positions, stream: FloatArray) -> FloatArray:
+    return np.asarray(block(stream, positions))
+
+
+def _divergence(head: Head, expected: Sequence[npt.NDArray[np.float64]], stream: FloatArray) -> float:
+    """Return the mean KL divergence of a stream's predictions from those expected.
+
+    Args:
+        head: of the model.
+        expected: of each sequence, (n, vocab_size) log-probabilities.
+        stream: (sequences, n, hidden_size), the last block's output.
+    """
+    return float(np.mean([_row_divergence(p, log_softmax(head(x))) for p, x in zip(expected, stream, strict=True)]))
+
+
+def _row_divergence(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())

@@ -66,10 +66,10 @@ def block_statistics(
     for linear, linear_input in steps:
         adds_to_stream = linear in ADDED_TO_STREAM
         inputs = [partial(linear_input, own) for own in blocks]
-        yield SHARED_INPUTS[linear], input_statistics(inputs, streams, adds_to_stream, backend)
+        finish_exact = partial(blocks[-1].linear, linear) if adds_to_stream and exact is not None else None
+        yield SHARED_INPUTS[linear], input_statistics(inputs, streams, finish_exact, backend)
         if adds_to_stream:
-            for own, stream in zip(blocks, streams, strict=True):
-                backend.map(quiet(partial(_add_output, own, linear, linear_input)), token_batches(stream))
+            backend.map(quiet(partial(_add_output, block, linear, linear_input)), token_batches(hidden))
 
 
 def _add_output(
@@ -78,10 +78,15 @@ def _add_output(
     x += block.linear(linear, linear_input(block, x))
 
 
+def _add_linear(linear: Callable[[FloatArray], FloatArray], stream_and_input: tuple[FloatArray, FloatArray]) -> None:
+    stream, x = stream_and_input
+    stream += linear(x)
+
+
 def input_statistics(
     inputs: Sequence[Callable[[FloatArray], FloatArray]],
     streams: Sequence[FloatArray],
-    adds_to_stream: bool,
+    finish_exact: Callable[[FloatArray], FloatArray] | None,
     backend: Backend,
 ) -> InputStatistics:
     """Return the second moments of a linear's input, accumulated in float32 in the order of the tokens.
@@ -90,32 +95,33 @@ def input_statistics(
         inputs: computes the linear's input (..., columns) from the residual stream, on the quantized prefix and, where
             it is kept, in the exact model.
         streams: (sequences, n, hidden_size) float32 of each.
-        adds_to_stream: whether the linear's output is added to the residual stream.
+        finish_exact: the exact linear, where its output is added to the residual stream: the exact model's goes on
+            from here. None where it is not, and where there is no exact stream.
         backend: runs a batch of sequences on each of its threads, then the products.
     """
     batches = list(zip(*map(token_batches, streams), strict=True))
-    hessian = cross = drift = np.zeros((0, 0), dtype=np.float32)
+    totals: list[FloatArray] = []
     for first in range(0, len(batches), backend.threads):
         wave = batches[first : first + backend.threads]
         found = backend.map(quiet(partial(_inputs_of, inputs)), wave)
         if first == 0:
             columns = found[0][0].shape[1]
-            hessian = np.zeros((columns, columns), dtype=np.float32)
-            cross, drift = np.zeros_like(hessian), np.zeros((columns, streams[0].shape[-1]), dtype=np.float32)
-        add_gram(hessian, [found_inputs[0] for found_inputs in found], backend)
+            widths = (columns, columns, streams[0].shape[-1])[: len(streams) + (finish_exact is not None)]
+            totals = [np.zeros((columns, width), dtype=np.float32) for width in widths]
+        add_gram(totals[0], [found_inputs[0] for found_inputs in found], backend)
         for stream, found_inputs in zip(wave, found, strict=True):
             if len(found_inputs) == 2:
                 x, exact = found_inputs
-                add_product(cross, x, exact - x, backend)
-                if adds_to_stream:
-                    add_product(drift, x, _flat(stream[1] - stream[0]), backend)
-    n_tokens = np.float32(streams[0].shape[0] * streams[0].shape[1])
-    for total in (hessian, cross, drift):
-        total /= n_tokens
-    mirror_upper(hessian)
-    if len(streams) == 1:
-        return InputStatistics(hessian)
-    return InputStatistics(hessian, cross, drift if adds_to_stream else None)
+                add_product(totals[1], x, exact - x, backend)
+                if finish_exact is not None:
+                    add_product(totals[2], x, _flat(stream[1] - stream[0]), backend)
+        if finish_exact is not None:
+            finished = [(_flat(stream[1]), found_inputs[1]) for stream, found_inputs in zip(wave, found, strict=True)]
+            backend.map(quiet(partial(_add_linear, finish_exact)), finished)
+    for total in totals:
+        total /= np.float32(streams[0].shape[0] * streams[0].shape[1])
+    mirror_upper(totals[0])
+    return InputStatistics(*totals)
 
 
 def token_batches(sequences: FloatArray) -> list[FloatArray]:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
-from elutq_cli.pipeline.products import measure, multiply, subtract_product
-from elutq_cli.pipeline.stage import Backend, Quantized
+from elutq_cli.pipeline.products import multiply, pieces, subtract_product
+from elutq_cli.pipeline.stage import Backend
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 
@@ -25,9 +25,7 @@ REFITS = 2
 log = logging.getLogger(__name__)
 
 
-def feedback(
-    weights: FloatArray, hessian: FloatArray, bits: int, group_size: int, damping: float, backend: Backend
-) -> Quantized:
+def feedback(weights: FloatArray, factor: FloatArray, bits: int, group_size: int, backend: Backend) -> HLQTensor:
     """Quantize a matrix so that its output error on the calibration inputs is small.
 
     Group by group from the left: the levels are fitted and the columns rounded in turn (``quantize_group``), then what
@@ -35,19 +33,14 @@ def feedback(
 
     Args:
         weights: (rows, columns) float32.
-        hessian: (columns, columns) float32, X^T X of the inputs up to a factor.
+        factor: (columns, columns) float32, from ``inverse_factor`` of the Hessian of the inputs.
         bits: bit-planes.
         group_size: columns that share their levels.
-        damping: relative to the mean of the Hessian's diagonal.
         backend: runs the inner loops.
-
-    Raises:
-        ElutqError: the Hessian cannot be factored.
 
     Source: GPTQ (Frantar et al. 2022) with ELUTQ's levels. ELUTQ's own code keeps the codes chosen before
     compensation; here the compensated weight is rounded, which is better at every number of bits.
     """
-    factor = inverse_factor(hessian, damping, backend)
     compensated = weights.copy()
     parts = []
     for start in range(0, weights.shape[1], group_size):
@@ -56,7 +49,7 @@ def feedback(
         subtract_product(compensated[:, rest], errors, factor[group, rest], backend)
         parts.append((half_scales, centers, codes))
     half_scales, centers, codes = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
-    return measure(weights, HLQTensor(half_scales, centers, codes, group_size), hessian, backend)
+    return HLQTensor(half_scales, centers, codes, group_size)
 
 
 def quantize_group(
@@ -131,16 +124,17 @@ def feedback_columns(
     return codes, errors
 
 
-def inverse_factor(hessian: FloatArray, damping: float, backend: Backend) -> FloatArray:
+def inverse_factor(hessian: FloatArray, damping: float, backend: Backend, name: str = "a linear") -> FloatArray:
     """Return the upper triangular U with U^T U = (H + damping * mean(diag H) * I)^-1.
 
     With J the reversal of rows and columns and J H J = L L^T, U is J L^-1 J. Damping grows tenfold, and says so in the
-    log, while H is not positive definite in float64.
+    log, while H is not positive definite in float32.
 
     Args:
         hessian: (n, n) float32, symmetric.
         damping: relative to the mean of the diagonal.
         backend: runs the products.
+        name: whose inputs these are, for messages.
 
     Returns:
         (n, n) float32.
@@ -149,25 +143,27 @@ def inverse_factor(hessian: FloatArray, damping: float, backend: Backend) -> Flo
         ElutqError: H is not finite, or no damping up to MOST_DAMPING helps.
     """
     mean = float(np.mean(np.diagonal(hessian), dtype=np.float64))
-    if not np.isfinite(hessian).all():
-        raise ElutqError("activations overflow on the calibration text: use other text, or none")
+    if not all(np.isfinite(hessian[rows]).all() for rows in pieces(len(hessian))):
+        raise ElutqError(f"{name}: activations overflow on the calibration text: use other text, or none")
     if mean <= 0.0:  # the layer's input is always zero: any rounding is as good
         return np.eye(len(hessian), dtype=np.float32)
     while True:
-        reversed_hessian = hessian[::-1, ::-1].astype(np.float64)
-        reversed_hessian[np.diag_indices_from(reversed_hessian)] += damping * mean
+        backwards = np.array(hessian[::-1, ::-1], order="C")
+        backwards[np.diag_indices_from(backwards)] += np.float32(damping * mean)
         try:
-            invert_cholesky(reversed_hessian, backend)
+            invert_cholesky(backwards, backend)
         except np.linalg.LinAlgError:
             if damping * 10 > MOST_DAMPING:
-                raise ElutqError(f"the Hessian is not positive definite even with damping {damping:g}") from None
+                raise ElutqError(
+                    f"{name}: its Hessian is not positive definite even with damping {damping:g}"
+                ) from None
             damping *= 10
-            log.warning("the Hessian is not positive definite: damping raised to %g", damping)
+            log.warning("%s: its Hessian is not positive definite: damping raised to %g", name, damping)
             continue
-        return np.ascontiguousarray(reversed_hessian[::-1, ::-1], dtype=np.float32)
+        return np.ascontiguousarray(backwards[::-1, ::-1])
 
 
-def invert_cholesky(matrix: DoubleArray, backend: Backend) -> None:
+def invert_cholesky(matrix: FloatArray, backend: Backend) -> None:
     """Replace a symmetric matrix A = L L^T by the lower triangular L^-1, by halves so that nearly all is products.
 
     Raises:
@@ -175,7 +171,7 @@ def invert_cholesky(matrix: DoubleArray, backend: Backend) -> None:
     """
     n = len(matrix)
     if n <= LEAF:
-        matrix[:] = np.tril(np.linalg.inv(np.linalg.cholesky(matrix)))
+        matrix[:] = np.tril(np.linalg.inv(np.linalg.cholesky(matrix.astype(np.float64))))
         return
     half = n // 2
     top, corner, bottom = matrix[:half, :half], matrix[half:, :half], matrix[half:, half:]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from elutq_cli.pipeline.allocate import PROBE_SEQUENCES
+from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, PROBE_TOKENS
 from elutq_cli.pipeline.calibrate import TOKENS_AT_ONCE, InputStatistics
-from elutq_cli.pipeline.correct import corrected, correction
-from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.correct import corrected
+from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe
@@ -113,10 +113,10 @@ def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]],
     if recipe.method == "allocate":
         # Beside a block: a probe's residual stream for every linear of the model, and the head's logits.
         n_linears = sum(map(len, plan.blocks))
-        tokens = PROBE_SEQUENCES * min(recipe.sequence_length, n_tokens)
+        tokens = PROBE_SEQUENCES * min(PROBE_TOKENS, recipe.sequence_length)
         peaks.append(max(peaks[1:]) + 4.0 * n_linears * tokens * config.hidden_size)
         head = config.vocab_size * config.hidden_size
-        logits = 40.0 * recipe.sequence_length * config.vocab_size
+        logits = 40.0 * min(PROBE_TOKENS, recipe.sequence_length) * config.vocab_size
         peaks.append(4.0 * (n_linears * tokens * config.hidden_size + head) + PROBE_SEQUENCES * logits)
     if plan.head is not None:
         shape = shapes[plan.head.name]
@@ -159,7 +159,7 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
     product = _seconds(lambda: x @ x) / PROBE_COLUMNS**3 / backend.threads
     hessian = np.asarray(x.T @ x / np.float32(len(x)), dtype=np.float32)
     stages = _seconds(lambda: _run_stages(weights, hessian, recipe, backend)) / weights.size
-    squares = _seconds(lambda: correction(InputStatistics(hessian, hessian), recipe.damping, backend)) / len(x) ** 3
+    squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     seconds = alone(plan.embedding)
     for entry in (entry for block in plan.blocks for entry in block):
         rows, columns = shapes[entry.name]
@@ -178,11 +178,11 @@ def _run_stages(weights: FloatArray, hessian: FloatArray, recipe: Recipe, backen
     if recipe.method == "fit":
         fit(weights, None, recipe.bits, recipe.group_size, backend)
         return
-    quantized = feedback(weights, hessian, recipe.bits, recipe.group_size, recipe.damping, backend)
+    tensor = feedback(weights, hessian, recipe.bits, recipe.group_size, backend)
     if recipe.method != "feedback":
-        refine(weights, hessian, quantized.tensor, recipe.damping, backend)
+        refine(weights, hessian, tensor, recipe.damping, backend)
     if recipe.corrects:
-        corrected(weights, InputStatistics(hessian, hessian), hessian, False, backend)
+        corrected(weights, InputStatistics(hessian, hessian), hessian, backend)
 
 
 def _seconds(function: Callable[[], object]) -> float:

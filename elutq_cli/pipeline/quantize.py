@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from elutq_cli.pipeline.allocate import allocate
-from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics, block_statistics, input_statistics
+from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics, input_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.correct import corrected, correction
-from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.checked_weights import CheckedWeights
+from elutq_cli.pipeline.correct import corrected
+from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.forecast import Forecast
-from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
+from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import measure, pack_matrix
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
@@ -38,6 +39,19 @@ from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LinearInputs:
+    """What the stages use of the inputs that some linears share.
+
+    Attributes:
+        hessian: (columns, columns) float32, X^T X over the number of tokens.
+        factor: (columns, columns) float32, U of ``inverse_factor``.
+    """
+
+    hessian: FloatArray
+    factor: FloatArray
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ def quantize(
     """
     begin = time.perf_counter()
     check_output(output, force)
-    source = RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint
+    source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint)
     plan = Plan.make(source.config, recipe)
     if recipe.target_bpw is not None and calibration is None:
         raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
@@ -123,15 +137,15 @@ class _Run:
 
     def __init__(
         self,
-        checkpoint: Checkpoint | RotatedCheckpoint,
+        source: CheckedWeights,
         plan: Plan,
         recipe: Recipe,
         backend: Backend,
         spool: Spool,
         progress: Progress,
     ) -> None:
-        self.checkpoint = checkpoint
-        self.config = checkpoint.config
+        self.source = source
+        self.config = source.config
         self.plan = plan
         self.recipe = recipe
         self.backend = backend
@@ -140,8 +154,8 @@ class _Run:
 
     def add_all(self, calibration: CalibrationText | None) -> None:
         """Quantize every tensor that the spool does not hold, unit by unit, in the order of the file."""
-        names = [_stored_name(self.checkpoint, entry.name) for entry in self.plan.matrices()]
-        self.progress.begin(sum(math.prod(self.checkpoint.shape(name)) for name in names), "weights")
+        names = [self.stored_name(entry.name) for entry in self.plan.matrices()]
+        self.progress.begin(sum(math.prod(self.source.shape(name)) for name in names), "weights")
         for record in self.spool.records:
             self.progress.advance(record.n_weights if record.bits != 32 else 0)
         units: list[Callable[[], list[FloatArray]]] = [
@@ -190,9 +204,10 @@ class _Run:
             self.add_matrix(self.plan.head, head)
             return []
         normed = partial(_head_input, norm, self.config.rms_norm_eps)
-        statistics = input_statistics([normed] * len(streams), streams, False, self.backend)
-        targets = self.targets({HEAD: head}, statistics, False)
-        self.add_matrix(self.plan.head, targets[HEAD], statistics.hessian)
+        statistics = input_statistics([normed] * len(streams), streams, None, self.backend)
+        targets, inputs = self.targets({HEAD: head}, statistics)
+        del statistics, head
+        self.add_matrix(self.plan.head, targets.pop(HEAD), inputs)
         return []
 
     def add_calibrated_block(
@@ -212,34 +227,30 @@ class _Run:
         block = Block(self.config, layer, weights)
         for linears, statistics in block_statistics(block, hidden, exact, self.backend):
             originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
-            targets = self.targets(originals, statistics, linears[0] in ADDED_TO_STREAM)
-            hessian = statistics.hessian
+            targets, inputs = self.targets(originals, statistics)
             del statistics, originals
             for name in list(targets):
-                quantized = self.add_matrix(by_name[name], targets.pop(name), hessian)
+                quantized = self.add_matrix(by_name[name], targets.pop(name), inputs)
                 block.weights[name.removeprefix(prefix)] = quantized()
 
     def targets(
-        self, weights: dict[str, FloatArray], statistics: InputStatistics, adds_to_stream: bool
-    ) -> dict[str, FloatArray]:
-        """Return what the quantized weights of linears with one input should be near.
+        self, weights: dict[str, FloatArray], statistics: InputStatistics
+    ) -> tuple[dict[str, FloatArray], LinearInputs | None]:
+        """Return what the quantized weights of linears with one input should be near, and what is known of that input.
 
         Raises:
             ElutqError: the inputs overflow.
         """
-        try:
-            inverse = correction(statistics, self.recipe.damping, self.backend)
-        except ElutqError as error:
-            raise ElutqError(f"{gguf_name(next(iter(weights)))}: {error}") from error
-        if inverse is None:
-            return weights
-        return {
-            name: corrected(matrix, statistics, inverse, adds_to_stream, self.backend)
-            for name, matrix in weights.items()
-        }
+        if self.recipe.method == "fit":
+            return weights, None
+        name = gguf_name(next(iter(weights)))
+        factor = inverse_factor(statistics.hessian, self.recipe.damping, self.backend, name)
+        if statistics.cross is not None:
+            weights = {name: corrected(matrix, statistics, factor, self.backend) for name, matrix in weights.items()}
+        return weights, LinearInputs(statistics.hessian, factor)
 
     def add_matrix(
-        self, plan: MatrixPlan, weights: FloatArray, input_hessian: FloatArray | None = None
+        self, plan: MatrixPlan, weights: FloatArray, inputs: LinearInputs | None = None
     ) -> Callable[[], FloatArray]:
         """Quantize a matrix (rows, columns) float32; return a function that dequantizes what the file will hold."""
         restore: Callable[[], FloatArray]
@@ -252,7 +263,7 @@ class _Run:
             log.info("%s: float16", name)
             restore = partial(half.astype, np.float32)
         else:
-            quantized = self.run_stages(plan.bits, plan.group_size, name, weights, input_hessian)
+            quantized = self.run_stages(plan.bits, plan.group_size, weights, inputs)
             record = TensorRecord(name, plan.bits, rows, columns, plan.group_size, quantized.error)
             self.spool.add(record, pack_matrix(quantized.tensor, self.backend))
             done = f"{plan.bits} bits, groups of {plan.group_size}, error {quantized.error:.4f}"
@@ -261,20 +272,14 @@ class _Run:
         self.progress.advance(weights.size)
         return restore
 
-    def run_stages(
-        self, bits: int, group_size: int, name: str, weights: FloatArray, input_hessian: FloatArray | None
-    ) -> Quantized:
+    def run_stages(self, bits: int, group_size: int, weights: FloatArray, inputs: LinearInputs | None) -> Quantized:
         """Run the stages that the recipe and the calibration call for."""
-        if input_hessian is None or self.recipe.method == "fit":
+        if inputs is None:
             return fit(weights, None, bits, group_size, self.backend)
-        try:
-            quantized = feedback(weights, input_hessian, bits, group_size, self.recipe.damping, self.backend)
-        except ElutqError as error:
-            raise ElutqError(f"{name}: {error}") from error
-        if self.recipe.method == "feedback":
-            return quantized
-        tensor = refine(weights, input_hessian, quantized.tensor, self.recipe.damping, self.backend)
-        return measure(weights, tensor, input_hessian, self.backend)
+        tensor = feedback(weights, inputs.factor, bits, group_size, self.backend)
+        if self.recipe.method != "feedback":
+            tensor = refine(weights, inputs.hessian, tensor, self.recipe.damping, self.backend)
+        return measure(weights, tensor, inputs.hessian, self.backend)
 
     def add_vector(self, name: str) -> FloatArray:
         """Copy a norm or a bias."""
@@ -283,22 +288,12 @@ class _Run:
         return vector
 
     def load(self, name: str) -> FloatArray:
-        """Load a tensor of the checkpoint.
+        """Load a tensor of the checkpoint; a tied head is the embedding."""
+        return self.source.load(self.stored_name(name))
 
-        Raises:
-            ElutqError: a value is not finite, or a matrix has one that float16 cannot hold.
-        """
-        tensor = self.checkpoint.load(_stored_name(self.checkpoint, name))
-        largest = float(np.maximum(tensor.max(), -tensor.min()))
-        if not np.isfinite(largest):
-            raise ElutqError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
-        if tensor.ndim > 1 and largest > LARGEST_HALF:
-            raise ElutqError(f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized")
-        return tensor
-
-
-def _stored_name(checkpoint: Checkpoint | RotatedCheckpoint, name: str) -> str:
-    return EMBEDDING if name == HEAD and checkpoint.config.tie_word_embeddings else name
+    def stored_name(self, name: str) -> str:
+        """Return the name of the tensor that a matrix of the plan is made from."""
+        return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
 
 
 def _provenance(checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationText | None) -> Provenance:

@@ -1,7 +1,7 @@
 """What the stages share: the inner loops they call, and the result they return.
 
-A stage is a function of a linear's weights, the Hessian of its inputs (None without calibration) and its own options
-that returns a ``Quantized``. A stage that improves on another takes that one's ``HLQTensor`` as well.
+A stage is a function of a linear's weights, of what it needs of its inputs' Hessian, and of its own options; it returns
+a ``HLQTensor``. A stage that improves on another takes that one's as well.
 """
 
 from collections.abc import Callable, Iterable

@@ -7,7 +7,8 @@ import pytest
 
 from elutq_cli.pipeline.backend import NumpyBackend
 from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics
-from elutq_cli.pipeline.correct import corrected, correction
+from elutq_cli.pipeline.correct import corrected
+from elutq_cli.pipeline.feedback import inverse_factor
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 
@@ -28,16 +29,12 @@ def test_the_target_is_the_least_squares_solution(adds):
     x = exact + rng.normal(size=exact.shape)
     gap = rng.normal(size=(500, 16)) + exact @ rng.normal(size=(24, 16)) * 0.1
     statistics = statistics_of(x, exact, gap if adds else None)
-    inverse = correction(statistics, DAMPING, NumpyBackend())
-    target = corrected(weights, statistics, inverse, adds, NumpyBackend())
+    factor = inverse_factor(statistics.hessian, DAMPING, NumpyBackend())
+    target = corrected(weights, statistics, factor, NumpyBackend())
     pull = np.sqrt(DAMPING * np.diagonal(statistics.hessian).mean() * len(x)) * np.eye(24)
     wanted = exact @ weights.T + (gap if adds else 0.0)
     least = np.linalg.lstsq(np.vstack([x, pull]), np.vstack([wanted, pull @ weights.T]), rcond=None)[0].T
     np.testing.assert_allclose(target, least, rtol=1e-3, atol=1e-4)
-
-
-def test_without_exact_inputs_there_is_nothing_to_correct():
-    assert correction(InputStatistics(np.eye(4, dtype=np.float32)), DAMPING, NumpyBackend()) is None
 
 
 def test_corrected_blocks_end_nearer_to_the_exact_stream():
@@ -51,11 +48,10 @@ def test_corrected_blocks_end_nearer_to_the_exact_stream():
             tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (40, 20))
             hidden, exact = model.embed(tokens), model.embed(tokens)
         for linears, statistics in block_statistics(block, hidden, exact, NumpyBackend()):
-            inverse = correction(statistics, 1e-3, NumpyBackend())
+            factor = inverse_factor(statistics.hessian, 1e-3, NumpyBackend())
             for linear in linears:
                 weights = block.weights[f"{linear}.weight"]
-                adds = statistics.drift is not None
-                target = corrected(weights, statistics, inverse, adds, NumpyBackend()) if correct else weights
+                target = corrected(weights, statistics, factor, NumpyBackend()) if correct else weights
                 noise = rng.normal(size=weights.shape) * weights.std() * 0.2
                 block.weights[f"{linear}.weight"] = target + noise.astype(np.float32)
         return float(np.square(hidden - exact).sum())

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.feedback import feedback
+from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import levels
-from elutq_cli.pipeline.refine import descend_codes, normal_matrices, refine, solve_levels
+from elutq_cli.pipeline.refine import descend_codes, refine, refine_group, solve_levels
 from elutq_formats.hlq import HLQTensor
 
 BITS = (1, 2, 3, 4)
@@ -42,11 +42,11 @@ def test_no_rows_error_rises(bits, group_size, seed):
     hessian = correlated_hessian(rng, 192)
     with NativeBackend(2) as backend:
         for start in (
-            feedback(weights, hessian, bits, group_size, DAMPING, backend),
-            fit(weights, None, bits, group_size, backend),
+            feedback(weights, inverse_factor(hessian, DAMPING, backend), bits, group_size, backend),
+            fit(weights, None, bits, group_size, backend).tensor,
         ):
-            refined = refine(weights, hessian, start.tensor, DAMPING, backend)
-            before = row_errors(damp(hessian), weights, start.tensor)
+            refined = refine(weights, hessian, start, DAMPING, backend)
+            before = row_errors(damp(hessian), weights, start)
             after = row_errors(damp(hessian), weights, refined)
             assert (after <= before * (1 + 1e-5)).all()
             assert after.sum() < 0.97 * before.sum()
@@ -55,35 +55,45 @@ def test_no_rows_error_rises(bits, group_size, seed):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_solved_levels_are_the_least_squares_solution(bits):
+    """Of the middle one of three groups, the other two held."""
     rng = np.random.default_rng(bits)
     weights = rng.normal(size=(6, 96)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 96))
     start = fit(weights, None, bits, 32, NumpyBackend()).tensor
     residual = (weights - start.dequantize()) @ hessian
-    solved = HLQTensor(*solve_levels(start, residual, hessian, NumpyBackend()), 32)
+    part = slice(32, 64)
+    half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
+    half_scales[:, 1], centers[:, 1], codes[:, part] = solve_levels(
+        half_scales[:, 1], centers[:, 1], codes[:, part], residual[:, part], hessian[part, part]
+    )
+    solved = HLQTensor(half_scales, centers, codes, 32)
     root = np.linalg.cholesky(hessian.astype(np.float64)).T
     for row in range(6):
-        features = np.zeros((96, 3, bits + 1))
-        for column in range(96):
-            signs = 2.0 * ((int(start.codes[row, column]) >> np.arange(bits)) & 1) - 1
-            features[column, column // 32] = [*signs, 1.0]
-        design = root @ features.reshape(96, -1)
-        theta = np.linalg.lstsq(design, root @ weights[row].astype(np.float64), rcond=None)[0]
-        least = np.square(root @ weights[row] - design @ theta).sum()
+        features = np.zeros((96, bits + 1))
+        for column in range(32, 64):
+            features[column] = [*(2.0 * ((int(start.codes[row, column]) >> np.arange(bits)) & 1) - 1), 1.0]
+        others = weights[row].astype(np.float64) - start.dequantize()[row]
+        others[part] = weights[row, part]
+        theta = np.linalg.lstsq(root @ features, root @ others, rcond=None)[0]
+        least = np.square(root @ others - root @ features @ theta).sum()
         assert row_errors(hessian, weights, solved)[row] == pytest.approx(least, rel=1e-3)  # rounded to float16
     assert row_errors(hessian, weights, solved).sum() < row_errors(hessian, weights, start).sum()
 
 
-def test_normal_matrices_are_the_products_they_stand_for():
+def test_a_group_grows_by_what_it_says_or_not_at_all():
+    """A residual that promises too much: where the promised gain is none, the row stays."""
     rng = np.random.default_rng(3)
-    hessian = correlated_hessian(rng, 64)
-    features = rng.choice([-1.0, 1.0], (5, 3, 2, 32)).astype(np.float32)
-    for found, parts in zip(normal_matrices(features, hessian), features, strict=True):
-        design = np.zeros((2, 32, 2, 3))
-        for group in range(2):
-            design[group, :, group] = parts[:, group].T
-        design = design.reshape(64, 6)
-        np.testing.assert_allclose(found, design.T @ hessian.astype(np.float64) @ design, rtol=1e-4, atol=1e-3)
+    weights = rng.normal(size=(50, 32)).astype(np.float32)
+    hessian = damp(correlated_hessian(rng, 32))
+    start = fit(weights, None, 2, 32, NumpyBackend()).tensor
+    residual = (weights - start.dequantize()) @ hessian
+    residual[::2] = 0.0  # already the best: nothing can be gained
+    half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
+    grown = refine_group(half_scales[:, 0], centers[:, 0], codes, residual, hessian, NumpyBackend())
+    ended = HLQTensor(half_scales, centers, codes, 32)
+    np.testing.assert_array_equal(grown, ended.dequantize() - start.dequantize())
+    assert not grown[::2].any()
+    assert grown[1::2].any(axis=1).all()
 
 
 def test_descent_ends_where_no_single_code_helps():

@@ -1,0 +1,44 @@
+"""A checkpoint's weights, refused where nothing good can be made of them."""
+
+import numpy as np
+
+from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
+from elutq_cli.pipeline.rotate import RotatedCheckpoint
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+
+
+class CheckedWeights:
+    """What the stages read weights from.
+
+    Attributes:
+        config: hyper-parameters of the model.
+    """
+
+    def __init__(self, source: Checkpoint | RotatedCheckpoint) -> None:
+        """Read nothing yet."""
+        self.config: ModelConfig = source.config
+        self._source = source
+
+    def has(self, name: str) -> bool:
+        """Whether the model has this tensor."""
+        return self._source.has(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self._source.shape(name)
+
+    def load(self, name: str) -> FloatArray:
+        """Return a tensor.
+
+        Raises:
+            ElutqError: a value is not finite, or a matrix has one that float16 cannot hold.
+        """
+        tensor = self._source.load(name)
+        largest = float(np.maximum(tensor.max(), -tensor.min()))
+        if not np.isfinite(largest):
+            raise ElutqError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
+        if tensor.ndim > 1 and largest > LARGEST_HALF:
+            raise ElutqError(f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized")
+        return tensor
