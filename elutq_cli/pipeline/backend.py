@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
+from elutq_cli.pipeline.blas import one_blas_thread
 from elutq_cli.pipeline.feedback import feedback_columns
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
@@ -55,6 +56,7 @@ class NativeBackend:
         self.threads = default_threads() if threads is None else threads
         self._quantizer = Quantizer(self.threads)
         self._executor = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._blas = one_blas_thread()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Call the function for several items at a time; numpy lets go of the interpreter while it computes."""
@@ -87,6 +89,7 @@ class NativeBackend:
         return self._quantizer.descend(codes, residual, hessian, half_scales, centers, sweeps)
 
     def __enter__(self) -> "NativeBackend":
+        self._blas.__enter__()
         return self
 
     def __exit__(
@@ -95,3 +98,4 @@ class NativeBackend:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
         self._quantizer.close()
+        self._blas.__exit__(kind, error, trace)
