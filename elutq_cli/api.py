@@ -108,6 +108,7 @@ def quantize(
     recipe: Recipe | None = None,
     *,
     calibration: PathLike | Sequence[PathLike] | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     max_memory: float | None = None,
     force: bool = False,
@@ -121,6 +122,7 @@ def quantize(
         output: the file to make; it appears whole or not at all.
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
         calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
+        device: torch's name of where to tune: cpu, cuda or cuda:N.
         threads: threads; None: one for each physical core this process may use.
         max_memory: refuse to start when the run may take more memory than so many GB; None: never.
         force: replace the output if it is there.
@@ -145,4 +147,4 @@ def quantize(
     with Checkpoint.open(Path(checkpoint)) as source:
         text = CalibrationText.read([Path(file) for file in files], source, recipe) if files else None
         with NativeBackend(threads) as backend:
-            return run_pipeline(source, target, recipe, text, backend, force, resume, max_memory, progress)
+            return run_pipeline(source, target, recipe, text, backend, force, resume, max_memory, progress, device)

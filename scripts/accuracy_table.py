@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from elutq_cli.pipeline.blas import configure_blas
 
@@ -70,7 +71,7 @@ class FixedCodesBackend(NativeBackend):
         return codes, errors
 
 
-METHODS: dict[str, tuple[str, type[NativeBackend], bool, dict[str, str | bool]]] = {
+METHODS: dict[str, tuple[str, type[NativeBackend], bool, dict[str, Any]]] = {
     "uniform": ("uniform, round to nearest", UniformBackend, False, {}),
     "uniform-feedback": ("uniform + feedback (GPTQ)", UniformBackend, True, {"method": "feedback"}),
     "fit": ("HLQ fit, weights only", NativeBackend, False, {}),
@@ -83,10 +84,14 @@ METHODS: dict[str, tuple[str, type[NativeBackend], bool, dict[str, str | bool]]]
     "feedback": ("HLQ + feedback", NativeBackend, True, {"method": "feedback"}),
     "refine": ("+ refine", NativeBackend, True, {"method": "refine"}),
     "correct": ("+ correct", NativeBackend, True, {"method": "correct"}),
-    "rotate": ("the same, rotated first", NativeBackend, True, {"method": "correct", "rotate": True}),
-    "allocate": ("+ allocate (the default)", NativeBackend, True, {"method": "allocate"}),
+    "rotate": ("+ correct, rotated first", NativeBackend, True, {"method": "correct", "rotate": True}),
+    "allocate": ("+ allocate (the default)", NativeBackend, True, {}),
+    "block": ("+ allocate + tune block", NativeBackend, True, {"tune": ("block",)}),
+    "e2e": ("+ allocate + tune e2e", NativeBackend, True, {"tune": ("e2e",)}),
+    "block-e2e": ("+ allocate + tune block,e2e", NativeBackend, True, {"tune": ("block", "e2e")}),
 }
-"""Name -> label, backend, whether it is calibrated, and the recipe's options."""
+"""Name -> label, backend, whether it is calibrated, and the recipe's options; in the order of the stages, which is that
+of the table's rows. Tuning needs torch."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,16 @@ class Job:
 
 def jobs(options: argparse.Namespace) -> list[Job]:
     """Returns the rows that were asked for."""
-    common = {"output_bits": 16, "embedding_bits": 16, "seed": options.seed}
+    common = {
+        "output_bits": 16,
+        "embedding_bits": 16,
+        "seed": options.seed,
+        "num_samples": options.num_samples,
+    }
     found = []
-    for bits in options.bits:
-        for group_size in options.group_sizes:
-            for method in options.methods:
+    for bits in sorted(options.bits):
+        for group_size in sorted(options.group_sizes, reverse=True):
+            for method in sorted(options.methods, key=list(METHODS).index):
                 label, backend, calibrated, chosen = METHODS[method]
                 recipe = Recipe(bits=bits, group_size=group_size, **common, **chosen)
                 found.append(Job(label, backend, calibrated, recipe))
@@ -219,6 +229,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--group-sizes", type=int, nargs="+", default=[128, 64])
     parser.add_argument("--targets", type=float, nargs="*", default=[2.5, 3.0])
+    parser.add_argument("--num-samples", type=int, default=64, help="calibration sequences")
     parser.add_argument("--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=40, help="windows of each text")
     parser.add_argument("--seed", type=int, default=0)

@@ -52,6 +52,15 @@ def quantize_command(
             "bits) or allocate (with bits chosen for each at the same total size)."
         ),
     ] = "allocate",
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="block,e2e",
+            help="Then learn by gradients, with torch: block (levels and bits of each block by its output), e2e (all "
+            "levels by the predictions), or both.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to tune: cpu, cuda or cuda:N.")] = "cpu",
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Rotate the residual stream and value heads first; unties the head.")
     ] = False,
@@ -96,6 +105,7 @@ def quantize_command(
         target_bpw=target_bpw,
         tensor_types=tuple(tensor_type or ()),
         method=method,
+        tune=tuple(tune.split(",")) if tune else (),
         rotate=rotate,
         output_bits=output_bits,
         embedding_bits=embedding_bits,
@@ -117,6 +127,7 @@ def quantize_command(
             output,
             recipe,
             calibration=calibration,
+            device=device,
             threads=threads,
             max_memory=max_memory,
             force=force,
@@ -150,6 +161,10 @@ class ProgressBars(Progress):
     def advance(self, amount: int) -> None:
         """See ``Progress``."""
         self.bar.update(amount)
+
+    def note(self, text: str) -> None:
+        """See ``Progress``."""
+        self.bar.set_postfix_str(text)
 
     def __enter__(self) -> ProgressBars:
         return self
@@ -195,7 +210,10 @@ def print_forecast(
     print(f"output       {forecast.output_bytes / 1e9:.2f} GB")
     print(f"scratch disk {forecast.scratch_bytes / 1e9:.2f} GB beside the output")
     print(f"peak memory  {forecast.memory_bytes / 1e9:.2f} GB at most, without the page cache")
-    print(f"time         about {seconds / 60:.0f} minutes with {backend.threads} threads of this machine")
+    if forecast.tuning_bytes:
+        print(f"of that      {forecast.tuning_bytes / 1e9:.2f} GB to tune, on --device")
+    counted = ", tuning on them too" if recipe.tune else ""
+    print(f"time         about {seconds / 60:.0f} minutes with {backend.threads} threads of this machine{counted}")
 
 
 def _exit_on_signal(number: int, frame: object) -> None:

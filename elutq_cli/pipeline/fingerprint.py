@@ -31,7 +31,7 @@ def code_digest() -> str:
     """Return a hash of everything in this installation that results depend on."""
     digest = hashlib.sha256()
     for package, pattern in (
-        (elutq_cli, "pipeline/*.py"),
+        (elutq_cli, "pipeline/**/*.py"),
         (elutq_cli, "reference/*.py"),
         (elutq_formats, "*.py"),
         (elutq_native, "_elutq*"),

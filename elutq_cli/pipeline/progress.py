@@ -14,3 +14,6 @@ class Progress:
 
     def advance(self, amount: int) -> None:
         """So much more of the part is done."""
+
+    def note(self, text: str) -> None:
+        """What there is to say beside the amount, in place of what was said before."""

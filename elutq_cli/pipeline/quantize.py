@@ -3,15 +3,16 @@
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from elutq_cli.pipeline.allocate import allocate
-from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics, input_statistics
+from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics, input_statistics, token_batches
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.correct import corrected
@@ -19,22 +20,24 @@ from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.forecast import Forecast
-from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.levels import FloatArray, HalfArray
 from elutq_cli.pipeline.products import measure, pack_matrix
 from elutq_cli.pipeline.progress import Progress
+from elutq_cli.pipeline.provenance import describe_origin, source_name
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend, Quantized
-from elutq_cli.reference import Block, block_tensor_names
+from elutq_cli.pipeline.tune import prepare_torch
+from elutq_cli.reference import Block, Positions, block_tensor_names
 from elutq_cli.reference.transformer import rms_norm
-from elutq_cli.version import __version__
 from elutq_formats.atomic import check_output
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_file import ModelFile
-from elutq_formats.model_writer import Provenance, write_model
+from elutq_formats.model_writer import TensorSource, write_model
 from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
 
@@ -81,6 +84,7 @@ def quantize(
     resume: bool = True,
     max_memory: float | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Summary:
     """Quantize a checkpoint into a model file.
 
@@ -98,6 +102,7 @@ def quantize(
         resume: use what a stopped run has finished; otherwise it is removed.
         max_memory: refuse to start when the run may take more memory than so many GB.
         progress: is told of the weights just done; None: nobody is.
+        device: torch's name of where to tune.
 
     Raises:
         ElutqError: anything that is wrong with the input or the disk; then there is no output.
@@ -108,6 +113,10 @@ def quantize(
     plan = Plan.make(source.config, recipe)
     if recipe.target_bpw is not None and calibration is None:
         raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
+    if recipe.tune:
+        if calibration is None:
+            raise ElutqError("tuning needs a text to learn from: add --calibration")
+        prepare_torch(device, backend.threads)
     n_tokens = 0 if calibration is None else calibration.tokens.size
     Forecast.make(source.config, plan, recipe, n_tokens).check(output, max_memory)
     tokenizer_json = checkpoint.tokenizer_json
@@ -115,21 +124,38 @@ def quantize(
         if calibration is not None and recipe.method == "allocate":
             found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
-        run = _Run(source, plan, recipe, backend, spool, progress or Progress())
-        run.add_all(calibration)
+        run = _Run(source, plan, recipe, backend, spool, progress or Progress(), device)
+        sources = run.add_all(calibration)
         write_model(
             output,
             source.config,
-            spool.sources(),
-            name=_source_name(checkpoint.path)[0],
+            sources,
+            name=source_name(checkpoint.path)[0],
             tokenizer_json=tokenizer_json,
             chat_template=checkpoint.chat_template,
-            provenance=_provenance(checkpoint, recipe, calibration),
+            provenance=describe_origin(checkpoint, recipe, calibration),
             force=force,
         )
     file = ModelFile.open(output)
     errors = {record.name: record.error for record in file.tensors.values() if record.error is not None}
     return Summary(file.bits_per_weight(), file.size_bytes, time.perf_counter() - begin, errors)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix as the file will hold it.
+
+    Attributes:
+        record: of the file.
+        contents: HLQ, or (rows, columns) float16.
+    """
+
+    record: TensorRecord
+    contents: HLQTensor | HalfArray
+
+    def restore(self) -> FloatArray:
+        """Return it dequantized: (rows, columns) float32."""
+        return self.contents.dequantize() if isinstance(self.contents, HLQTensor) else self.contents.astype(np.float32)
 
 
 class _Run:
@@ -143,6 +169,7 @@ class _Run:
         backend: Backend,
         spool: Spool,
         progress: Progress,
+        device: str,
     ) -> None:
         self.source = source
         self.config = source.config
@@ -151,9 +178,10 @@ class _Run:
         self.backend = backend
         self.spool = spool
         self.progress = progress
+        self.device = device
 
-    def add_all(self, calibration: CalibrationText | None) -> None:
-        """Quantize every tensor that the spool does not hold, unit by unit, in the order of the file."""
+    def add_all(self, calibration: CalibrationText | None) -> Iterable[TensorSource]:
+        """Quantize every tensor that the spool does not hold, unit by unit; return them all in the file's order."""
         names = [self.stored_name(entry.name) for entry in self.plan.matrices()]
         self.progress.begin(sum(math.prod(self.source.shape(name)) for name in names), "weights")
         for record in self.spool.records:
@@ -165,6 +193,9 @@ class _Run:
         ]
         for unit in units[self.spool.n_finished :]:
             self.spool.finish_unit(unit())
+        if calibration is None or "e2e" not in self.recipe.tune:
+            return self.spool.sources()
+        return self.tune_end_to_end(calibration.tokens)
 
     def add_embedding(self, calibration: CalibrationText | None) -> list[FloatArray]:
         """Quantize the embedding.
@@ -174,11 +205,12 @@ class _Run:
             model, and where the recipe asks for it on the exact model. None at all without calibration.
         """
         weights = self.load(EMBEDDING)
-        embedding = self.add_matrix(self.plan.embedding, weights)
+        embedding = self.quantize_matrix(self.plan.embedding, weights)
+        self.add_matrix(embedding)
         if calibration is None:
             return []
-        streams = [embedding()[calibration.tokens]]
-        if self.recipe.corrects:
+        streams = [embedding.restore()[calibration.tokens]]
+        if self.recipe.keeps_exact:
             streams.append(weights[calibration.tokens])
         return streams
 
@@ -189,26 +221,23 @@ class _Run:
             self.add_calibrated_block(layer, self.plan.blocks[layer], *streams)
         else:
             for plan in self.plan.blocks[layer]:
-                self.add_matrix(plan, self.load(plan.name))
+                self.add_matrix(self.quantize_matrix(plan, self.load(plan.name)))
         for name in self.config.vector_shapes(layer):
             self.add_vector(name)
         return streams
 
     def add_head(self) -> list[FloatArray]:
-        """Quantize the output norm and the head, if there is one; nothing comes after them."""
-        norm = self.add_vector("model.norm.weight")
-        if self.plan.head is None:
-            return []
-        head, streams = self.load(HEAD), self.spool.open_streams()
-        if not streams or self.plan.head.group_size is None:
-            self.add_matrix(self.plan.head, head)
-            return []
-        normed = partial(_head_input, norm, self.config.rms_norm_eps)
-        statistics = input_statistics([normed] * len(streams), streams, None, self.backend)
-        targets, inputs = self.targets({HEAD: head}, statistics)
-        del statistics, head
-        self.add_matrix(self.plan.head, targets.pop(HEAD), inputs)
-        return []
+        """Quantize the output norm and the head, if there is one; return the streams for those who tune all blocks."""
+        norm, streams = self.add_vector("model.norm.weight"), self.spool.open_streams()
+        if self.plan.head is not None:
+            targets, inputs = {HEAD: self.load(HEAD)}, None
+            if streams and self.plan.head.group_size is not None:
+                normed = partial(_head_input, norm, self.config.rms_norm_eps)
+                statistics = input_statistics([normed] * len(streams), streams, None, self.backend)
+                targets, inputs = self.targets(targets, statistics)
+                del statistics
+            self.add_matrix(self.quantize_matrix(self.plan.head, targets.pop(HEAD), inputs))
+        return streams if "e2e" in self.recipe.tune else []
 
     def add_calibrated_block(
         self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray, exact: FloatArray | None = None
@@ -225,13 +254,60 @@ class _Run:
         by_name = {plan.name: plan for plan in plans}
         weights = {name: self.load(prefix + name) for name in block_tensor_names(self.config)}
         block = Block(self.config, layer, weights)
+        before = np.array(hidden) if "block" in self.recipe.tune else None
+        matrices: dict[str, Matrix] = {}
         for linears, statistics in block_statistics(block, hidden, exact, self.backend):
             originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
             targets, inputs = self.targets(originals, statistics)
             del statistics, originals
             for name in list(targets):
-                quantized = self.add_matrix(by_name[name], targets.pop(name), inputs)
-                block.weights[name.removeprefix(prefix)] = quantized()
+                matrix = self.quantize_matrix(by_name[name], targets.pop(name), inputs)
+                if before is None:
+                    self.add_matrix(matrix)
+                else:
+                    matrices[name.removeprefix(prefix)] = matrix
+                block.weights[name.removeprefix(prefix)] = matrix.restore()
+        if before is not None and exact is not None:
+            for matrix in self.tune_block(block, matrices, before, exact):
+                self.add_matrix(matrix)
+            positions = Positions.of(self.config, before.shape[1])
+            for x, out in zip(token_batches(before), token_batches(hidden), strict=True):
+                out[...] = block(x, positions)
+
+    def tune_block(
+        self, block: Block, matrices: Mapping[str, Matrix], inputs: FloatArray, outputs: FloatArray
+    ) -> list[Matrix]:
+        """Tune a block whose linears are quantized; its weights become the tuned ones."""
+        from elutq_cli.pipeline.tune.block import tune_block
+
+        starts = {name: matrix.contents for name, matrix in matrices.items() if isinstance(matrix.contents, HLQTensor)}
+        tuned = tune_block(block, starts, inputs, outputs, self.recipe.seed, self.device, self.progress.note)
+        log.info("blk.%d: output error %.4f, %.4f before tuning", block.layer, tuned.after, tuned.before)
+        found = []
+        for name, matrix in matrices.items():
+            if tuned.after < tuned.before and name in tuned.matrices:
+                matrix = Matrix(replace(matrix.record, error=None), tuned.matrices[name])
+                block.weights[name] = matrix.restore()
+            found.append(matrix)
+        return found
+
+    def tune_end_to_end(self, tokens: npt.NDArray[np.int64]) -> Iterable[TensorSource]:
+        """Tune the levels of all blocks on sequences (sequences, n), each epoch a unit; return the file's tensors."""
+        from elutq_cli.pipeline.tune.end_to_end import EndToEnd, QuantizedModel
+
+        model = QuantizedModel(self.config, self.spool.sources(), self.device)
+        exact_head = model.head(self.load("model.norm.weight"), self.load(HEAD))
+        tuning = EndToEnd(model, exact_head, tokens, self.recipe.seed)
+        hidden, exact, *state = self.spool.open_streams()
+        if state:
+            tuning.resume(state)
+        self.progress.begin(tuning.n_steps, "steps")
+        self.progress.advance(tuning.n_steps_done)
+        while not tuning.finished:
+            tuning.run_epoch(exact, self.progress)
+            log.info("epoch %d: KL %.5f, %.5f before tuning", tuning.n_epochs_done, tuning.losses[-1], tuning.losses[0])
+            self.spool.finish_unit([hidden, exact, *tuning.state()])
+        return tuning.tuned(self.spool.sources())
 
     def targets(
         self, weights: dict[str, FloatArray], statistics: InputStatistics
@@ -245,32 +321,34 @@ class _Run:
             return weights, None
         name = gguf_name(next(iter(weights)))
         factor = inverse_factor(statistics.hessian, self.recipe.damping, self.backend, name)
-        if statistics.cross is not None:
+        if self.recipe.corrects:
             weights = {name: corrected(matrix, statistics, factor, self.backend) for name, matrix in weights.items()}
         return weights, LinearInputs(statistics.hessian, factor)
 
-    def add_matrix(
-        self, plan: MatrixPlan, weights: FloatArray, inputs: LinearInputs | None = None
-    ) -> Callable[[], FloatArray]:
-        """Quantize a matrix (rows, columns) float32; return a function that dequantizes what the file will hold."""
-        restore: Callable[[], FloatArray]
+    def quantize_matrix(self, plan: MatrixPlan, weights: FloatArray, inputs: LinearInputs | None = None) -> Matrix:
+        """Quantize a matrix (rows, columns) float32."""
         rows, columns = weights.shape
         name = gguf_name(plan.name)
         begin = time.perf_counter()
         if plan.group_size is None:
-            half = weights.astype(np.float16)
-            self.spool.add(TensorRecord(name, plan.bits, rows, columns), half)
+            matrix = Matrix(TensorRecord(name, plan.bits, rows, columns), weights.astype(np.float16))
             log.info("%s: float16", name)
-            restore = partial(half.astype, np.float32)
         else:
             quantized = self.run_stages(plan.bits, plan.group_size, weights, inputs)
             record = TensorRecord(name, plan.bits, rows, columns, plan.group_size, quantized.error)
-            self.spool.add(record, pack_matrix(quantized.tensor, self.backend))
+            matrix = Matrix(record, quantized.tensor)
             done = f"{plan.bits} bits, groups of {plan.group_size}, error {quantized.error:.4f}"
             log.info("%s: %s (%.2f s)", name, done, time.perf_counter() - begin)
-            restore = quantized.tensor.dequantize
         self.progress.advance(weights.size)
-        return restore
+        return matrix
+
+    def add_matrix(self, matrix: Matrix) -> None:
+        """Put a quantized matrix into the spool."""
+        contents = matrix.contents
+        if isinstance(contents, HLQTensor):
+            self.spool.add(matrix.record, pack_matrix(contents, self.backend))
+        else:
+            self.spool.add(matrix.record, contents)
 
     def run_stages(self, bits: int, group_size: int, weights: FloatArray, inputs: LinearInputs | None) -> Quantized:
         """Run the stages that the recipe and the calibration call for."""
@@ -296,53 +374,5 @@ class _Run:
         return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
 
 
-def _provenance(checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationText | None) -> Provenance:
-    """Return what the file records of its origin."""
-    source, revision = _source_name(checkpoint.path)
-    provenance: dict[str, str | int | float | bool | list[str]] = {
-        "version": __version__,
-        "source": source,
-        "method": ", ".join(_stages(recipe, calibration is not None)),
-        "recipe": recipe.to_json(),
-        "seed": recipe.seed,
-    }
-    if revision is not None:
-        provenance["source_revision"] = revision
-    if calibration is not None:
-        n_sequences, length = calibration.tokens.shape
-        provenance |= {
-            "calibration.files": [file.name for file in calibration.files],
-            "calibration.sha256": list(calibration.sha256),
-            "calibration.samples": n_sequences,
-            "calibration.sequence_length": length,
-        }
-    return provenance
-
-
 def _head_input(norm: FloatArray, epsilon: float, x: FloatArray) -> FloatArray:
     return np.asarray(rms_norm(x, norm, epsilon, np))
-
-
-def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
-    """Return the stages that run, in their order."""
-    first = ("rotate",) if recipe.rotate else ()
-    if not calibrated:
-        return (*first, "fit")
-    return (
-        first
-        + {
-            "fit": ("calibrate", "fit"),
-            "feedback": ("calibrate", "feedback"),
-            "refine": ("calibrate", "feedback", "refine"),
-            "correct": ("calibrate", "correct", "feedback", "refine"),
-            "allocate": ("allocate", "calibrate", "correct", "feedback", "refine"),
-        }[recipe.method]
-    )
-
-
-def _source_name(folder: Path) -> tuple[str, str | None]:
-    """Return a checkpoint's name, and its revision when the folder is a snapshot in the Hugging Face cache."""
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
-    return folder.name, None

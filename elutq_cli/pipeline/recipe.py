@@ -15,6 +15,7 @@ from elutq_formats.names import gguf_name
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 HALF_BITS = 16
+TUNINGS = ("block", "e2e")
 METHODS = ("fit", "feedback", "refine", "correct", "allocate")
 
 
@@ -40,6 +41,8 @@ class Recipe:
         method: what is done to calibrated linears: fit alone, feedback, feedback and refine, those two aimed at what
             corrects the quantized prefix, or this with bits and group size chosen for each linear at the same total
             size. Without calibration there is only fit.
+        tune: what is learned by gradients after that: ``block``, a block's levels and bits by its output; ``e2e``, all
+            levels by the model's predictions; in this order.
         rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.
         target_bpw: bits per weight of the blocks' linears, scales and centers included, when bits and group size are
             chosen for each of them. None: what ``bits`` and ``group_size`` would take.
@@ -56,6 +59,7 @@ class Recipe:
     seed: int = 0
     damping: float = 0.1
     method: str = "allocate"
+    tune: tuple[str, ...] = ()
     rotate: bool = False
     target_bpw: float | None = None
     tensor_types: tuple[str, ...] = ()
@@ -81,7 +85,8 @@ class Recipe:
             raise ElutqError(f"damping is {self.damping}: it must be above 0 and at most 1")
         if self.method not in METHODS:
             raise ElutqError(f"method {self.method} is not known: choose {', '.join(METHODS[:-1])} or {METHODS[-1]}")
-
+        if self.tune not in ((), *((name,) for name in TUNINGS), TUNINGS):
+            raise ElutqError(f"tuning {','.join(self.tune)} is not known: choose block, e2e or block,e2e")
         if self.target_bpw is not None and not 0.0 < self.target_bpw < HALF_BITS:
             raise ElutqError(f"target {self.target_bpw:g} bits per weight: it must be above 0 and below {HALF_BITS}")
         if self.target_bpw is not None and self.method != "allocate":
@@ -91,8 +96,13 @@ class Recipe:
 
     @property
     def corrects(self) -> bool:
-        """Whether the activations of the exact model are kept beside those of the quantized prefix."""
+        """Whether linears are aimed at what undoes the errors of the quantized prefix."""
         return self.method in ("correct", "allocate")
+
+    @property
+    def keeps_exact(self) -> bool:
+        """Whether the activations of the exact model are kept beside those of the quantized prefix."""
+        return self.corrects or bool(self.tune)
 
     @property
     def budget(self) -> float:

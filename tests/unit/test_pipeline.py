@@ -295,6 +295,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
         "seed": 0,
         "damping": 0.1,
         "method": "correct",
+        "tune": [],
         "rotate": False,
         "target_bpw": None,
         "tensor_types": [],

@@ -1,0 +1,77 @@
+"""What both ways of tuning share: steps with a cosine schedule, and the sequences they learn from and are judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from elutq_formats.errors import ElutqError
+
+Tensor: TypeAlias = Any  # torch.Tensor
+Sequences: TypeAlias = npt.NDArray[np.int64]
+"""Numbers of calibration sequences."""
+
+HELD_OUT_EVERY = 8
+MOST_HELD_OUT = 32
+"""One calibration sequence in eight judges what is learned from the others, 32 at most."""
+
+PATIENCE = 2
+"""Epochs without a gain on held-out sequences after which no more follow."""
+
+WARM_UP_STEPS = 5
+BETAS = 0.9, 0.95
+EPSILON = 1e-12
+
+
+def split_sequences(n_sequences: int) -> tuple[Sequences, Sequences]:
+    """Return the sequences to learn from, and those held out.
+
+    Raises:
+        ElutqError: there are too few.
+    """
+    if n_sequences < 2:
+        raise ElutqError("tuning needs 2 calibration sequences at least: use a longer text or more --num-samples")
+    numbers = np.arange(n_sequences)
+    return numbers[numbers % HELD_OUT_EVERY != 0], numbers[::HELD_OUT_EVERY][:MOST_HELD_OUT]
+
+
+def shuffled_batches(sequences: Sequences, size: int, seed: Sequence[int]) -> list[Sequences]:
+    """Return one epoch: all sequences in random order, in batches of so many."""
+    order = np.random.default_rng(seed).permutation(sequences)
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+class Descent:
+    """Adam with a warm-up and a cosine schedule.
+
+    Source: Kingma and Ba 2015; Loshchilov and Hutter 2017 for the schedule.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[Tensor, float]], n_steps: int) -> None:
+        """Begin; every parameter comes with the size of its largest step."""
+        self.parameters = [parameter for parameter, _ in parameters]
+        self.rates = [rate for _, rate in parameters]
+        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.n_steps = n_steps
+        self.n_done = 0
+
+    def step(self) -> None:
+        """Move every parameter against its gradient, and clear the gradients."""
+        warm = min(1.0, (self.n_done + 1) / WARM_UP_STEPS)
+        schedule = warm * 0.5 * (1.0 + math.cos(math.pi * self.n_done / self.n_steps))
+        self.n_done += 1
+        with torch.no_grad():
+            for parameter, rate, mean, square in zip(
+                self.parameters, self.rates, self.means, self.squares, strict=True
+            ):
+                gradient, parameter.grad = parameter.grad, None
+                mean.lerp_(gradient, 1.0 - BETAS[0])
+                square.lerp_(gradient * gradient, 1.0 - BETAS[1])
+                scale = (square / (1.0 - BETAS[1] ** self.n_done)).sqrt_().add_(EPSILON)
+                parameter.addcdiv_(mean, scale, value=-rate * schedule / (1.0 - BETAS[0] ** self.n_done))

@@ -1,0 +1,79 @@
+"""`elutq quantize --tune`: what is refused before any work, with torch and without."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.tune.budget import tuning_bytes
+from elutq_cli.shapes import named_shape
+from elutq_formats.checkpoint import Checkpoint
+
+DATA = Path(__file__).parent.parent / "data"
+TINY = DATA / "golden" / "llama2-gqa-sharded"
+SAMPLED = DATA / "sampled.txt"
+
+
+def refusal(folder, *options, **environment):
+    command = [sys.executable, "-m", "elutq_cli", "quantize", TINY, "-o", folder / "out.gguf", "--group-size", "32"]
+    result = subprocess.run(
+        [*map(str, command), *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert list(folder.iterdir()) == []
+    return result.stderr
+
+
+def test_an_unknown_way_of_tuning_is_refused(tmp_path):
+    assert "tuning all is not known: choose block, e2e or block,e2e" in refusal(tmp_path, "--tune", "all")
+
+
+def test_a_text_is_needed(tmp_path):
+    assert "add --calibration" in refusal(tmp_path, "--tune", "block")
+
+
+def test_without_torch_the_extra_is_named(tmp_path_factory):
+    stub = tmp_path_factory.mktemp("stub")
+    (stub / "torch.py").write_text("raise ImportError('not here')\n")
+    path = os.pathsep.join([str(stub), os.environ.get("PYTHONPATH", "")])
+    options = ["--tune", "block,e2e", "--calibration", str(SAMPLED), "--sequence-length", "64"]
+    found = refusal(tmp_path_factory.mktemp("folder"), *options, PYTHONPATH=path)
+    assert "--tune needs torch: pip install 'elutq[torch]'" in found
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
+    device = "warp" if torch.cuda.is_available() else "cuda"
+    options = ["--tune", "e2e", "--calibration", str(SAMPLED), "--sequence-length", "64", "--device", device]
+    assert f"torch has no device {device}" in refusal(tmp_path, *options)
+
+
+def test_the_forecast_counts_tuning():
+    plain, tuned = Recipe(group_size=32), Recipe(group_size=32, tune=("block", "e2e"))
+    forecasts, seconds = [], []
+    with Checkpoint.open(TINY) as checkpoint, NativeBackend(1) as backend:
+        for recipe in (plain, tuned):
+            plan = Plan.make(checkpoint.config, recipe)
+            forecasts.append(Forecast.make(checkpoint.config, plan, recipe, 1024))
+            seconds.append(estimate_seconds(checkpoint.config, plan, recipe, 1024, backend))
+    assert forecasts[0].tuning_bytes == 0
+    assert 0 < forecasts[1].tuning_bytes < forecasts[1].memory_bytes
+    assert forecasts[1].memory_bytes > forecasts[0].memory_bytes
+    assert seconds[1] > seconds[0]
+
+
+@pytest.mark.parametrize("tune", ["block", "e2e"])
+def test_llama3_8b_fits_in_24_gb(tune):
+    assert 4e9 < tuning_bytes(named_shape("llama3-8b"), Recipe(tune=(tune,))) < 24e9

@@ -1,0 +1,303 @@
+"""Tuning by gradients: the learned matrix, block reconstruction, end-to-end tuning, and the runs around them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.evaluation import log_softmax
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.levels import levels, nearest, signs
+from elutq_cli.pipeline.progress import Progress
+from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.reference import Block, Transformer, block_tensor_names
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import HLQTensor
+from elutq_formats.model_file import ModelFile
+from elutq_formats.names import gguf_name
+
+DATA = Path(__file__).parent.parent / "data"
+NOVELS = DATA / "novels-6m"
+TINY = DATA / "golden" / "llama2-gqa-sharded"
+QWEN3 = DATA / "golden" / "qwen3"
+SAMPLED = DATA / "sampled.txt"
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "some", "walls"]
+
+torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
+
+from elutq_cli.pipeline.tune import block as block_tuning  # noqa: E402
+from elutq_cli.pipeline.tune import descent, end_to_end, prepare_torch  # noqa: E402
+from elutq_cli.pipeline.tune.matrix import LearnedMatrix  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few steps, on one thread."""
+    prepare_torch("cpu", 1)
+    monkeypatch.setattr(block_tuning, "BIT_RATE", 0.06)
+    for module, stage in ((block_tuning, "BLOCK"), (end_to_end, "END_TO_END")):
+        monkeypatch.setattr(module, f"{stage}_STEPS", 21)
+        monkeypatch.setattr(module, f"{stage}_TOKENS", 8 * 24)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with NativeBackend(1) as native:
+        yield native
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 3000)))
+    return path
+
+
+def recipe(**options):
+    return Recipe(group_size=32, num_samples=64, sequence_length=24, method="feedback", **options)
+
+
+def run(output, text, backend, options, folder=TINY, progress=None):
+    with Checkpoint.open(folder) as checkpoint:
+        calibration = CalibrationText.read([text], checkpoint, options)
+        quantize(checkpoint, output, options, calibration, backend, progress=progress)
+        return calibration.tokens
+
+
+def random_matrix(bits, group_size, seed=0, rows=6):
+    rng = np.random.default_rng(seed)
+    groups = rows, 256 // group_size
+    return HLQTensor(
+        rng.uniform(0.01, 1.0, (*groups, bits)).astype(np.float16),
+        rng.normal(size=groups).astype(np.float16),
+        rng.integers(0, 2**bits, (rows, 256), dtype=np.uint8),
+        group_size,
+    )
+
+
+# ---- the learned matrix
+
+
+@pytest.mark.parametrize("learn_bits", [False, True])
+@pytest.mark.parametrize(("bits", "group_size"), [(1, 32), (2, 128), (3, 64), (4, 32)])
+def test_a_matrix_begins_as_it_was(bits, group_size, learn_bits):
+    start = random_matrix(bits, group_size)
+    matrix = LearnedMatrix(start, "cpu", learn_bits)
+    np.testing.assert_array_equal(matrix.dequantize().detach().numpy(), start.dequantize())
+    tensor = matrix.tensor()
+    np.testing.assert_array_equal(tensor.dequantize(), start.dequantize())
+    np.testing.assert_array_equal(tensor.half_scales, start.half_scales)
+    np.testing.assert_array_equal(tensor.centers, start.centers)
+
+
+def test_values_are_those_of_the_nearest_levels_after_any_move():
+    start = random_matrix(3, 64)
+    matrix = LearnedMatrix(start, "cpu", learn_bits=True)
+    rng = np.random.default_rng(1)
+    reach = start.half_scales.astype(np.float32).sum(axis=-1, keepdims=True)
+    shifts = rng.normal(scale=0.2, size=matrix.shifts.shape).astype(np.float32)
+    pull = rng.normal(scale=0.4, size=matrix.pull.shape).astype(np.float32)
+    matrix.shifts.data, matrix.pull.data = torch.asarray(shifts), torch.asarray(pull)
+
+    parts = np.concatenate([start.half_scales, start.centers[..., None]], axis=-1).astype(np.float32)
+    moved = parts + reach * shifts
+    half_scales, centers = np.maximum(moved[..., :-1], 0).astype(np.float16), moved[..., -1].astype(np.float16)
+    weights = start.dequantize().reshape(pull.shape) + reach * pull
+    values = levels(half_scales, centers)
+    codes = nearest(weights, values)
+    expected = np.take_along_axis(values, codes.astype(np.intp), axis=-1).reshape(len(codes), -1)
+    assert (codes.reshape(start.codes.shape) != start.codes).mean() > 0.05
+
+    np.testing.assert_allclose(matrix.dequantize().detach().numpy(), expected, atol=1e-6)
+    tensor = matrix.tensor()
+    np.testing.assert_array_equal(tensor.half_scales, half_scales)
+    np.testing.assert_array_equal(tensor.dequantize(), expected)
+
+
+@pytest.mark.parametrize("learn_bits", [False, True])
+def test_gradients_reach_levels_and_weights(learn_bits):
+    start = random_matrix(2, 32)
+    matrix = LearnedMatrix(start, "cpu", learn_bits)
+    slope = np.random.default_rng(2).normal(size=start.codes.shape).astype(np.float32)
+    (matrix.dequantize() * torch.asarray(slope)).sum().backward()
+    reach = start.half_scales.astype(np.float32).sum(axis=-1, keepdims=True)
+    by_group = slope.reshape(*start.centers.shape, -1)
+    sign = signs(2)[start.codes.reshape(by_group.shape)]
+    expected = np.concatenate([(by_group[..., None] * sign).sum(axis=2), by_group.sum(axis=-1, keepdims=True)], axis=-1)
+    np.testing.assert_allclose(matrix.shifts.grad.numpy(), reach * expected, rtol=1e-4, atol=1e-5)
+    if learn_bits:
+        np.testing.assert_allclose(matrix.pull.grad.numpy(), reach * by_group, rtol=1e-6)
+
+
+def test_the_descent_is_adam():
+    start = np.random.default_rng(3).normal(size=7).astype(np.float32)
+    ours, theirs = (torch.tensor(start, requires_grad=True) for _ in range(2))
+    n_steps, rate = 20, 0.01
+    steps = descent.Descent([(ours, rate)], n_steps)
+    adam = torch.optim.Adam([theirs], betas=descent.BETAS, eps=descent.EPSILON)
+    for step in range(n_steps):
+        schedule = min(1, (step + 1) / descent.WARM_UP_STEPS) * (1 + np.cos(np.pi * step / n_steps)) / 2
+        adam.param_groups[0]["lr"] = rate * schedule
+        for parameter in (ours, theirs):
+            parameter.grad = None
+            ((parameter - 1) ** 4).sum().backward()
+        steps.step()
+        adam.step()
+    np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=1e-5)
+    assert ours.grad is None
+
+
+def test_held_out_sequences_are_not_learned_from():
+    for n_sequences in (2, 9, 1000):
+        train, held_out = descent.split_sequences(n_sequences)
+        assert len(train) > 0
+        assert 0 < len(held_out) <= descent.MOST_HELD_OUT
+        assert not set(train) & set(held_out)
+        batches = descent.shuffled_batches(train, 4, (0, 1))
+        assert sorted(np.concatenate(batches)) == sorted(train)
+    with pytest.raises(ElutqError, match="needs 2 calibration sequences"):
+        descent.split_sequences(1)
+
+
+# ---- a block
+
+
+def spoilt(tensor):
+    """Make a matrix's levels half again as wide as they should be."""
+    wide = (1.5 * tensor.half_scales.astype(np.float32)).astype(np.float16)
+    return HLQTensor(wide, tensor.centers, tensor.codes, tensor.group_size)
+
+
+@pytest.mark.parametrize("folder", [TINY, QWEN3], ids=lambda folder: folder.name)
+def test_a_tuned_block_is_nearer_to_the_exact_one(folder, backend):
+    with Checkpoint.open(folder) as checkpoint:
+        config = checkpoint.config
+        weights = {name: checkpoint.load(f"model.layers.1.{name}") for name in block_tensor_names(config)}
+    exact = Block(config, 1, weights)
+    linears = [name for name in weights if name.endswith("proj.weight") and weights[name].shape[1] % 32 == 0]
+    matrices = {name: spoilt(fit(weights[name], None, 2, 32, backend).tensor) for name in linears}
+    rough = Block(config, 1, weights | {name: matrix.dequantize() for name, matrix in matrices.items()})
+    outputs_of = np.random.default_rng(4).normal(size=(64, 24, config.hidden_size)).astype(np.float32)
+    inputs = outputs_of + 0.02 * np.random.default_rng(5).normal(size=outputs_of.shape).astype(np.float32)
+    outputs = np.asarray(exact(outputs_of))
+
+    def held_out_error(tensors):
+        block = Block(config, 1, weights | {name: tensor.dequantize() for name, tensor in tensors.items()})
+        _, held_out = descent.split_sequences(len(inputs))
+        difference = np.asarray(block(inputs[held_out])) - outputs[held_out]
+        return np.linalg.norm(difference) / np.linalg.norm(outputs[held_out])
+
+    tuned = block_tuning.tune_block(rough, matrices, inputs, outputs, 0, "cpu")
+    assert tuned.before == pytest.approx(held_out_error(matrices), rel=1e-4)
+    assert tuned.after == pytest.approx(held_out_error(tuned.matrices), rel=1e-4)
+    assert tuned.after < 0.9 * tuned.before
+    assert any((tuned.matrices[name].codes != matrices[name].codes).any() for name in linears)
+
+
+def test_a_block_that_cannot_gain_stays_as_it_was(backend):
+    with Checkpoint.open(TINY) as checkpoint:
+        weights = {name: checkpoint.load(f"model.layers.0.{name}") for name in block_tensor_names(checkpoint.config)}
+        name = "mlp.down_proj.weight"
+        matrices = {name: fit(weights[name], None, 2, 32, backend).tensor}
+        block = Block(checkpoint.config, 0, weights | {name: matrices[name].dequantize()})
+    inputs = np.random.default_rng(6).normal(size=(8, 24, checkpoint.config.hidden_size)).astype(np.float32)
+    tuned = block_tuning.tune_block(block, matrices, inputs, np.asarray(block(inputs)), 0, "cpu")
+    assert tuned.after == tuned.before
+    assert tuned.matrices[name] is matrices[name]
+
+
+# ---- whole runs
+
+
+def held_out_kl(output, folder, tokens):
+    """KL(exact || quantized) on held-out sequences, with the numpy transformer."""
+    _, held_out = descent.split_sequences(len(tokens))
+    with Checkpoint.open(folder) as checkpoint:
+        expected = log_softmax(Transformer(checkpoint).logits(tokens[held_out]))
+    found = log_softmax(Transformer(ModelFile.open(output)).logits(tokens[held_out]))
+    return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
+
+
+@pytest.mark.parametrize("folder", [TINY, QWEN3], ids=lambda folder: folder.name)
+def test_tuning_lowers_the_divergence_and_is_recorded(tmp_path, text, backend, caplog, folder):
+    divergence = {}
+    caplog.set_level("INFO")
+    for tune in ((), ("block",), ("e2e",), ("block", "e2e")):
+        output = tmp_path / f"{'-'.join(tune)}.gguf"
+        tokens = run(output, text, backend, recipe(tune=tune), folder)
+        divergence[tune] = held_out_kl(output, folder, tokens)
+        provenance = ModelFile.open(output).provenance
+        assert json.loads(provenance["recipe"])["tune"] == list(tune)
+        stages = {"block": "block reconstruction", "e2e": "end-to-end tuning"}
+        assert provenance["method"] == ", ".join(["calibrate", "feedback", *(stages[name] for name in tune)])
+    assert divergence["e2e",] < 0.95 * divergence[()]
+    assert divergence["block", "e2e"] <= divergence["block",]
+    epochs = [record.args for record in caplog.records if record.msg.startswith("epoch %d")]
+    assert epochs[0][2] == pytest.approx(divergence[()], rel=1e-3)
+    tuned = ModelFile.open(tmp_path / "e2e.gguf")
+    plain = ModelFile.open(tmp_path / ".gguf")
+    name = gguf_name("model.layers.0.mlp.up_proj.weight")
+    np.testing.assert_array_equal(tuned.hlq(name).codes, plain.hlq(name).codes)
+    assert (tuned.hlq(name).half_scales != plain.hlq(name).half_scales).any()
+    assert tuned.tensors[name].error is None
+    assert plain.tensors[name].error is not None
+
+
+class StopAt(Progress):
+    """Stops a run after so many calls."""
+
+    def __init__(self, n_calls):
+        self.n_calls = n_calls
+
+    def advance(self, amount):
+        self.n_calls -= 1
+        if self.n_calls == 0:
+            raise KeyboardInterrupt
+
+
+def test_a_run_goes_on_after_each_epoch_and_ends_the_same(tmp_path, text, backend):
+    options = recipe(tune=("block", "e2e"))
+    run(tmp_path / "whole.gguf", text, backend, options)
+    run(tmp_path / "again.gguf", text, backend, options)
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    output, units = tmp_path / "out.gguf", []
+    for n_calls in (12, 18, 24, 30, 34):  # within the second block, then in one epoch after the other
+        with pytest.raises(KeyboardInterrupt):
+            run(output, text, backend, options, progress=StopAt(n_calls))
+        units.append(len(list((tmp_path / "out.gguf.work").glob("*.unit"))))
+    print(f"finished units: {units}")
+    assert units[-1] > 5  # embedding, two blocks, head, and epochs
+    run(output, text, backend, options)
+    assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not (tmp_path / "out.gguf.work").exists()
+
+
+ELUTQ = [sys.executable, "-m", "elutq_cli", "quantize"]
+
+
+def test_a_run_killed_between_epochs_ends_the_same(tmp_path, text):
+    options = [TINY, "--group-size", 32, "--num-samples", 16, "--sequence-length", 24, "--calibration", text]
+    options += ["--method", "feedback", "--tune", "e2e", "-t", 1]
+    command = [*ELUTQ, *map(str, options)]
+    assert subprocess.run([*command, "-o", tmp_path / "whole.gguf"], timeout=120, check=False).returncode == 0
+    output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
+    with subprocess.Popen([*command, "-o", output], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 100
+        while len(list(work.glob("*.unit"))) < 6:  # embedding, two blocks, head, two epochs
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert not output.exists()
+    result = subprocess.run([*command, "-o", output], capture_output=True, text=True, timeout=120, check=False)
+    assert "going on after the" in result.stderr
+    assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
