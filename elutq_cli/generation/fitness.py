@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elutq_cli.generation.context import available_memory, check_context, fit_context
-from elutq_native import Model, default_threads
+from elutq_cli.generation.language_model import choose_threads
+from elutq_native import Model
 
 PROCESS_BYTES = 64 << 20
 """What the interpreter, its libraries and the scratch of a small model take."""
@@ -70,7 +71,7 @@ def assess(model: Model, ctx_size: int | None, threads: int | None) -> Fitness:
     kv_bytes = ctx_size * info.kv_bytes_per_token
     needed = info.file_bytes + kv_bytes + PROCESS_BYTES
     fits = None if available is None else needed <= available
-    n_threads = threads or default_threads()
+    n_threads = threads or choose_threads(model)
     return Fitness(
         ctx_size, info.file_bytes, kv_bytes, needed, available, fits, info.isa, n_threads, info.bytes_per_token
     )
@@ -112,7 +113,8 @@ def describe_fitness(fitness: Fitness) -> str:
     )
     if fitness.available_bytes is not None:
         needed += f"; {fitness.available_bytes / 1e6:.0f} MB available: {'it fits' if fitness.fits else 'TOO LITTLE'}"
-    lines = ["will it run here", needed, f"kernels     {fitness.isa}, {fitness.n_threads} threads"]
+    threads = f"{fitness.n_threads} thread{'s' * (fitness.n_threads > 1)}"
+    lines = ["will it run here", needed, f"kernels     {fitness.isa}, {threads}"]
     if fitness.read_gbps is not None and fitness.roof_ts is not None and fitness.roof_full_ts is not None:
         lines.append(
             f"roof        {fitness.roof_ts:.1f} tokens/s ({fitness.roof_full_ts:.1f} with a full context): "

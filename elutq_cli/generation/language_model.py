@@ -15,10 +15,18 @@ from elutq_cli.hub import is_repository
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer
-from elutq_native import CancelledError, Model, Session
+from elutq_native import CancelledError, Model, Session, default_threads
 
 PREFILL_TOKENS = 512
 """Tokens of a prompt that are evaluated at once: what was done before an interruption is kept."""
+
+BYTES_PER_THREAD = 4 << 20
+"""Weights that a token reads, for another thread to gain more than the threads lose by waiting for each other."""
+
+
+def choose_threads(model: Model) -> int:
+    """Return how many threads generate best: one for each physical core, fewer for a very small model."""
+    return max(1, min(default_threads(), model.info.bytes_per_token // BYTES_PER_THREAD))
 
 
 class LanguageModel:
@@ -103,7 +111,7 @@ class LanguageModel:
         if self._session is not None:
             self._session.close()
             self._tokens = []
-        self._session = self.native.session(ctx_size, self._threads)
+        self._session = self.native.session(ctx_size, self._threads or choose_threads(self.native))
         return self._session
 
     def encode(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:

@@ -41,7 +41,7 @@ def describe_statistics(statistics: dict[str, Any]) -> str:
             describe_context(statistics["ctx_size"], statistics["kv_bytes"])
             + (", full" if statistics["finish_reason"] == "context" else ""),
             f"peak memory {statistics['peak_rss'] / 1e6:.0f} MB",
-            f"{statistics['isa']}, {statistics['n_threads']} threads",
+            f"{statistics['isa']}, {statistics['n_threads']} thread{'s' * (statistics['n_threads'] > 1)}",
         )
     )
 

@@ -51,7 +51,7 @@ def test_readable_output_groups_tensors_and_answers_whether_it_runs(novels_2bit)
     assert "no chat template" in text
     assert "at a context of 100 tokens" in text
     assert "it fits" in text
-    assert ", 1 threads" in text
+    assert ", 1 thread" in text
     assert "tokens/s" in text
 
 

@@ -34,7 +34,7 @@ def test_text_on_stdout_statistics_on_stderr(novels_2bit):
     result = elutq(novels_2bit, "-p", PROMPT, "-n", 12, "--temp", 0, "-t", 1)
     text, statistics = text_of(result), result.stderr.decode()
     assert text.endswith("\n") and text.count("\n") <= 3
-    for word in ("prompt 8 tokens", "generated 12 tokens", "context 20 tokens, KV cache", "peak memory", "1 threads"):
+    for word in ("prompt 8 tokens", "generated 12 tokens", "context 20 tokens, KV cache", "peak memory", "1 thread"):
         assert word in statistics
     assert "\x1b" not in text + statistics
 
