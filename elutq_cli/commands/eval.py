@@ -38,6 +38,7 @@ class EvaluatedModel:
         logits_model: gives its logits.
         size_bytes: of its weight files.
         bits_per_weight: over all of them.
+        block_bits_per_weight: over the matrices of the blocks; None for a checkpoint.
     """
 
     name: str
@@ -47,10 +48,16 @@ class EvaluatedModel:
     logits_model: LogitsModel
     size_bytes: int
     bits_per_weight: float
+    block_bits_per_weight: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return what ``--json`` says about the model beside its figures."""
-        return {"model": self.name, "size_bytes": self.size_bytes, "bits_per_weight": self.bits_per_weight}
+        return {
+            "model": self.name,
+            "size_bytes": self.size_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "block_bits_per_weight": self.block_bits_per_weight,
+        }
 
 
 class NativeLogits:
@@ -187,6 +194,7 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
             NativeLogits(session),
             model_file.size_bytes,
             model_file.bits_per_weight(),
+            model_file.block_bits_per_weight(),
         )
 
 
@@ -257,7 +265,8 @@ def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, wind
 def print_result(result: Evaluation, windows: Windows, model: EvaluatedModel, reference: EvaluatedModel | None) -> None:
     """Print one model's result for a reader."""
     print(f"model       {model.name} ({model.kind})")
-    print(f"size        {model.size_bytes / 1e6:.2f} MB, {model.bits_per_weight:.3f} bits per weight")
+    blocks = "" if model.block_bits_per_weight is None else f" ({model.block_bits_per_weight:.3f} in the blocks)"
+    print(f"size        {model.size_bytes / 1e6:.2f} MB, {model.bits_per_weight:.3f} bits per weight{blocks}")
     print(f"perplexity  {result.ppl:.4f} +- {result.ppl_stderr:.4f}  (nll {result.nll:.5f} nats per token)")
     print(f"scored      {result.n_tokens} tokens in {result.windows} windows of {result.ctx}: {windows.description}")
     if reference is not None and result.kl is not None and result.top1 is not None:

@@ -61,6 +61,7 @@ def describe(model: ModelFile) -> dict[str, Any]:
         "path": str(model.path),
         "size_bytes": model.size_bytes,
         "bits_per_weight": model.bits_per_weight(),
+        "block_bits_per_weight": model.block_bits_per_weight(),
         "config": asdict(model.config),
         "chat_template": model.chat_template is not None,
         "tensors": tensors,
@@ -71,7 +72,8 @@ def describe(model: ModelFile) -> dict[str, Any]:
 def print_description(model: ModelFile) -> None:
     """Print the same for a reader; tensors of the same kind in all blocks share a line."""
     config = model.config
-    size = f"{model.size_bytes / 1e6:.1f} MB, {model.bits_per_weight():.3f} bits per weight"
+    bits = f"{model.bits_per_weight():.3f} bits per weight ({model.block_bits_per_weight():.3f} in the blocks)"
+    size = f"{model.size_bytes / 1e6:.1f} MB, {bits}"
     print(f"{model.name}: {config.model_type}, {size}")
     print(
         f"{config.num_hidden_layers} blocks, hidden size {config.hidden_size}, inner {config.intermediate_size}, "

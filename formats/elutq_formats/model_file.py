@@ -126,6 +126,11 @@ class ModelFile:
         records = [record for record in self.tensors.values() if record.name != ROPE_FREQUENCIES]
         return 8 * sum(record.n_bytes for record in records) / sum(record.n_weights for record in records)
 
+    def block_bits_per_weight(self) -> float:
+        """Return the mean over the blocks' matrices, which is what papers quote."""
+        records = [record for record in self.tensors.values() if record.name.startswith("blk.") and record.bits <= 16]
+        return 8 * sum(record.n_bytes for record in records) / sum(record.n_weights for record in records)
+
     def _record(self, name: str) -> TensorRecord:
         if name not in self.tensors:
             raise FormatError(f"{self.path} has no tensor {name}")

@@ -96,4 +96,4 @@ def test_figures_are_drawn_from_what_the_commands_write(novels_2bit, tmp_path):
     script = [sys.executable, str(ROOT / "scripts" / "draw_figures.py"), "-o", str(tmp_path / "figures")]
     subprocess.run([*script, *flags], check=True, timeout=120, capture_output=True)
     for name in reports:
-        assert (tmp_path / "figures" / f"{name}.svg").read_text().count("<path") > 5
+        assert (tmp_path / "figures" / f"{name}.svg").read_text().count("<text") > 5
