@@ -18,8 +18,8 @@
  * alone stops at the end of each 4 KB page: measured on a server core, decode rises from 0.76 to 0.92 of plain read
  * (docs/kernels.md); where the hardware does better by itself it costs nothing. Bytes.
  */
-#define ELUTQ_PREFETCH_FAR 4096
-#define ELUTQ_PREFETCH_NEAR 1280
+#define ELUTQ_PREFETCH_FAR 8192
+#define ELUTQ_PREFETCH_NEAR 4096
 
 /* The first n < 16 floats at p, then zeros. */
 INLINE v16 load_first(const float *p, uint32_t n) {

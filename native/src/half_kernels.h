@@ -94,28 +94,47 @@ INLINE void softmax(float *scores, uint32_t n) {
         store_first(scores + whole, v16_mul(load_first(scores + whole, n - whole), inverse), n - whole);
 }
 
-/* dots[q * stride] = scale * keys[n] . queries[q][n] for four queries, so that a key is converted once for all. */
-INLINE void dot_half_4(const uint16_t *key, const float *queries, uint32_t n, float scale, float *dots, size_t stride) {
-    v16 a0 = v16_set1(0), a1 = a0, a2 = a0, a3 = a0;
+/* Keys that the registers hold dot products of, with four queries each. */
+#define KEYS_AT_A_TIME (ELUTQ_F16_TILE * ELUTQ_F16_TILE / 4)
+
+/* sums[key][q] += keys[key] * queries[q] over the first `lanes` of sixteen lanes; rows are n values apart. */
+INLINE void add_dots(const uint16_t *keys, uint32_t n_keys, const float *queries, uint32_t n, uint32_t lanes, v16 (*sums)[4]) {
+    v16 k[KEYS_AT_A_TIME];
+#pragma GCC unroll 4
+    for (uint32_t key = 0; key < n_keys; key++)
+        k[key] = lanes == 16 ? v16_load_half(keys + (size_t)key * n) : load_half_first(keys + (size_t)key * n, lanes);
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < 4; q++) {
+        v16 x = lanes == 16 ? v16_load(queries + (size_t)q * n) : load_first(queries + (size_t)q * n, lanes);
+#pragma GCC unroll 4
+        for (uint32_t key = 0; key < n_keys; key++)
+            sums[key][q] = v16_fma(k[key], x, sums[key][q]);
+    }
+}
+
+/* dots[q * stride + key] = scale * keys[key][n] . queries[q][n] for n_keys keys and four queries. */
+INLINE void dot_half_4(const uint16_t *keys, uint32_t n_keys, const float *queries, uint32_t n, float scale, float *dots,
+                       size_t stride) {
+    v16 sums[KEYS_AT_A_TIME][4];
+#pragma GCC unroll 4
+    for (uint32_t key = 0; key < n_keys; key++)
+#pragma GCC unroll 4
+        for (uint32_t q = 0; q < 4; q++)
+            sums[key][q] = v16_set1(0);
     uint32_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        v16 k = v16_load_half(key + i);
-        a0 = v16_fma(k, v16_load(queries + i), a0);
-        a1 = v16_fma(k, v16_load(queries + n + i), a1);
-        a2 = v16_fma(k, v16_load(queries + 2 * (size_t)n + i), a2);
-        a3 = v16_fma(k, v16_load(queries + 3 * (size_t)n + i), a3);
-    }
-    if (i < n) {
-        v16 k = load_half_first(key + i, n - i);
-        a0 = v16_fma(k, load_first(queries + i, n - i), a0);
-        a1 = v16_fma(k, load_first(queries + n + i, n - i), a1);
-        a2 = v16_fma(k, load_first(queries + 2 * (size_t)n + i, n - i), a2);
-        a3 = v16_fma(k, load_first(queries + 3 * (size_t)n + i, n - i), a3);
-    }
-    dots[0] = scale * v16_sum(a0);
-    dots[stride] = scale * v16_sum(a1);
-    dots[2 * stride] = scale * v16_sum(a2);
-    dots[3 * stride] = scale * v16_sum(a3);
+    for (; i + 16 <= n; i += 16)
+        add_dots(keys + i, n_keys, queries + i, n, 16, sums);
+    if (i < n)
+        add_dots(keys + i, n_keys, queries + i, n, n - i, sums);
+    float whole[KEYS_AT_A_TIME][4];
+#pragma GCC unroll 4
+    for (uint32_t key = 0; key < n_keys; key++)
+        v16_sum_4(sums[key], whole[key]);
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < 4; q++)
+#pragma GCC unroll 4
+        for (uint32_t key = 0; key < n_keys; key++)
+            dots[q * stride + key] = scale * whole[key][q];
 }
 
 /* y[n] += sum over four rows of weights[row] * values[row][n] (fp16): y is loaded and stored once for the four. */
@@ -147,6 +166,48 @@ INLINE void add_weighted(const uint16_t *values, float weight, uint32_t n, float
         store_first(y + i, v16_fma(w, load_half_first(values + i, n - i), load_first(y + i, n - i)), n - i);
 }
 
+/* Keys whose values stay in L1 while four queries take them up, part after part. */
+#define VALUES_AT_A_TIME 64
+
+/* Sixteen lanes times as many as the registers hold the sums of, for four queries. */
+#define VALUE_LANES (8 * ELUTQ_F16_TILE)
+
+/*
+ * y[q * n] += sum over rows of weights[q * stride + row] * values[row][n] (fp16) for four queries, so that a value is
+ * converted once for all. Asks for the rows that follow.
+ */
+INLINE void add_weighted_rows(const uint16_t *values, uint32_t n_rows, const float *weights, size_t stride, uint32_t n,
+                              float *y) {
+    uint32_t i = 0;
+    for (; i + VALUE_LANES <= n; i += VALUE_LANES) {
+        v16 sums[4][VALUE_LANES / 16];
+#pragma GCC unroll 4
+        for (uint32_t q = 0; q < 4; q++)
+#pragma GCC unroll 4
+            for (uint32_t j = 0; j < VALUE_LANES / 16; j++)
+                sums[q][j] = v16_load(y + q * (size_t)n + i + 16 * j);
+        for (uint32_t row = 0; row < n_rows; row++) {
+            const uint16_t *at = values + (size_t)row * n + i;
+            __builtin_prefetch(at + (size_t)VALUES_AT_A_TIME * n, 0, 3);
+#pragma GCC unroll 4
+            for (uint32_t j = 0; j < VALUE_LANES / 16; j++) {
+                v16 value = v16_load_half(at + 16 * j);
+#pragma GCC unroll 4
+                for (uint32_t q = 0; q < 4; q++)
+                    sums[q][j] = v16_fma(v16_set1(weights[q * stride + row]), value, sums[q][j]);
+            }
+        }
+#pragma GCC unroll 4
+        for (uint32_t q = 0; q < 4; q++)
+#pragma GCC unroll 4
+            for (uint32_t j = 0; j < VALUE_LANES / 16; j++)
+                v16_store(y + q * (size_t)n + i + 16 * j, sums[q][j]);
+    }
+    for (uint32_t row = 0; i < n && row < n_rows; row++)
+        for (uint32_t q = 0; q < 4; q++)
+            add_weighted(values + (size_t)row * n + i, weights[q * stride + row], n - i, y + q * (size_t)n + i);
+}
+
 /* Asks for n values that lie ahead in the KV cache. */
 INLINE void prefetch_half(const uint16_t *row, uint32_t n) {
     for (size_t i = 0; i < n * sizeof *row; i += 64) {
@@ -158,14 +219,22 @@ INLINE void prefetch_half(const uint16_t *row, uint32_t n) {
 KERNEL void attend(const float *queries, uint32_t n_tokens, uint32_t n_queries, const uint16_t *keys, const uint16_t *values,
                    uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y) {
     const uint32_t n_rows = n_tokens * n_queries;
-    for (uint32_t key = 0; key < n_keys; key++) {
-        const uint16_t *row = keys + (size_t)key * head_dim;
-        prefetch_half(row, head_dim);
-        uint32_t q = 0;
-        for (; q + 4 <= n_rows; q += 4)
-            dot_half_4(row, queries + (size_t)q * head_dim, head_dim, scale, scores + (size_t)q * n_keys + key, n_keys);
-        for (; q < n_rows; q++)
-            scores[(size_t)q * n_keys + key] = scale * dot_half(row, queries + (size_t)q * head_dim, head_dim);
+    const uint32_t n_fours = n_rows & ~3u, n_whole = n_keys - n_keys % KEYS_AT_A_TIME;
+    for (uint32_t key = 0; key < n_keys; key += key < n_whole ? KEYS_AT_A_TIME : 1) {
+        const uint16_t *rows = keys + (size_t)key * head_dim;
+        const uint32_t n = key < n_whole ? KEYS_AT_A_TIME : 1;
+        prefetch_half(rows, n * head_dim);
+        for (uint32_t q = 0; q < n_fours; q += 4) {
+            float *dots = scores + (size_t)q * n_keys + key;
+            if (key < n_whole)
+                dot_half_4(rows, KEYS_AT_A_TIME, queries + (size_t)q * head_dim, head_dim, scale, dots, n_keys);
+            else
+                dot_half_4(rows, 1, queries + (size_t)q * head_dim, head_dim, scale, dots, n_keys);
+        }
+        for (uint32_t q = n_fours; q < n_rows; q++)
+            for (uint32_t i = 0; i < n; i++)
+                scores[(size_t)q * n_keys + key + i] =
+                    scale * dot_half(rows + (size_t)i * head_dim, queries + (size_t)q * head_dim, head_dim);
     }
     for (uint32_t q = 0; q < n_rows; q++) {
         const uint32_t unseen = n_tokens - 1 - q / n_queries;
@@ -173,15 +242,21 @@ KERNEL void attend(const float *queries, uint32_t n_tokens, uint32_t n_queries, 
         memset(scores + (size_t)(q + 1) * n_keys - unseen, 0, unseen * sizeof *scores);
     }
     memset(y, 0, (size_t)n_rows * head_dim * sizeof *y);
+    for (uint32_t key = 0; n_fours > 0 && key < n_keys; key += VALUES_AT_A_TIME) {
+        const uint32_t left = n_keys - key, n = left < VALUES_AT_A_TIME ? left : VALUES_AT_A_TIME;
+        for (uint32_t q = 0; q < n_fours; q += 4)
+            add_weighted_rows(values + (size_t)key * head_dim, n, scores + (size_t)q * n_keys + key, n_keys, head_dim,
+                              y + (size_t)q * head_dim);
+    }
     uint32_t key = 0;
-    for (; key + 4 <= n_keys; key += 4) {
+    for (; n_fours < n_rows && key + 4 <= n_keys; key += 4) {
         const uint16_t *rows = values + (size_t)key * head_dim;
         prefetch_half(rows, 4 * head_dim);
-        for (uint32_t q = 0; q < n_rows; q++)
+        for (uint32_t q = n_fours; q < n_rows; q++)
             add_weighted_4(rows, scores + (size_t)q * n_keys + key, head_dim, y + (size_t)q * head_dim);
     }
     for (; key < n_keys; key++)
-        for (uint32_t q = 0; q < n_rows; q++)
+        for (uint32_t q = n_fours; q < n_rows; q++)
             add_weighted(values + (size_t)key * head_dim, scores[(size_t)q * n_keys + key], head_dim,
                          y + (size_t)q * head_dim);
 }

@@ -85,6 +85,11 @@ INLINE float v16_sum(v16 a) {
             a.lane[i] += a.lane[i + half];
     return a.lane[0];
 }
+/* sums[i] = v16_sum(a[i]) */
+INLINE void v16_sum_4(const v16 a[4], float sums[4]) {
+    for (int i = 0; i < 4; i++)
+        sums[i] = v16_sum(a[i]);
+}
 INLINE float v16_largest(v16 a) {
     for (int i = 1; i < 16; i++)
         a.lane[0] = a.lane[i] > a.lane[0] ? a.lane[i] : a.lane[0];

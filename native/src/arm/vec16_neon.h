@@ -92,6 +92,10 @@ INLINE float v16_sum(v16 a) {
     float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
     return vget_lane_f32(vpadd_f32(two, two), 0);
 }
+INLINE void v16_sum_4(const v16 a[4], float sums[4]) {
+    for (int i = 0; i < 4; i++)
+        sums[i] = v16_sum(a[i]);
+}
 INLINE float v16_largest(v16 a) {
     return vmaxnmvq_f32(larger(larger(a.q[0], a.q[2]), larger(a.q[1], a.q[3])));
 }

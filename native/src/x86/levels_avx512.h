@@ -80,20 +80,30 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
     out->middle[q] = _mm512_fmadd_ps(out->step[q], from_middle, center);
 }
 
-/* Writes the levels of one block, 0 to 255, and their step and middle: w ~ middle + step * (level - 128). */
-INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
+/* A block whose levels are being written, 0 to 255: w ~ middle + step * (level - 128). */
+struct expansion {
+    const uint64_t *planes;
     __m512i steps[2][ELUTQ_HLQ_MAX_BITS];
+    struct tile_levels *out;
+    uint32_t cell; /* the next to write */
+};
+
+INLINE void begin_expansion(struct expansion *expansion, const uint8_t *block, uint32_t bits, struct tile_levels *out) {
     for (uint32_t q = 0; q < 2; q++)
-        round_levels(block, bits, q, steps[q], out);
-    const uint64_t *planes = (const uint64_t *)(block + 64 * (bits + 1));
-#pragma GCC unroll 4
-    for (uint32_t cell = 0; cell < n_cells; cell++) {
-        for (uint32_t q = 0; q < 2; q++) {
-            __m512i level = _mm512_maskz_mov_epi8(planes[2 * cell + q], steps[q][0]);
-            for (uint32_t k = 1; k < bits; k++)
-                level = _mm512_mask_add_epi8(level, planes[2 * ((size_t)k * n_cells + cell) + q], level, steps[q][k]);
-            _mm512_store_si512(out->levels + 128 * cell + 64 * q, level);
-        }
+        round_levels(block, bits, q, expansion->steps[q], out);
+    expansion->planes = (const uint64_t *)(block + 64 * (bits + 1));
+    expansion->out = out;
+    expansion->cell = 0;
+}
+
+INLINE void expand_cell(struct expansion *expansion, uint32_t bits, uint32_t n_cells) {
+    const uint32_t cell = expansion->cell++;
+    for (uint32_t q = 0; q < 2; q++) {
+        __m512i level = _mm512_maskz_mov_epi8(expansion->planes[2 * cell + q], expansion->steps[q][0]);
+        for (uint32_t k = 1; k < bits; k++)
+            level = _mm512_mask_add_epi8(level, expansion->planes[2 * ((size_t)k * n_cells + cell) + q], level,
+                                         expansion->steps[q][k]);
+        _mm512_store_si512(expansion->out->levels + 128 * cell + 64 * q, level);
     }
 }
 
@@ -141,28 +151,41 @@ INLINE void rows_to_natural_order(float *y, uint32_t n_tokens) {
 INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                               uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
-    _Alignas(64) uint8_t scratch[128 / ELUTQ_CELL_COLUMNS * 128];
-    struct tile_levels expanded = {.levels = scratch};
-    for (uint32_t tile = 0; tile < n_tiles; tile++, y += ELUTQ_TILE_ROWS) {
-        const uint8_t *block = elutq_chunk_data(matrix, chunk) + tile * elutq_block_bytes(bits, group_size);
-        for (uint32_t t = 0; t < n_tokens; t++)
-            memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
-        const size_t group_bytes = n_tiles * elutq_block_bytes(bits, group_size);
-        for (uint32_t group = 0; group < n_groups; group++, block += group_bytes) {
-            /* The tile's next group lies a stride away that no hardware prefetcher follows. */
-            for (size_t i = 0; i < elutq_block_bytes(bits, group_size); i += 64)
-                __builtin_prefetch(block + group_bytes + i, 0, 3);
-            expand_block(block, bits, n_cells, &expanded);
-            for (uint32_t t = 0; t < n_tokens; t += ELUTQ_LEVELS_TOKENS) {
-                const size_t slot = t / ELUTQ_LEVELS_TOKENS, at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
-                const int8_t *values =
-                    levels->values + (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
-                multiply_levels(&expanded, n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
-                                n_tokens - t, y + (size_t)t * ELUTQ_CHUNK_STRIDE);
-            }
+    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_blocks = n_tiles * n_groups;
+    const uint32_t n_slots = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS;
+    const size_t block_bytes = elutq_block_bytes(bits, group_size);
+    const uint8_t *blocks = elutq_chunk_data(matrix, chunk); /* [group][tile] */
+    _Alignas(64) uint8_t scratch[2][128 / ELUTQ_CELL_COLUMNS * 128];
+    struct tile_levels expanded[2] = {{.levels = scratch[0]}, {.levels = scratch[1]}};
+    struct expansion expansion;
+    begin_expansion(&expansion, blocks, bits, &expanded[0]);
+    while (expansion.cell < n_cells)
+        expand_cell(&expansion, bits, n_cells);
+    /* Tile by tile; while one block is multiplied, the next is expanded, a few cells after each slot of tokens. */
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        const uint32_t tile = i / n_groups, group = i % n_groups, next = i + 1 < n_blocks ? i + 1 : 0;
+        const uint8_t *next_block = blocks + (next % n_groups * n_tiles + next / n_groups) * block_bytes;
+        float *results = y + tile * ELUTQ_TILE_ROWS;
+        uint32_t due = 0;
+        if (group == 0)
+            for (uint32_t t = 0; t < n_tokens; t++)
+                memset(results + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *results);
+        /* The one after that lies a stride away that no hardware prefetcher follows. */
+        for (size_t byte = 0; byte < block_bytes; byte += 64)
+            __builtin_prefetch(next_block + n_tiles * block_bytes + byte, 0, 3);
+        begin_expansion(&expansion, next_block, bits, &expanded[(i + 1) % 2]);
+        for (uint32_t slot = 0; slot < n_slots; slot++) {
+            const uint32_t t = slot * ELUTQ_LEVELS_TOKENS;
+            const size_t at = ((size_t)slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
+            const int8_t *values =
+                levels->values + ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
+            multiply_levels(&expanded[i % 2], n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
+                            n_tokens - t, results + (size_t)t * ELUTQ_CHUNK_STRIDE);
+            for (due += n_cells; due >= n_slots; due -= n_slots)
+                expand_cell(&expansion, bits, n_cells);
         }
-        rows_to_natural_order(y, n_tokens);
+        if (group + 1 == n_groups)
+            rows_to_natural_order(results, n_tokens);
     }
 }
 

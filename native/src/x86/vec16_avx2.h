@@ -11,6 +11,8 @@
 #define KERNEL static __attribute__((target(ELUTQ_TARGET)))
 #define INLINE static inline __attribute__((always_inline, target(ELUTQ_TARGET)))
 
+#include "sums_of_eight.h"
+
 typedef struct {
     __m256 low, high;
 } v16;
@@ -80,6 +82,13 @@ INLINE float v16_sum(v16 a) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE void v16_sum_4(const v16 a[4], float sums[4]) {
+    __m256 eight[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        eight[i] = _mm256_add_ps(a[i].low, a[i].high);
+    sums_of_eight(eight, sums);
 }
 INLINE float v16_largest(v16 a) {
     __m256 eight = _mm256_max_ps(a.low, a.high);
