@@ -67,7 +67,11 @@ def block_statistics(
         adds_to_stream = linear in ADDED_TO_STREAM
         inputs = [partial(linear_input, own) for own in blocks]
         finish_exact = partial(blocks[-1].linear, linear) if adds_to_stream and exact is not None else None
-        yield SHARED_INPUTS[linear], input_statistics(inputs, streams, finish_exact, backend)
+        moments = [input_statistics(inputs, streams, finish_exact, backend)]
+        if finish_exact is not None:  # the exact weights up to here have done their work
+            for name in [name for name in blocks[-1].weights if name.startswith(linear.split(".")[0])]:
+                del blocks[-1].weights[name]
+        yield SHARED_INPUTS[linear], moments.pop()  # to be freed by the caller
         if adds_to_stream:
             backend.map(quiet(partial(_add_output, block, linear, linear_input)), token_batches(hidden))
 
@@ -120,7 +124,7 @@ def input_statistics(
             backend.map(quiet(partial(_add_linear, finish_exact)), finished)
     for total in totals:
         total /= np.float32(streams[0].shape[0] * streams[0].shape[1])
-    mirror_upper(totals[0])
+    mirror_upper(totals[0], backend)
     return InputStatistics(*totals)
 
 

@@ -31,9 +31,13 @@ def corrected(weights: FloatArray, statistics: InputStatistics, factor: FloatArr
     stream is ours.
     """
     assert statistics.cross is not None
-    wanted = multiply(weights, statistics.cross.T, backend)
-    if statistics.drift is not None:
-        wanted += statistics.drift.T
-    target = multiply(multiply(wanted, factor.T, backend), factor, backend)
+    if statistics.drift is None and len(weights) > len(factor):  # fewer products this way round
+        correction = multiply(multiply(statistics.cross.T, factor.T, backend), factor, backend)
+        target = multiply(weights, correction, backend)
+    else:
+        wanted = multiply(weights, statistics.cross.T, backend)
+        if statistics.drift is not None:
+            wanted += statistics.drift.T
+        target = multiply(multiply(wanted, factor.T, backend), factor, backend)
     target += weights
     return target if np.isfinite(target).all() else weights

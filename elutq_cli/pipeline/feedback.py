@@ -19,7 +19,7 @@ DoubleArray = npt.NDArray[np.float64]
 MOST_DAMPING = 1.0
 LEAF = 128
 
-REFITS = 2
+REFITS = 1
 """Times that a group's levels are fitted again, see ``quantize_group``."""
 
 log = logging.getLogger(__name__)

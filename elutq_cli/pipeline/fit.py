@@ -217,7 +217,7 @@ def _least_squares_step(beta: DoubleArray, mass: DoubleArray, residual: DoubleAr
         residual: (levels, n) float64, importance-weighted sum of weight - level.
 
     Returns:
-        (bits + 1, n) float64: Gaussian elimination of the symmetric normal equations, without pivoting.
+        (bits + 1, n) float64.
     """
     n_levels, n_groups, bits = beta.shape
     feature = [beta[:, :, plane] for plane in range(bits)] + [np.ones((n_levels, n_groups))]
@@ -231,6 +231,18 @@ def _least_squares_step(beta: DoubleArray, mass: DoubleArray, residual: DoubleAr
                 matrix[i, j] += feature[i][rank] * feature[j][rank] * mass[rank]
     for i in range(size):
         matrix[i, i] += PROXIMITY * matrix[bits, bits]
+    eliminate(matrix, step)
+    return step
+
+
+def eliminate(matrix: DoubleArray, step: DoubleArray) -> None:
+    """Solve matrix x = step in place for many small systems at once, by Gaussian elimination without pivoting.
+
+    Args:
+        matrix: (size, size, n) float64, positive definite; only its lower triangle is used; destroyed.
+        step: (size, n) float64.
+    """
+    size = len(step)
     for j in range(size):
         for i in range(j + 1, size):
             factor = matrix[i, j] / matrix[j, j]
@@ -241,4 +253,3 @@ def _least_squares_step(beta: DoubleArray, mass: DoubleArray, residual: DoubleAr
         for k in range(i + 1, size):
             step[i] -= matrix[k, i] * step[k]
         step[i] /= matrix[i, i]
-    return step

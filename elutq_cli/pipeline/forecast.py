@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, PROBE_TOKENS
-from elutq_cli.pipeline.calibrate import TOKENS_AT_ONCE, InputStatistics
+from elutq_cli.pipeline.allocate import HESSIAN_SEQUENCES, PROBE_SEQUENCES, PROBE_TOKENS
+from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, InputStatistics
 from elutq_cli.pipeline.correct import corrected
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
@@ -30,9 +30,8 @@ PROCESS_BYTES = 250_000_000
 
 # Bytes of memory for each weight of a matrix, or each element of its Hessian, at the worst moment of a stage; measured.
 WEIGHTS_ALONE, HALF, RESTORED = 7.5, 6.0, 4.5
-FEEDBACK_WEIGHT, FEEDBACK_SQUARE = 7.0, 14.0
-REFINE_WEIGHT, REFINE_SQUARE = 25.0, 5.0
-CORRECTION_SQUARE = 14.0
+STAGE_WEIGHT, STAGE_SQUARE = 8.0, 12.0
+FACTOR_SQUARE = 16.0
 MARGIN = 1.1
 
 TUNING_OVERHEAD = 2.5
@@ -115,35 +114,48 @@ def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]],
     if n_tokens == 0:
         return PROCESS_BYTES + int(MARGIN * max(alone(entry) for entry in plan.matrices()))
     peaks = [alone(plan.embedding, RESTORED)]
+    own = 0.0
     for layer, block in enumerate(plan.blocks):
-        kept = 8.0 * sum(math.prod(shapes[entry.name]) for entry in block)  # exact weights, and what replaces them
-        for linears in SHARED_INPUTS.values():
+        own = 4.0 * sum(math.prod(shapes[entry.name]) for entry in block)
+        exact = 0.0  # weights of the exact block, kept until its stream has passed the half that they belong to
+        for first, linears in SHARED_INPUTS.items():
             sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
-            peaks.append(kept + _calibrated(sharing, config.hidden_size))
+            peaks.append(own + _calibrated(sharing, config.hidden_size, exact))
+            exact = 0.0 if first in ADDED_TO_STREAM else 4.0 * sum(map(math.prod, sharing))
     if recipe.method == "allocate":
-        # Beside a block: a probe's residual stream for every linear of the model, and the head's logits.
+        # Beside a block and a Hessian: a probe's residual stream for each linear of the model, and the head's logits.
         n_linears = sum(map(len, plan.blocks))
         tokens = PROBE_SEQUENCES * min(PROBE_TOKENS, recipe.sequence_length)
-        peaks.append(max(peaks[1:]) + 4.0 * n_linears * tokens * config.hidden_size)
+        streams = 4.0 * config.hidden_size * (n_linears * tokens + HESSIAN_SEQUENCES * recipe.sequence_length)
+        for entry in plan.blocks[0]:
+            rows, columns = shapes[entry.name]
+            peaks.append(own + (FACTOR_SQUARE - 4.0) * columns**2 + 4.0 * rows * columns + streams)
         head = config.vocab_size * config.hidden_size
         logits = 40.0 * min(PROBE_TOKENS, recipe.sequence_length) * config.vocab_size
-        peaks.append(4.0 * (n_linears * tokens * config.hidden_size + head) + PROBE_SEQUENCES * logits)
+        peaks.append(4.0 * head + streams + PROBE_SEQUENCES * logits)
     if plan.head is not None:
         shape = shapes[plan.head.name]
-        calibrated = 4.0 * math.prod(shape) + _calibrated([shape], 0)
+        calibrated = 4.0 * math.prod(shape) + _calibrated([shape], 0, 0.0)
         peaks.append(alone(plan.head) if plan.head.bits == HALF_BITS else calibrated)
     # What the forward pass of a batch holds, on each thread: of the MLP, or of attention's scores.
     return PROCESS_BYTES + int(MARGIN * (max(peaks) + 2 * 4 * TOKENS_AT_ONCE * 4 * config.intermediate_size))
 
 
-def _calibrated(sharing: list[tuple[int, ...]], hidden_size: int) -> float:
-    """Return the bytes that the stages take for matrices (rows, columns) that share an input."""
+def _calibrated(sharing: list[tuple[int, ...]], hidden_size: int, exact: float) -> float:
+    """Return the bytes that the stages take for matrices (rows, columns) that share an input, beside their block.
+
+    Args:
+        sharing: their shapes.
+        hidden_size: rows of what the drift of the residual stream is correlated with.
+        exact: bytes of exact weights in memory until the input's moments are known.
+    """
     columns = sharing[0][1]
-    square, largest = columns**2, max(map(math.prod, sharing))
-    correct = (8 + CORRECTION_SQUARE) * square + 4 * columns * hidden_size
-    targets = 4 * sum(map(math.prod, sharing))
-    stage = max(FEEDBACK_WEIGHT * largest + FEEDBACK_SQUARE * square, REFINE_WEIGHT * largest + REFINE_SQUARE * square)
-    return max(correct, 4 * square + targets + stage)
+    square, largest, targets = columns**2, max(map(math.prod, sharing)), sum(map(math.prod, sharing))
+    return max(
+        exact + 8.0 * square + 4.0 * columns * hidden_size,
+        FACTOR_SQUARE * square + 4.0 * columns * hidden_size,
+        STAGE_SQUARE * square + 4.0 * targets + STAGE_WEIGHT * largest,
+    )
 
 
 def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, backend: Backend) -> float:
@@ -180,7 +192,8 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
         # Each linear's probe goes through all blocks after it; Hessians and errors cost about one block's stages.
         block = sum(math.prod(shapes[entry.name]) for entry in plan.blocks[0])
         n_passes = sum(len(plan.blocks[0]) * layer for layer in range(len(plan.blocks)))
-        seconds += n_passes * block * PROBE_SEQUENCES * recipe.sequence_length * product + 0.3 * seconds
+        n_probed = PROBE_SEQUENCES * min(PROBE_TOKENS, recipe.sequence_length)
+        seconds += n_passes * block * n_probed * product + 0.3 * seconds
     seconds += TUNING_OVERHEAD * tuning_products(config, recipe) * product
     return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)
 

@@ -100,10 +100,13 @@ def add_product(total: FloatArray, left: FloatArray, right: FloatArray, backend:
     backend.map(quiet(add), pieces(len(total)))
 
 
-def mirror_upper(total: FloatArray) -> None:
+def mirror_upper(total: FloatArray, backend: Backend) -> None:
     """Copy the upper triangle of a square matrix to its lower one, in place."""
-    for rows in pieces(len(total)):
+
+    def mirror(rows: slice) -> None:
         total[rows.stop :, rows] = total[rows, rows.stop :].T
+
+    backend.map(mirror, pieces(len(total)))
 
 
 def quiet(function: Callable[[Item], Result]) -> Callable[[Item], Result]:

@@ -6,8 +6,9 @@ The numpy inner loop here defines the result; the C code behind ``elutq_native.q
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.pipeline.levels import LARGEST_HALF, CodeArray, FloatArray, HalfArray, levels, signs
-from elutq_cli.pipeline.products import multiply, pieces, subtract_product
+from elutq_cli.pipeline.fit import eliminate
+from elutq_cli.pipeline.levels import LARGEST_HALF, CodeArray, FloatArray, HalfArray, levels
+from elutq_cli.pipeline.products import pieces, subtract_product
 from elutq_cli.pipeline.stage import Backend
 from elutq_formats.hlq import HLQTensor
 
@@ -49,7 +50,13 @@ def refine(weights: FloatArray, hessian: FloatArray, start: HLQTensor, damping: 
     damped = np.array(hessian, dtype=np.float32, order="C")
     damped[np.diag_indices_from(damped)] += np.float32(damping * mean)
     half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
-    residual = multiply(weights - start.dequantize(), damped, backend)
+    residual = np.empty_like(weights)
+
+    def begin(rows: slice) -> None:
+        now = HLQTensor(half_scales[rows], centers[rows], codes[rows], start.group_size)
+        np.matmul(weights[rows] - now.dequantize(), damped, out=residual[rows])
+
+    backend.map(begin, pieces(len(weights)))
     for _ in range(SWEEPS):
         for group in range(centers.shape[1]):
             part = slice(group * start.group_size, (group + 1) * start.group_size)
@@ -84,24 +91,30 @@ def refine_group(
     Returns:
         (rows, group_size) float32: by how much the dequantized weights grew.
     """
+    bits = half_scales.shape[1]
     new_scales, new_centers, new_codes = np.empty_like(half_scales), np.empty_like(centers), np.empty_like(codes)
     after_solve, grown = np.empty_like(residual), np.empty_like(residual)
 
     def solve(rows: slice) -> None:
-        before = restore(half_scales[rows], centers[rows], codes[rows])
-        found = solve_levels(half_scales[rows], centers[rows], codes[rows], residual[rows], hessian)
-        after_solve[rows] = residual[rows] - (restore(*found) - before) @ hessian
-        new_scales[rows], new_centers[rows], new_codes[rows] = found
+        features = signs_of(codes[rows], bits)
+        theta = solve_levels(half_scales[rows], centers[rows], features, residual[rows], hessian)
+        new_scales[rows] = np.minimum(np.abs(theta[:bits]), LARGEST_HALF).T
+        new_centers[rows] = np.clip(theta[bits], -LARGEST_HALF, LARGEST_HALF)
+        negative = theta[:bits] < 0.0  # the same levels, under the codes with these planes flipped
+        new_codes[rows] = codes[rows] ^ ((1 << np.arange(bits)) @ negative).astype(np.uint8)[:, None]
+        before = restore(half_scales[rows], centers[rows], features)
+        after = restore(new_scales[rows], new_centers[rows], signs_of(new_codes[rows], bits))
+        after_solve[rows] = residual[rows] - (after - before) @ hessian
 
     def settle(rows: slice) -> None:
-        before = restore(half_scales[rows], centers[rows], codes[rows])
-        step = restore(new_scales[rows], new_centers[rows], new_codes[rows]) - before
-        gain = np.einsum("ij,ij->i", step, 2.0 * residual[rows] - step @ hessian, dtype=np.float64)
+        before = restore(half_scales[rows], centers[rows], signs_of(codes[rows], bits))
+        step = restore(new_scales[rows], new_centers[rows], signs_of(new_codes[rows], bits)) - before
+        gain = np.einsum("rc,rc->r", step, 2.0 * residual[rows] - step @ hessian, dtype=np.float64)
         better = gain > 0.0
         half_scales[rows][better] = new_scales[rows][better]
         centers[rows][better] = new_centers[rows][better]
         codes[rows][better] = new_codes[rows][better]
-        grown[rows] = np.where(better[:, None], step, np.float32(0.0))
+        grown[rows] = step * better[:, None]
 
     backend.map(solve, pieces(len(codes)))
     new_codes[:] = backend.descend_codes(
@@ -111,45 +124,58 @@ def refine_group(
     return grown
 
 
-def restore(half_scales: HalfArray, centers: HalfArray, codes: CodeArray) -> FloatArray:
-    """Return a group's dequantized weights: (rows, group_size) float32."""
-    return np.take_along_axis(levels(half_scales, centers), codes.astype(np.intp), axis=1)
+def restore(half_scales: HalfArray, centers: HalfArray, features: FloatArray) -> FloatArray:
+    """Return a group's dequantized weights (rows, group_size) float32, summed in the order of ``levels``."""
+    scales = half_scales.astype(np.float32)
+    restored: FloatArray = centers.astype(np.float32)[:, None] + scales[:, 0, None] * features[0]
+    for plane in range(1, scales.shape[1]):
+        restored += scales[:, plane, None] * features[plane]
+    return restored
+
+
+def signs_of(codes: CodeArray, bits: int) -> FloatArray:
+    """Return the signs of each plane: (bits, rows, group_size) float32."""
+    shifts = np.arange(bits, dtype=np.uint8)[:, None, None]
+    features: FloatArray = ((codes >> shifts) & np.uint8(1)).astype(np.float32)
+    features *= 2.0
+    features -= 1.0
+    return features
 
 
 def solve_levels(
-    half_scales: HalfArray, centers: HalfArray, codes: CodeArray, residual: FloatArray, hessian: FloatArray
-) -> tuple[HalfArray, HalfArray, CodeArray]:
-    """Give one group of each row the levels that minimise the row's error under H while all codes are held.
+    half_scales: HalfArray, centers: HalfArray, features: FloatArray, residual: FloatArray, hessian: FloatArray
+) -> DoubleArray:
+    """Return the change of one group's levels that minimises each row's error under H while all codes are held.
 
-    With the features B (group_size, bits + 1), the signs of each plane and a column of ones, (B^T H B) step = B^T r,
-    and the levels move by step.
+    With B (group_size, bits + 1), the signs of each plane and a column of ones, it is (B^T H B)^-1 B^T r.
 
     Args:
         half_scales: (rows, bits) float16.
         centers: (rows,) float16.
-        codes: (rows, group_size) uint8.
+        features: (bits, rows, group_size) float32, the signs of the present codes.
         residual: (rows, group_size) float32, this group's columns of (W - Q) H for the present levels.
         hessian: (group_size, group_size) float32, positive definite: this group's diagonal block.
 
     Returns:
-        half_scales not negative, centers, and codes, with the bits of a plane flipped where the solution's scale is
-        negative: the same levels.
+        (bits + 1, rows) float64: half scales, negative ones too, and centers.
     """
-    bits = half_scales.shape[1]
-    features = _features(codes, bits)
-    spread = (features.reshape(-1, codes.shape[1]) @ hessian).reshape(features.shape)
-    matrix = np.matmul(spread, features.transpose(0, 2, 1)).astype(np.float64)
-    slope = np.einsum("rkj,rj->rk", features, residual, dtype=np.float64)
-    diagonal = np.arange(bits + 1)
-    matrix[:, diagonal, diagonal] *= 1.0 + PROXIMITY
-    step = np.linalg.solve(matrix, slope[..., None])[..., 0]
-    moved = half_scales + step[:, :bits]
-    flip = ((moved < 0.0) @ (1 << np.arange(bits))).astype(np.uint8)
-    return (
-        np.minimum(np.abs(moved), LARGEST_HALF).astype(np.float16),
-        np.clip(centers + step[:, bits], -LARGEST_HALF, LARGEST_HALF).astype(np.float16),
-        codes ^ flip[:, None],
-    )
+    bits = len(features)
+    spread = [plane @ hessian for plane in features]
+    matrix = np.empty((bits + 1, bits + 1, len(residual)))
+    theta = np.empty((bits + 1, len(residual)))
+    for i in range(bits):
+        for j in range(i + 1):
+            matrix[i, j] = np.einsum("rc,rc->r", spread[i], features[j])
+        matrix[bits, i] = spread[i].sum(axis=1)
+        theta[i] = np.einsum("rc,rc->r", features[i], residual)
+    matrix[bits, bits] = hessian.sum(dtype=np.float64)
+    theta[bits] = residual.sum(axis=1)
+    for i in range(bits + 1):
+        matrix[i, i] *= 1.0 + PROXIMITY
+    eliminate(matrix, theta)
+    theta[:bits] += half_scales.T
+    theta[bits] += centers
+    return theta
 
 
 def descend_codes(
@@ -193,12 +219,3 @@ def descend_codes(
         if np.array_equal(codes, before):
             break
     return codes
-
-
-def _features(codes: CodeArray, bits: int) -> FloatArray:
-    """Return the signs of each plane, and ones: (rows, bits + 1, group_size) float32."""
-    table = np.concatenate([signs(bits), np.ones((2**bits, 1))], axis=1).astype(np.float32)
-    features = np.empty((len(codes), bits + 1, codes.shape[1]), dtype=np.float32)
-    for plane in range(bits + 1):
-        features[:, plane] = table[:, plane][codes]
-    return features

@@ -21,13 +21,13 @@ def statistics_of(x, exact, stream_gap):
     return InputStatistics(*(None if part is None else (part / len(x)).astype(np.float32) for part in moments))
 
 
-@pytest.mark.parametrize("adds", [False, True])
-def test_the_target_is_the_least_squares_solution(adds):
+@pytest.mark.parametrize(("rows", "adds"), [(16, False), (16, True), (40, False), (40, True)])
+def test_the_target_is_the_least_squares_solution(rows, adds):
     rng = np.random.default_rng(1)
-    weights = rng.normal(size=(16, 24)).astype(np.float32)
+    weights = rng.normal(size=(rows, 24)).astype(np.float32)
     exact = rng.normal(size=(500, 24)) @ rng.normal(size=(24, 24))
     x = exact + rng.normal(size=exact.shape)
-    gap = rng.normal(size=(500, 16)) + exact @ rng.normal(size=(24, 16)) * 0.1
+    gap = rng.normal(size=(500, rows)) + exact @ rng.normal(size=(24, rows)) * 0.1
     statistics = statistics_of(x, exact, gap if adds else None)
     factor = inverse_factor(statistics.hessian, DAMPING, NumpyBackend())
     target = corrected(weights, statistics, factor, NumpyBackend())

@@ -9,7 +9,7 @@ from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import levels
-from elutq_cli.pipeline.refine import descend_codes, refine, refine_group, solve_levels
+from elutq_cli.pipeline.refine import descend_codes, refine, refine_group, restore, signs_of, solve_levels
 from elutq_formats.hlq import HLQTensor
 
 BITS = (1, 2, 3, 4)
@@ -63,9 +63,9 @@ def test_solved_levels_are_the_least_squares_solution(bits):
     residual = (weights - start.dequantize()) @ hessian
     part = slice(32, 64)
     half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
-    half_scales[:, 1], centers[:, 1], codes[:, part] = solve_levels(
-        half_scales[:, 1], centers[:, 1], codes[:, part], residual[:, part], hessian[part, part]
-    )
+    signs = signs_of(codes[:, part], bits)
+    solution = solve_levels(half_scales[:, 1], centers[:, 1], signs, residual[:, part], hessian[part, part])
+    half_scales[:, 1], centers[:, 1] = solution[:bits].T, solution[bits]
     solved = HLQTensor(half_scales, centers, codes, 32)
     root = np.linalg.cholesky(hessian.astype(np.float64)).T
     for row in range(6):
@@ -78,6 +78,14 @@ def test_solved_levels_are_the_least_squares_solution(bits):
         least = np.square(root @ others - root @ features @ theta).sum()
         assert row_errors(hessian, weights, solved)[row] == pytest.approx(least, rel=1e-3)  # rounded to float16
     assert row_errors(hessian, weights, solved).sum() < row_errors(hessian, weights, start).sum()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_group_is_restored_as_the_whole_is(bits):
+    rng = np.random.default_rng(bits)
+    tensor = fit(rng.normal(size=(20, 32)).astype(np.float32), None, bits, 32, NumpyBackend()).tensor
+    found = restore(tensor.half_scales[:, 0], tensor.centers[:, 0], signs_of(tensor.codes, bits))
+    np.testing.assert_array_equal(found, tensor.dequantize())
 
 
 def test_a_group_grows_by_what_it_says_or_not_at_all():
