@@ -30,8 +30,8 @@ PROCESS_BYTES = 250_000_000
 
 # Bytes of memory for each weight of a matrix, or each element of its Hessian, at the worst moment of a stage; measured.
 WEIGHTS_ALONE, HALF, RESTORED = 7.5, 6.0, 4.5
-STAGE_WEIGHT, STAGE_SQUARE = 8.0, 12.0
-FACTOR_SQUARE = 16.0
+STAGE_WEIGHT, STAGE_SQUARE = 8.0, 14.0
+FACTOR_SQUARE = 18.0
 MARGIN = 1.1
 
 TUNING_OVERHEAD = 2.5
