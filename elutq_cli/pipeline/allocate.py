@@ -39,7 +39,7 @@ HESSIAN_SEQUENCES = 8
 SAMPLED_ROWS = 32
 """Rows of a linear on which its error at each choice is measured."""
 
-PROBE_SEQUENCES, PROBE_TOKENS = 4, 64
+PROBE_SEQUENCES, PROBE_TOKENS = 2, 64
 """Calibration sequences, and their first tokens, on which predictions are measured: for each linear they go through all
 blocks after it."""
 

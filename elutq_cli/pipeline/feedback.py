@@ -61,8 +61,8 @@ def quantize_group(
     as they can. The sum of the squared errors returned is the group's share of the error under the damped Hessian.
 
     The first levels are fitted to the weights before any compensation within the group. Refitted to the weights as they
-    were when their turn came, they fit better; a row keeps the levels with the least error. On novels-6m at 2 bits this
-    takes 4 % off the error under H, and 9 % off the KL divergence from the unquantized model.
+    were when their turn came, they fit better; a row keeps the levels with the least error. On novels-6m a
+    second time lowers the error under H, but no longer the KL divergence once refine has followed.
 
     Args:
         weights: (rows, group_size) float32, compensated for the groups to the left; left unchanged.
