@@ -44,6 +44,7 @@ def short(monkeypatch):
     """Few steps, on one thread."""
     prepare_torch("cpu", 1)
     monkeypatch.setattr(block_tuning, "BIT_RATE", 0.06)
+    monkeypatch.setattr(end_to_end, "LEVEL_RATE", 3e-3)
     for module, stage in ((block_tuning, "BLOCK"), (end_to_end, "END_TO_END")):
         monkeypatch.setattr(module, f"{stage}_STEPS", 21)
         monkeypatch.setattr(module, f"{stage}_TOKENS", 8 * 24)

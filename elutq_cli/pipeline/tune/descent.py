@@ -20,8 +20,8 @@ HELD_OUT_EVERY = 8
 MOST_HELD_OUT = 32
 """One calibration sequence in eight judges what is learned from the others, 32 at most."""
 
-PATIENCE = 2
-"""Epochs without a gain on held-out sequences after which no more follow."""
+PATIENCE = 4
+"""Epochs without a gain on held-out sequences after which no more follow: the first ones, at full speed, may lose."""
 
 WARM_UP_STEPS = 5
 BETAS = 0.9, 0.95

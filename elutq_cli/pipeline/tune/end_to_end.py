@@ -26,7 +26,7 @@ from elutq_formats.tensor_record import TensorRecord
 
 State: TypeAlias = list[npt.NDArray[Any]]
 
-LEVEL_RATE = 3e-3
+LEVEL_RATE = 1e-3
 """Largest step of a level, in units of its group's reach."""
 
 NEXT_TOKEN_WEIGHT = 0.05
