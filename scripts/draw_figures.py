@@ -70,7 +70,7 @@ def draw_quality(report: dict[str, Any], peers: dict[str, dict[str, list[float]]
         for at, (kind, (x, y)) in enumerate(points.items()):
             offset, side = ((0, -12), "center") if at % 2 else ((-6, -3), "right")  # so that neighbours stay readable
             left.annotate(kind, (x, y), offset, textcoords="offset points", ha=side, fontsize=7, color=PEER)
-        left.set_xlim(left=left.get_xlim()[0] - 0.2)
+        left.set_xlim(left=left.get_xlim()[0] - 0.4)
     if full is not None:
         right.axhline(full["ppl"], linestyle="--", linewidth=1, color=PEER)
         text = f"full precision {full['ppl']:.1f}"
