@@ -15,9 +15,17 @@ struct pass {
     uint32_t n_tokens;
     float *logits;
     uint32_t n_logits;
-    bool stop;         /* written by thread 0 before a barrier, read by all after it */
     uint64_t last_mark; /* when the last operation ended, in ns; thread 0 only */
 };
+
+/*
+ * The next item of a stage, as elutq_pool_take hands them out. A cancelled pass takes no more: its threads meet at the
+ * barriers that are left, and what they computed counts for nothing. An item is a millisecond or two on a slow core.
+ */
+static bool take(const struct pass *pass, unsigned thread, unsigned n_items, unsigned *item) {
+    return !atomic_load_explicit(&pass->session->cancelled, memory_order_relaxed) &&
+           elutq_pool_take(pass->session->pool, thread, n_items, item);
+}
 
 static uint64_t nanoseconds(void) {
     struct timespec now;
@@ -87,7 +95,7 @@ static void prepare_input(struct pass *pass, unsigned thread, const struct sourc
     unsigned item;
     if (thread == 0)
         input->n_columns = n_columns;
-    while (elutq_pool_take(session->pool, thread, n_tokens * n_parts, &item)) {
+    while (take(pass, thread, n_tokens * n_parts, &item)) {
         const uint32_t token = item / n_parts, part = item % n_parts;
         const uint32_t first = n_units * part / n_parts * COLUMN_UNIT;
         uint32_t end = n_units * (part + 1) / n_parts * COLUMN_UNIT;
@@ -152,7 +160,7 @@ static void multiply(struct pass *pass, unsigned thread, uint32_t n_tokens, cons
     unsigned n_items = 0, item;
     for (unsigned i = 0; i < n_products; i++)
         n_items += elutq_matrix_chunks(&products[i].linear->weight);
-    while (elutq_pool_take(session->pool, thread, n_items, &item)) {
+    while (take(pass, thread, n_items, &item)) {
         const struct product *product = products;
         while (item >= elutq_matrix_chunks(&product->linear->weight))
             item -= elutq_matrix_chunks(&product++->linear->weight);
@@ -180,7 +188,7 @@ static void embed(struct pass *pass, unsigned thread) {
     struct elutq_session *session = pass->session;
     const uint32_t hidden_size = session->model->config.hidden_size;
     unsigned token;
-    while (elutq_pool_take(session->pool, thread, pass->n_tokens, &token))
+    while (take(pass, thread, pass->n_tokens, &token))
         elutq_matrix_row(&session->model->embedding, (uint32_t)pass->tokens[token],
                          session->hidden + (size_t)token * hidden_size);
     elutq_pool_barrier(session->pool);
@@ -209,7 +217,7 @@ static void position_and_store(struct pass *pass, unsigned thread, uint32_t i) {
     const struct elutq_layer *layer = &session->model->layers[i];
     const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
     unsigned item;
-    while (elutq_pool_take(session->pool, thread, pass->n_tokens * config->n_kv_heads, &item)) {
+    while (take(pass, thread, pass->n_tokens * config->n_kv_heads, &item)) {
         const uint32_t token = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
         const size_t row = (size_t)token * config->n_kv_heads + kv_head;
         for (uint32_t q = 0; q < n_queries; q++)
@@ -245,7 +253,7 @@ static void attend(struct pass *pass, unsigned thread, uint32_t i) {
     float *queries = session->heads + 2 * (size_t)thread * ELUTQ_ATTEND_TOKENS * width;
     float *results = queries + ELUTQ_ATTEND_TOKENS * width;
     unsigned item;
-    while (elutq_pool_take(session->pool, thread, n_blocks * config->n_kv_heads, &item)) {
+    while (take(pass, thread, n_blocks * config->n_kv_heads, &item)) {
         const uint32_t token = item / config->n_kv_heads * block, kv_head = item % config->n_kv_heads;
         const uint32_t left = pass->n_tokens - token, n_tokens = left < block ? left : block;
         const uint32_t end = session->position + token + n_tokens;
@@ -325,11 +333,7 @@ static void run_pass(void *context, unsigned thread, unsigned n_threads) {
     embed(pass, thread);
     mark(pass, thread, ELUTQ_EMBED);
     for (uint32_t i = 0; i < pass->session->model->config.n_layers; i++) {
-        if (thread == 0)
-            pass->stop = atomic_load_explicit(&pass->session->cancelled, memory_order_relaxed);
         attention_block(pass, thread, i);
-        if (pass->stop)
-            return;
         mlp_block(pass, thread, i);
     }
     if (pass->n_logits > 0)
@@ -352,5 +356,5 @@ bool elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_
         pass.last_mark = nanoseconds();
     }
     elutq_pool_run(session->pool, run_pass, &pass);
-    return !pass.stop;
+    return !atomic_load(&session->cancelled);
 }

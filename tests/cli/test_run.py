@@ -199,6 +199,16 @@ def test_ctrl_c_ends_the_text_and_still_reports(endless_model):
     assert b"generated" in stderr and b"Traceback" not in stderr
 
 
+def test_a_reader_that_leaves_ends_the_program_quietly(endless_model):
+    command = [ELUTQ, "run", endless_model, "--raw", "-p", PROMPT, "-n", "-1", "--ignore-eos"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        os.read(process.stdout.fileno(), 1)
+        process.stdout.close()
+        stderr = process.stderr.read()
+        assert process.wait(timeout=300) == 1
+    assert stderr == b""
+
+
 def test_numpy_is_not_loaded_for_help():
     code = "import sys, elutq_cli.app; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
