@@ -4,6 +4,7 @@ The public headers are the single source of the bindings: they are fed to cffi w
 (all but plain integer #defines) taken out.
 """
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -25,11 +26,13 @@ def declarations(header: Path) -> str:
 
 
 def sources() -> list[str]:
-    """Returns the C files of this machine's architecture, relative to the project's root (setuptools wants that)."""
+    """Returns the C files of the target's architecture, relative to the project's root (setuptools wants that)."""
     root = HERE / "src"
     folders = [root, root / "quantize"]
-    if platform.machine() in ISA_FOLDERS:
-        folders.append(root / ISA_FOLDERS[platform.machine()])
+    # What setuptools calls the target when it is not this machine, such as linux-aarch64.
+    machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2]
+    if machine in ISA_FOLDERS:
+        folders.append(root / ISA_FOLDERS[machine])
     files = sorted(file for folder in folders for file in folder.glob("*.c"))
     return [file.relative_to(HERE.parent).as_posix() for file in files]
 
