@@ -56,11 +56,11 @@ aarch64-wheel:
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
 
 SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
-# Everything native, and every command; what is left out is minutes of Python over C that the rest runs too, and bounds on
+# Everything native, and every command; left out are minutes of Python over C that the rest runs too, waits with a limit, and bounds on
 # memory, which sanitizers multiply.
 SANITIZE_TESTS ?= tests/native --ignore tests/native/test_aarch64.py \
 	$(foreach name,bad_input bench chat eval info quantize run serve,tests/cli/test_$(name).py) \
-	-k 'not two_percent and not transformers_gives and not stays_below and not fifty and not leaves_frees and not full_queue'
+	-k 'not two_percent and not transformers_gives and not stays_below and not fifty and not leaves_frees and not full_queue and not ctrl_c_stops_a_reply'
 
 $(eval $(call CHECK_BUILD,sanitize,$(CC) -O1 -fPIC $(SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
 
