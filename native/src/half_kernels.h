@@ -208,14 +208,6 @@ INLINE void add_weighted_rows(const uint16_t *values, uint32_t n_rows, const flo
             add_weighted(values + (size_t)row * n + i, weights[q * stride + row], n - i, y + q * (size_t)n + i);
 }
 
-/* Asks for n values that lie ahead in the KV cache. */
-INLINE void prefetch_half(const uint16_t *row, uint32_t n) {
-    for (size_t i = 0; i < n * sizeof *row; i += 64) {
-        __builtin_prefetch((const char *)row + ELUTQ_PREFETCH_FAR + i, 0, 2);
-        __builtin_prefetch((const char *)row + ELUTQ_PREFETCH_NEAR + i, 0, 3);
-    }
-}
-
 KERNEL void attend(const float *queries, uint32_t n_tokens, uint32_t n_queries, const uint16_t *keys, const uint16_t *values,
                    uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y) {
     const uint32_t n_rows = n_tokens * n_queries;
@@ -223,7 +215,7 @@ KERNEL void attend(const float *queries, uint32_t n_tokens, uint32_t n_queries, 
     for (uint32_t key = 0; key < n_keys; key += key < n_whole ? KEYS_AT_A_TIME : 1) {
         const uint16_t *rows = keys + (size_t)key * head_dim;
         const uint32_t n = key < n_whole ? KEYS_AT_A_TIME : 1;
-        prefetch_half(rows, n * head_dim);
+        prefetch_ahead(rows, n * head_dim * sizeof *rows);
         for (uint32_t q = 0; q < n_fours; q += 4) {
             float *dots = scores + (size_t)q * n_keys + key;
             if (key < n_whole)
@@ -251,7 +243,7 @@ KERNEL void attend(const float *queries, uint32_t n_tokens, uint32_t n_queries, 
     uint32_t key = 0;
     for (; n_fours < n_rows && key + 4 <= n_keys; key += 4) {
         const uint16_t *rows = values + (size_t)key * head_dim;
-        prefetch_half(rows, 4 * head_dim);
+        prefetch_ahead(rows, 4 * head_dim * sizeof *rows);
         for (uint32_t q = n_fours; q < n_rows; q++)
             add_weighted_4(rows, scores + (size_t)q * n_keys + key, head_dim, y + (size_t)q * head_dim);
     }

@@ -3,20 +3,14 @@
  *
  *     add_block(block, bits, n_cells, entries, scale, sum, f)
  *
- * which adds one block's result to f[32]: f += c * sum + scale * sum_k h_k * (sum of the entries that plane k picks).
+ * which adds one block's result to f[32]: f += c * sum + scale * sum_k h_k * (sum of the entries that plane k picks), and
+ * calls prefetch_ahead for each plane as it comes to it: for a whole block at once, 74 lines at 4 bits, decode on Zen 5
+ * falls from 0.90 of plain read to 0.80.
  */
 #ifndef ELUTQ_HLQ_GEMV_H
 #define ELUTQ_HLQ_GEMV_H
 
 #include "hlq_block.h"
-
-INLINE void prefetch_block(const uint8_t *block, size_t n_bytes) {
-#pragma GCC unroll 64
-    for (size_t i = 0; i < n_bytes; i += 64) {
-        __builtin_prefetch(block + ELUTQ_PREFETCH_FAR + i, 0, 2);
-        __builtin_prefetch(block + ELUTQ_PREFETCH_NEAR + i, 0, 3);
-    }
-}
 
 INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y,
                        uint32_t bits, uint32_t group_size) {
@@ -27,7 +21,7 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
     for (uint32_t group = 0; group < n_groups; group++) {
         const int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
         for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
-            prefetch_block(block, elutq_block_bytes(bits, group_size));
+            prefetch_ahead(block, elutq_scales_bytes(bits));
             add_block(block, bits, n_cells, entries, tables->scales[group], tables->sums[group], y + tile * ELUTQ_TILE_ROWS);
         }
     }

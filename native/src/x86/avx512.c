@@ -25,6 +25,7 @@ struct row_sums {
  * signed bytes to the row's sum. |sum| <= 32 * 127.
  */
 INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
+    prefetch_ahead(plane, n_cells * ELUTQ_CELL_BYTES);
     const __m512i transpose = _mm512_loadu_si512(TRANSPOSE), nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i cell = _mm512_set1_epi32(0x30201000);
     struct row_sums sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};

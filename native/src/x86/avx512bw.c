@@ -13,6 +13,7 @@
  * (same bounds); the four 128-bit lanes, one a cell, are then added crosswise.
  */
 INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
+    prefetch_ahead(plane, n_cells * ELUTQ_CELL_BYTES);
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i pairs_0 = _mm512_setzero_si512(), highs_0 = pairs_0, pairs_16 = pairs_0, highs_16 = pairs_0;
 #pragma GCC unroll 8

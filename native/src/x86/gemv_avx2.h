@@ -12,6 +12,7 @@
  * cell comes off at the end.
  */
 INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, __m128i picked[4]) {
+    prefetch_ahead(plane, n_cells * ELUTQ_CELL_BYTES);
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i pairs_0 = _mm256_setzero_si256(), highs_0 = pairs_0, pairs_16 = pairs_0, highs_16 = pairs_0;
 #pragma GCC unroll 16
