@@ -1,10 +1,10 @@
 """Makes docs/accuracy.md's table: every method at 2, 3 and 4 bits, and chosen bits at some targets.
 
     .venv/bin/python scripts/accuracy_table.py tests/data/novels-6m --calibration CALIBRATION.txt \
-        --texts HOUND.txt GARDEN.txt --plot accuracy.png
+        --texts HOUND.txt GARDEN.txt
 
 Every model file is made by the pipeline and evaluated in the C runtime against the checkpoint; head and embedding are
-fp16. Rows appear as they are done. The plot needs matplotlib; all else runs without it.
+fp16. Rows appear as they are done.
 """
 
 import argparse
@@ -34,9 +34,6 @@ from elutq_cli.windows import Windows, split_windows  # noqa: E402
 from elutq_formats.checkpoint import Checkpoint  # noqa: E402
 from elutq_formats.model_file import ModelFile  # noqa: E402
 from elutq_formats.tokenizer import Tokenizer  # noqa: E402
-
-PEERS = {"IQ2_XS": (2.35, 0.072), "IQ2_S": (2.47, 0.068), "Q2_K": (2.95, 0.047), "Q3_K_S": (3.47, 0.018)}
-"""llama.cpp with an importance matrix on novels-6m: bits per weight of the blocks, KL on the first text."""
 
 
 class UniformBackend(NativeBackend):
@@ -125,12 +122,6 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     return found
 
 
-def body_bits(file: ModelFile) -> float:
-    """Returns the bits per weight of the blocks' linears, scales and centers included."""
-    records = [record for record in file.tensors.values() if record.group_size]
-    return 8 * sum(record.n_bytes for record in records) / sum(record.n_weights for record in records)
-
-
 class RecordedLogits:
     """The checkpoint's logits on one text, computed once and kept on disk."""
 
@@ -162,7 +153,6 @@ def run(
     calibration = CalibrationText.read(options.calibration, checkpoint, job.recipe) if job.calibrated else None
     with job.backend(options.threads) as backend:
         summary = quantize(checkpoint, output, job.recipe, calibration, backend, force=True)
-    file = ModelFile.open(output)
     results: list[Evaluation] = []
     with open_model(output, options.ctx_size, options.threads) as model:
         for windows, reference in texts:
@@ -171,7 +161,7 @@ def run(
         "label": job.label,
         "bits": None if job.recipe.target_bpw else job.recipe.bits,
         "group_size": None if job.recipe.target_bpw else job.recipe.group_size,
-        "bits_per_weight": body_bits(file),
+        "bits_per_weight": ModelFile.open(output).block_bits_per_weight(),
         "kl": [result.kl for result in results],
         "top1": [result.top1 for result in results],
         "ppl": [result.ppl for result in results],
@@ -194,31 +184,6 @@ def line(row: dict) -> str:
     return f"| {' | '.join([*cells, format(row['seconds'], '.0f')])} |"
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Draws KL on the first text against bits per weight, with llama.cpp's points."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
-        return
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for label in dict.fromkeys(row["label"] if row["bits"] else "--target-bpw" for row in rows):
-        points = sorted(
-            (row["bits_per_weight"], row["kl"][0])
-            for row in rows
-            if row["label"] == label or (not row["bits"] and label == "--target-bpw")
-        )
-        axes.plot(*zip(*points, strict=True), "o-", label=label)
-    axes.plot(*zip(*PEERS.values(), strict=True), "kx", label="llama.cpp with an importance matrix")
-    for name, point in PEERS.items():
-        axes.annotate(name, point, textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set(xlabel="bits per weight of the blocks", ylabel="KL divergence, nats", yscale="log")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -235,7 +200,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--plot", type=Path, help="draw KL against bits per weight")
     return parser.parse_args(arguments)
 
 
@@ -256,8 +220,6 @@ def main() -> None:
             print(line(rows[-1]), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    if options.plot:
-        plot(rows, options.plot)
 
 
 if __name__ == "__main__":

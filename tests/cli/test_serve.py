@@ -32,8 +32,9 @@ class Server:
 
     def __init__(self, *arguments, **environment):
         command = [str(argument) for argument in (ELUTQ, "serve", *arguments, "--port", 0)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
-        line = self.process.stderr.readline()
+        # Unbuffered: communicate() does not see what a buffer has read beyond the first line.
+        self.process = subprocess.Popen(command, bufsize=0, stderr=subprocess.PIPE, env=os.environ | environment)
+        line = self.process.stderr.readline().decode()
         self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1])
         self.address = f"http://127.0.0.1:{self.port}/v1"
         self.wait_until_up()
@@ -68,7 +69,7 @@ class Server:
     def stop(self):
         self.process.send_signal(signal.SIGINT)
         rest = self.process.communicate(timeout=DEADLINE)[1]
-        return self.process.returncode, rest
+        return self.process.returncode, rest.decode()
 
 
 @pytest.fixture(scope="module")
