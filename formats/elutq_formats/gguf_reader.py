@@ -44,6 +44,7 @@ class GGUFReader:
     Attributes:
         path: where it is.
         metadata: the values by key, in the order of the file; arrays are lists.
+        value_types: their types by key; of an array, its elements' type.
         tensors: the tensors by name, in the order of the file.
         alignment: every tensor's data begin at a multiple of it in the data section.
         size_bytes: size of the file.
@@ -65,10 +66,13 @@ class GGUFReader:
         self.size_bytes = self._bytes.size
         cursor = _Cursor(path, self._bytes)
         n_tensors, n_entries = _read_preamble(cursor)
-        self.metadata = _read_metadata(cursor, n_entries)
+        self.metadata, self.value_types = _read_metadata(cursor, n_entries)
         alignment = self.metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-        if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-            cursor.refuse(f"{ALIGNMENT_KEY} {alignment!r:.40} is not a power of two from 8")
+        value_type = self.value_types.get(ALIGNMENT_KEY, ValueType.UINT32)
+        if type(alignment) is not int or value_type is not ValueType.UINT32:
+            cursor.refuse(f"{ALIGNMENT_KEY} {alignment!r:.40} is not of type UINT32")
+        if alignment < 8 or alignment & (alignment - 1):
+            cursor.refuse(f"{ALIGNMENT_KEY} {alignment} is not a power of two from 8")
         self.tensors = _read_tensor_infos(cursor, n_tensors)
         self.alignment = alignment
         self._data_start = align(cursor.position, alignment)
@@ -152,9 +156,12 @@ class _Cursor:
         except ValueError:
             self.refuse(f"the value of {key} has unknown type {number}")
 
-    def value(self, key: str, value_type: ValueType) -> Any:  # noqa: ANN401 (the type decides)
-        if value_type is ValueType.ARRAY:
-            return self._array(key)
+    def value(self, key: str) -> tuple[Any, ValueType]:
+        """Return a value and its type, or an array's elements and theirs."""
+        value_type = self.value_type(key)
+        return self._array(key) if value_type is ValueType.ARRAY else (self._single(key, value_type), value_type)
+
+    def _single(self, key: str, value_type: ValueType) -> Any:  # noqa: ANN401 (the type decides)
         if value_type is ValueType.STRING:
             return self.string(MAX_STRING_BYTES, f"the value of {key}")
         number = self.scalar(SCALAR_LAYOUTS[value_type])
@@ -164,14 +171,14 @@ class _Cursor:
             return bool(number)
         return number
 
-    def _array(self, key: str) -> list[Any]:
+    def _array(self, key: str) -> tuple[list[Any], ValueType]:
         element_type = self.value_type(key)
         if element_type is ValueType.ARRAY:
             self.refuse(f"the value of {key} is an array of arrays")
         length = self.count(MAX_ARRAY_LENGTH, f"elements in {key}")
         smallest = _U64 if element_type is ValueType.STRING else SCALAR_LAYOUTS[element_type]
         self.require(length * smallest.size)
-        return [self.value(key, element_type) for _ in range(length)]
+        return [self._single(key, element_type) for _ in range(length)], element_type
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
@@ -188,14 +195,15 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     return cursor.count(MAX_TENSORS, "tensors"), cursor.count(MAX_METADATA_ENTRIES, "metadata entries")
 
 
-def _read_metadata(cursor: _Cursor, n_entries: int) -> dict[str, Any]:
+def _read_metadata(cursor: _Cursor, n_entries: int) -> tuple[dict[str, Any], dict[str, ValueType]]:
     metadata: dict[str, Any] = {}
+    value_types: dict[str, ValueType] = {}
     for _ in range(n_entries):
         key = cursor.name("a metadata key")
         if key in metadata:
             cursor.refuse(f"two metadata entries are called {key}")
-        metadata[key] = cursor.value(key, cursor.value_type(key))
-    return metadata
+        metadata[key], value_types[key] = cursor.value(key)
+    return metadata, value_types
 
 
 def _read_tensor_infos(cursor: _Cursor, n_tensors: int) -> dict[str, TensorInfo]:

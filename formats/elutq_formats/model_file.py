@@ -44,7 +44,7 @@ class ModelFile:
             FormatError: it is not one, or contradicts itself.
         """
         self._reader = reader
-        self._metadata = Metadata(reader.metadata, reader.path)
+        self._metadata = Metadata(reader.metadata, reader.value_types, reader.path)
         if HLQ_VERSION_KEY not in self._metadata:
             raise FormatError(f"{reader.path} is a GGUF file, but not one of elutq: make one with elutq quantize")
         if (version := self._metadata.integer(HLQ_VERSION_KEY)) != HLQ_VERSION:

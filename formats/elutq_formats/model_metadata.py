@@ -31,49 +31,47 @@ class Metadata:
     Every method raises FormatError, naming the key, when the value is missing or not what it should be.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: object) -> None:
-        """Wrap the values of the file at ``path``."""
+    def __init__(self, values: Mapping[str, Any], types: Mapping[str, ValueType], path: object) -> None:
+        """Wrap the values of the file at ``path``, and their types; of an array, its elements' type."""
         self._values = values
+        self._types = types
         self._path = path
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
     def string(self, key: str) -> str:
-        """Return a string."""
-        return cast(str, self._value(key, str, "a string"))
+        """Return a STRING."""
+        return cast(str, self._value(key, ValueType.STRING))
 
     def integer(self, key: str, minimum: int = 1) -> int:
-        """Return an integer of at least ``minimum`` that fits 31 bits."""
-        value = cast(int, self._value(key, int, "an integer"))
+        """Return a UINT32 of at least ``minimum`` that fits 31 bits."""
+        value = cast(int, self._value(key, ValueType.UINT32))
         if not minimum <= value < 2**31:
             self.refuse(f"{key} is {value}, not an integer from {minimum}")
         return value
 
     def number(self, key: str) -> float:
-        """Return a positive float32, as the shortest decimal that stands for it."""
-        value = cast(float, self._value(key, float, "a float"))
+        """Return a positive FLOAT32, as the shortest decimal that stands for it."""
+        value = cast(float, self._value(key, ValueType.FLOAT32))
         if not 0 < value <= _LARGEST_FLOAT32:
             self.refuse(f"{key} is {value}, not a positive number")
         return float(str(np.float32(value)))
 
-    def array(self, key: str, kind: type) -> list[Any]:
-        """Return an array whose elements are all of Python type ``kind``."""
-        values = cast(list[Any], self._value(key, list, "an array"))
-        if any(type(value) is not kind for value in values):
-            self.refuse(f"{key} is not an array of {kind.__name__}")
-        return values
+    def array(self, key: str, element_type: ValueType) -> list[Any]:
+        """Return an array of this type."""
+        return cast(list[Any], self._value(key, element_type, is_array=True))
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise a FormatError that names the file."""
         raise FormatError(f"{self._path} is damaged: {reason}")
 
-    def _value(self, key: str, kind: type, wanted: str) -> object:
+    def _value(self, key: str, value_type: ValueType, is_array: bool = False) -> object:
         if key not in self._values:
             self.refuse(f"it has no {key}")
         value = self._values[key]
-        if type(value) is not kind:
-            self.refuse(f"{key} is not {wanted}")
+        if self._types[key] is not value_type or isinstance(value, list) is not is_array:
+            self.refuse(f"{key} is not {'an ARRAY of' if is_array else 'of type'} {value_type.name}")
         return value
 
 
@@ -129,7 +127,7 @@ def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfi
             metadata.refuse(f"{prefix}.{key} differs from {prefix}.attention.key_length")
     vocab_size, window = metadata.integer(f"{prefix}.vocab_size"), f"{prefix}.attention.sliding_window"
     bos = [metadata.integer(BOS_TOKEN_ID, minimum=0)] if BOS_TOKEN_ID in metadata else []
-    eos = metadata.array(EOS_TOKEN_IDS, int) if EOS_TOKEN_IDS in metadata else []
+    eos = metadata.array(EOS_TOKEN_IDS, ValueType.UINT32) if EOS_TOKEN_IDS in metadata else []
     if not all(0 <= token < vocab_size for token in bos + eos):
         metadata.refuse(f"a special token is not among the {vocab_size} of the vocabulary")
     try:

@@ -104,9 +104,10 @@ def _plain_record(info: TensorInfo) -> TensorRecord:
 
 
 def _read_matrices(metadata: Metadata) -> dict[str, TensorRecord]:
-    names = metadata.array(HLQ_NAMES, str)
-    numbers = [metadata.array(key, int) for key in (HLQ_BITS, HLQ_ROWS, HLQ_COLUMNS, HLQ_GROUP_SIZES)]
-    errors = metadata.array(HLQ_ERRORS, float)
+    names = metadata.array(HLQ_NAMES, ValueType.STRING)
+    columns = (HLQ_BITS, HLQ_ROWS, HLQ_COLUMNS, HLQ_GROUP_SIZES)
+    numbers = [metadata.array(key, ValueType.UINT32) for key in columns]
+    errors = metadata.array(HLQ_ERRORS, ValueType.FLOAT32)
     if any(len(values) != len(names) for values in (*numbers, errors)):
         metadata.refuse("the hlq.tensor arrays differ in length")
     matrices = {}

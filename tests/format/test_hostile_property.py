@@ -89,6 +89,7 @@ positions = st.floats(0, 1, exclude_max=True)
 numbers = st.sampled_from(NUMBERS)
 damage = st.one_of(
     st.tuples(st.just("overwrite"), positions, st.binary(min_size=1, max_size=8)),
+    st.tuples(st.just("overwrite"), positions, st.integers(0, 12).map(lambda kind: bytes([kind]))),  # a type, perhaps
     st.tuples(st.just("overwrite"), positions, numbers.map(lambda n: struct.pack("<Q", n))),
     st.tuples(st.just("overwrite"), positions, numbers.map(lambda n: struct.pack("<I", n % 2**32))),
     st.tuples(st.just("overwrite"), positions, st.floats(width=32).map(lambda x: struct.pack("<f", x))),

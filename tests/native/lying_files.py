@@ -1,0 +1,345 @@
+"""What a model file can lie about, one thing at a time, and what each of the two readers says of it."""
+
+import math
+import struct
+
+from gguf_container import ARRAY, INT32, STRING, UINT32, text
+
+
+def add_extra(container):
+    container.tensors.append([b"blk.0.extra", [16], 0, container.tensors[-1][3]])
+    container.tensors[-1][3] = -(-len(container.data) // 64) * 64
+    container.data = container.data.ljust(container.tensors[-1][3], b"\0") + bytes(64)
+
+
+def name_twice(container):
+    container.tensor("blk.1.attn_norm.weight")[0] = b"blk.0.attn_norm.weight"
+
+
+def key_twice(container):
+    container.entries.append(list(container.entry("llama.block_count")))
+
+
+def names_too_many(container):
+    entry = container.entry("hlq.tensor.names")
+    n = struct.unpack_from("<Q", entry[2], 4)[0]
+    entry[2] = struct.pack("<IQ", STRING, n + 1) + entry[2][12:] + text(b"more")
+
+
+def another_name(container):
+    entry = container.entry("hlq.tensor.names")
+    entry[2] = entry[2].replace(b"blk.0.ffn_up.weight", b"blk.9.ffn_up.weight")
+
+
+def number_of(key, value):
+    """The first matrix's number in an hlq.tensor array: the embedding's, 128 x 32, 2 bits in groups of 32."""
+
+    def lie(container):
+        entry = container.entry(f"hlq.tensor.{key}")
+        entry[2] = entry[2][:12] + struct.pack("<I", value) + entry[2][16:]
+
+    return lie
+
+
+def float_of(key, value):
+    return lambda container: container.set(f"llama.{key}", "<f", value)
+
+
+def integer_of(key, value):
+    return lambda container: container.set(f"llama.{key}", "<I", value)
+
+
+def add_entry(key, kind, value):
+    return lambda container: container.entries.append([key, kind, value])
+
+
+def dims_of(name, *dims):
+    return lambda container: container.tensor(name).__setitem__(1, list(dims))
+
+
+def type_of(name, kind):
+    return lambda container: container.tensor(name).__setitem__(2, kind)
+
+
+def offset_of(name, offset):
+    return lambda container: container.tensor(name).__setitem__(3, offset)
+
+
+def matrix_as_floats(container):
+    container.tensor("blk.0.attn_k.weight")[1:3] = [16], 0
+
+
+def patched(name, at, form, value):
+    return lambda container: container.patch(name, at, struct.pack(form, value))
+
+
+HEAD, LAST, HUGE = "token_embd.weight", "rope_freqs.weight", 2**64 - 1
+TOO_LARGE = {
+    "embedding_length": ("hidden_size", 2**22 + 32),
+    "feed_forward_length": ("intermediate_size", 2**22 + 32),
+    "block_count": ("num_hidden_layers", 1025),
+    "attention.head_count": ("num_attention_heads", 4098),
+    "vocab_size": ("vocab_size", 2**24 + 1),
+    "context_length": ("max_position_embeddings", 2**26 + 1),
+}
+
+# What is changed; what the C runtime then says; what the Python reader does.
+LYING = {
+    "theta 0": (float_of("rope.freq_base", 0), "rope.freq_base is out of range", "rope.freq_base is 0.0, not a pos"),
+    "theta -1": (float_of("rope.freq_base", -1), "rope.freq_base is out of range", "rope.freq_base is -1.0, not a"),
+    "theta nan": (float_of("rope.freq_base", math.nan), "rope.freq_base is out of range", "rope.freq_base is nan, not"),
+    "theta inf": (float_of("rope.freq_base", math.inf), "rope.freq_base is out of range", "rope.freq_base is inf, not"),
+    "epsilon -1": (
+        float_of("attention.layer_norm_rms_epsilon", -1),
+        "rms_epsilon is out of range",
+        "rms_epsilon is -1.0, not a positive number",
+    ),
+    "no layers": (
+        integer_of("block_count", 0),
+        "block_count is out of range",
+        "block_count is 0, not an integer from 1",
+    ),
+    "2^32 - 1 layers": (
+        integer_of("block_count", 2**32 - 1),
+        "block_count is out of range",
+        "block_count is 4294967295",
+    ),
+    "one layer more": (
+        integer_of("block_count", 3),
+        r"blk.2.attn_norm.weight is missing",
+        r"tensor blk.2.\S+ is missing",
+    ),
+    "one layer less": (
+        integer_of("block_count", 1),
+        r"tensor blk.1.\S+ is not part of the model",
+        r"tensor blk.1.\S+ is not part of the model",
+    ),
+    "no KV heads": (
+        integer_of("attention.head_count_kv", 0),
+        "head_count_kv is out of range",
+        "head_count_kv is 0, not",
+    ),
+    "3 KV heads": (
+        integer_of("attention.head_count_kv", 3),
+        "head_count is not divisible",
+        "is not a multiple of num_key_value_heads 3",
+    ),
+    "odd head": (integer_of("attention.key_length", 15), "key_length must be even", "differs from .*key_length"),
+    "vocabulary": (integer_of("vocab_size", 4096), f"{HEAD} does not have the shape", rf"{HEAD} has shape \[128, 32\]"),
+    "context 0": (integer_of("context_length", 0), "context_length is out of range", "context_length is 0, not"),
+    "window 0": (
+        add_entry(b"llama.attention.sliding_window", UINT32, bytes(4)),
+        "sliding_window is out of range",
+        "sliding_window is 0, not an integer from 1",
+    ),
+    "theta as integer": (
+        lambda c: c.entry("llama.rope.freq_base").__setitem__(1, UINT32),
+        "rope.freq_base is missing from the metadata or has the wrong type",
+        "rope.freq_base is not of type FLOAT32",
+    ),
+    "KV heads as INT32": (
+        lambda c: c.entry("llama.attention.head_count_kv").__setitem__(1, INT32),
+        "head_count_kv is missing from the metadata or has the wrong type",
+        "head_count_kv is not of type UINT32",
+    ),
+    "alignment as INT32": (
+        lambda c: c.entry("general.alignment").__setitem__(1, INT32),
+        "general.alignment is not 64",
+        "general.alignment 64 is not of type UINT32",
+    ),
+    "bits as INT32": (
+        lambda c: c.entry("hlq.tensor.bits").__setitem__(
+            2, struct.pack("<I", INT32) + c.entry("hlq.tensor.bits")[2][4:]
+        ),
+        "hlq.tensor",
+        "hlq.tensor.bits is not an ARRAY of UINT32",
+    ),
+    **{
+        f"{key} too large": (integer_of(key, value), f"{key} is out of range", f"{name} {value} is more than")
+        for key, (name, value) in TOO_LARGE.items()
+    },
+    "architecture": (
+        lambda c: c.entry("general.architecture").__setitem__(2, text(b"phi3")),
+        '"phi3" is not supported',
+        "architecture 'phi3' of model type 'llama' is unknown",
+    ),
+    "escape codes": (
+        lambda c: c.entry("general.architecture").__setitem__(2, text(b"\x1b[2J")),
+        '"" is not supported',
+        r"architecture '\\x1b\[2J' of",
+    ),
+    "version 2": (lambda c: c.set("hlq.version", "<I", 2), "hlq.version is missing or not 1", "has HLQ version 2"),
+    "alignment 32": (
+        lambda c: c.set("general.alignment", "<I", 32),
+        "general.alignment is not 64",
+        "its alignment is 32, not 64",
+    ),
+    "key twice": (key_twice, "entries are called llama.block_count", "entries are called llama.block_count"),
+    "key of 257 bytes": (
+        add_entry(b"k" * 257, UINT32, bytes(4)),
+        r"cut short at entry \d+",
+        "257 bytes in a metadata key",
+    ),
+    "key not ASCII": (
+        add_entry("\u00e9".encode(), UINT32, bytes(4)),
+        "damaged or cut short at entry",
+        "not printable ASCII",
+    ),
+    "value type 13": (add_entry(b"k", 13, b""), "damaged or cut short at entry", "the value of k has unknown type 13"),
+    "array of arrays": (
+        add_entry(b"k", ARRAY, struct.pack("<IQ", ARRAY, 1)),
+        "damaged or cut short at entry",
+        "the value of k is an array of arrays",
+    ),
+    "long array": (
+        add_entry(b"k", ARRAY, struct.pack("<IQ", UINT32, 2**24 + 1)),
+        "damaged or cut short at entry",
+        "16777217 elements in k, more than 16777216",
+    ),
+    "array size wraps": (
+        add_entry(b"k", ARRAY, struct.pack("<IQ", UINT32, 2**62)),
+        "damaged or cut short at entry",
+        "elements in k, more than 16777216",
+    ),
+    "long string": (
+        add_entry(b"k", STRING, struct.pack("<Q", 2**28 + 1)),
+        "damaged or cut short at entry",
+        "268435457 bytes in the value of k",
+    ),
+    "string of 2^64 - 1 bytes": (
+        add_entry(b"k", STRING, struct.pack("<Q", HUGE)),
+        "damaged or cut short at entry",
+        "bytes in the value of k, more than",
+    ),
+    "string past the end": (
+        add_entry(b"k", STRING, struct.pack("<Q", 2**20)),
+        "damaged or cut short at entry",
+        "is truncated: it ends inside the header",
+    ),
+    "tensor twice": (
+        name_twice,
+        "two tensors are called blk.0.attn_norm.weight",
+        "two tensors are called blk.0.attn_norm.weight",
+    ),
+    "extra tensor": (
+        add_extra,
+        "tensor blk.0.extra is not part of the model",
+        "tensor blk.0.extra is not part of the model",
+    ),
+    "control characters": (
+        lambda c: c.tensors[0].__setitem__(0, b"a\x1b[2J\n"),
+        "tensor list is damaged or cut short at tensor 0",
+        "a tensor's name is not printable ASCII",
+    ),
+    "overlap": (
+        lambda c: c.tensors[1].__setitem__(3, 64),
+        "tensor blk.0.attn_q.weight begins before the end of the one before it",
+        f"tensor blk.0.attn_q.weight begins before the end of {HEAD}",
+    ),
+    "same place": (
+        lambda c: c.tensors[2].__setitem__(3, c.tensors[1][3]),
+        "tensor blk.0.attn_k.weight begins before the end of the one before it",
+        "tensor blk.0.attn_k.weight begins before the end of blk.0.attn_q.weight",
+    ),
+    "misaligned": (
+        lambda c: c.tensors[-1].__setitem__(3, c.tensors[-1][3] + 4),
+        f"tensor {LAST} does not begin at a multiple of 64",
+        f"tensor {LAST} begins at .* not a multiple of 64",
+    ),
+    "past the end": (offset_of(LAST, 2**40), f"tensor {LAST} lies past the end", f"tensor {LAST} ends .* past the end"),
+    "offset wraps": (
+        offset_of(LAST, 2**64 - 64),
+        f"tensor {LAST} lies past the end",
+        f"tensor {LAST} ends .* past the",
+    ),
+    "dims wrap": (
+        dims_of(HEAD, 2**33, 2**33),
+        f"tensor {HEAD} has impossible dimensions",
+        f"tensor {HEAD} has impossible dimensions",
+    ),
+    "dims wrap to the right size": (
+        dims_of(HEAD, 448, 2**58 + 4),
+        f"tensor {HEAD} has impossible dimensions|lies past the end",
+        f"tensor {HEAD} has impossible dimensions",
+    ),
+    "dims zero": (
+        dims_of(HEAD, 0, 4),
+        f"tensor {HEAD} has impossible dimensions",
+        f"tensor {HEAD} has impossible dimensions",
+    ),
+    "dims negative": (
+        dims_of(HEAD, 448, HUGE),
+        f"tensor {HEAD} has impossible dimensions",
+        f"tensor {HEAD} has impossible dimensions",
+    ),
+    "no dims": (dims_of(HEAD), "damaged or cut short at tensor 0", f"tensor {HEAD} has 0 dimensions"),
+    "five dims": (dims_of(HEAD, 1, 1, 1, 1, 1), "damaged or cut short at tensor 0", f"tensor {HEAD} has 5 dimensions"),
+    "one block less": (
+        dims_of(HEAD, 448, 3),
+        f"{HEAD} does not have the number of bytes",
+        rf"{HEAD} .* \[448, 3\], not",
+    ),
+    "blocks of another size": (
+        dims_of(HEAD, 896, 2),
+        f"{HEAD} does not have the number of bytes",
+        f"{HEAD} has dimensions",
+    ),
+    "norm too short": (
+        dims_of("output_norm.weight", 31),
+        "output_norm.weight is not a float vector of the length",
+        r"output_norm.weight has shape \[31\]",
+    ),
+    "norm as fp16": (
+        type_of("output_norm.weight", 1),
+        "output_norm.weight is not a float vector",
+        "output_norm.weight has",
+    ),
+    "matrix as floats": (
+        matrix_as_floats,
+        "hlq.tensor.names does not name as many tensors",
+        "tensor blk.0.attn_k.weight is F32, but hlq.tensor.names says otherwise",
+    ),
+    "ggml type": (type_of(HEAD, 2), f"tensor {HEAD} has ggml type 2", f"tensor {HEAD} has GGML type 2"),
+    "names": (names_too_many, "hlq.tensor.names does not name as many tensors", "hlq.tensor arrays differ in length"),
+    "another name": (
+        another_name,
+        "blk.0.ffn_up.weight is not among hlq.tensor.names",
+        "'blk.9.ffn_up.weight', which is not",
+    ),
+    "no bits": (
+        lambda c: c.set("hlq.tensor.bits", "<IQ", UINT32, 0),
+        "hlq.tensor.bits is missing, or has not one integer for each",
+        "hlq.tensor arrays differ in length",
+    ),
+    "0 bits": (number_of("bits", 0), f"{HEAD} has a number of bits that no", f"{HEAD}.* 0 bits per weight"),
+    "5 bits": (number_of("bits", 5), f"{HEAD} has a number of bits that no", f"{HEAD}.* 5 bits per weight"),
+    "3 bits": (number_of("bits", 3), f"{HEAD} does not have the number of bytes", f"{HEAD} has dimensions"),
+    "groups of 0": (number_of("group_sizes", 0), f"{HEAD} has a group size that", f"{HEAD}.* group size 0"),
+    "groups of 64": (
+        number_of("group_sizes", 64),
+        f"{HEAD} has a group size .* not divide",
+        f"{HEAD}.* do not divide 32",
+    ),
+    "rows": (number_of("rows", 2**32 - 1), f"{HEAD} does not have the shape", f"{HEAD} has dimensions"),
+    "columns": (number_of("columns", 2**32 - 32), f"{HEAD} does not have the shape", f"{HEAD} has dimensions"),
+    "entry count": (
+        lambda c: setattr(c, "counts", (1, HUGE)),
+        "impossible number of tensors or metadata",
+        "18446744073709551615 metadata entries, more than 65536",
+    ),
+    "tensor count": (
+        lambda c: setattr(c, "counts", (2**63, 1)),
+        "impossible number of tensors",
+        "9223372036854775808 tensors, more than 65536",
+    ),
+    "nan norm": (
+        patched("blk.1.ffn_norm.weight", 8, "<f", math.nan),
+        "blk.1.ffn_norm.weight holds a value that is not a finite number",
+        "blk.1.ffn_norm.weight holds a value that is not a finite number",
+    ),
+    "zero divisor": (
+        patched(LAST, 0, "<f", 0),
+        f"{LAST} holds a divisor that is not positive",
+        f"{LAST} differs from what",
+    ),
+}
