@@ -16,24 +16,33 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
-def load(path: PathLike, *, ctx_size: int | None = None, threads: int | None = None) -> LanguageModel:
+def load(
+    path: PathLike,
+    *,
+    ctx_size: int | None = None,
+    threads: int | None = None,
+    cache_type: str = "f16",
+    chat_template: str | None = None,
+) -> LanguageModel:
     """Open a model file.
 
     Args:
         path: a file that ``quantize`` made.
         ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
         threads: threads; None: one for each physical core this process may use.
+        cache_type: keys and values as f16, or as q8 in half the memory.
+        chat_template: Jinja in the place of the file's chat template; None: that one, if there is any.
 
     Returns:
         The model: a context manager, for one text at a time, in one thread at a time.
 
     Raises:
-        ElutqError: the file is damaged or not one of elutq, or the context is impossible.
+        ElutqError: the file is damaged or not one of elutq, or the context or the type of cache is impossible.
         NativeError: the C runtime refuses the file.
     """
     from elutq_cli.generation import LanguageModel
 
-    return LanguageModel(path, ctx_size=ctx_size, threads=threads)
+    return LanguageModel(path, ctx_size=ctx_size, threads=threads, cache_type=cache_type, chat_template=chat_template)
 
 
 def generate(
@@ -122,7 +131,7 @@ def quantize(
         output: the file to make; it appears whole or not at all.
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
         calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
-        device: torch's name of where to tune: cpu, cuda or cuda:N.
+        device: where to compute and to tune: cpu, or torch's name of another device (cuda, cuda:N).
         threads: threads; None: one for each physical core this process may use.
         max_memory: refuse to start when the run may take more memory than so many GB; None: never.
         force: replace the output if it is there.
@@ -136,7 +145,7 @@ def quantize(
         ElutqError: the input is wrong or the disk refuses; then there is no output.
         NativeError: the threads cannot be started.
     """
-    from elutq_cli.pipeline.backend import NativeBackend
+    from elutq_cli.pipeline.backend import make_backend
     from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.quantize import quantize as run_pipeline
     from elutq_cli.pipeline.recipe import Recipe
@@ -146,5 +155,5 @@ def quantize(
     files = [calibration] if isinstance(calibration, str | os.PathLike) else calibration or []
     with Checkpoint.open(Path(checkpoint)) as source:
         text = CalibrationText.read([Path(file) for file in files], source, recipe) if files else None
-        with NativeBackend(threads) as backend:
+        with make_backend(device, threads) as backend:
             return run_pipeline(source, target, recipe, text, backend, force, resume, max_memory, progress, device)

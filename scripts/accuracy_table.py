@@ -40,9 +40,14 @@ class UniformBackend(NativeBackend):
     """Evenly spaced levels from a group's smallest to its largest weight, in place of fitted ones."""
 
     def fit_groups(
-        self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
+        self,
+        weights: FloatArray,
+        bits: int,
+        group_size: int,
+        importance: FloatArray | None = None,
+        n_starts: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
-        """See ``fit.fit_groups``; importance is not looked at."""
+        """See ``fit.fit_groups``; importance and starts are not looked at."""
         groups = weights.reshape(len(weights), -1, group_size)
         low, high = groups.min(axis=-1), groups.max(axis=-1)
         step = (high - low) / (2**bits - 1)
@@ -135,10 +140,6 @@ class RecordedLogits:
     def window_logits(self, windows: FloatArray, advance: Callable[[float], None]) -> Iterator[FloatArray]:
         """Yield the logits of each window."""
         yield from self.recorded
-
-    def logits(self, tokens: FloatArray) -> FloatArray:
-        """Not used: all windows are asked for at once."""
-        raise NotImplementedError
 
 
 def run(

@@ -24,14 +24,10 @@ from typing import Any
 from elutq_cli.pipeline.blas import configure_blas
 
 ALLOCATE, PROBES, PREDICTIONS = "allocate, errors", "allocate, probes", "allocate, predictions"
+WRITE = "write the file"
 STAGES = {
     "load": (("quantize", "_Run.load"),),
-    "calibration forward": (
-        ("calibrate", "block_statistics"),
-        ("calibrate", "block_hessians"),
-        ("calibrate", "input_statistics"),
-        ("calibrate", "hessian"),
-    ),
+    "calibration forward": (("calibrate", "block_statistics"), ("calibrate", "input_statistics")),
     "Hessian products": (("calibrate", "add_gram"), ("calibrate", "add_product"), ("calibrate", "mirror_upper")),
     ALLOCATE: (("quantize", "allocate"),),
     PROBES: (("allocate", "carry"),),
@@ -40,18 +36,18 @@ STAGES = {
     "correction": (("quantize", "corrected"),),
     "fit levels": (("backend", "NativeBackend.fit_groups"),),
     "feedback, columns": (("backend", "NativeBackend.feedback_columns"),),
-    "feedback, rest of the row": (("feedback", "subtract_product"),),
+    "feedback, rest of the row": (("quantize", "feedback"),),
     "refine, residual": (("quantize", "refine"),),
-    "refine, levels": (("refine", "refine_group"),),
-    "refine, codes": (("backend", "NativeBackend.descend_codes"),),
+    "refine, groups": (("backend", "NativeBackend.refine_group"),),
     "error": (("fit", "measure"), ("quantize", "measure")),
-    "pack": (("quantize", "pack_matrix"),),
+    "dequantize": (("quantize", "dequantize"),),
+    "pack": (("backend", "NativeBackend.pack"),),
     "scratch files": (("spool", "Spool.add"), ("spool", "Spool.finish_unit"), ("spool", "Spool.open_streams")),
-    "write the file": (("quantize", "write_model"),),
+    WRITE: (("quantize", "write_model"),),
 }
 OTHER = "all else"
-OF_BLOCKS = (ALLOCATE, PROBES, PREDICTIONS, "write the file")  # in proportion to the blocks, though not of one block
-SERIAL = ("load", "scratch files", "write the file", OTHER)
+OF_BLOCKS = (ALLOCATE, PROBES, PREDICTIONS)  # in proportion to the blocks, though not of one block
+SERIAL = ("scratch files", WRITE, OTHER)
 ONCE, BLOCKS = "once", "blocks"
 
 
@@ -110,6 +106,17 @@ class Stopwatch:
             finally:
                 self.switch(self.running.pop)
             yield item
+
+    def share_writing(self, output: Path) -> None:
+        """Divide the time of writing the file between blocks and the rest by their bytes."""
+        from elutq_formats.model_file import ModelFile
+
+        tensors = ModelFile.open(output).tensors.values()
+        in_blocks = sum(tensor.n_bytes for tensor in tensors if tensor.name.startswith("blk."))
+        part = in_blocks / sum(tensor.n_bytes for tensor in tensors)
+        whole = [sum(self.seconds[WRITE, where][kind] for where in (ONCE, BLOCKS)) for kind in range(2)]
+        self.seconds[WRITE, BLOCKS] = [part * seconds for seconds in whole]
+        self.seconds[WRITE, ONCE] = [(1 - part) * seconds for seconds in whole]
 
     def instrument(self) -> None:
         """Replace the functions of STAGES, those of them that are there, in the modules that call them."""
@@ -219,6 +226,7 @@ def main() -> None:
             arguments.checkpoint, output, recipe, calibration=arguments.calibration, threads=arguments.threads
         )
         watch.switch(lambda: None)
+        watch.share_writing(output)
         peak = memory.stop()
     blocks = arguments.blocks or slice_blocks
     threads = arguments.threads or default_threads()

@@ -60,7 +60,9 @@ def quantize_command(
             "levels by the predictions), or both.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to tune: cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where to compute and to tune: cpu, or with torch cuda or cuda:N.")
+    ] = "cpu",
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Rotate the residual stream and value heads first; unties the head.")
     ] = False,
@@ -116,7 +118,7 @@ def quantize_command(
     check_output(output, force)
     folder = find_checkpoint(model, revision, offline)
     if dry_run:
-        print_forecast(folder, output, recipe, calibration, threads, max_memory, json_output)
+        print_forecast(folder, output, recipe, calibration, device, threads, max_memory, json_output)
         return
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
     with ExitStack() as stack:
@@ -178,6 +180,7 @@ def print_forecast(
     output: Path,
     recipe: Recipe,
     calibration: list[Path] | None,
+    device: str,
     threads: int | None,
     max_memory: float | None,
     json_output: bool,
@@ -187,17 +190,17 @@ def print_forecast(
     Raises:
         ElutqError: it would be refused.
     """
-    from elutq_cli.pipeline.backend import NativeBackend
+    from elutq_cli.pipeline.backend import make_backend
     from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
     from elutq_cli.pipeline.recipe import Plan
     from elutq_formats.checkpoint import Checkpoint
 
-    with Checkpoint.open(model) as checkpoint, NativeBackend(threads) as backend:
+    with Checkpoint.open(model) as checkpoint, make_backend(device, threads) as backend:
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
         n_tokens = 0 if text is None else text.tokens.size
         plan = Plan.make(checkpoint.config, recipe)
-        forecast = Forecast.make(checkpoint.config, plan, recipe, n_tokens)
+        forecast = Forecast.make(checkpoint.config, plan, recipe, n_tokens, backend.threads)
         forecast.check(output, max_memory)
         seconds = estimate_seconds(checkpoint.config, plan, recipe, n_tokens, backend)
     if json_output:

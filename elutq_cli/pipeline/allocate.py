@@ -6,6 +6,7 @@ quantized. Harms are added up over linears, and the budget is spent where a bit 
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from elutq_cli.pipeline.products import measure, quiet
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Block, Head, Positions, Transformer
-from elutq_cli.reference.transformer import WeightSource
+from elutq_cli.reference.transformer import Array, WeightSource
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
@@ -187,10 +188,10 @@ def measure_candidates(
     Every linear's variant of the residual stream, in which it alone is quantized, is carried through the blocks after
     it, beside the exact stream.
     """
-    model = Transformer(source)
-    hidden = np.asarray(model.embed(tokens[:HESSIAN_SEQUENCES]))
+    model = Transformer(source, xp=backend.xp, convert=backend.place)
+    hidden = backend.fetch(model.embed(tokens[:HESSIAN_SEQUENCES])).copy()
     exact = hidden[:PROBE_SEQUENCES, :PROBE_TOKENS].copy()
-    positions = Positions.of(source.config, exact.shape[1])
+    run = partial(_run, backend, Positions.of(source.config, exact.shape[1], convert=backend.place))
     variants: dict[str, FloatArray] = {}
     found: dict[str, _Measured] = {}
     for layer in range(source.config.num_hidden_layers):
@@ -207,15 +208,15 @@ def measure_candidates(
                     errors = measure_errors(weights, statistics.hessian, factor, options, backend)
                     reference = min(options, key=lambda choice: abs(choice[0] - 2))
                     changed[linear] = change_rows(weights, statistics.hessian, factor, reference, backend)
-                    found[name] = _Measured(weights.size, errors, changed[linear].error)
-                advance(weights.size)
-        variants = carry(variants, block, positions, backend)
+                    found[name] = _Measured(math.prod(weights.shape), errors, changed[linear].error)
+                advance(math.prod(weights.shape))
+        variants = carry(variants, partial(run, block), backend)
         for linear, change in changed.items():
-            weights = block.weights[f"{linear}.weight"].copy()
-            weights[change.rows] = change.restored
-            other = Block(block.config, layer, {**block.weights, f"{linear}.weight": weights})
-            variants[f"model.layers.{layer}.{linear}.weight"] = _run(other, positions, exact)
-        exact = _run(block, positions, exact)
+            weights = block.weights[f"{linear}.weight"] + 0.0
+            weights[change.rows] = backend.place(change.restored)
+            other = Block(block.config, layer, {**block.weights, f"{linear}.weight": weights}, block.xp)
+            variants[f"model.layers.{layer}.{linear}.weight"] = run(other, exact)
+        exact = run(block, exact)
     divergences = diverge(variants, exact, model.load_head(), backend)
     return [
         Candidate(name, of.n_weights, divergences[name] / of.change if of.change > 0.0 else 0.0, of.errors)
@@ -247,22 +248,20 @@ class ChangedRows:
     error: float
 
 
-def change_rows(
-    weights: FloatArray, hessian: FloatArray, factor: FloatArray, choice: Choice, backend: Backend
-) -> ChangedRows:
+def change_rows(weights: Array, hessian: Array, factor: Array, choice: Choice, backend: Backend) -> ChangedRows:
     """Quantize CHANGED_ROWS rows spread over a matrix: what all do to the predictions is their share's, scaled up."""
     rows = _spread_rows(len(weights), CHANGED_ROWS)
-    original = np.ascontiguousarray(weights[rows])
+    original = weights[rows]
     tensor = feedback(original, factor, *choice, backend)
     error = measure(original, tensor, hessian, backend).error ** 2 * len(original) / len(weights)
     return ChangedRows(rows, tensor.dequantize(), error)
 
 
 def measure_errors(
-    weights: FloatArray, hessian: FloatArray, factor: FloatArray, options: Iterable[Choice], backend: Backend
+    weights: Array, hessian: Array, factor: Array, options: Iterable[Choice], backend: Backend
 ) -> dict[Choice, float]:
     """Return the squared relative error under H at each choice, measured on SAMPLED_ROWS rows of the matrix."""
-    rows = np.ascontiguousarray(weights[_spread_rows(len(weights), SAMPLED_ROWS)])
+    rows = weights[_spread_rows(len(weights), SAMPLED_ROWS)]
     return {
         choice: measure(rows, feedback(rows, factor, *choice, backend), hessian, backend).error ** 2
         for choice in options
@@ -280,32 +279,39 @@ def _options(columns: int, group_size: int) -> list[Choice]:
 
 
 def carry(
-    variants: Mapping[str, FloatArray], block: Block, positions: Positions, backend: Backend
+    variants: Mapping[str, FloatArray], run: Callable[[FloatArray], FloatArray], backend: Backend
 ) -> dict[str, FloatArray]:
     """Run all variants of the residual stream through a block, one on each of the backend's threads."""
-    return dict(zip(variants, backend.map(quiet(partial(_run, block, positions)), variants.values()), strict=True))
+    return dict(zip(variants, backend.map(quiet(run), variants.values()), strict=True))
 
 
 def diverge(variants: Mapping[str, FloatArray], exact: FloatArray, head: Head, backend: Backend) -> dict[str, float]:
     """Return the mean KL divergence of each variant's predictions from the exact stream's: (sequences, n, hidden)."""
-    expected = [log_softmax(head(x)) for x in exact]
-    divergence = quiet(partial(_divergence, head, expected))
+
+    def predictions(x: FloatArray) -> npt.NDArray[np.float64]:
+        return log_softmax(backend.fetch(head(backend.place(x))))
+
+    divergence = quiet(partial(_divergence, predictions, [predictions(x) for x in exact]))
     return dict(zip(variants, backend.map(divergence, variants.values()), strict=True))
 
 
-def _run(block: Block, positions: Positions, stream: FloatArray) -> FloatArray:
-    return np.asarray(block(stream, positions))
+def _run(backend: Backend, positions: Positions, block: Block, stream: FloatArray) -> FloatArray:
+    return backend.fetch(block(backend.place(stream), positions))
 
 
-def _divergence(head: Head, expected: Sequence[npt.NDArray[np.float64]], stream: FloatArray) -> float:
+def _divergence(
+    predictions: Callable[[FloatArray], npt.NDArray[np.float64]],
+    expected: Sequence[npt.NDArray[np.float64]],
+    stream: FloatArray,
+) -> float:
     """Return the mean KL divergence of a stream's predictions from those expected.
 
     Args:
-        head: of the model.
-        expected: of each sequence, (n, vocab_size) log-probabilities.
+        predictions: from a sequence's last hidden states to log-probabilities (n, vocab_size).
+        expected: of each sequence.
         stream: (sequences, n, hidden_size), the last block's output.
     """
-    return float(np.mean([_row_divergence(p, log_softmax(head(x))) for p, x in zip(expected, stream, strict=True)]))
+    return float(np.mean([_row_divergence(p, predictions(x)) for p, x in zip(expected, stream, strict=True)]))
 
 
 def _row_divergence(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:

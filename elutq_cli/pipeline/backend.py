@@ -4,17 +4,46 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
+
 from elutq_cli.pipeline.blas import one_blas_thread
 from elutq_cli.pipeline.feedback import feedback_columns
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
-from elutq_cli.pipeline.refine import descend_codes
+from elutq_cli.pipeline.refine import CODE_SWEEPS, LEAST_PULL, refine_group
 from elutq_cli.pipeline.stage import Item, Result
+from elutq_cli.pipeline.torch_device import prepare_torch
+from elutq_cli.reference.transformer import Array, Namespace
+from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import default_threads
 from elutq_native.quantizer import Quantizer
 
 
-class NumpyBackend:
+class OnProcessor:
+    """Arrays are numpy's."""
+
+    xp: Namespace = np
+    tile = 512
+
+    def place(self, array: FloatArray) -> Array:
+        """Return the array."""
+        return array
+
+    def fetch(self, array: Array) -> FloatArray:
+        """Return the array."""
+        return np.asarray(array)
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Return float32 of undefined contents."""
+        return np.empty(shape, dtype=np.float32)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Return float32 zeros."""
+        return np.zeros(shape, dtype=np.float32)
+
+
+class NumpyBackend(OnProcessor):
     """The definition: slow, on one thread."""
 
     threads = 1
@@ -24,10 +53,15 @@ class NumpyBackend:
         return [function(item) for item in items]
 
     def fit_groups(
-        self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
+        self,
+        weights: FloatArray,
+        bits: int,
+        group_size: int,
+        importance: FloatArray | None = None,
+        n_starts: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
-        return fit_groups(weights, bits, group_size, importance)
+        return fit_groups(weights, bits, group_size, importance, n_starts)
 
     def feedback_columns(
         self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
@@ -35,20 +69,18 @@ class NumpyBackend:
         """See ``feedback.feedback_columns``."""
         return feedback_columns(weights, factor, half_scales, centers)
 
-    def descend_codes(
-        self,
-        codes: CodeArray,
-        residual: FloatArray,
-        hessian: FloatArray,
-        half_scales: HalfArray,
-        centers: HalfArray,
-        sweeps: int,
-    ) -> CodeArray:
-        """See ``refine.descend_codes``."""
-        return descend_codes(codes, residual, hessian, half_scales, centers, sweeps)
+    def refine_group(
+        self, half_scales: HalfArray, centers: HalfArray, codes: CodeArray, residual: FloatArray, hessian: FloatArray
+    ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+        """See ``refine.refine_group``."""
+        return refine_group(half_scales, centers, codes, residual, hessian)
+
+    def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
+        """See ``elutq_formats.hlq.pack``."""
+        return pack(tensor)
 
 
-class NativeBackend:
+class NativeBackend(OnProcessor):
     """The same results from C, on several threads; a context manager that stops them."""
 
     def __init__(self, threads: int | None = None) -> None:
@@ -65,10 +97,16 @@ class NativeBackend:
         return list(self._executor.map(function, items))
 
     def fit_groups(
-        self, weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
+        self,
+        weights: FloatArray,
+        bits: int,
+        group_size: int,
+        importance: FloatArray | None = None,
+        n_starts: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
-        return self._quantizer.fit(weights, starting_points(bits), group_size, importance, ITERATIONS, PROXIMITY)
+        starts = starting_points(bits)[:n_starts]
+        return self._quantizer.fit(weights, starts, group_size, importance, ITERATIONS, PROXIMITY)
 
     def feedback_columns(
         self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
@@ -76,17 +114,15 @@ class NativeBackend:
         """See ``feedback.feedback_columns``."""
         return self._quantizer.feedback(weights, factor, half_scales, centers)
 
-    def descend_codes(
-        self,
-        codes: CodeArray,
-        residual: FloatArray,
-        hessian: FloatArray,
-        half_scales: HalfArray,
-        centers: HalfArray,
-        sweeps: int,
-    ) -> CodeArray:
-        """See ``refine.descend_codes``."""
-        return self._quantizer.descend(codes, residual, hessian, half_scales, centers, sweeps)
+    def refine_group(
+        self, half_scales: HalfArray, centers: HalfArray, codes: CodeArray, residual: FloatArray, hessian: FloatArray
+    ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+        """See ``refine.refine_group``."""
+        return self._quantizer.refine(half_scales, centers, codes, residual, hessian, CODE_SWEEPS, LEAST_PULL)
+
+    def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
+        """See ``elutq_formats.hlq.pack``."""
+        return self._quantizer.pack(tensor.half_scales, tensor.centers, tensor.codes)
 
     def __enter__(self) -> "NativeBackend":
         self._blas.__enter__()
@@ -99,3 +135,18 @@ class NativeBackend:
             self._executor.shutdown(cancel_futures=True)
         self._quantizer.close()
         self._blas.__exit__(kind, error, trace)
+
+
+def make_backend(device: str, threads: int | None) -> NativeBackend:
+    """Choose the backend for a device: numpy's products on ``cpu``, torch's elsewhere.
+
+    Raises:
+        ElutqError: torch is not installed, or has no such device.
+        NativeError: the threads cannot be started.
+    """
+    if device == "cpu":
+        return NativeBackend(threads)
+    prepare_torch(device, threads or default_threads(), f"--device {device}")
+    from elutq_cli.pipeline.torch_backend import TorchBackend
+
+    return TorchBackend(device, threads)

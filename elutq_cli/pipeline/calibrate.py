@@ -7,6 +7,7 @@ block too, have been quantized. Beside them run, where they are asked for, the a
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,9 +15,14 @@ from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import add_gram, add_product, mirror_upper, quiet
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import SHARED_INPUTS, Block, Positions
+from elutq_cli.reference.transformer import Array
 
 TOKENS_AT_ONCE = 1024
 ADDED_TO_STREAM = ("self_attn.o_proj", "mlp.down_proj")
+
+
+Linear: TypeAlias = Callable[[Array], Array]
+"""What computes a linear's input (..., columns) from the residual stream, or its output from that."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +31,28 @@ class InputStatistics:
 
     Attributes:
         hessian: (columns, columns) float32, X^T X.
-        cross: (columns, columns) float32, X^T (X' - X) with the exact model's inputs X'; None when they were not kept.
-        drift: (columns, hidden_size) float32, X^T (S' - S), S and S' the residual streams that the linear's output is
-            added to; None where it is not added to one.
+        cross: (columns, columns) float32, X^T (X' - X) with the exact model's inputs X'; None where they were not kept
+            and where there is ``lack``.
+        lack: (hidden_size, columns) float32, (Y' - Y)^T X, Y' the exact model's residual stream after the linear and Y
+            what the exact weights would make of X and the stream here; None where the output is not added to it.
     """
 
-    hessian: FloatArray
-    cross: FloatArray | None = None
-    drift: FloatArray | None = None
+    hessian: Array
+    cross: Array | None = None
+    lack: Array | None = None
+
+
+def in_memory(shape: tuple[int, ...]) -> FloatArray:
+    """Make room for activations: float32 of this shape."""
+    return np.empty(shape, dtype=np.float32)
 
 
 def block_statistics(
-    block: Block, hidden: FloatArray, exact: FloatArray | None, backend: Backend
+    block: Block,
+    hidden: FloatArray,
+    exact: FloatArray | None,
+    backend: Backend,
+    make_room: Callable[[tuple[int, ...]], FloatArray] = in_memory,
 ) -> Iterator[tuple[tuple[str, ...], InputStatistics]]:
     """Run the calibration sequences through a block, pausing before each of its inputs is used.
 
@@ -44,88 +60,81 @@ def block_statistics(
     ``block.weights`` by their dequantized values; what follows sees those.
 
     Args:
-        block: the block, with its exact weights.
+        block: the block, with its exact weights, on the backend.
         hidden: (sequences, n, hidden_size) float32, the block's input; replaced by its output.
         exact: the same in the exact model, or None.
         backend: runs a batch of sequences on each of its threads.
+        make_room: for the inputs of all tokens to a linear that is about to be quantized.
 
     Yields:
         The names of the linears that share an input, and that input's statistics.
     """
     blocks, streams = [block], [hidden]
     if exact is not None:
-        blocks.append(Block(block.config, block.layer, block.weights))
+        blocks.append(Block(block.config, block.layer, block.weights, block.xp))
         streams.append(exact)
-    positions = Positions.of(block.config, hidden.shape[1])
-    steps: tuple[tuple[str, Callable[[Block, FloatArray], FloatArray]], ...] = (
-        ("self_attn.q_proj", lambda block, x: np.asarray(block.norm("input_layernorm", x))),
+    positions = Positions.of(block.config, hidden.shape[1], convert=backend.place)
+    steps: tuple[tuple[str, Callable[[Block, Array], Array]], ...] = (
+        ("self_attn.q_proj", lambda block, x: block.norm("input_layernorm", x)),
         ("self_attn.o_proj", lambda block, x: block.attention_values(block.norm("input_layernorm", x), positions)),
-        ("mlp.gate_proj", lambda block, x: np.asarray(block.norm("post_attention_layernorm", x))),
+        ("mlp.gate_proj", lambda block, x: block.norm("post_attention_layernorm", x)),
         ("mlp.down_proj", lambda block, x: block.gated_values(block.norm("post_attention_layernorm", x))),
     )
     for linear, linear_input in steps:
-        adds_to_stream = linear in ADDED_TO_STREAM
         inputs = [partial(linear_input, own) for own in blocks]
-        finish_exact = partial(blocks[-1].linear, linear) if adds_to_stream and exact is not None else None
-        moments = [input_statistics(inputs, streams, finish_exact, backend)]
-        if finish_exact is not None:  # the exact weights up to here have done their work
+        if linear not in ADDED_TO_STREAM:
+            yield SHARED_INPUTS[linear], input_statistics(inputs, streams, backend)
+            continue
+        kept = make_room((*hidden.shape[:2], block.weights[f"{linear}.weight"].shape[1]))
+        moments = [input_statistics(inputs, streams, backend, partial(blocks[-1].linear, linear), kept)]
+        if exact is not None:  # the exact weights up to here have done their work
             for name in [name for name in blocks[-1].weights if name.startswith(linear.split(".")[0])]:
                 del blocks[-1].weights[name]
         yield SHARED_INPUTS[linear], moments.pop()  # to be freed by the caller
-        if adds_to_stream:
-            backend.map(quiet(partial(_add_output, block, linear, linear_input)), token_batches(hidden))
-
-
-def _add_output(
-    block: Block, linear: str, linear_input: Callable[[Block, FloatArray], FloatArray], x: FloatArray
-) -> None:
-    x += block.linear(linear, linear_input(block, x))
-
-
-def _add_linear(linear: Callable[[FloatArray], FloatArray], stream_and_input: tuple[FloatArray, FloatArray]) -> None:
-    stream, x = stream_and_input
-    stream += linear(x)
+        add = quiet(partial(_add_output, partial(block.linear, linear), backend))
+        backend.map(add, zip(token_batches(hidden), token_batches(kept), strict=True))
 
 
 def input_statistics(
-    inputs: Sequence[Callable[[FloatArray], FloatArray]],
+    inputs: Sequence[Linear],
     streams: Sequence[FloatArray],
-    finish_exact: Callable[[FloatArray], FloatArray] | None,
     backend: Backend,
+    linear: Linear | None = None,
+    kept: FloatArray | None = None,
 ) -> InputStatistics:
     """Return the second moments of a linear's input, accumulated in float32 in the order of the tokens.
 
     Args:
-        inputs: computes the linear's input (..., columns) from the residual stream, on the quantized prefix and, where
-            it is kept, in the exact model.
+        inputs: computes the linear's input from the residual stream, on the quantized prefix and, where it is kept, in
+            the exact model.
         streams: (sequences, n, hidden_size) float32 of each.
-        finish_exact: the exact linear, where its output is added to the residual stream: the exact model's goes on
-            from here. None where it is not, and where there is no exact stream.
         backend: runs a batch of sequences on each of its threads, then the products.
+        linear: the exact linear, where its output is added to the residual stream: the exact model's goes on from here.
+        kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
     """
-    batches = list(zip(*map(token_batches, streams), strict=True))
-    totals: list[FloatArray] = []
-    for first in range(0, len(batches), backend.threads):
-        wave = batches[first : first + backend.threads]
-        found = backend.map(quiet(partial(_inputs_of, inputs)), wave)
-        if first == 0:
+    waves = list(zip(*map(token_batches, streams), strict=True))
+    room = token_batches(kept) if kept is not None else []
+    hessian = other = None
+    for first in range(0, len(waves), backend.threads):
+        wave = waves[first : first + backend.threads]
+        found = backend.map(quiet(partial(_inputs_of, inputs, linear, backend)), wave)
+        if hessian is None:
             columns = found[0][0].shape[1]
-            widths = (columns, columns, streams[0].shape[-1])[: len(streams) + (finish_exact is not None)]
-            totals = [np.zeros((columns, width), dtype=np.float32) for width in widths]
-        add_gram(totals[0], [found_inputs[0] for found_inputs in found], backend)
-        for stream, found_inputs in zip(wave, found, strict=True):
-            if len(found_inputs) == 2:
-                x, exact = found_inputs
-                add_product(totals[1], x, exact - x, backend)
-                if finish_exact is not None:
-                    add_product(totals[2], x, _flat(stream[1] - stream[0]), backend)
-        if finish_exact is not None:
-            finished = [(_flat(stream[1]), found_inputs[1]) for stream, found_inputs in zip(wave, found, strict=True)]
-            backend.map(quiet(partial(_add_linear, finish_exact)), finished)
-    for total in totals:
-        total /= np.float32(streams[0].shape[0] * streams[0].shape[1])
-    mirror_upper(totals[0], backend)
-    return InputStatistics(*totals)
+            hessian = backend.zeros((columns, columns))
+            other = backend.zeros((streams[0].shape[-1] if linear else columns, columns)) if len(streams) == 2 else None
+        add_gram(hessian, [x for x, _ in found], backend)
+        for x, difference in found:
+            if difference is not None:
+                add_product(other, *((difference, x) if linear else (x, difference)), backend)
+        for place, (x, _) in zip(room[first : first + len(found)], found, strict=bool(room)):
+            place[...] = backend.fetch(x).reshape(place.shape)
+    assert hessian is not None
+    n_tokens = streams[0].shape[0] * streams[0].shape[1]
+    for total in (hessian, other):
+        if total is not None:
+            total /= n_tokens
+    mirror_upper(hessian, backend)
+    return InputStatistics(hessian, None if linear else other, other if linear else None)
 
 
 def token_batches(sequences: FloatArray) -> list[FloatArray]:
@@ -134,9 +143,25 @@ def token_batches(sequences: FloatArray) -> list[FloatArray]:
     return [sequences[first : first + step] for first in range(0, len(sequences), step)]
 
 
-def _inputs_of(inputs: Sequence[Callable[[FloatArray], FloatArray]], batch: tuple[FloatArray, ...]) -> list[FloatArray]:
-    return [_flat(linear_input(x)) for linear_input, x in zip(inputs, batch, strict=True)]
+def _inputs_of(
+    inputs: Sequence[Linear], linear: Linear | None, backend: Backend, batch: tuple[FloatArray, ...]
+) -> tuple[Array, Array | None]:
+    """Return a batch's inputs X (tokens, columns) and, beside an exact stream, X' - X or what the stream then lacks."""
+    streams = [backend.place(stream) for stream in batch]
+    x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
+    if not exact:
+        return x, None
+    if linear is None:
+        return x, exact[0] - x
+    after = _flat(streams[1]) + linear(exact[0])
+    batch[1][...] = backend.fetch(after).reshape(batch[1].shape)
+    return x, after - (_flat(streams[0]) + linear(x))
 
 
-def _flat(x: FloatArray) -> FloatArray:
+def _add_output(linear: Linear, backend: Backend, stream_and_input: tuple[FloatArray, FloatArray]) -> None:
+    stream, x = stream_and_input
+    stream += backend.fetch(linear(backend.place(x)))
+
+
+def _flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])

@@ -3,10 +3,14 @@
 import numpy as np
 
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
+from elutq_cli.pipeline.products import pieces
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
+from elutq_cli.pipeline.stage import Backend
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+
+CHECKED_AT_ONCE = 1 << 20
 
 
 class CheckedWeights:
@@ -16,10 +20,11 @@ class CheckedWeights:
         config: hyper-parameters of the model.
     """
 
-    def __init__(self, source: Checkpoint | RotatedCheckpoint) -> None:
-        """Read nothing yet."""
+    def __init__(self, source: Checkpoint | RotatedCheckpoint, backend: Backend) -> None:
+        """Read nothing yet; the backend's threads will."""
         self.config: ModelConfig = source.config
         self._source = source
+        self._backend = backend
 
     def has(self, name: str) -> bool:
         """Whether the model has this tensor."""
@@ -35,10 +40,17 @@ class CheckedWeights:
         Raises:
             ElutqError: a value is not finite, or a matrix has one that float16 cannot hold.
         """
-        tensor = self._source.load(name)
-        largest = float(np.maximum(tensor.max(), -tensor.min()))
+        tensor = self._source.load(name, self._backend.map)
+        flat = tensor.reshape(-1)
+        largest = float(
+            np.max(self._backend.map(lambda part: _largest(flat[part]), pieces(flat.size, CHECKED_AT_ONCE)))
+        )
         if not np.isfinite(largest):
             raise ElutqError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
         if tensor.ndim > 1 and largest > LARGEST_HALF:
             raise ElutqError(f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized")
         return tensor
+
+
+def _largest(values: FloatArray) -> float:
+    return float(np.maximum(values.max(), -values.min()))

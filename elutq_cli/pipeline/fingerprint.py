@@ -16,9 +16,11 @@ from elutq_formats.checkpoint import Checkpoint
 CHECKPOINT, CALIBRATION, CODE = "checkpoint", "calibration", "elutq"
 
 
-def fingerprint(checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationText | None) -> dict[str, str]:
+def fingerprint(
+    checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationText | None, device: str
+) -> dict[str, str]:
     """Describe a run: two with the same fingerprint make the same file."""
-    found = {CHECKPOINT: checkpoint.identity()}
+    found = {CHECKPOINT: checkpoint.identity(), "device": device}
     found |= {name.replace("_", " "): str(value) for name, value in asdict(recipe).items()}
     if calibration is not None:
         digest = hashlib.sha256(calibration.tokens.tobytes())

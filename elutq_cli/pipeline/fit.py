@@ -61,7 +61,11 @@ def starting_points(bits: int) -> DoubleArray:
 
 
 def fit_groups(
-    weights: FloatArray, bits: int, group_size: int, importance: FloatArray | None = None
+    weights: FloatArray,
+    bits: int,
+    group_size: int,
+    importance: FloatArray | None = None,
+    n_starts: int | None = None,
 ) -> tuple[HalfArray, HalfArray, CodeArray]:
     """Fit the levels of every group of a matrix, round them to float16 and give each weight the nearest.
 
@@ -71,6 +75,7 @@ def fit_groups(
         group_size: columns that share their levels.
         importance: (columns,) float32, what a squared error in a column costs; not negative, and not all zero within
             a group. None: 1 everywhere.
+        n_starts: how many of STARTS are tried, the first; None: all.
 
     Returns:
         half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
@@ -85,7 +90,7 @@ def fit_groups(
     for first in range(0, groups.shape[1], GROUPS_AT_ONCE):
         part = slice(first, first + GROUPS_AT_ONCE)
         statistics = SortedGroups.of(groups[:, part], repeated[:, part])
-        best_half_scales, best_centers = fit_sorted(statistics, bits)
+        best_half_scales, best_centers = fit_sorted(statistics, starting_points(bits)[:n_starts])
         half_scales[:, part] = _to_half(best_half_scales)
         centers[part] = _to_half(best_centers + statistics.middle)
     codes = nearest(groups.T, levels(half_scales.T, centers))
@@ -130,12 +135,14 @@ class SortedGroups:
         )
 
 
-def fit_sorted(groups: "SortedGroups", bits: int, iterations: int = ITERATIONS) -> tuple[DoubleArray, DoubleArray]:
-    """Descend from every start and return the best half scales (bits, n) and centers (n,), float64."""
-    reach = groups.values[-1]
+def fit_sorted(
+    groups: "SortedGroups", starts: DoubleArray, iterations: int = ITERATIONS
+) -> tuple[DoubleArray, DoubleArray]:
+    """Descend from each of the starts and return the best half scales (bits, n) and centers (n,), float64."""
+    reach, bits = groups.values[-1], starts.shape[1] - 1
     best_error = np.full(reach.shape, np.inf)
     best_half_scales, best_centers = np.zeros((bits, len(reach))), np.zeros_like(reach)
-    for start in starting_points(bits):
+    for start in starts:
         half_scales, centers = start[:bits, None] * reach, start[bits] * reach
         error = descend(groups, half_scales, centers, iterations).min(axis=0)
         better = error < best_error

@@ -15,6 +15,7 @@ from elutq_cli.pipeline.correct import corrected
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.products import ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.stage import Backend
@@ -30,8 +31,10 @@ PROCESS_BYTES = 250_000_000
 
 # Bytes of memory for each weight of a matrix, or each element of its Hessian, at the worst moment of a stage; measured.
 WEIGHTS_ALONE, HALF, RESTORED = 7.5, 6.0, 4.5
-STAGE_WEIGHT, STAGE_SQUARE = 8.0, 14.0
-FACTOR_SQUARE = 18.0
+CODES, STAGE_WEIGHT, STAGE_SQUARE = 2.5, 10.5, 9.0
+FACTOR_SQUARE = 10.0
+ACTIVATIONS = 4
+"""Arrays of a batch's tokens by the intermediate size that a thread holds during a forward pass."""
 MARGIN = 1.1
 
 TUNING_OVERHEAD = 2.5
@@ -59,8 +62,8 @@ class Forecast:
     tuning_bytes: int
 
     @classmethod
-    def make(cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int) -> "Forecast":
-        """Plan a run that calibrates on so many tokens, 0 for weights alone."""
+    def make(cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, threads: int) -> "Forecast":
+        """Plan a run that calibrates on so many tokens, 0 for weights alone, on so many threads."""
         shapes = {**config.tensor_shapes()}
         matrices = {entry.name: entry for entry in plan.matrices()}
         if plan.head is not None:
@@ -68,10 +71,11 @@ class Forecast:
         records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
         output_bytes = sum(record.n_bytes for record in records)
         stream = 4 * config.hidden_size * n_tokens
-        scratch = output_bytes + 2 * stream * (2 if recipe.keeps_exact else 1)
+        inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in ADDED_TO_STREAM)
+        scratch = output_bytes + 2 * stream * (2 if recipe.keeps_exact else 1) + inputs
         tuning = tuning_bytes(config, recipe)
         # The streams before a block stay in memory until it is tuned.
-        memory = max(_memory(config, plan, shapes, recipe, n_tokens), PROCESS_BYTES + tuning)
+        memory = max(_memory(config, plan, shapes, recipe, n_tokens, threads), PROCESS_BYTES + tuning)
         return cls(records, output_bytes, scratch, memory + (stream if "block" in recipe.tune else 0), tuning)
 
     def check(self, output: Path, max_memory: float | None) -> None:
@@ -107,7 +111,14 @@ def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> Tens
     return TensorRecord(gguf_name(name), entry.bits, shape[0], shape[1], entry.group_size)
 
 
-def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]], recipe: Recipe, n_tokens: int) -> int:
+def _memory(
+    config: ModelConfig,
+    plan: Plan,
+    shapes: dict[str, tuple[int, ...]],
+    recipe: Recipe,
+    n_tokens: int,
+    threads: int,
+) -> int:
     def alone(entry: MatrixPlan, also: float = 0.0) -> float:
         return (also + (HALF if entry.bits == HALF_BITS else WEIGHTS_ALONE)) * math.prod(shapes[entry.name])
 
@@ -120,7 +131,7 @@ def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]],
         exact = 0.0  # weights of the exact block, kept until its stream has passed the half that they belong to
         for first, linears in SHARED_INPUTS.items():
             sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
-            peaks.append(own + _calibrated(sharing, config.hidden_size, exact))
+            peaks.append(own + _calibrated(sharing, first in ADDED_TO_STREAM, exact))
             exact = 0.0 if first in ADDED_TO_STREAM else 4.0 * sum(map(math.prod, sharing))
     if recipe.method == "allocate":
         # Beside a block and a Hessian: a probe's residual stream for each linear of the model, and the head's logits.
@@ -135,26 +146,30 @@ def _memory(config: ModelConfig, plan: Plan, shapes: dict[str, tuple[int, ...]],
         peaks.append(4.0 * head + streams + PROBE_SEQUENCES * logits)
     if plan.head is not None:
         shape = shapes[plan.head.name]
-        calibrated = 4.0 * math.prod(shape) + _calibrated([shape], 0, 0.0)
+        calibrated = 4.0 * math.prod(shape) + _calibrated([shape], False, 0.0)
         peaks.append(alone(plan.head) if plan.head.bits == HALF_BITS else calibrated)
-    # What the forward pass of a batch holds, on each thread: of the MLP, or of attention's scores.
-    return PROCESS_BYTES + int(MARGIN * (max(peaks) + 2 * 4 * TOKENS_AT_ONCE * 4 * config.intermediate_size))
+    activations = threads * ACTIVATIONS * 4 * TOKENS_AT_ONCE * config.intermediate_size
+    return PROCESS_BYTES + int(MARGIN * (max(peaks) + activations))
 
 
-def _calibrated(sharing: list[tuple[int, ...]], hidden_size: int, exact: float) -> float:
+def _calibrated(sharing: list[tuple[int, ...]], adds_to_stream: bool, exact: float) -> float:
     """Return the bytes that the stages take for matrices (rows, columns) that share an input, beside their block.
 
     Args:
         sharing: their shapes.
-        hidden_size: rows of what the drift of the residual stream is correlated with.
+        adds_to_stream: whether their output joins the residual stream.
         exact: bytes of exact weights in memory until the input's moments are known.
     """
-    columns = sharing[0][1]
-    square, largest, targets = columns**2, max(map(math.prod, sharing)), sum(map(math.prod, sharing))
+    rows, columns = sharing[0]
+    square, targets = columns**2, sum(map(math.prod, sharing))
+    largest = max(rows for rows, _ in sharing)
+    stages = (CODES * largest + STAGE_WEIGHT * min(largest, ROWS_AT_ONCE)) * columns
+    second = 4.0 * (rows if adds_to_stream else columns) * columns  # the moment beside the Hessian
     return max(
-        exact + 8.0 * square + 4.0 * columns * hidden_size,
-        FACTOR_SQUARE * square + 4.0 * columns * hidden_size,
-        STAGE_SQUARE * square + 4.0 * targets + STAGE_WEIGHT * largest,
+        exact + 4.0 * square + second,
+        FACTOR_SQUARE * square + second,
+        8.0 * square + 3.0 * second + 4.0 * targets,  # two products of the correction beside it
+        STAGE_SQUARE * square + 4.0 * targets + stages,
     )
 
 
@@ -186,7 +201,7 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
     for entry in (entry for block in plan.blocks for entry in block):
         rows, columns = shapes[entry.name]
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
-        passes = (6 * rows + (2 if recipe.corrects else 1) * columns) * columns * n_tokens * product
+        passes = (3 * rows + (1.5 if recipe.corrects else 0.5) * columns) * columns * n_tokens * product
         seconds += passes + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3
     if recipe.method == "allocate":
         # Each linear's probe goes through all blocks after it; Hessians and errors cost about one block's stages.
@@ -206,7 +221,7 @@ def _run_stages(weights: FloatArray, hessian: FloatArray, recipe: Recipe, backen
     if recipe.method != "feedback":
         refine(weights, hessian, tensor, recipe.damping, backend)
     if recipe.corrects:
-        corrected(weights, InputStatistics(hessian, hessian), hessian, backend)
+        corrected([weights], InputStatistics(hessian, hessian), hessian, backend)
 
 
 def _seconds(function: Callable[[], object]) -> float:

@@ -1,112 +1,175 @@
-"""Large products in pieces of fixed size, on the backend's threads: the result does not depend on their number."""
+"""Large products in tiles of fixed size, on the backend's threads: the result does not depend on their number."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.stage import Backend, Item, Quantized, Result
-from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
-from elutq_formats.hlq import HLQTensor, pack
+from elutq_cli.reference.transformer import Array
+from elutq_formats.hlq import HLQTensor
 
-PIECE_ROWS = 256
-PIECE_WEIGHTS = 1 << 20
+BLOCK_COLUMNS = 512
+"""Columns that a stage goes through before the others hear of what has changed, by one product."""
 
-MEASURED_ROWS = 1024
+MOMENT_TILES = 2
+"""Tiles to a side of one of a sum of moments: those are read and written again for every batch of tokens."""
+
+PIECE_ROWS = 512
+"""Rows that numpy's functions work on at a time: fewer, and calling them takes longer than what they do."""
+
+ROWS_AT_ONCE = 1 << 13
+"""Rows of a matrix that go through the stages together: a head may have ten times as many, and needs no more memory."""
+
+MEASURED_ROWS = 128
 """Rows on which the error of a matrix is measured, evenly spaced: it only informs, and costs two products with H."""
 
-
-def pieces(n_rows: int) -> list[slice]:
-    """Cut rows into runs of PIECE_ROWS."""
-    return [slice(first, min(first + PIECE_ROWS, n_rows)) for first in range(0, n_rows, PIECE_ROWS)]
+Inner = Callable[[slice, slice], slice]
 
 
-def multiply(left: npt.NDArray[Any], right: npt.NDArray[Any], backend: Backend) -> npt.NDArray[Any]:
-    """Return left @ right: (rows, inner) and (inner, columns), of one dtype."""
-    product = np.empty((len(left), right.shape[1]), dtype=left.dtype)
+def pieces(n_rows: int, size: int = PIECE_ROWS) -> list[slice]:
+    """Cut rows into runs of so many."""
+    return [slice(first, min(first + size, n_rows)) for first in range(0, n_rows, size)]
 
-    def fill(rows: slice) -> None:
-        np.matmul(left[rows], right, out=product[rows])
 
-    backend.map(fill, pieces(len(left)))
+def column_blocks(n_columns: int, group_size: int) -> list[slice]:
+    """Cut columns into runs of whole groups, about BLOCK_COLUMNS each."""
+    return pieces(n_columns, max(1, BLOCK_COLUMNS // group_size) * group_size)
+
+
+def tiles(matrix: Array, size: int, upper: bool = False) -> list[tuple[slice, slice]]:
+    """Cut a matrix into squares of this size; ``upper`` leaves out those below its diagonal."""
+    n_rows, n_columns = matrix.shape
+    squares = [(rows, columns) for rows in pieces(n_rows, size) for columns in pieces(n_columns, size)]
+    return [(rows, columns) for rows, columns in squares if not upper or columns.stop > rows.start]
+
+
+# Which part of the inner axis a tile's product runs over.
+
+
+def all_of_it(rows: slice, columns: slice) -> slice:
+    """Neither factor is triangular."""
+    return slice(None)
+
+
+def left_upper(rows: slice, columns: slice) -> slice:
+    """The left factor is upper triangular."""
+    return slice(rows.start, None)
+
+
+def right_upper(rows: slice, columns: slice) -> slice:
+    """The right factor is upper triangular."""
+    return slice(0, columns.stop)
+
+
+def right_lower(rows: slice, columns: slice) -> slice:
+    """The right factor is lower triangular."""
+    return slice(columns.start, None)
+
+
+def multiply(left: Array, right: Array, backend: Backend, inner: Inner = all_of_it) -> Array:
+    """Return left @ right: (rows, inner) and (inner, columns)."""
+    product = backend.empty((left.shape[0], right.shape[1]))
+
+    def fill(tile: tuple[slice, slice]) -> None:
+        along = inner(*tile)
+        product[tile] = left[tile[0], along] @ right[along, tile[1]]
+
+    backend.map(fill, tiles(product, backend.tile))
     return product
 
 
-def subtract_product(
-    target: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any], backend: Backend
-) -> None:
-    """Subtract left @ right from target in place: (rows, columns), (rows, inner), (inner, columns)."""
+def subtract_product(target: Array, left: Array, right: Array, backend: Backend, upper: bool = False) -> None:
+    """Subtract left @ right from target in place: (rows, columns), (rows, inner), (inner, columns).
 
-    def subtract(rows: slice) -> None:
-        target[rows] -= left[rows] @ right
+    With ``upper`` the part of the target below its diagonal is left as it is, but for the tiles on the diagonal.
+    """
 
-    backend.map(subtract, pieces(len(target)))
+    def subtract(tile: tuple[slice, slice]) -> None:
+        target[tile] -= left[tile[0]] @ right[:, tile[1]]
+
+    backend.map(subtract, tiles(target, backend.tile, upper))
 
 
-def squared_norm(matrix: FloatArray, hessian: FloatArray | None) -> float:
+def mean_diagonal(matrix: Array) -> float:
+    """Return the mean of a square matrix's diagonal."""
+    return float(matrix.diagonal().sum()) / len(matrix)
+
+
+def squared_norm(matrix: Array, hessian: Array | None) -> float:
     """Return trace(A H A^T) of a matrix A: (rows, columns), or its squared Frobenius norm when H is None."""
-    product = matrix if hessian is None else matrix @ hessian
-    return float(np.einsum("ij,ij->i", matrix, product).sum(dtype=np.float64))
+    return float((matrix * (matrix if hessian is None else matrix @ hessian)).sum())
 
 
-def measure(weights: FloatArray, tensor: HLQTensor, hessian: FloatArray | None, backend: Backend) -> Quantized:
+def measure(weights: Array, tensor: HLQTensor, hessian: Array | None, backend: Backend) -> Quantized:
     """Measure a quantized matrix against its weights (rows, columns) float32, on MEASURED_ROWS of its rows at most."""
-    step = -(-len(weights) // MEASURED_ROWS)
+    step = -(-tensor.rows // MEASURED_ROWS)
 
     def part(rows: slice) -> tuple[float, float]:
         rows = slice(rows.start * step, rows.stop * step, step)
-        restored = HLQTensor(tensor.half_scales[rows], tensor.centers[rows], tensor.codes[rows], tensor.group_size)
-        difference = weights[rows] - restored.dequantize()
-        return squared_norm(difference, hessian), squared_norm(weights[rows], hessian)
+        original = backend.place(weights[rows])
+        difference = original - backend.place(tensor.of_rows(rows).dequantize())
+        return squared_norm(difference, hessian), squared_norm(original, hessian)
 
-    parts = backend.map(part, pieces(-(-len(weights) // step)))
+    parts = backend.map(part, pieces(-(-tensor.rows // step), MEASURED_ROWS // 8))
     error, norm = (sum(column) for column in zip(*parts, strict=True))
     return Quantized(tensor, math.sqrt(max(0.0, error) / norm) if norm > 0.0 else 0.0)
 
 
-def pack_matrix(tensor: HLQTensor, backend: Backend) -> npt.NDArray[np.uint8]:
-    """Lay a matrix out as ``pack`` does, some superblocks on each of the backend's threads."""
-    step = TILE_ROWS * SUPERBLOCK_TILES * max(1, PIECE_WEIGHTS // (TILE_ROWS * SUPERBLOCK_TILES * tensor.columns))
+def dequantize(tensor: HLQTensor, backend: Backend) -> FloatArray:
+    """Return what ``tensor.dequantize`` does, some rows on each of the backend's threads."""
+    restored = np.empty((tensor.rows, tensor.columns), dtype=np.float32)
 
-    def part(first: int) -> npt.NDArray[np.uint8]:
-        rows = slice(first, first + step)
-        return pack(HLQTensor(tensor.half_scales[rows], tensor.centers[rows], tensor.codes[rows], tensor.group_size))
+    def fill(rows: slice) -> None:
+        restored[rows] = tensor.of_rows(rows).dequantize()
 
-    return np.concatenate(backend.map(part, range(0, tensor.rows, step)))
+    backend.map(fill, pieces(tensor.rows))
+    return restored
 
 
-def add_gram(total: FloatArray, inputs: Sequence[FloatArray], backend: Backend) -> None:
+def subtract_restored(weights: Array, tensor: HLQTensor, backend: Backend) -> Array:
+    """Return weights - tensor.dequantize(): (rows, columns)."""
+    difference = backend.empty((tensor.rows, tensor.columns))
+
+    def fill(rows: slice) -> None:
+        difference[rows] = weights[rows] - backend.place(tensor.of_rows(rows).dequantize())
+
+    backend.map(fill, pieces(tensor.rows))
+    return difference
+
+
+def add_gram(total: Array, inputs: Sequence[Array], backend: Backend) -> None:
     """Add X^T X of each X: (tokens, columns) to the upper triangle of total: (columns, columns), in place.
 
-    The triangle is coarse: the square pieces on the diagonal are filled whole.
+    The triangle is coarse: the tiles on the diagonal are filled whole.
     """
 
-    def add(rows: slice) -> None:
+    def add(tile: tuple[slice, slice]) -> None:
         for x in inputs:
-            total[rows, rows.start :] += x[:, rows].T @ x[:, rows.start :]
+            total[tile] += x[:, tile[0]].T @ x[:, tile[1]]
 
-    backend.map(quiet(add), pieces(len(total)))
+    backend.map(quiet(add), tiles(total, MOMENT_TILES * backend.tile, upper=True))
 
 
-def add_product(total: FloatArray, left: FloatArray, right: FloatArray, backend: Backend) -> None:
+def add_product(total: Array, left: Array, right: Array, backend: Backend) -> None:
     """Add left^T @ right to total in place: (tokens, inner), (tokens, columns), (inner, columns)."""
 
-    def add(rows: slice) -> None:
-        total[rows] += left[:, rows].T @ right
+    def add(tile: tuple[slice, slice]) -> None:
+        total[tile] += left[:, tile[0]].T @ right[:, tile[1]]
 
-    backend.map(quiet(add), pieces(len(total)))
+    backend.map(quiet(add), tiles(total, MOMENT_TILES * backend.tile))
 
 
-def mirror_upper(total: FloatArray, backend: Backend) -> None:
-    """Copy the upper triangle of a square matrix to its lower one, in place."""
+def mirror_upper(total: Array, backend: Backend) -> None:
+    """Copy the upper triangle of a square matrix to its lower one, in place, tile by tile."""
 
-    def mirror(rows: slice) -> None:
-        total[rows.stop :, rows] = total[rows, rows.stop :].T
+    def mirror(tile: tuple[slice, slice]) -> None:
+        rows, columns = tile
+        if rows != columns:
+            total[columns, rows] = total[tile].T
 
-    backend.map(mirror, pieces(len(total)))
+    backend.map(mirror, tiles(total, MOMENT_TILES * backend.tile, upper=True))
 
 
 def quiet(function: Callable[[Item], Result]) -> Callable[[Item], Result]:

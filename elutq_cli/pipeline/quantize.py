@@ -21,7 +21,7 @@ from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.levels import FloatArray, HalfArray
-from elutq_cli.pipeline.products import measure, pack_matrix
+from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, measure, pieces
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_origin, source_name
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
@@ -29,9 +29,9 @@ from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend, Quantized
-from elutq_cli.pipeline.tune import prepare_torch
+from elutq_cli.pipeline.torch_device import prepare_torch
 from elutq_cli.reference import Block, Positions, block_tensor_names
-from elutq_cli.reference.transformer import rms_norm
+from elutq_cli.reference.transformer import Array, rms_norm
 from elutq_formats.atomic import check_output
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
@@ -53,8 +53,8 @@ class LinearInputs:
         factor: (columns, columns) float32, U of ``inverse_factor``.
     """
 
-    hessian: FloatArray
-    factor: FloatArray
+    hessian: Array
+    factor: Array
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,18 @@ def quantize(
     """
     begin = time.perf_counter()
     check_output(output, force)
-    source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint)
+    source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend)
     plan = Plan.make(source.config, recipe)
     if recipe.target_bpw is not None and calibration is None:
         raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
     if recipe.tune:
         if calibration is None:
             raise ElutqError("tuning needs a text to learn from: add --calibration")
-        prepare_torch(device, backend.threads)
+        prepare_torch(device, backend.threads, "--tune")
     n_tokens = 0 if calibration is None else calibration.tokens.size
-    Forecast.make(source.config, plan, recipe, n_tokens).check(output, max_memory)
+    Forecast.make(source.config, plan, recipe, n_tokens, backend.threads).check(output, max_memory)
     tokenizer_json = checkpoint.tokenizer_json
-    with Spool(output, fingerprint(checkpoint, recipe, calibration), resume) as spool:
+    with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume) as spool:
         if calibration is not None and recipe.method == "allocate":
             found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
@@ -153,9 +153,11 @@ class Matrix:
     record: TensorRecord
     contents: HLQTensor | HalfArray
 
-    def restore(self) -> FloatArray:
+    def restore(self, backend: Backend) -> FloatArray:
         """Return it dequantized: (rows, columns) float32."""
-        return self.contents.dequantize() if isinstance(self.contents, HLQTensor) else self.contents.astype(np.float32)
+        if isinstance(self.contents, HLQTensor):
+            return dequantize(self.contents, backend)
+        return self.contents.astype(np.float32)
 
 
 class _Run:
@@ -209,7 +211,7 @@ class _Run:
         self.add_matrix(embedding)
         if calibration is None:
             return []
-        streams = [embedding.restore()[calibration.tokens]]
+        streams = [embedding.restore(self.backend)[calibration.tokens]]
         if self.recipe.keeps_exact:
             streams.append(weights[calibration.tokens])
         return streams
@@ -232,12 +234,17 @@ class _Run:
         if self.plan.head is not None:
             targets, inputs = {HEAD: self.load(HEAD)}, None
             if streams and self.plan.head.group_size is not None:
-                normed = partial(_head_input, norm, self.config.rms_norm_eps)
-                statistics = input_statistics([normed] * len(streams), streams, None, self.backend)
+                statistics = input_statistics([self.head_input(norm)] * len(streams), streams, self.backend)
+                targets = {HEAD: self.backend.place(targets[HEAD])}
                 targets, inputs = self.targets(targets, statistics)
                 del statistics
             self.add_matrix(self.quantize_matrix(self.plan.head, targets.pop(HEAD), inputs))
         return streams if "e2e" in self.recipe.tune else []
+
+    def head_input(self, norm: FloatArray) -> Callable[[Array], Array]:
+        """Return the function from the last block's output to the head's input."""
+        weight, epsilon = self.backend.place(norm), self.config.rms_norm_eps
+        return lambda x: rms_norm(x, weight, epsilon, self.backend.xp)
 
     def add_calibrated_block(
         self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray, exact: FloatArray | None = None
@@ -252,11 +259,11 @@ class _Run:
         """
         prefix = f"model.layers.{layer}."
         by_name = {plan.name: plan for plan in plans}
-        weights = {name: self.load(prefix + name) for name in block_tensor_names(self.config)}
-        block = Block(self.config, layer, weights)
+        weights = {name: self.backend.place(self.load(prefix + name)) for name in block_tensor_names(self.config)}
+        block = Block(self.config, layer, weights, self.backend.xp)
         before = np.array(hidden) if "block" in self.recipe.tune else None
         matrices: dict[str, Matrix] = {}
-        for linears, statistics in block_statistics(block, hidden, exact, self.backend):
+        for linears, statistics in block_statistics(block, hidden, exact, self.backend, self.spool.make_room):
             originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
             targets, inputs = self.targets(originals, statistics)
             del statistics, originals
@@ -266,13 +273,13 @@ class _Run:
                     self.add_matrix(matrix)
                 else:
                     matrices[name.removeprefix(prefix)] = matrix
-                block.weights[name.removeprefix(prefix)] = matrix.restore()
+                block.weights[name.removeprefix(prefix)] = self.backend.place(matrix.restore(self.backend))
         if before is not None and exact is not None:
             for matrix in self.tune_block(block, matrices, before, exact):
                 self.add_matrix(matrix)
-            positions = Positions.of(self.config, before.shape[1])
+            positions = Positions.of(self.config, before.shape[1], convert=self.backend.place)
             for x, out in zip(token_batches(before), token_batches(hidden), strict=True):
-                out[...] = block(x, positions)
+                out[...] = self.backend.fetch(block(self.backend.place(x), positions))
 
     def tune_block(
         self, block: Block, matrices: Mapping[str, Matrix], inputs: FloatArray, outputs: FloatArray
@@ -287,7 +294,7 @@ class _Run:
         for name, matrix in matrices.items():
             if tuned.after < tuned.before and name in tuned.matrices:
                 matrix = Matrix(replace(matrix.record, error=None), tuned.matrices[name])
-                block.weights[name] = matrix.restore()
+                block.weights[name] = self.backend.place(matrix.restore(self.backend))
             found.append(matrix)
         return found
 
@@ -310,8 +317,8 @@ class _Run:
         return tuning.tuned(self.spool.sources())
 
     def targets(
-        self, weights: dict[str, FloatArray], statistics: InputStatistics
-    ) -> tuple[dict[str, FloatArray], LinearInputs | None]:
+        self, weights: dict[str, Array], statistics: InputStatistics
+    ) -> tuple[dict[str, Array], LinearInputs | None]:
         """Return what the quantized weights of linears with one input should be near, and what is known of that input.
 
         Raises:
@@ -322,16 +329,19 @@ class _Run:
         name = gguf_name(next(iter(weights)))
         factor = inverse_factor(statistics.hessian, self.recipe.damping, self.backend, name)
         if self.recipe.corrects:
-            weights = {name: corrected(matrix, statistics, factor, self.backend) for name, matrix in weights.items()}
+            found = corrected(list(weights.values()), statistics, factor, self.backend)
+            weights = dict(zip(weights, found, strict=True))
         return weights, LinearInputs(statistics.hessian, factor)
 
-    def quantize_matrix(self, plan: MatrixPlan, weights: FloatArray, inputs: LinearInputs | None = None) -> Matrix:
+    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None = None) -> Matrix:
         """Quantize a matrix (rows, columns) float32."""
         rows, columns = weights.shape
         name = gguf_name(plan.name)
         begin = time.perf_counter()
         if plan.group_size is None:
-            matrix = Matrix(TensorRecord(name, plan.bits, rows, columns), weights.astype(np.float16))
+            matrix = Matrix(
+                TensorRecord(name, plan.bits, rows, columns), self.backend.fetch(weights).astype(np.float16)
+            )
             log.info("%s: float16", name)
         else:
             quantized = self.run_stages(plan.bits, plan.group_size, weights, inputs)
@@ -339,25 +349,28 @@ class _Run:
             matrix = Matrix(record, quantized.tensor)
             done = f"{plan.bits} bits, groups of {plan.group_size}, error {quantized.error:.4f}"
             log.info("%s: %s (%.2f s)", name, done, time.perf_counter() - begin)
-        self.progress.advance(weights.size)
+        self.progress.advance(rows * columns)
         return matrix
 
     def add_matrix(self, matrix: Matrix) -> None:
         """Put a quantized matrix into the spool."""
         contents = matrix.contents
         if isinstance(contents, HLQTensor):
-            self.spool.add(matrix.record, pack_matrix(contents, self.backend))
+            self.spool.add(matrix.record, self.backend.pack(contents))
         else:
             self.spool.add(matrix.record, contents)
 
-    def run_stages(self, bits: int, group_size: int, weights: FloatArray, inputs: LinearInputs | None) -> Quantized:
+    def run_stages(self, bits: int, group_size: int, weights: Array, inputs: LinearInputs | None) -> Quantized:
         """Run the stages that the recipe and the calibration call for."""
         if inputs is None:
-            return fit(weights, None, bits, group_size, self.backend)
-        tensor = feedback(weights, inputs.factor, bits, group_size, self.backend)
-        if self.recipe.method != "feedback":
-            tensor = refine(weights, inputs.hessian, tensor, self.recipe.damping, self.backend)
-        return measure(weights, tensor, inputs.hessian, self.backend)
+            return fit(self.backend.fetch(weights), None, bits, group_size, self.backend)
+        parts = []
+        for rows in pieces(len(weights), ROWS_AT_ONCE):
+            part = feedback(weights[rows], inputs.factor, bits, group_size, self.backend)
+            if self.recipe.method != "feedback":
+                part = refine(weights[rows], inputs.hessian, part, self.recipe.damping, self.backend)
+            parts.append(part)
+        return measure(weights, HLQTensor.concatenate(parts), inputs.hessian, self.backend)
 
     def add_vector(self, name: str) -> FloatArray:
         """Copy a norm or a bias."""
@@ -372,7 +385,3 @@ class _Run:
     def stored_name(self, name: str) -> str:
         """Return the name of the tensor that a matrix of the plan is made from."""
         return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
-
-
-def _head_input(norm: FloatArray, epsilon: float, x: FloatArray) -> FloatArray:
-    return np.asarray(rms_norm(x, norm, epsilon, np))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD
 from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.safetensors_file import Run
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -90,9 +91,9 @@ class RotatedCheckpoint:
         """Return a tensor's shape."""
         return self.checkpoint.shape(self._stored_name(name))
 
-    def load(self, name: str) -> FloatArray:
-        """Return a tensor, rotated: float32."""
-        tensor = self.checkpoint.load(self._stored_name(name))
+    def load(self, name: str, run: Run = map) -> FloatArray:
+        """Return a tensor, rotated: float32; ``run`` may read it on several threads."""
+        tensor = self.checkpoint.load(self._stored_name(name), run)
         if name == EMBEDDING:
             return self.stream(tensor).astype(np.float32)
         if name == HEAD:

@@ -8,6 +8,7 @@ import fcntl
 import glob
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,6 +150,21 @@ class Spool:
             except OSError as error:
                 raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
         return list(self._mapped)
+
+    def make_room(self, shape: tuple[int, ...]) -> FloatArray:
+        """Return an array on disk, of float32, for as long as it is held.
+
+        Raises:
+            ElutqError: the disk refuses.
+        """
+        path = self.folder / ("activations" + _NEW)
+        try:
+            with path.open("wb+") as file:
+                path.unlink()  # the disk has its space back as soon as the array is gone, however this process ends
+                os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+                return np.asarray(np.memmap(file, np.float32, mode="r+", shape=shape))
+        except OSError as error:
+            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
 
     def remember(self, find: Callable[[], Any]) -> Any:  # noqa: ANN401 (a JSON value)
         """Return what a stopped run found, or find it and keep it for the next run; it must be a JSON value.

@@ -5,7 +5,7 @@ consecutive columns of a row. ``formats/SPEC.md`` describes the blocks byte by b
 definition in code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -73,6 +73,19 @@ class HLQTensor:
     def columns(self) -> int:
         """Input features."""
         return int(self.codes.shape[1])
+
+    def of_rows(self, rows: slice) -> "HLQTensor":
+        """Return some of the rows, as views."""
+        return HLQTensor(self.half_scales[rows], self.centers[rows], self.codes[rows], self.group_size)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["HLQTensor"]) -> "HLQTensor":
+        """Put matrices of the same columns, bits and groups on top of each other."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = zip(*((part.half_scales, part.centers, part.codes) for part in parts), strict=True)
+        half_scales, centers, codes = (np.concatenate(array) for array in arrays)
+        return cls(half_scales, centers, codes, parts[0].group_size)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Return the matrix: (rows, columns) float32."""

@@ -10,10 +10,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ _MAX_HEADER_BYTES = 100_000_000
 _PIECE_BYTES = 1 << 22
 _HIGH_HALF = 1 if sys.byteorder == "little" else 0
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+Run: TypeAlias = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]
+"""Calls a function for every one of some numbers: ``map``, or what does the same on several threads."""
 
 
 @dataclass(frozen=True)
@@ -72,43 +75,54 @@ class SafetensorsFile:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.identity = f"{hashlib.sha256(header).hexdigest()} {self._size} {self._state[2]}"
 
-    def load(self, name: str) -> npt.NDArray[np.float32]:
+    def load(self, name: str, run: Run = map) -> npt.NDArray[np.float32]:
         """Return a tensor, whose dtype is one of DTYPES, in a new float32 array of its shape.
+
+        Args:
+            name: of the tensor.
+            run: ``map``, or what does the same on several threads.
 
         Raises:
             CheckpointError: the file cannot be read, or is not the one that was opened.
         """
         entry = self._entries[name]
+        dtype = DTYPES[entry.dtype]
         tensor = np.zeros(math.prod(entry.shape), dtype=np.float32)
-        first = 0
-        for piece in self.pieces(name):
-            stored = piece.view(DTYPES[entry.dtype])
+
+        def fill(begin: int) -> None:
+            stored = self._read(begin, entry.end).view(dtype)
+            first = (begin - entry.begin) // dtype.itemsize
             target = tensor[first : first + stored.size]
             if entry.dtype == "BF16":
                 target.view(np.uint16)[_HIGH_HALF::2] = stored
             else:
                 target[:] = stored
-            first += stored.size
+
+        for _ in run(fill, range(entry.begin, entry.end, _PIECE_BYTES)):
+            pass
         return tensor.reshape(entry.shape)
 
     def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield a tensor's bytes, some at a time, in an array that is used again for the next.
+        """Yield a tensor's bytes, some at a time.
 
         Raises:
             CheckpointError: the file cannot be read, or is not the one that was opened.
         """
         entry = self._entries[name]
-        buffer = np.empty(min(_PIECE_BYTES, entry.end - entry.begin), dtype=np.uint8)
+        for begin in range(entry.begin, entry.end, _PIECE_BYTES):
+            yield self._read(begin, entry.end)
+
+    def _read(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """Return the bytes from begin on, _PIECE_BYTES or up to the end."""
+        piece = np.empty(min(_PIECE_BYTES, end - begin), dtype=np.uint8)
         try:
             with self.path.open("rb", buffering=0) as file:
-                for begin in range(entry.begin, entry.end, _PIECE_BYTES):
-                    piece = buffer[: entry.end - begin]
-                    n_read = os.preadv(file.fileno(), [piece.data], self._data_start + begin)
-                    if n_read != piece.size or _state(file.fileno()) != self._state:
-                        raise CheckpointError(f"{self.path} changed while it was being read: start again")
-                    yield piece
+                n_read = os.preadv(file.fileno(), [piece.data], self._data_start + begin)
+                if n_read != piece.size or _state(file.fileno()) != self._state:
+                    raise CheckpointError(f"{self.path} changed while it was being read: start again")
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
+        return piece
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype as the header names it, such as ``BF16``."""

@@ -141,56 +141,100 @@ class Quantizer:
         _check(status)
         return codes, errors
 
-    def descend(
+    def refine(
         self,
+        half_scales: HalfArray,
+        centers: HalfArray,
         codes: CodeArray,
         residual: FloatArray,
         hessian: FloatArray,
-        half_scales: HalfArray,
-        centers: HalfArray,
         sweeps: int,
-    ) -> CodeArray:
-        """Let each weight in turn take the code that lowers its row's error under H most.
+        proximity: float,
+    ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+        """Improve one group of every row under the group's block of the Hessian.
 
         Args:
-            codes: (rows, columns) uint8, left unchanged.
-            residual: (rows, columns) float32, (target - value) H; left unchanged.
-            hessian: (columns, columns) float32, symmetric.
-            half_scales: (rows, groups, bits) float16.
-            centers: (rows, groups) float16.
+            half_scales: (rows, bits) float16.
+            centers: (rows,) float16.
+            codes: (rows, group_size) uint8; group_size a multiple of 4.
+            residual: (rows, group_size) float32, (target - value) H; may be a slice of columns.
+            hessian: (group_size, group_size) float32, symmetric, positive definite.
             sweeps: most times to go over all columns.
+            proximity: added to the diagonal of each solve, relative to it.
 
         Returns:
-            (rows, columns) uint8.
+            half_scales, centers and codes anew, and by how much the weights grew: (rows, group_size) float32.
 
         Raises:
             ValueError: an array's shape, a code or the number of bits is out of range.
         """
-        rows, columns = codes.shape
-        n_groups, bits = half_scales.shape[1:]
-        shapes = residual.shape, hessian.shape, half_scales.shape[:2], centers.shape
-        groups = rows, n_groups
-        if shapes != (codes.shape, (columns, columns), groups, groups) or n_groups == 0 or columns % n_groups:
+        rows, group_size = codes.shape
+        bits = half_scales.shape[1]
+        shapes = residual.shape, hessian.shape, half_scales.shape, centers.shape
+        if shapes != (codes.shape, (group_size, group_size), (rows, bits), (rows,)):
             raise ValueError(f"residual, hessian, half_scales and centers {shapes} do not fit codes {codes.shape}")
+        residual, stride = _rows(residual)
         hessian = np.ascontiguousarray(hessian, dtype=np.float32)
-        half_scales = np.ascontiguousarray(half_scales, dtype=np.float16)
-        centers = np.ascontiguousarray(centers, dtype=np.float16)
-        codes, residual = np.array(codes, dtype=np.uint8, order="C"), np.array(residual, dtype=np.float32, order="C")
-        status = lib.elutq_descend(
+        half_scales, centers = (np.array(old, dtype=np.float16, order="C") for old in (half_scales, centers))
+        codes, grown = np.array(codes, dtype=np.uint8, order="C"), np.empty((rows, group_size), dtype=np.float32)
+        status = lib.elutq_refine(
             self._pool,
             _pointer("float *", hessian),
+            _pointer("float *", residual),
             rows,
-            columns,
+            stride,
             bits,
-            columns // n_groups,
+            group_size,
             sweeps,
+            proximity,
             _pointer("uint16_t *", half_scales),
             _pointer("uint16_t *", centers),
             _pointer("uint8_t *", codes),
-            _pointer("float *", residual),
+            _pointer("float *", grown),
         )
         _check(status)
-        return codes
+        return half_scales, centers, codes, grown
+
+    def pack(self, half_scales: HalfArray, centers: HalfArray, codes: CodeArray) -> npt.NDArray[np.uint8]:
+        """Lay a matrix out as the blocks of a model file.
+
+        Args:
+            half_scales: (rows, groups, bits) float16, finite and not negative.
+            centers: (rows, groups) float16, finite.
+            codes: (rows, columns) uint8, below 2^bits.
+
+        Returns:
+            (blocks, bytes of a block) uint8.
+
+        Raises:
+            ValueError: an array's shape is out of range, or what it holds.
+        """
+        rows, columns = codes.shape
+        n_groups, bits = half_scales.shape[1:]
+        if half_scales.shape[:2] != centers.shape or centers.shape != (rows, n_groups) or columns % n_groups:
+            raise ValueError(f"half_scales and centers {half_scales.shape} {centers.shape} do not fit {codes.shape}")
+        group_size = columns // n_groups
+        scale_bytes = 2 * lib.ELUTQ_TILE_ROWS * (bits + 1)
+        plane_bytes = group_size // lib.ELUTQ_CELL_COLUMNS * lib.ELUTQ_CELL_BYTES
+        half_scales = np.ascontiguousarray(half_scales, dtype=np.float16)
+        centers = np.ascontiguousarray(centers, dtype=np.float16)
+        codes = np.ascontiguousarray(codes, dtype=np.uint8)
+        n_blocks = -(-rows // lib.ELUTQ_TILE_ROWS) * n_groups
+        blocks = np.empty((n_blocks, scale_bytes + bits * plane_bytes), dtype=np.uint8)
+        status = lib.elutq_pack(
+            self._pool,
+            rows,
+            columns,
+            bits,
+            group_size,
+            _pointer("uint16_t *", half_scales),
+            _pointer("uint16_t *", centers),
+            _pointer("uint8_t *", codes),
+            _pointer("uint8_t *", blocks),
+        )
+        if status != lib.ELUTQ_OK:
+            raise ValueError("a scale is negative or not finite, or a code has more bits than the matrix")
+        return blocks
 
 
 def _rows(array: FloatArray) -> tuple[FloatArray, int]:
@@ -212,5 +256,6 @@ def _pointer(kind: str, array: npt.NDArray[np.generic]) -> object:
 def _check(status: int) -> None:
     if status != lib.ELUTQ_OK:
         raise ValueError(
-            "bits must be 1 to 4, codes below 2^bits, groups at most 128, starts at least 1 and proximity positive"
+            "bits must be 1 to 4, codes below 2^bits, groups at most 128 columns (and four at a time in refine), "
+            "starts at least 1 and proximity positive"
         )

@@ -51,19 +51,35 @@ int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t
                    const uint16_t *centers, uint8_t *codes, float *errors);
 
 /*
- * Goes over the columns of every row, up to n_sweeps times and until nothing changes; each weight takes the code that
- * lowers the row's error d H d^T (d = target - value) most while the others are held.
+ * Improves one group of every row under the group's block of the Hessian: levels are solved for with the codes held, then
+ * each weight in turn takes the code that lowers the row's error d H d^T (d = target - value) most, over all columns up to
+ * n_sweeps times and until nothing changes. A row that would not gain stays as it is.
  *
- *   hessian      [n_columns][n_columns], symmetric
- *   half_scales  [n_rows][n_columns / group_size][bits]; group_size divides n_columns
- *   centers      [n_rows][n_columns / group_size]
- *   codes        [n_rows][n_columns], below 2^bits; changed in place
- *   residual     [n_rows][n_columns], d H of every row; changed as the codes are
+ *   hessian      [group_size][group_size], symmetric, positive definite; group_size a multiple of 4
+ *   residual     [n_rows][row_stride], of which the first group_size are read and left unchanged: d H of every row
+ *   proximity    > 0, added to the diagonal of each solve's normal equations, relative to it
+ *   half_scales  [n_rows][bits], changed in place
+ *   centers      [n_rows], changed in place
+ *   codes        [n_rows][group_size], below 2^bits; changed in place
+ *   grown        [n_rows][group_size], written: by how much the dequantized weights grew
  *
- * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size or a code out of range).
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size, proximity or a code out of range).
  */
-int elutq_descend(elutq_pool *pool, const float *hessian, size_t n_rows, size_t n_columns, unsigned bits,
-                  unsigned group_size, unsigned n_sweeps, const uint16_t *half_scales, const uint16_t *centers,
-                  uint8_t *codes, float *residual);
+int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, size_t n_rows, size_t row_stride,
+                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, uint16_t *half_scales,
+                 uint16_t *centers, uint8_t *codes, float *grown);
+
+/*
+ * Lays a matrix out as the blocks of a model file (elutq_format.h), little-endian as this machine is taken to be.
+ *
+ *   half_scales  [n_rows][n_columns / group_size][bits], finite and not negative; group_size divides n_columns
+ *   centers      [n_rows][n_columns / group_size], finite
+ *   codes        [n_rows][n_columns], below 2^bits
+ *   blocks       [ceil(n_rows / 32) * n_columns / group_size][block bytes], aligned to 2, written
+ *
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits or group_size out of range, not a multiple of 4, or contents unsound).
+ */
+int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size,
+               const uint16_t *half_scales, const uint16_t *centers, const uint8_t *codes, uint8_t *blocks);
 
 #endif

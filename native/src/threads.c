@@ -48,6 +48,7 @@ struct worker_start {
 /*
  * Waits until *word differs from `old`. Sleeping cannot miss a change: a sleeper announces itself before it looks at the
  * word again under the mutex, a publisher changes the word before it looks for sleepers, all sequentially consistent.
+ * The change is an exchange, on x86 the same instruction as a store: QEMU on x86 lets AArch64's LDAR pass an earlier STLR.
  */
 static void wait_for_change(elutq_pool *pool, atomic_uint *word, unsigned old) {
     for (unsigned spin = 0; spin < SPIN_LIMIT; spin++) {
@@ -64,7 +65,7 @@ static void wait_for_change(elutq_pool *pool, atomic_uint *word, unsigned old) {
 }
 
 static void publish(elutq_pool *pool, atomic_uint *word, unsigned value) {
-    atomic_store(word, value);
+    (void)atomic_exchange(word, value);
     if (atomic_load(&pool->sleepers) == 0)
         return;
     pthread_mutex_lock(&pool->mutex);

@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_old_output_and_what_was_done(tmp_path, place):
 def test_a_disk_too_small_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 5000, 5000))
     with Checkpoint.open(SHARDED) as checkpoint:
-        forecast = Forecast.make(checkpoint.config, Plan.make(checkpoint.config, SMALL), SMALL, 0)
+        forecast = Forecast.make(checkpoint.config, Plan.make(checkpoint.config, SMALL), SMALL, 0, 1)
         with pytest.raises(ElutqError, match=r"has 0\.01 MB free, and this run needs 0\.\d\d MB"):
             forecast.check(tmp_path / "out.gguf", None)
 

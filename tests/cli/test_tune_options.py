@@ -66,7 +66,7 @@ def test_the_forecast_counts_tuning():
     with Checkpoint.open(TINY) as checkpoint, NativeBackend(1) as backend:
         for recipe in (plain, tuned):
             plan = Plan.make(checkpoint.config, recipe)
-            forecasts.append(Forecast.make(checkpoint.config, plan, recipe, 1024))
+            forecasts.append(Forecast.make(checkpoint.config, plan, recipe, 1024, 1))
             seconds.append(estimate_seconds(checkpoint.config, plan, recipe, 1024, backend))
     assert forecasts[0].tuning_bytes == 0
     assert 0 < forecasts[1].tuning_bytes < forecasts[1].memory_bytes

@@ -10,6 +10,8 @@ import pytest
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
+from elutq_formats.errors import FormatError
+from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import NativeError
 from elutq_native.quantizer import Quantizer
 
@@ -176,3 +178,36 @@ def test_impossible_numbers_of_threads_are_refused(threads):
     with pytest.raises(NativeError, match="1 to 256") as caught:
         Quantizer(threads)
     assert caught.value.bad_input
+
+
+def random_matrix(rng, rows, columns, bits, group_size):
+    half_scales = rng.random((rows, columns // group_size, bits)).astype(np.float16)
+    centers = rng.normal(size=half_scales.shape[:2]).astype(np.float16)
+    return HLQTensor(half_scales, centers, rng.integers(0, 2**bits, (rows, columns), dtype=np.uint8), group_size)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 255, 257, 700])
+def test_pack_equals_the_twin(native, bits, group_size, rows):
+    tensor = random_matrix(np.random.default_rng(rows), rows, 3 * group_size, bits, group_size)
+    np.testing.assert_array_equal(native.pack(tensor), pack(tensor))
+
+
+def test_pack_refuses_what_the_twin_refuses(native):
+    for spoil in (
+        lambda tensor: tensor.half_scales.__setitem__((40, 1, 0), -1),
+        lambda tensor: tensor.half_scales.__setitem__((40, 1, 1), np.inf),
+        lambda tensor: tensor.centers.__setitem__((0, 0), np.nan),
+        lambda tensor: tensor.codes.__setitem__((299, 127), 4),
+    ):
+        tensor = random_matrix(np.random.default_rng(0), 300, 128, 2, 64)
+        native.pack(tensor)
+        spoil(tensor)
+        with pytest.raises(FormatError):
+            pack(tensor)
+        with pytest.raises(ValueError, match="negative or not finite, or a code"):
+            native.pack(tensor)
+    tensor.half_scales[:] = -0.0
+    tensor.codes[:] = 0
+    np.testing.assert_array_equal(native.pack(tensor), pack(tensor))

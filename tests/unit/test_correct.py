@@ -16,9 +16,15 @@ DAMPING = 0.03
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 
 
-def statistics_of(x, exact, stream_gap):
-    moments = (x.T @ x, x.T @ (exact - x), None if stream_gap is None else x.T @ stream_gap)
-    return InputStatistics(*(None if part is None else (part / len(x)).astype(np.float32) for part in moments))
+def statistics_of(x, exact, lacks):
+    """Of inputs (tokens, columns); with what the stream lacks after the linear (tokens, rows), or None."""
+
+    def moment(left, right):
+        return (left.T @ right / len(x)).astype(np.float32)
+
+    if lacks is None:
+        return InputStatistics(moment(x, x), cross=moment(x, exact - x))
+    return InputStatistics(moment(x, x), lack=moment(lacks, x))
 
 
 @pytest.mark.parametrize(("rows", "adds"), [(16, False), (16, True), (40, False), (40, True)])
@@ -28,9 +34,9 @@ def test_the_target_is_the_least_squares_solution(rows, adds):
     exact = rng.normal(size=(500, 24)) @ rng.normal(size=(24, 24))
     x = exact + rng.normal(size=exact.shape)
     gap = rng.normal(size=(500, rows)) + exact @ rng.normal(size=(24, rows)) * 0.1
-    statistics = statistics_of(x, exact, gap if adds else None)
+    statistics = statistics_of(x, exact, gap + (exact - x) @ weights.T if adds else None)
     factor = inverse_factor(statistics.hessian, DAMPING, NumpyBackend())
-    target = corrected(weights, statistics, factor, NumpyBackend())
+    target = corrected([weights], statistics, factor, NumpyBackend())[0]
     pull = np.sqrt(DAMPING * np.diagonal(statistics.hessian).mean() * len(x)) * np.eye(24)
     wanted = exact @ weights.T + (gap if adds else 0.0)
     least = np.linalg.lstsq(np.vstack([x, pull]), np.vstack([wanted, pull @ weights.T]), rcond=None)[0].T
@@ -51,7 +57,7 @@ def test_corrected_blocks_end_nearer_to_the_exact_stream():
             factor = inverse_factor(statistics.hessian, 1e-3, NumpyBackend())
             for linear in linears:
                 weights = block.weights[f"{linear}.weight"]
-                target = corrected(weights, statistics, factor, NumpyBackend()) if correct else weights
+                target = corrected([weights], statistics, factor, NumpyBackend())[0] if correct else weights
                 noise = rng.normal(size=weights.shape) * weights.std() * 0.2
                 block.weights[f"{linear}.weight"] = target + noise.astype(np.float32)
         return float(np.square(hidden - exact).sum())

@@ -7,7 +7,7 @@ import pytest
 
 from elutq_cli.pipeline import feedback as stage
 from elutq_cli.pipeline.backend import NumpyBackend
-from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_cholesky, quantize_group
+from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_to_factor, quantize_group
 from elutq_cli.pipeline.fit import fit, fit_groups
 from elutq_cli.pipeline.levels import levels
 from elutq_cli.pipeline.products import measure
@@ -89,7 +89,7 @@ def test_is_the_plain_fit_when_inputs_are_independent():
     scale = np.repeat(np.array([1.0, 5.0], dtype=np.float32), 64)
     factor = inverse_factor(np.diag(scale), DAMPING, NumpyBackend())
     ours = feedback(weights, factor, 2, 64, NumpyBackend())
-    plain = fit(weights, None, 2, 64, NumpyBackend()).tensor
+    plain = HLQTensor(*fit_groups(weights, 2, 64, None, stage.FIT_STARTS[2]), 64)
     np.testing.assert_array_equal(ours.dequantize(), plain.dequantize())
 
 
@@ -117,14 +117,15 @@ def test_inverse_factor(n):
     assert np.abs(product - exact).max() < 1e-4 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("n", [1, 127, 128, 129, 300])
-def test_invert_cholesky(n):
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 300, 1100])
+def test_invert_to_factor(n):
+    """The lower triangle is not looked at; past TILE the products leave out what is zero."""
     rng = np.random.default_rng(n)
-    root = np.tril(rng.normal(size=(n, n)) / n) + np.eye(n)
-    inverse = root @ root.T
-    invert_cholesky(inverse, NumpyBackend())
-    np.testing.assert_allclose(inverse @ root, np.eye(n), atol=1e-12)
-    assert (np.triu(inverse, 1) == 0).all()
+    root = np.triu(rng.normal(size=(n, n)) / n) + np.eye(n)
+    factor = np.triu(root @ root.T).astype(np.float32)
+    invert_to_factor(factor, NumpyBackend())
+    np.testing.assert_allclose(factor.astype(np.float64) @ root, np.eye(n), atol=1e-5)
+    assert (np.tril(factor, -1) == 0).all()
 
 
 def test_damping_is_raised_and_logged(caplog):

@@ -86,7 +86,7 @@ def test_equals_brute_force_on_tiny_groups(bits):
     assert (best >= optimum - 1e-9).all()
     np.testing.assert_allclose(best, optimum, atol=1e-9)
     # The starts that real groups get are few: they may miss the optimum of a tiny group, but never pass it.
-    half_scales, centers = fit_sorted(statistics, bits)
+    half_scales, centers = fit_sorted(statistics, starting_points(bits))
     usual = weighted_error(groups, importance, half_scales, centers + statistics.middle)
     assert (usual >= optimum - 1e-9).all()
     assert usual.sum() < 1.2 * optimum.sum()
@@ -102,7 +102,7 @@ def test_more_starts_are_never_worse_than_the_uniform_one(bits):
     half_scales, centers = starting_points(bits)[0][:bits, None] * reach, np.zeros_like(reach)
     descend(statistics, half_scales, centers, 50)
     alone = weighted_error(groups, importance, half_scales, centers + statistics.middle)
-    half_scales, centers = fit_sorted(statistics, bits)
+    half_scales, centers = fit_sorted(statistics, starting_points(bits))
     together = weighted_error(groups, importance, half_scales, centers + statistics.middle)
     assert (together <= alone * (1 + 1e-9)).all()
     if bits > 1:
@@ -178,7 +178,7 @@ def test_importance_counts_like_repeated_columns():
     wide = np.repeat(narrow, times, axis=0)
     weighted = SortedGroups.of(narrow, np.repeat(times[:, None], 8, axis=1).astype(np.float32))
     plain = SortedGroups.of(wide, np.ones_like(wide))
-    for left, right in zip(fit_sorted(weighted, 2), fit_sorted(plain, 2), strict=True):
+    for left, right in zip(*(fit_sorted(groups, starting_points(2)) for groups in (weighted, plain)), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-9)
 
 

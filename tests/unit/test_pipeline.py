@@ -1,4 +1,4 @@
-"""The pipeline around the stages: recipe and plan, calibration, spool, and the driver's file."""
+"""The pipeline around the stages: recipe and plan, calibration, and the driver's file."""
 
 import hashlib
 import json
@@ -12,20 +12,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from elutq_cli.evaluation import evaluate, split_windows
+from elutq_cli.pipeline import quantize as driver
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibrate import block_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.products import pack_matrix
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import HEAD, Plan, Recipe
-from elutq_cli.pipeline.spool import Spool
 from elutq_cli.reference import SHARED_INPUTS, Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
-from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_file import ModelFile
-from elutq_formats.tensor_record import TensorRecord
 from elutq_formats.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
@@ -190,48 +187,6 @@ def test_hessians_are_those_of_the_block_as_changed_so_far(folder, backend):
     np.testing.assert_allclose(hidden, block(start), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 32, 1000, 4099])
-def test_pieces_are_packed_as_the_whole_is(backend, rows):
-    rng = np.random.default_rng(rows)
-    half_scales = rng.random((rows, 8, 2)).astype(np.float16)
-    tensor = HLQTensor(half_scales, half_scales[..., 0], rng.integers(0, 4, (rows, 1024), dtype=np.uint8), 128)
-    np.testing.assert_array_equal(pack_matrix(tensor, backend), pack(tensor))
-
-
-# ---- spool
-
-
-def test_spool_gives_back_what_it_was_given_and_leaves_nothing(tmp_path):
-    matrix = np.arange(12, dtype=np.float16).reshape(3, 4)
-    with Spool(tmp_path / "out.gguf") as spool:
-        spool.add(TensorRecord("b", 16, 3, 4), matrix)
-        spool.add(TensorRecord("a", 32, 2), np.ones(2, dtype=np.float32))
-        assert [record.name for record, _ in spool.sources()] == ["b", "a"]
-        for (_, contents), expected in zip(spool.sources(), (matrix, np.ones(2)), strict=True):
-            np.testing.assert_array_equal(contents(), expected)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_spool_clears_what_a_killed_run_left_and_nothing_else(tmp_path):
-    folder = tmp_path / "out.gguf.work"
-    folder.mkdir()
-    (folder / "blk.0.attn_q.weight.npy").write_bytes(b"half")
-    (folder / "notes.txt").write_text("mine")
-    with Spool(tmp_path / "out.gguf"):
-        assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.json", "lock", "notes.txt"]
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-
-
-def test_two_runs_cannot_share_a_spool(tmp_path):
-    with (
-        Spool(tmp_path / "out.gguf") as spool,
-        pytest.raises(ElutqError, match="another run is writing"),
-        Spool(tmp_path / "out.gguf"),
-    ):
-        pass
-    assert not spool.folder.exists()
-
-
 # ---- the driver
 
 
@@ -321,6 +276,16 @@ def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, te
         for name, chosen in used.items():
             run(TIED, tmp_path / name, chosen, SMALL, text if calibrated else None)
     assert len({(tmp_path / name).read_bytes() for name in used}) == 1
+
+
+def test_a_tall_matrix_goes_through_the_stages_in_parts(tmp_path, backend, text, monkeypatch):
+    whole = run(UNTIED, tmp_path / "whole.gguf", backend, SMALL, text)
+    monkeypatch.setattr(driver, "ROWS_AT_ONCE", 24)
+    parts = run(UNTIED, tmp_path / "parts.gguf", backend, SMALL, text)
+    assert (
+        ModelFile.open(tmp_path / "parts.gguf").tensors.keys() == ModelFile.open(tmp_path / "whole.gguf").tensors.keys()
+    )
+    assert parts.errors == {name: pytest.approx(error, rel=0.01) for name, error in whole.errors.items()}
 
 
 def test_a_rotated_model_predicts_the_same(tmp_path, backend, text):

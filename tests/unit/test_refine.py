@@ -9,7 +9,7 @@ from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import levels
-from elutq_cli.pipeline.refine import descend_codes, refine, refine_group, restore, signs_of, solve_levels
+from elutq_cli.pipeline.refine import descend_codes, ordered_product, refine, refine_group, signs_of, solve_levels
 from elutq_formats.hlq import HLQTensor
 
 BITS = (1, 2, 3, 4)
@@ -64,7 +64,9 @@ def test_solved_levels_are_the_least_squares_solution(bits):
     part = slice(32, 64)
     half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
     signs = signs_of(codes[:, part], bits)
-    solution = solve_levels(half_scales[:, 1], centers[:, 1], signs, residual[:, part], hessian[part, part])
+    own = hessian[part, part]
+    spread, across = signs @ own, ordered_product(np.ones((1, 32), dtype=np.float32), own)
+    solution = solve_levels(half_scales[:, 1], centers[:, 1], signs, spread, across, residual[:, part])
     half_scales[:, 1], centers[:, 1] = solution[:bits].T, solution[bits]
     solved = HLQTensor(half_scales, centers, codes, 32)
     root = np.linalg.cholesky(hessian.astype(np.float64)).T
@@ -80,14 +82,6 @@ def test_solved_levels_are_the_least_squares_solution(bits):
     assert row_errors(hessian, weights, solved).sum() < row_errors(hessian, weights, start).sum()
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_a_group_is_restored_as_the_whole_is(bits):
-    rng = np.random.default_rng(bits)
-    tensor = fit(rng.normal(size=(20, 32)).astype(np.float32), None, bits, 32, NumpyBackend()).tensor
-    found = restore(tensor.half_scales[:, 0], tensor.centers[:, 0], signs_of(tensor.codes, bits))
-    np.testing.assert_array_equal(found, tensor.dequantize())
-
-
 def test_a_group_grows_by_what_it_says_or_not_at_all():
     """A residual that promises too much: where the promised gain is none, the row stays."""
     rng = np.random.default_rng(3)
@@ -96,9 +90,10 @@ def test_a_group_grows_by_what_it_says_or_not_at_all():
     start = fit(weights, None, 2, 32, NumpyBackend()).tensor
     residual = (weights - start.dequantize()) @ hessian
     residual[::2] = 0.0  # already the best: nothing can be gained
-    half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
-    grown = refine_group(half_scales[:, 0], centers[:, 0], codes, residual, hessian, NumpyBackend())
-    ended = HLQTensor(half_scales, centers, codes, 32)
+    half_scales, centers, codes, grown = refine_group(
+        start.half_scales[:, 0], start.centers[:, 0], start.codes, residual, hessian
+    )
+    ended = HLQTensor(half_scales[:, None], centers[:, None], codes, 32)
     np.testing.assert_array_equal(grown, ended.dequantize() - start.dequantize())
     assert not grown[::2].any()
     assert grown[1::2].any(axis=1).all()
@@ -110,8 +105,9 @@ def test_descent_ends_where_no_single_code_helps():
     hessian = damp(correlated_hessian(rng, 32))
     start = fit(weights, None, 2, 32, NumpyBackend()).tensor
     residual = (weights - start.dequantize()) @ hessian
-    codes = descend_codes(start.codes, residual, hessian, start.half_scales, start.centers, 100)
+    codes, after = descend_codes(start.codes, residual, hessian, start.half_scales[:, 0], start.centers[:, 0], 100)
     ended = HLQTensor(start.half_scales, start.centers, codes, 32)
+    np.testing.assert_allclose(after, (weights - ended.dequantize()) @ hessian, rtol=1e-3, atol=1e-4)
     least = row_errors(hessian, weights, ended)
     assert (least <= row_errors(hessian, weights, start)).all()
     for column, code in itertools.product(range(32), range(4)):
@@ -122,18 +118,26 @@ def test_descent_ends_where_no_single_code_helps():
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("threads", [1, 3])
-def test_c_gives_the_same_codes_as_the_twin(bits, threads):
-    rng = np.random.default_rng(bits)
-    weights = rng.normal(size=(37, 128)).astype(np.float32)
-    hessian = correlated_hessian(rng, 128)
-    start = fit(weights, None, bits, 64, NumpyBackend()).tensor
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize(("rows", "threads"), [(1, 1), (32, 1), (37, 3), (200, 2)])
+def test_c_gives_the_same_bits_as_the_twin(bits, group_size, rows, threads):
+    rng = np.random.default_rng([bits, group_size, rows])
+    weights = rng.normal(size=(rows, 2 * group_size)).astype(np.float32)
+    hessian = damp(correlated_hessian(rng, 2 * group_size))
+    start = fit(weights, None, bits, group_size, NumpyBackend()).tensor
     residual = (weights - start.dequantize()) @ hessian
-    arguments = start.codes, residual, hessian, start.half_scales, start.centers, 3
-    twin = descend_codes(*arguments)
+    residual[1::5] *= 1e-3  # rows that have little to gain, or nothing
+    own = slice(group_size, None)
+    arguments = start.half_scales[:, 1], start.centers[:, 1], start.codes[:, own], residual[:, own], hessian[own, own]
+    before = [argument.copy() for argument in arguments]
+    twin = refine_group(*arguments)
     with NativeBackend(threads) as backend:
-        np.testing.assert_array_equal(backend.descend_codes(*arguments), twin)
-    assert (twin != start.codes).any()
+        for found, expected in zip(backend.refine_group(*arguments), twin, strict=True):
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
+    assert (twin[2] != start.codes[:, own]).any()
+    for argument, kept in zip(arguments, before, strict=True):
+        np.testing.assert_array_equal(argument, kept)
 
 
 def test_inputs_that_are_zero_are_left_alone():
@@ -152,8 +156,17 @@ def test_arrays_that_do_not_fit_are_refused():
     with NativeBackend(1) as backend:
         codes = np.zeros((2, 64), dtype=np.uint8)
         floats, hessian = np.zeros((2, 64), dtype=np.float32), np.eye(64, dtype=np.float32)
-        half_scales, centers = np.ones((2, 2, 1), dtype=np.float16), np.zeros((2, 2), dtype=np.float16)
-        with pytest.raises(ValueError, match="do not fit"):
-            backend.descend_codes(codes, floats, hessian[:32, :32].copy(), half_scales, centers, 1)
+        half_scales, centers = np.ones((2, 1), dtype=np.float16), np.zeros(2, dtype=np.float16)
+        backend.refine_group(half_scales, centers, codes, floats, hessian)
+        for arguments in (
+            (half_scales[:1], centers, codes, floats, hessian),
+            (half_scales, centers[:1], codes, floats, hessian),
+            (half_scales, centers, codes, floats[:, :32], hessian),
+            (half_scales, centers, codes, floats, hessian[:32, :32]),
+        ):
+            with pytest.raises(ValueError, match="do not fit"):
+                backend.refine_group(*arguments)
         with pytest.raises(ValueError, match="codes below"):
-            backend.descend_codes(codes + np.uint8(2), floats, hessian, half_scales, centers, 1)
+            backend.refine_group(half_scales, centers, codes + np.uint8(2), floats, hessian)
+        with pytest.raises(ValueError, match="four at a time"):
+            backend.refine_group(half_scales, centers, codes[:, :30], floats[:, :30], hessian[:30, :30])

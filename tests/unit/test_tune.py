@@ -34,15 +34,16 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "a
 
 torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
 
+from elutq_cli.pipeline.torch_device import prepare_torch  # noqa: E402
 from elutq_cli.pipeline.tune import block as block_tuning  # noqa: E402
-from elutq_cli.pipeline.tune import descent, end_to_end, prepare_torch  # noqa: E402
+from elutq_cli.pipeline.tune import descent, end_to_end  # noqa: E402
 from elutq_cli.pipeline.tune.matrix import LearnedMatrix  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Few steps, on one thread."""
-    prepare_torch("cpu", 1)
+    prepare_torch("cpu", 1, "--tune")
     monkeypatch.setattr(block_tuning, "BIT_RATE", 0.06)
     monkeypatch.setattr(end_to_end, "LEVEL_RATE", 3e-3)
     for module, stage in ((block_tuning, "BLOCK"), (end_to_end, "END_TO_END")):

@@ -10,6 +10,7 @@
 
 #include "levels.h"
 #include "threads.h"
+#include "wide.h"
 
 #define LANES 32 /* GCC unrolls loops of up to 16 rounds away before it would make vectors of them */
 
@@ -26,7 +27,7 @@ struct feedback_task {
 };
 
 /* Rounds each lane's weight to the nearest of its levels [n_levels][LANES]; of equally near ones, to the lowest code. */
-static inline void round_lanes(const float *weight, float levels[][LANES], unsigned n_levels, float *rounded,
+WITHIN void round_lanes(const float *weight, float levels[][LANES], unsigned n_levels, float *rounded,
                                uint32_t *code) {
     float distance[LANES];
     for (unsigned lane = 0; lane < LANES; lane++) {
@@ -44,7 +45,7 @@ static inline void round_lanes(const float *weight, float levels[][LANES], unsig
     }
 }
 
-static void feedback_tile(const struct feedback_task *task, size_t first_row) {
+WIDE static void feedback_tile(const struct feedback_task *task, size_t first_row) {
     float weights[ELUTQ_MAX_GROUP_SIZE][LANES], levels[MAX_LEVELS][LANES];
     size_t rows_left = task->n_rows - first_row, n_rows = rows_left < LANES ? rows_left : LANES;
     unsigned size = task->group_size, bits = task->bits;

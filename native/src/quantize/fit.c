@@ -11,10 +11,10 @@
 #include <stdbool.h>
 
 #include "levels.h"
+#include "solve.h"
 #include "threads.h"
+#include "wide.h"
 
-#define LARGEST_HALF 65504.0
-#define MAX_UNKNOWNS (ELUTQ_HLQ_MAX_BITS + 1)
 #define ROWS_PER_ITEM 8
 
 struct fit_task {
@@ -135,23 +135,6 @@ static void rank_levels(const double *theta, unsigned bits, double *ranked, uint
     }
 }
 
-/* Solves matrix * x = step in place by elimination without pivoting; only the lower triangle of matrix is used. */
-static void solve(double matrix[MAX_UNKNOWNS][MAX_UNKNOWNS], double *step, unsigned size) {
-    for (unsigned j = 0; j < size; j++) {
-        for (unsigned i = j + 1; i < size; i++) {
-            double factor = matrix[i][j] / matrix[j][j];
-            step[i] -= factor * step[j];
-            for (unsigned k = j + 1; k <= i; k++)
-                matrix[i][k] -= factor * matrix[k][j];
-        }
-    }
-    for (unsigned i = size; i-- > 0;) {
-        for (unsigned k = i + 1; k < size; k++)
-            step[i] -= matrix[k][i] * step[k];
-        step[i] /= matrix[i][i];
-    }
-}
-
 /* Least squares for the change of theta with the assignment held; residual[rank] = sum of importance * (w - level). */
 static void least_squares_step(const uint8_t *order, const double *mass, const double *residual, unsigned bits,
                                double proximity, double *step) {
@@ -214,7 +197,7 @@ static uint16_t to_half(double value) {
     return elutq_float_to_half((float)fmin(fmax(value, -LARGEST_HALF), LARGEST_HALF));
 }
 
-static void fit_group(const struct fit_task *task, const float *weights, const float *importance, uint16_t *half_scales,
+WIDE static void fit_group(const struct fit_task *task, const float *weights, const float *importance, uint16_t *half_scales,
                       uint16_t *center, uint8_t *codes) {
     struct sorted_group group;
     struct solution best = {.error = INFINITY};

@@ -1,108 +1,280 @@
 /*
- * Coordinate descent on the codes of a matrix; elutq_cli/pipeline/refine.py is the twin that explains and defines it.
+ * One group's step of the refine stage: levels solved for with the codes held, then descent on the codes;
+ * elutq_cli/pipeline/refine.py is the twin that explains and defines it.
  *
- * A tile of rows goes through the columns together, so that one row of the Hessian serves all of them while it is in L1.
+ * A tile of rows is transposed so that its rows lie side by side: every operation is then the same on all lanes, and
+ * compilers turn each loop over lanes into a few vector instructions.
  */
 #include "elutq_quantize.h"
 
+#include <math.h>
 #include <stdbool.h>
 
 #include "levels.h"
+#include "solve.h"
 #include "threads.h"
+#include "wide.h"
 
-#define TILE 16
+#define LANES 32 /* GCC unrolls loops of up to 16 rounds away before it would make vectors of them */
+#define MAX_BITS ELUTQ_HLQ_MAX_BITS
+#define SIZE ELUTQ_MAX_GROUP_SIZE
 
-struct descend_task {
+struct refine_task {
     elutq_pool *pool;
     const float *hessian;
-    size_t n_rows, n_columns;
+    float column_sums[SIZE]; /* of the Hessian */
+    double total;            /* of those */
+    const float *residual;
+    size_t n_rows, row_stride;
     unsigned bits, group_size, n_sweeps;
-    const uint16_t *half_scales, *centers;
+    double proximity;
+    uint16_t *half_scales, *centers;
     uint8_t *codes;
-    float *residual;
+    float *grown;
 };
 
-/* Gives a weight the code that lowers the error most; returns by how much the weight grew, 0 when none lowers it. */
-static inline float best_move(const float *levels, unsigned n_levels, float slope, float curvature, uint8_t *code) {
-    float present = levels[*code], best_gain = 0.0f, best_step = 0.0f;
-    for (unsigned candidate = 0; candidate < n_levels; candidate++) {
-        float step = levels[candidate] - present, gain = step * (2.0f * slope - step * curvature);
-        if (gain > best_gain) {
-            best_gain = gain;
-            best_step = step;
-            *code = (uint8_t)candidate;
-        }
-    }
-    return best_step;
-}
+/* A tile of rows; [..][LANES] throughout. Lanes past the last row repeat the first. */
+struct tile {
+    size_t rows[LANES];
+    uint32_t codes[SIZE][LANES];
+    float residual[SIZE][LANES]; /* with the levels and codes of the moment */
+    float values[SIZE][LANES];   /* dequantized weights of the moment */
+    float signs[MAX_BITS][SIZE][LANES];
+    float spread[MAX_BITS][SIZE][LANES]; /* signs times the Hessian */
+    float levels[MAX_LEVELS][LANES];
+    uint16_t half_scales[MAX_BITS][LANES], centers[LANES];
+};
 
-static void subtract_scaled(float *restrict residual, const float *restrict row, float scale, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        residual[i] -= scale * row[i];
-}
-
-/* One sweep over the columns of the rows listed; marks in `moved` those of which a code changed. */
-static void sweep_rows(const struct descend_task *task, const size_t *rows, unsigned n_rows, bool *moved) {
-    size_t n = task->n_columns, n_groups = n / task->group_size;
-    unsigned bits = task->bits;
-    for (size_t group = 0; group < n_groups; group++) {
-        float levels[TILE][MAX_LEVELS];
-        for (unsigned i = 0; i < n_rows; i++) {
-            size_t place = rows[i] * n_groups + group;
-            expand_levels(task->half_scales + place * bits, task->centers[place], bits, levels[i]);
-        }
-        for (size_t column = group * task->group_size; column < (group + 1) * task->group_size; column++) {
-            const float *hessian_row = task->hessian + column * n;
-            for (unsigned i = 0; i < n_rows; i++) {
-                float *residual = task->residual + rows[i] * n;
-                float step = best_move(levels[i], 1u << bits, residual[column], hessian_row[column],
-                                       &task->codes[rows[i] * n + column]);
-                if (step != 0.0f) {
-                    subtract_scaled(residual, hessian_row, step, n);
-                    moved[i] = true;
-                }
-            }
-        }
+/* values[i] = the level of codes[i], in each lane. */
+WITHIN void look_up(const float levels[][LANES], unsigned n_levels, const uint32_t codes[][LANES], unsigned size,
+                    float values[][LANES]) {
+    for (unsigned i = 0; i < size; i++) {
+        for (unsigned lane = 0; lane < LANES; lane++)
+            values[i][lane] = levels[0][lane];
+        for (unsigned code = 1; code < n_levels; code++)
+            for (unsigned lane = 0; lane < LANES; lane++)
+                values[i][lane] = codes[i][lane] == code ? levels[code][lane] : values[i][lane];
     }
 }
 
-static void descend_tile(const struct descend_task *task, size_t first_row) {
-    size_t rows[TILE], rows_left = task->n_rows - first_row;
-    unsigned n_rows = rows_left < TILE ? (unsigned)rows_left : TILE;
-    for (unsigned i = 0; i < n_rows; i++)
-        rows[i] = first_row + i;
-    for (unsigned sweep = 0; sweep < task->n_sweeps && n_rows > 0; sweep++) {
-        bool moved[TILE] = {false};
-        unsigned n_moved = 0;
-        sweep_rows(task, rows, n_rows, moved);
-        for (unsigned i = 0; i < n_rows; i++) { /* a row that did not move will not move again */
-            if (moved[i])
-                rows[n_moved++] = rows[i];
-        }
-        n_rows = n_moved;
+WITHIN void expand_tile_levels(struct tile *tile, unsigned bits) {
+    for (unsigned lane = 0; lane < LANES; lane++) {
+        uint16_t half_scales[MAX_BITS];
+        float levels[MAX_LEVELS];
+        for (unsigned plane = 0; plane < bits; plane++)
+            half_scales[plane] = tile->half_scales[plane][lane];
+        expand_levels(half_scales, tile->centers[lane], bits, levels);
+        for (unsigned code = 0; code < 1u << bits; code++)
+            tile->levels[code][lane] = levels[code];
     }
 }
 
-static void descend_rows(void *context, unsigned thread, unsigned n_threads) {
-    const struct descend_task *task = context;
-    unsigned n_items = (unsigned)((task->n_rows + TILE - 1) / TILE), item;
+WITHIN void load_tile(const struct refine_task *task, size_t first_row, struct tile *tile) {
+    const unsigned size = task->group_size, bits = task->bits;
+    const size_t left = task->n_rows - first_row;
+    for (unsigned lane = 0; lane < LANES; lane++) {
+        const size_t row = first_row + (lane < left ? lane : 0);
+        tile->rows[lane] = row;
+        tile->centers[lane] = task->centers[row];
+        for (unsigned plane = 0; plane < bits; plane++)
+            tile->half_scales[plane][lane] = task->half_scales[row * bits + plane];
+        for (unsigned i = 0; i < size; i++) {
+            tile->codes[i][lane] = task->codes[row * size + i];
+            tile->residual[i][lane] = task->residual[row * task->row_stride + i];
+        }
+    }
+    for (unsigned plane = 0; plane < bits; plane++)
+        for (unsigned i = 0; i < size; i++)
+            for (unsigned lane = 0; lane < LANES; lane++)
+                tile->signs[plane][i][lane] = tile->codes[i][lane] >> plane & 1 ? 1.0f : -1.0f;
+    expand_tile_levels(tile, bits);
+}
+
+/* spread[j] = sum over i of signs[i] * hessian[i][j], in the order of i. */
+WITHIN void spread_signs(const float signs[][LANES], const float *hessian, unsigned size, float spread[][LANES]) {
+    for (unsigned j = 0; j < size; j += 4) {
+        float sums[4][LANES] = {{0}};
+        for (unsigned i = 0; i < size; i++)
+            for (unsigned part = 0; part < 4; part++)
+                for (unsigned lane = 0; lane < LANES; lane++)
+                    sums[part][lane] += hessian[(size_t)i * size + j + part] * signs[i][lane];
+        memcpy(spread[j], sums, sizeof sums);
+    }
+}
+
+/* total += sum over i of a[i] * b[i], or of a[i] where b is NULL, in the order of i. */
+WITHIN void add_products(const float a[][LANES], const float b[][LANES], unsigned size, double *total) {
+    for (unsigned lane = 0; lane < LANES; lane++)
+        total[lane] = 0.0;
+    for (unsigned i = 0; i < size; i++)
+        for (unsigned lane = 0; lane < LANES; lane++)
+            total[lane] += (double)(b == NULL ? a[i][lane] : a[i][lane] * b[i][lane]);
+}
+
+/* Each lane's least squares change of half scales and center, added to them: theta[bits + 1]. */
+WITHIN void solve_levels(const struct refine_task *task, struct tile *tile, double theta[MAX_UNKNOWNS][LANES]) {
+    const unsigned bits = task->bits, size = task->group_size;
+    double sums[MAX_UNKNOWNS][MAX_UNKNOWNS][LANES];
+    for (unsigned i = 0; i < bits; i++) {
+        spread_signs(tile->signs[i], task->hessian, size, tile->spread[i]);
+        for (unsigned j = 0; j <= i; j++)
+            add_products(tile->spread[i], tile->signs[j], size, sums[i][j]);
+        add_products(tile->spread[i], NULL, size, sums[bits][i]);
+        add_products(tile->signs[i], tile->residual, size, theta[i]);
+    }
+    add_products(tile->residual, NULL, size, theta[bits]);
+    for (unsigned lane = 0; lane < LANES; lane++) {
+        double matrix[MAX_UNKNOWNS][MAX_UNKNOWNS], step[MAX_UNKNOWNS];
+        sums[bits][bits][lane] = task->total;
+        for (unsigned i = 0; i <= bits; i++) {
+            step[i] = theta[i][lane];
+            for (unsigned j = 0; j <= i; j++)
+                matrix[i][j] = sums[i][j][lane];
+            matrix[i][i] *= 1.0 + task->proximity;
+        }
+        solve(matrix, step, bits + 1);
+        for (unsigned i = 0; i < bits; i++)
+            theta[i][lane] = step[i] + (double)elutq_half_to_float(tile->half_scales[i][lane]);
+        theta[bits][lane] = step[bits] + (double)elutq_half_to_float(tile->centers[lane]);
+    }
+}
+
+/* Rounds the solution to fp16 and takes what the weights grew by out of the residual. */
+WITHIN void move_levels(const struct refine_task *task, struct tile *tile) {
+    const unsigned bits = task->bits, size = task->group_size;
+    double theta[MAX_UNKNOWNS][LANES];
+    float moved[MAX_UNKNOWNS][LANES];
+    uint32_t flipped[LANES];
+    solve_levels(task, tile, theta);
+    for (unsigned lane = 0; lane < LANES; lane++) {
+        const double center = fmin(fmax(theta[bits][lane], -LARGEST_HALF), LARGEST_HALF);
+        const float old_center = elutq_half_to_float(tile->centers[lane]);
+        tile->centers[lane] = elutq_float_to_half((float)center);
+        moved[bits][lane] = elutq_half_to_float(tile->centers[lane]) - old_center;
+        flipped[lane] = 0;
+        for (unsigned plane = 0; plane < bits; plane++) { /* negative: the same levels, under codes with this plane flipped */
+            const bool negative = theta[plane][lane] < 0.0;
+            const float old_scale = elutq_half_to_float(tile->half_scales[plane][lane]);
+            tile->half_scales[plane][lane] = elutq_float_to_half((float)fmin(fabs(theta[plane][lane]), LARGEST_HALF));
+            const float scale = elutq_half_to_float(tile->half_scales[plane][lane]);
+            moved[plane][lane] = (negative ? -scale : scale) - old_scale;
+            flipped[lane] |= (uint32_t)negative << plane;
+        }
+    }
+    for (unsigned i = 0; i < size; i++) {
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            tile->codes[i][lane] ^= flipped[lane];
+            tile->residual[i][lane] -= moved[bits][lane] * task->column_sums[i];
+        }
+        for (unsigned plane = 0; plane < bits; plane++)
+            for (unsigned lane = 0; lane < LANES; lane++)
+                tile->residual[i][lane] -= moved[plane][lane] * tile->spread[plane][i][lane];
+    }
+    expand_tile_levels(tile, bits);
+}
+
+/* Gives each lane's weight of a column the code that lowers the error most; step: by how much it grew. False: none did. */
+WITHIN bool choose_codes(struct tile *tile, unsigned column, unsigned n_levels, float curvature, float step[LANES]) {
+    float gain[LANES];
+    uint32_t any = 0;
+    for (unsigned lane = 0; lane < LANES; lane++)
+        gain[lane] = step[lane] = 0.0f;
+    for (unsigned code = 0; code < n_levels; code++) {
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            const float change = tile->levels[code][lane] - tile->values[column][lane];
+            const float gained = change * (2.0f * tile->residual[column][lane] - change * curvature);
+            tile->codes[column][lane] = gained > gain[lane] ? code : tile->codes[column][lane];
+            step[lane] = gained > gain[lane] ? change : step[lane];
+            gain[lane] = gained > gain[lane] ? gained : gain[lane];
+        }
+    }
+    for (unsigned lane = 0; lane < LANES; lane++)
+        any |= gain[lane] > 0.0f;
+    return any;
+}
+
+WITHIN void descend(const struct refine_task *task, struct tile *tile) {
+    const unsigned size = task->group_size, n_levels = 1u << task->bits;
+    bool moves = true;
+    look_up(tile->levels, n_levels, tile->codes, size, tile->values);
+    for (unsigned sweep = 0; sweep < task->n_sweeps && moves; sweep++) {
+        moves = false;
+        for (unsigned column = 0; column < size; column++) {
+            const float *hessian_row = task->hessian + (size_t)column * size;
+            float step[LANES];
+            if (!choose_codes(tile, column, n_levels, hessian_row[column], step))
+                continue;
+            moves = true;
+            for (unsigned i = 0; i < size; i++)
+                for (unsigned lane = 0; lane < LANES; lane++)
+                    tile->residual[i][lane] -= step[lane] * hessian_row[i];
+            look_up(tile->levels, n_levels, &tile->codes[column], 1, &tile->values[column]);
+        }
+    }
+}
+
+WIDE static void refine_tile(const struct refine_task *task, size_t first_row) {
+    const unsigned size = task->group_size, bits = task->bits;
+    const size_t left = task->n_rows - first_row, n_rows = left < LANES ? left : LANES;
+    struct tile tile;
+    float values[SIZE][LANES], residual[SIZE][LANES]; /* as they were */
+    double gains[LANES];
+    load_tile(task, first_row, &tile);
+    look_up(tile.levels, 1u << bits, tile.codes, size, values);
+    memcpy(residual, tile.residual, size * sizeof residual[0]);
+    move_levels(task, &tile);
+    descend(task, &tile);
+    for (unsigned lane = 0; lane < LANES; lane++)
+        gains[lane] = 0.0;
+    for (unsigned i = 0; i < size; i++) {
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            const float step = tile.values[i][lane] - values[i][lane];
+            gains[lane] += (double)step * (double)(residual[i][lane] + tile.residual[i][lane]);
+        }
+    }
+    for (unsigned lane = 0; lane < n_rows; lane++) {
+        const size_t row = tile.rows[lane];
+        if (!(gains[lane] > 0.0))
+            continue;
+        task->centers[row] = tile.centers[lane];
+        for (unsigned plane = 0; plane < bits; plane++)
+            task->half_scales[row * bits + plane] = tile.half_scales[plane][lane];
+        for (unsigned i = 0; i < size; i++) {
+            task->codes[row * size + i] = (uint8_t)tile.codes[i][lane];
+            task->grown[row * size + i] = tile.values[i][lane] - values[i][lane];
+        }
+    }
+}
+
+static void refine_rows(void *context, unsigned thread, unsigned n_threads) {
+    const struct refine_task *task = context;
+    unsigned n_items = (unsigned)((task->n_rows + LANES - 1) / LANES), item;
     (void)n_threads;
     while (elutq_pool_take(task->pool, thread, n_items, &item))
-        descend_tile(task, (size_t)item * TILE);
+        refine_tile(task, (size_t)item * LANES);
 }
 
-int elutq_descend(elutq_pool *pool, const float *hessian, size_t n_rows, size_t n_columns, unsigned bits,
-                  unsigned group_size, unsigned n_sweeps, const uint16_t *half_scales, const uint16_t *centers,
-                  uint8_t *codes, float *residual) {
+int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, size_t n_rows, size_t row_stride,
+                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, uint16_t *half_scales,
+                 uint16_t *centers, uint8_t *codes, float *grown) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_MAX_GROUP_SIZE ||
-        n_columns % group_size != 0 || n_rows > UINT32_MAX)
+        group_size % 4 != 0 || row_stride < group_size || !(proximity > 0.0) || n_rows > UINT32_MAX)
         return ELUTQ_ERROR_ARGUMENT;
-    for (size_t i = 0; i < n_rows * n_columns; i++) {
+    for (size_t i = 0; i < n_rows * group_size; i++) {
         if (codes[i] >> bits)
             return ELUTQ_ERROR_ARGUMENT;
     }
-    struct descend_task task = {pool,     hessian,     n_rows,  n_columns, bits,    group_size,
-                                n_sweeps, half_scales, centers, codes,     residual};
-    elutq_pool_run(pool, descend_rows, &task);
+    struct refine_task task = {
+        .pool = pool, .hessian = hessian, .residual = residual, .n_rows = n_rows, .row_stride = row_stride, .bits = bits,
+        .group_size = group_size, .n_sweeps = n_sweeps, .proximity = proximity, .half_scales = half_scales,
+        .centers = centers, .codes = codes, .grown = grown,
+    };
+    for (unsigned i = 0; i < group_size; i++)
+        for (unsigned j = 0; j < group_size; j++)
+            task.column_sums[j] += hessian[(size_t)i * group_size + j];
+    for (unsigned j = 0; j < group_size; j++)
+        task.total += (double)task.column_sums[j];
+    memset(grown, 0, n_rows * group_size * sizeof *grown);
+    elutq_pool_run(pool, refine_rows, &task);
     return ELUTQ_OK;
 }
