@@ -37,11 +37,14 @@ class LogitsModel(Protocol):
 
 
 @runtime_checkable
-class WindowLogitsModel(LogitsModel, Protocol):
+class WindowLogitsModel(Protocol):
     """A model that gains from being handed all sequences at once, as one that reads its weights from disk does."""
 
     def window_logits(self, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
         """Yield the logits (n, vocab_size) of each of windows: (n_windows, n); calls of advance add up to n_windows."""
+
+
+AnyLogitsModel = LogitsModel | WindowLogitsModel
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,9 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def evaluate(
-    model: LogitsModel,
+    model: AnyLogitsModel,
     windows: Windows,
-    reference: LogitsModel | None = None,
+    reference: AnyLogitsModel | None = None,
     advance: Advance = lambda _: None,
 ) -> Evaluation:
     """Score the tokens of the windows.
@@ -104,9 +107,9 @@ def evaluate(
 
 
 def evaluate_all(
-    models: Sequence[LogitsModel],
+    models: Sequence[AnyLogitsModel],
     windows: Windows,
-    reference: LogitsModel | None = None,
+    reference: AnyLogitsModel | None = None,
     advance: Advance = lambda _: None,
 ) -> list[Evaluation]:
     """Score several models side by side: window by window, so that the reference is computed once.
@@ -190,7 +193,7 @@ class _Tally:
         )
 
 
-def _stream(model: LogitsModel, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
+def _stream(model: AnyLogitsModel, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
     """Yield the logits of each window."""
     if isinstance(model, WindowLogitsModel):
         yield from model.window_logits(windows, advance)

@@ -22,8 +22,8 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def is_repository(model: Path) -> bool:
-    """Whether this can only be the name of a repository: ``organisation/name``, and nothing is there on disk."""
-    return _REPOSITORY.fullmatch(str(model)) is not None and not model.exists()
+    """Whether this can only be a repository's name: ``organisation/name``, not a model file's, and nothing on disk."""
+    return _REPOSITORY.fullmatch(str(model)) is not None and model.suffix != ".gguf" and not model.exists()
 
 
 def find_checkpoint(model: Path, revision: str | None = None, offline: bool = False) -> Path:

@@ -37,6 +37,7 @@ class Result:
     """What a test gave. Names without units are llama-bench's.
 
     Attributes:
+        cache_type: How keys and values are kept.
         samples_ns: Time of each repetition in nanoseconds.
         read_gbps: Plain-read bandwidth in GB/s, median of the reads between decode passes; None for prefill.
         roof_ts: Tokens per second if reading the bytes of a token were all there is to do; None for prefill.
@@ -47,6 +48,7 @@ class Result:
 
     test: Test
     test_time: str
+    cache_type: str
     samples_ns: list[int] = field(default_factory=list)
     read_gbps: float | None = None
     roof_ts: float | None = None
@@ -73,6 +75,8 @@ class Result:
             "n_prompt": self.test.n_prompt,
             "n_gen": self.test.n_gen,
             "n_depth": self.test.n_depth,
+            "type_k": self.cache_type,
+            "type_v": self.cache_type,
             "test_time": self.test_time,
             "avg_ns": round(fmean(samples_ns)),
             "stddev_ns": round(stdev(samples_ns)) if len(samples_ns) > 1 else 0,
@@ -81,7 +85,7 @@ class Result:
             "samples_ns": samples_ns,
             "samples_ts": samples_ts,
             "isa": model.info.isa,
-            "bytes_per_token": token_bytes(model, self.test.n_depth) if self.test.n_gen else None,
+            "bytes_per_token": token_bytes(model, self.test.n_depth, self.cache_type) if self.test.n_gen else None,
         }
         for name in ("read_gbps", "roof_ts", "roof_fraction", "joules_per_token", "frequency_mhz", "temperature_c"):
             fields[name] = getattr(self, name)
@@ -91,12 +95,14 @@ class Result:
         return fields
 
 
-def token_bytes(model: Model, position: int) -> int:
+def token_bytes(model: Model, position: int, cache_type: str) -> int:
     """Returns the bytes that decoding one token reads after ``position`` others: weights, keys and values."""
-    return model.info.bytes_per_token + position * model.info.kv_bytes_per_token
+    return model.info.bytes_per_token + position * model.kv_bytes_per_token(cache_type)
 
 
-def run_tests(model: Model, tests: list[Test], repetitions: int, profile: bool) -> Iterator[Result]:
+def run_tests(
+    model: Model, tests: list[Test], repetitions: int, profile: bool, cache_type: str = "f16"
+) -> Iterator[Result]:
     """Runs tests one after the other, each in a session of its own that is warmed up first.
 
     Raises:
@@ -105,11 +111,11 @@ def run_tests(model: Model, tests: list[Test], repetitions: int, profile: bool) 
     random = np.random.default_rng(SEED)
     for test in tests:
         tokens = random.integers(0, model.vocab_size, test.n_depth + test.n_prompt + test.n_gen + 1).tolist()
-        with model.session(len(tokens), test.n_threads) as session:
+        with model.session(len(tokens), test.n_threads, cache_type) as session:
             if test.n_depth:
                 session.eval(tokens[: test.n_depth])
             session.eval(tokens[-1:])
-            result = Result(test, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+            result = Result(test, datetime.now(timezone.utc).isoformat(timespec="seconds"), cache_type)
             with session.profile() as operations:
                 if test.n_prompt:
                     time_prefill(session, tokens[test.n_depth : -1], result, repetitions)
@@ -149,8 +155,8 @@ def time_decode(session: Session, tokens: list[int], result: Result, repetitions
             elapsed += duration
             if read is not None:
                 reads.append(read)
-                kv_share = token_bytes(model, session.position) / model.info.bytes_per_token
-                fractions.append(read * kv_share / duration)
+                n_bytes = token_bytes(model, session.position, session.cache_type)
+                fractions.append(read * n_bytes / model.info.bytes_per_token / duration)
         result.samples_ns.append(elapsed)
         used = _joules(before, len(tokens))
         if used is not None:
@@ -159,7 +165,7 @@ def time_decode(session: Session, tokens: list[int], result: Result, repetitions
     bandwidth = model.info.bytes_per_token / median(reads)  # bytes a nanosecond: GB/s
     result.read_gbps = bandwidth
     middle = result.test.n_depth + len(tokens) // 2
-    result.roof_ts = 1e9 * bandwidth / token_bytes(model, middle)
+    result.roof_ts = 1e9 * bandwidth / token_bytes(model, middle, session.cache_type)
     result.roof_fraction = median(fractions)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elutq_cli.commands.options import CacheType
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def bench_command(
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to generate; 0: none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before.")] = "0",
     threads: Annotated[str | None, typer.Option("-t", "--threads", help="Thread counts, as 1,2,4.")] = None,
+    cache_type: CacheType = "f16",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Repetitions of each test.", min=1)] = 5,
     output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
     profile: Annotated[bool, typer.Option("--profile", help="Also show where the time goes.")] = False,
@@ -42,10 +44,12 @@ def bench_command(
     """
     from elutq_cli.benchmark.measure import run_tests
     from elutq_cli.benchmark.report import FORMATS
+    from elutq_cli.generation.context import checked_cache_type
     from elutq_native import Model, default_threads
 
     if output not in FORMATS:
         raise ElutqError(f"-o is {output}: choose md, csv, json or jsonl")
+    checked_cache_type(cache_type)
     thread_counts = [default_threads()] if threads is None else numbers("-t", threads, 1)
     tests = plan_tests(numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0), thread_counts)
     with model_path(model, synthetic, bits, group_size) as path, Model(path) as native:
@@ -54,7 +58,7 @@ def bench_command(
             raise ElutqError(f"the tests need a context of {needed} tokens, the model has {native.context_length}")
         name = path.name if synthetic is None else f"{synthetic}, {bits} bits, groups of {group_size}"
         rows = []
-        for result in run_tests(native, tests, repetitions, profile):
+        for result in run_tests(native, tests, repetitions, profile, cache_type):
             rows.append(result.to_dict(native, name))
             if sys.stderr.isatty():
                 print(f"{result.test.name}, {result.test.n_threads} threads: done", file=sys.stderr)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elutq_cli.commands.options import CacheType, Threads
+from elutq_cli.commands.text_input import read_text
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_formats.errors import ElutqError
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from elutq_cli.evaluation import Evaluation, LogitsModel
+    from elutq_cli.evaluation import AnyLogitsModel, Evaluation
     from elutq_cli.windows import Rule, Windows
     from elutq_formats.config import ModelConfig
     from elutq_native import Session
@@ -45,7 +47,7 @@ class EvaluatedModel:
     kind: str
     config: ModelConfig
     tokenizer_json: str
-    logits_model: LogitsModel
+    logits_model: AnyLogitsModel
     size_bytes: int
     bits_per_weight: float
     block_bits_per_weight: float | None = None
@@ -92,7 +94,8 @@ def eval_command(
             metavar="CHECKPOINT", help="Also measure KL divergence from, and top-1 agreement with, this checkpoint."
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
+    threads: Threads = None,
+    cache_type: CacheType = "f16",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure perplexity, and what quantization changed.
@@ -103,13 +106,15 @@ def eval_command(
     Example: elutq eval model.gguf -f text.txt -c 256
     """
     configure_blas(threads)
+    from elutq_cli.generation.context import checked_cache_type
     from elutq_cli.windows import check_sizes
 
+    checked_cache_type(cache_type)
     check_sizes(ctx_size, chunks, stride, checked_rule(rule))
     text = read_text(file)
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_model(path, ctx_size, threads)) for path in models]
-        other = None if reference is None else stack.enter_context(open_model(reference, ctx_size, threads))
+        opened = [stack.enter_context(open_model(path, ctx_size, threads, cache_type)) for path in models]
+        other = None if reference is None else stack.enter_context(open_model(reference, ctx_size, threads, cache_type))
         windows = tokenize_windows(opened, other, text, ctx_size, chunks, stride, checked_rule(rule))
         results = measure(opened, other, windows)
     rows = [*opened, *([] if other is None else [other])]
@@ -138,22 +143,8 @@ def checked_rule(rule: str) -> Rule:
     raise ElutqError(f"--rule is {rule}: choose {' or '.join(RULES)}")
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text exactly as it is, line ends included.
-
-    Raises:
-        ElutqError: the file cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise ElutqError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ElutqError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
-
-
 @contextmanager
-def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[EvaluatedModel]:
+def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str = "f16") -> Iterator[EvaluatedModel]:
     """Open a checkpoint, a folder or org/name on the hub, for the reference, or a model file for the C runtime.
 
     Raises:
@@ -185,7 +176,7 @@ def open_model(path: Path, ctx_size: int, threads: int | None) -> Iterator[Evalu
 
     model_file = ModelFile.open(path)
     check_context(path, model_file.config, ctx_size)
-    with Model(path) as model, model.session(ctx_size, threads) as session:
+    with Model(path) as model, model.session(ctx_size, threads, cache_type) as session:
         yield EvaluatedModel(
             name,
             f"C runtime, {model.info.isa} kernels",

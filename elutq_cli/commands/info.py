@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.pipeline.blas import configure_blas
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def info_command(
         int | None,
         typer.Option("-c", "--ctx-size", help="Context to count memory for; default: what `elutq run` would take."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
+    threads: Threads = None,
+    cache_type: CacheType = "f16",
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Read the weights a few times to find the speed's roof.")
     ] = True,
@@ -41,7 +43,7 @@ def info_command(
 
     model = ModelFile.open(file)
     with Model(file) as native:
-        fitness = assess(native, ctx_size, threads)
+        fitness = assess(native, ctx_size, threads, cache_type)
         if not json_output:
             print_description(model)
             sys.stdout.flush()  # the measurement waits for the disk

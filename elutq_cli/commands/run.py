@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
+from elutq_cli.commands.text_input import decode, read_template, read_text
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_formats.errors import ElutqError
 
@@ -44,7 +46,7 @@ def run_command(
         int | None,
         typer.Option("-c", "--ctx-size", help="Context in tokens; default: what is needed, or fits into memory."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
+    threads: Threads = None,
     seed: Annotated[int, typer.Option("-s", "--seed", help="Seed of the sampler: the same seed, the same text.")] = 0,
     temp: Annotated[float, typer.Option(help="Temperature; 0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 40,
@@ -60,11 +62,9 @@ def run_command(
         bool | None,
         typer.Option("-cnv/-no-cnv", help="Chat, or one answer. Default: chat on a terminal without -p and -f."),
     ] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Jinja chat template (a file, or its source) instead of the model's own."),
-    ] = None,
+    chat_template: ChatTemplateFile = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: the prompt is plain text.")] = False,
+    cache_type: CacheType = "f16",
     prompt_cache: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Keep the prompt's keys and values here; later runs begin with them."),
@@ -107,8 +107,10 @@ def run_command(
     given = prompt is not None or file is not None
     chatting = at_terminal and (not given if conversation is None else conversation)
     text = read_prompt(prompt, file) if given or not chatting else None
-    with load(model, threads=threads) as language_model:
-        template = None if raw else choose_template(language_model, chat_template)
+    with load(
+        model, threads=threads, cache_type=cache_type, chat_template=read_template(chat_template)
+    ) as language_model:
+        template = None if raw else language_model.chat_template
         if template is None and not raw and (chatting or system_prompt is not None):
             raise ElutqError(
                 f"{model} has no chat template: give one with --chat-template, or use --raw for plain text"
@@ -198,25 +200,6 @@ def print_logprobs(tokens: list[GeneratedToken]) -> None:
             print(f"{token.token_id:>7} {token.logprob:>8.3f}  {token.text!r:16} {others}".rstrip(), file=sys.stderr)
 
 
-def choose_template(model: LanguageModel, source: str | None) -> ChatTemplate | None:
-    """Return the template that was asked for, else the model's own.
-
-    Args:
-        model: whose special tokens the template uses.
-        source: a file, or Jinja itself, which has a brace in it.
-
-    Raises:
-        ElutqError: the file cannot be read, or the template is not valid.
-    """
-    from elutq_cli.generation import ChatTemplate
-
-    if source is None:
-        return model.chat_template
-    if "{" not in source:
-        source = read_text(Path(source))
-    return ChatTemplate.for_tokenizer(source, model.tokenizer)
-
-
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """Return the prompt's text: as given, or from a file, or from stdin when it is not a terminal.
 
@@ -230,35 +213,11 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if file is not None:
         text = read_text(file).removesuffix("\n")
     elif prompt not in (None, "-"):
-        text = decode(os.fsencode(prompt or ""))
+        text = decode(os.fsencode(prompt or ""), "the prompt")
     elif prompt is None and sys.stdin.isatty():
         raise ElutqError(HOW_TO_PROMPT)
     else:
-        text = decode(sys.stdin.buffer.read()).removesuffix("\n")
+        text = decode(sys.stdin.buffer.read(), "the prompt").removesuffix("\n")
     if not text:
         raise ElutqError("the prompt is empty: give some text to continue")
     return text
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file.
-
-    Raises:
-        ElutqError: it cannot be read.
-    """
-    try:
-        return decode(path.read_bytes(), f"{path}: ")
-    except OSError as error:
-        raise ElutqError(f"cannot read {path}: {error.strerror}") from error
-
-
-def decode(text: bytes, subject: str = "the prompt: ") -> str:
-    """Decode UTF-8.
-
-    Raises:
-        ElutqError: it is not.
-    """
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ElutqError(f"{subject}not UTF-8 text (byte {error.start}): convert it first") from error

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
+from elutq_cli.commands.text_input import read_template
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_formats.errors import ElutqError
 
@@ -19,7 +21,9 @@ def serve_command(
     ctx_size: Annotated[
         int | None, typer.Option("-c", "--ctx-size", help="Context in tokens; default: what fits into memory.")
     ] = None,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)] = None,
+    threads: Threads = None,
+    cache_type: CacheType = "f16",
+    chat_template: ChatTemplateFile = None,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 503.", min=1)] = 512,
     api_key: Annotated[
         str | None, typer.Option(envvar="ELUTQ_API_KEY", help="What clients must present as a bearer token.")
@@ -43,16 +47,19 @@ def serve_command(
     from elutq_cli.generation.statistics import describe_context
 
     local = is_loopback(host)
-    with listen(host, port) as listener, load(model, threads=threads) as language_model:
+    source = read_template(chat_template)
+    with (
+        listen(host, port) as listener,
+        load(model, threads=threads, cache_type=cache_type, chat_template=source) as language_model,
+    ):
         language_model.start(ctx_size)
         template = language_model.chat_template  # a broken one is told now, not to the first client
         app = make_app(language_model, language_model.file.name, max_queue, api_key, local)
-        kv_bytes = language_model.ctx_size * language_model.native.info.kv_bytes_per_token
         address = listener.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         print(
             f"{language_model.file.name}: http://{shown}:{address[1]}/v1, "
-            f"{describe_context(language_model.ctx_size, kv_bytes)}",
+            f"{describe_context(language_model.ctx_size, language_model.kv_bytes)}",
             file=sys.stderr,
         )
         if template is None:

@@ -1,9 +1,10 @@
-"""How long a context may be: the memory of this machine against the bytes of the KV cache."""
+"""How long a context may be: the memory of this machine against the bytes of the KV cache, and of what type that is."""
 
 import os
 from pathlib import Path
 
 from elutq_formats.errors import ElutqError
+from elutq_native import CACHE_TYPES
 
 STEP = 256
 """Contexts that are fitted to memory are multiples of this many tokens, where there is room for one."""
@@ -67,6 +68,17 @@ def check_context(ctx_size: int, maximum: int, kv_bytes_per_token: int, memory: 
             f"a context of {ctx_size} tokens needs {needed / 1e9:.2f} GB for keys and values, and only "
             f"{memory / 1e9:.2f} GB are available: use -c {max(1, memory // 2 // kv_bytes_per_token)} or less"
         )
+
+
+def checked_cache_type(cache_type: str) -> str:
+    """Return a type of cache.
+
+    Raises:
+        ElutqError: there is none of that name.
+    """
+    if cache_type not in CACHE_TYPES:
+        raise ElutqError(f"cache type {cache_type} is not known: choose {' or '.join(CACHE_TYPES)}")
+    return cache_type
 
 
 def choose_context(ctx_size: int | None, n_prompt: int, n_predict: int, maximum: int) -> int | None:

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from elutq_cli.generation.context import available_memory, check_context, fit_context
+from elutq_cli.generation.context import available_memory, check_context, checked_cache_type, fit_context
 from elutq_cli.generation.language_model import choose_threads
 from elutq_native import Model
 
@@ -53,22 +53,24 @@ class Fitness:
         return asdict(self)
 
 
-def assess(model: Model, ctx_size: int | None, threads: int | None) -> Fitness:
+def assess(model: Model, ctx_size: int | None, threads: int | None, cache_type: str = "f16") -> Fitness:
     """Compare a model with this machine.
 
     Args:
         model: the file, mapped.
         ctx_size: tokens in the context; None: as many as ``elutq run`` would take.
         threads: threads; None: as many as ``elutq run`` would take.
+        cache_type: keys and values as f16 or q8.
 
     Raises:
-        ElutqError: the context is out of range.
+        ElutqError: the context is out of range, or there is no such type of cache.
     """
     info, available = model.info, available_memory()
+    kv_bytes_per_token = model.kv_bytes_per_token(checked_cache_type(cache_type))
     if ctx_size is None:
-        ctx_size = fit_context(info.context_length, info.kv_bytes_per_token, info.file_bytes, available)
-    check_context(ctx_size, info.context_length, info.kv_bytes_per_token, None)
-    kv_bytes = ctx_size * info.kv_bytes_per_token
+        ctx_size = fit_context(info.context_length, kv_bytes_per_token, info.file_bytes, available)
+    check_context(ctx_size, info.context_length, kv_bytes_per_token, None)
+    kv_bytes = ctx_size * kv_bytes_per_token
     needed = info.file_bytes + kv_bytes + PROCESS_BYTES
     fits = None if available is None else needed <= available
     n_threads = threads or choose_threads(model)

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.generation.context import available_memory, check_context, fit_context
+from elutq_cli.generation.context import available_memory, check_context, checked_cache_type, fit_context
 from elutq_cli.generation.template import ChatTemplate, Message
 from elutq_cli.hub import is_repository
 from elutq_formats.errors import ElutqError
@@ -37,11 +37,18 @@ class LanguageModel:
         file: its metadata.
         tokenizer: its tokenizer.
         native: the file, mapped by the C runtime.
+        cache_type: how keys and values are kept.
         user: whoever evaluated last, so that texts that take turns notice.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, ctx_size: int | None = None, threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        ctx_size: int | None = None,
+        threads: int | None = None,
+        cache_type: str = "f16",
+        chat_template: str | None = None,
     ) -> None:
         """Open a model file; the session starts with the first text, so that its context can still be chosen.
 
@@ -49,19 +56,23 @@ class LanguageModel:
             path: a model file of elutq.
             ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
             threads: threads; None: one for each physical core this process may use.
+            cache_type: keys and values as f16, or as q8 in half the memory.
+            chat_template: Jinja in the place of the file's chat template; None: that one, if there is any.
 
         Raises:
-            ElutqError: the file is damaged or not one of elutq, or the context is impossible.
+            ElutqError: the file is damaged or not one of elutq, or the context or the type of cache is impossible.
             NativeError: the C runtime refuses the file.
         """
+        self.cache_type = checked_cache_type(cache_type)
         self.path = Path(path)
-        if self.path.is_dir() or (is_repository(self.path) and self.path.suffix != ".gguf"):
+        if self.path.is_dir() or is_repository(self.path):
             raise ElutqError(
                 f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint"
             )
         self.file = ModelFile.open(self.path)
         self.tokenizer = Tokenizer.from_json(self.file.tokenizer_json, self.file.config)
         self.native = Model(self.path)
+        self._chat_template = chat_template
         self._threads = threads
         self._session: Session | None = None
         self._tokens: list[int] = []
@@ -84,14 +95,19 @@ class LanguageModel:
         """The tokens in the context."""
         return tuple(self._tokens)
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the whole context's keys and values."""
+        return self.ctx_size * self.native.kv_bytes_per_token(self.cache_type)
+
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
-        """The model's own chat template.
+        """The chat template that was given, or the file's own.
 
         Raises:
             ElutqError: it is not valid Jinja.
         """
-        source = self.file.chat_template
+        source = self._chat_template or self.file.chat_template
         return None if source is None else ChatTemplate.for_tokenizer(source, self.tokenizer)
 
     def start(self, ctx_size: int | None = None) -> Session:
@@ -105,13 +121,14 @@ class LanguageModel:
             NativeError: memory or threads are short.
         """
         info, memory = self.native.info, available_memory()
+        kv_bytes_per_token = self.native.kv_bytes_per_token(self.cache_type)
         if ctx_size is None:
-            ctx_size = fit_context(info.context_length, info.kv_bytes_per_token, info.file_bytes, memory)
-        check_context(ctx_size, info.context_length, info.kv_bytes_per_token, memory)
+            ctx_size = fit_context(info.context_length, kv_bytes_per_token, info.file_bytes, memory)
+        check_context(ctx_size, info.context_length, kv_bytes_per_token, memory)
         if self._session is not None:
             self._session.close()
             self._tokens = []
-        self._session = self.native.session(ctx_size, self._threads or choose_threads(self.native))
+        self._session = self.native.session(ctx_size, self._threads or choose_threads(self.native), self.cache_type)
         return self._session
 
     def encode(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
@@ -161,7 +178,7 @@ class LanguageModel:
         self._tokens.append(token)
         return logits
 
-    def adopt(self, tokens: Sequence[int], state: NDArray[np.uint16]) -> None:
+    def adopt(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
         """Append tokens whose keys and values are known (``Session.import_state``) to the context.
 
         Raises:

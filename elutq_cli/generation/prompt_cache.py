@@ -1,8 +1,8 @@
 """A prompt's keys and values in a file, so that a later run need not compute them again.
 
-The file, little-endian: MAGIC, the model's fingerprint, the number of tokens (uint32), their ids (uint32 each), the
-state of the session (``Session.export_state``) in pieces of PIECE_TOKENS tokens, and the SHA-256 of all that. The
-checksum finds accidents; whoever writes such a file decides what the model believes to have read.
+The file, little-endian: MAGIC, the model's fingerprint, the type of cache and the number of tokens (uint32), their ids
+(uint32 each), the state of the session (``Session.export_state``) in pieces of PIECE_TOKENS tokens, and the SHA-256 of
+all that. The checksum finds accidents; whoever writes such a file decides what the model believes to have read.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from elutq_cli.generation.generate import Generation
 from elutq_cli.generation.language_model import LanguageModel
 from elutq_formats.atomic import atomic_output, check_output
 from elutq_formats.errors import ElutqError
-from elutq_native import NativeError
+from elutq_native import CACHE_TYPES, NativeError
 
-MAGIC = b"elutqkv1"
+MAGIC = b"elutqkv2"
 DIGEST_BYTES = hashlib.sha256().digest_size
 PIECE_TOKENS = 64
 ENOUGH = 0.75
@@ -73,10 +73,11 @@ class PromptCache:
             digest.update(piece)
             file.write(piece)
 
-        write(MAGIC + self._fingerprint + np.array([len(tokens), *tokens], "<u4").tobytes())
+        cache_type = CACHE_TYPES[self._model.cache_type]
+        write(MAGIC + self._fingerprint + np.array([cache_type, len(tokens), *tokens], "<u4").tobytes())
         for start in range(0, len(tokens), PIECE_TOKENS):
             n_tokens = min(PIECE_TOKENS, len(tokens) - start)
-            write(self._model.session.export_state(start, n_tokens).astype("<u2", copy=False).data.cast("B"))
+            write(self._model.session.export_state(start, n_tokens).data.cast("B"))
         file.write(digest.digest())
 
     def _restore(self, file: BinaryIO) -> None:
@@ -94,16 +95,18 @@ class PromptCache:
             raise ElutqError("not a prompt cache of elutq")
         if read(DIGEST_BYTES) != self._fingerprint:
             raise ElutqError("made with another model")
+        if int.from_bytes(read(4), "little") != CACHE_TYPES[model.cache_type]:
+            raise ElutqError("made with another cache type")
         n_tokens = int.from_bytes(read(4), "little")
-        info = model.native.info
-        size = len(MAGIC) + 2 * DIGEST_BYTES + 4 + n_tokens * (4 + info.kv_bytes_per_token)
+        token_bytes = model.native.kv_bytes_per_token(model.cache_type)
+        size = len(MAGIC) + 2 * DIGEST_BYTES + 8 + n_tokens * (4 + token_bytes)
         if size != self._path.stat().st_size:
             raise EOFError
         tokens = np.frombuffer(read(4 * n_tokens), "<u4").tolist()
         for start in range(0, n_tokens, PIECE_TOKENS):
             piece = tokens[start : start + PIECE_TOKENS]
-            shape = (info.n_layers, 2, info.n_kv_heads, len(piece), info.head_dim)
-            state = np.frombuffer(read(len(piece) * info.kv_bytes_per_token), "<u2").reshape(shape)
+            shape = model.session.state_shape(len(piece))
+            state = np.frombuffer(read(len(piece) * token_bytes), np.uint8).reshape(shape)
             n_fitting = min(len(piece), max(0, model.ctx_size - start))
             model.adopt(piece[:n_fitting], state[:, :, :, :n_fitting])
         expected = digest.digest()

@@ -10,7 +10,6 @@ from elutq_cli.generation.language_model import LanguageModel
 
 def summarize(generation: Generation, model: LanguageModel, load_seconds: float) -> dict[str, Any]:
     """Return the statistics of one text; times in seconds, sizes in bytes."""
-    info = model.native.info
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "finish_reason": generation.finish_reason,
@@ -24,9 +23,10 @@ def summarize(generation: Generation, model: LanguageModel, load_seconds: float)
         "generation_tokens_per_second": generation.tokens_per_second,
         "peak_rss": peak if sys.platform == "darwin" else 1024 * peak,
         "ctx_size": model.ctx_size,
-        "kv_bytes": model.ctx_size * info.kv_bytes_per_token,
+        "kv_bytes": model.kv_bytes,
+        "cache_type": model.cache_type,
         "n_threads": model.session.threads,
-        "isa": info.isa,
+        "isa": model.native.info.isa,
     }
 
 

@@ -99,9 +99,8 @@ class Chat:
             first: the user's first message, if there is one already.
         """
         model = self._conversation.model
-        kv_bytes = model.ctx_size * model.native.info.kv_bytes_per_token
         prepare_keyboard()
-        _say(f"{model.file.name}: {describe_context(model.ctx_size, kv_bytes)}\n{COMMANDS}\n")
+        _say(f"{model.file.name}: {describe_context(model.ctx_size, model.kv_bytes)}\n{COMMANDS}\n")
         if first is not None:
             self._reply(first)
         while (line := read_message()) is not None:

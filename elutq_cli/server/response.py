@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def usage(generation: Generation) -> Body:
     }
 
 
-class Responder:
+class Responder(ABC):
     """Makes the bodies that belong to one request.
 
     Args of every method that has them:
@@ -73,13 +74,13 @@ class Responder:
         if include_usage:
             yield self._chunk([]) | {"usage": usage(generation)}
 
+    @abstractmethod
     def choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return the choice of a whole answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chunk_choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return the choice of a piece."""
-        raise NotImplementedError
 
     def _chunk(self, choices: list[Body]) -> Body:
         return self._frame | {"object": self.kind, "choices": choices}

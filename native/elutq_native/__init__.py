@@ -2,9 +2,10 @@
 
 from elutq_native.errors import CancelledError, ContextFullError, NativeError
 from elutq_native.library import default_threads, ffi, lib
-from elutq_native.model import Model, ModelInfo, Session
+from elutq_native.model import CACHE_TYPES, Model, ModelInfo, Session
 
 __all__ = [
+    "CACHE_TYPES",
     "CancelledError",
     "ContextFullError",
     "Model",

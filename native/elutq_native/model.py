@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from elutq_native.library import MESSAGE_BYTES, check, default_threads, ffi, lib
 
+CACHE_TYPES = {"f16": lib.ELUTQ_CACHE_F16, "q8": lib.ELUTQ_CACHE_Q8}
+"""How a session keeps keys and values: fp16, or int8 with one scale for each head and token, half the bytes."""
+
 OPERATIONS = ("embed", "prepare", "qkv", "position", "attend", "attn_output", "gate_up", "down", "head")
 """What :meth:`Session.profile` tells apart, in the order of a pass (``elutq_operation`` in elutq.h)."""
 
@@ -27,7 +30,6 @@ class ModelInfo:
     n_kv_heads: int
     head_dim: int
     file_bytes: int
-    kv_bytes_per_token: int
     bytes_per_token: int
     isa: str
 
@@ -70,13 +72,24 @@ class Model:
         """Tokens the model was trained for."""
         return self.info.context_length
 
-    def session(self, context_size: int | None = None, threads: int | None = None) -> "Session":
+    def kv_bytes_per_token(self, cache_type: str = "f16") -> int:
+        """Bytes of a token's keys and values in all layers, for one of CACHE_TYPES."""
+        return int(lib.elutq_model_kv_bytes(self._handle, CACHE_TYPES[cache_type]))
+
+    def session(
+        self, context_size: int | None = None, threads: int | None = None, cache_type: str = "f16"
+    ) -> "Session":
         """Opens a session with a KV cache of ``context_size`` tokens (default: the model's context length).
+
+        Args:
+            context_size: Tokens that the cache holds.
+            threads: Threads (default: one for each physical core this process may use).
+            cache_type: One of CACHE_TYPES.
 
         Raises:
             NativeError: The context or the number of threads is out of range, or memory is short.
         """
-        return Session(self, context_size or self.context_length, threads or default_threads())
+        return Session(self, context_size or self.context_length, threads or default_threads(), cache_type)
 
     def close(self) -> None:
         """Unmaps the file; sessions over it must be closed before."""
@@ -94,14 +107,15 @@ class Model:
 class Session:
     """One conversation over a model: KV cache, scratch and threads. Used by one thread at a time."""
 
-    def __init__(self, model: Model, context_size: int, threads: int) -> None:
+    def __init__(self, model: Model, context_size: int, threads: int, cache_type: str) -> None:
         handle, message = ffi.new("elutq_session **"), ffi.new("char[]", MESSAGE_BYTES)
-        status = lib.elutq_session_create(model._handle, context_size, threads, handle, message, MESSAGE_BYTES)
-        check(status, message)
+        arguments = (context_size, CACHE_TYPES[cache_type], threads)
+        check(lib.elutq_session_create(model._handle, *arguments, handle, message, MESSAGE_BYTES), message)
         self._handle = ffi.gc(handle[0], lib.elutq_session_destroy)
         self.model = model
         self.context_size = context_size
         self.threads = threads
+        self.cache_type = cache_type
 
     @property
     def position(self) -> int:
@@ -147,38 +161,45 @@ class Session:
         if position < 0 or lib.elutq_session_rewind(self._handle, position) != lib.ELUTQ_OK:
             raise ValueError(f"cannot rewind to {position}: the context holds {self.position} tokens")
 
-    def export_state(self, first: int, n_tokens: int) -> NDArray[np.uint16]:
+    def state_shape(self, n_tokens: int) -> tuple[int, int, int, int, int]:
+        """Shape of what ``export_state`` returns: ``(n_layers, 2, n_kv_heads, n_tokens, row_bytes)``."""
+        info = self.model.info
+        n_rows = 2 * info.n_layers * info.n_kv_heads
+        return (info.n_layers, 2, info.n_kv_heads, n_tokens, self.model.kv_bytes_per_token(self.cache_type) // n_rows)
+
+    def export_state(self, first: int, n_tokens: int) -> NDArray[np.uint8]:
         """Returns the keys and values of ``n_tokens`` positions from ``first`` on.
 
         Returns:
-            fp16 as uint16, ``(n_layers, 2, n_kv_heads, n_tokens, head_dim)``: keys, then values of each layer.
+            Bytes as this type of cache keeps them, of shape ``state_shape(n_tokens)``: keys, then values of each layer.
 
         Raises:
             ValueError: The context does not hold them.
         """
-        info = self.model.info
         if first < 0 or n_tokens < 0 or first + n_tokens > self.position:
             raise ValueError(
                 f"positions {first} to {first + n_tokens} are not among the {self.position} in the context"
             )
-        state = np.empty((info.n_layers, 2, info.n_kv_heads, n_tokens, info.head_dim), np.uint16)
-        status = lib.elutq_session_export(self._handle, first, n_tokens, ffi.from_buffer("uint16_t[]", state))
+        state = np.empty(self.state_shape(n_tokens), np.uint8)
+        status = lib.elutq_session_export(self._handle, first, n_tokens, ffi.from_buffer("uint8_t[]", state))
         check(status, ffi.new("char[]", b"the context does not hold these tokens"))
         return state
 
-    def import_state(self, state: NDArray[np.uint16]) -> None:
-        """Appends tokens whose keys and values are known, from ``export_state`` of the same model and positions.
+    def import_state(self, state: NDArray[np.uint8]) -> None:
+        """Appends tokens whose keys and values are known.
+
+        Args:
+            state: From ``export_state`` of the same model, type of cache and positions.
 
         Raises:
             ValueError: The shape is not one that ``export_state`` returns.
             ContextFullError: The context cannot hold them; it is left as it was.
             NativeError: A value is not finite; the context is left as it was.
         """
-        info = self.model.info
-        if state.ndim != 5 or state.shape != (info.n_layers, 2, info.n_kv_heads, state.shape[3], info.head_dim):
+        if state.ndim != 5 or state.shape != self.state_shape(state.shape[3]):
             raise ValueError(f"a state of shape {state.shape} does not fit the model")
-        state = np.ascontiguousarray(state, dtype=np.uint16)
-        status = lib.elutq_session_import(self._handle, ffi.from_buffer("uint16_t[]", state), state.shape[3])
+        state = np.ascontiguousarray(state, dtype=np.uint8)
+        status = lib.elutq_session_import(self._handle, ffi.from_buffer("uint8_t[]", state), state.shape[3])
         full = status == lib.ELUTQ_ERROR_CONTEXT
         check(status, ffi.new("char[]", b"the context is full" if full else b"keys or values are not finite"))
 

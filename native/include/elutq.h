@@ -52,7 +52,6 @@ struct elutq_model_info {
     uint32_t n_kv_heads;
     uint32_t head_dim;
     uint64_t file_bytes;
-    uint64_t kv_bytes_per_token; /* fp16 keys and values of all layers */
     uint64_t bytes_per_token;    /* weights read from the file to decode one token (embedding row, whole head, all blocks) */
     const char *isa;             /* kernels chosen: "scalar", "avx2", "avx512", ...; static storage */
 };
@@ -79,12 +78,21 @@ int elutq_survive_lost_pages(void);
 
 /* ---- session ---- */
 
+/* How a session keeps keys and values. */
+enum elutq_cache_type {
+    ELUTQ_CACHE_F16 = 0, /* fp16 */
+    ELUTQ_CACHE_Q8 = 1   /* int8, with one scale for each head and token */
+};
+
+/* Bytes of one token's keys and values in all layers. */
+uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type cache_type);
+
 /*
  * context_size: tokens the KV cache holds, 1 to the model's context_length. n_threads: 1 to 256.
  * The caller owns *session; `model` must outlive it.
  */
-int elutq_session_create(const elutq_model *model, uint32_t context_size, unsigned n_threads, elutq_session **session,
-                         char *error, size_t error_bytes);
+int elutq_session_create(const elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type, unsigned n_threads,
+                         elutq_session **session, char *error, size_t error_bytes);
 void elutq_session_destroy(elutq_session *session); /* NULL is allowed */
 
 /*
@@ -102,18 +110,18 @@ uint32_t elutq_session_position(const elutq_session *session);
 int elutq_session_rewind(elutq_session *session, uint32_t position);
 
 /*
- * Copies the keys and values of n_tokens positions from `first` on, all of them in the context, into `state`:
- * fp16 [n_layers][keys, values][n_kv_heads][n_tokens][head_dim], n_tokens * info.kv_bytes_per_token bytes of the caller's.
- * ELUTQ_ERROR_ARGUMENT when the context does not hold them.
+ * Copies the keys and values of n_tokens positions from `first` on, all of them in the context, into `state`, rows as
+ * elutq_cache_kernels has them: [n_layers][keys, values][n_kv_heads][n_tokens], n_tokens * elutq_model_kv_bytes bytes of the
+ * caller's. ELUTQ_ERROR_ARGUMENT when the context does not hold them.
  */
-int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint16_t *state);
+int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint8_t *state);
 
 /*
- * Appends to the context n_tokens whose keys and values are known, as elutq_session_export gave them for the same model at
- * the same positions. Nothing is appended on ELUTQ_ERROR_CONTEXT, or on ELUTQ_ERROR_FORMAT: a value is not finite. That a
- * state belongs to the model and to the tokens before it is for the caller to know.
+ * Appends to the context n_tokens whose keys and values are known, as elutq_session_export gave them for the same model and
+ * type of cache at the same positions. Nothing is appended on ELUTQ_ERROR_CONTEXT, or on ELUTQ_ERROR_FORMAT: a value is not
+ * finite. That a state belongs to the model and to the tokens before it is for the caller to know.
  */
-int elutq_session_import(elutq_session *session, const uint16_t *state, uint32_t n_tokens);
+int elutq_session_import(elutq_session *session, const uint8_t *state, uint32_t n_tokens);
 
 /* ---- measuring ---- */
 

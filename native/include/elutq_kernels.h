@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "elutq.h"
+
 /* Rows a kernel computes at a time: one superblock of an HLQ matrix, or as many rows of an fp16 one. */
 #define ELUTQ_CHUNK_ROWS 256
 
@@ -52,6 +54,25 @@ struct elutq_levels {
     int32_t *biases; /* [n_blocks][n_columns / group_size][8] -128 * sum of the group's values */
 };
 
+/*
+ * Keys and values of one head, in one type of cache. A row is the key or value of one position: ELUTQ_CACHE_F16,
+ * fp16[head_dim]; ELUTQ_CACHE_Q8, int8[head_dim] and then the float that they are multiples of. Rows need no alignment
+ * but that of fp16.
+ */
+struct elutq_cache_kernels {
+    /* Rounds x[head_dim] to a row. */
+    void (*store)(const float *x, uint32_t head_dim, void *row);
+
+    /*
+     * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head:
+     * y = softmax(scale * queries . keys^T) values. The last token sees all n_keys keys, each one before it one key less.
+     * queries, y: [n_tokens][n_queries][head_dim]; keys, values: n_keys rows, one behind the other, finite; n_keys >=
+     * n_tokens; scores: scratch [n_tokens][n_queries][n_keys].
+     */
+    void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,
+                   uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y);
+};
+
 struct elutq_kernels {
     const char *name;
 
@@ -62,6 +83,10 @@ struct elutq_kernels {
     /* One chunk of an HLQ matrix times one token: y[256]; tiles past the matrix's last are left alone. */
     void (*gemv)(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y);
 
+    /* One chunk times a batch, tables[n_tokens]: y[n_tokens][ELUTQ_CHUNK_STRIDE]. Gives each token what gemv gives it. */
+    void (*gemm_tables)(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
+                        uint32_t chunk, float *y);
+
     /* Quantizes token `token` (0 .. n_tokens - 1) of a batch into `levels`. NULL with gemm_levels where an ISA has none. */
     void (*build_levels)(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
                          struct elutq_levels *levels);
@@ -69,6 +94,9 @@ struct elutq_kernels {
     /* One chunk times a batch of int8 activations: y[n_tokens][ELUTQ_CHUNK_STRIDE]. */
     void (*gemm_levels)(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                         uint32_t chunk, float *y);
+
+    /* Tokens of a batch from which gemm_levels is faster than gemm_tables, by bits; 0: at no number of them. */
+    uint32_t levels_from[5];
 
     /* One chunk of an fp16 matrix times x[n_tokens][x_stride]: y[n_tokens][ELUTQ_CHUNK_STRIDE]; other rows are left alone. */
     void (*gemm_f16)(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens, uint32_t chunk,
@@ -89,17 +117,8 @@ struct elutq_kernels {
     /* y[n] += x[n]. */
     void (*add)(const float *x, uint32_t n, float *y);
 
-    /* Rounds x[n] to fp16. */
-    void (*to_f16)(const float *x, uint32_t n, uint16_t *y);
-
-    /*
-     * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head:
-     * y = softmax(scale * queries . keys^T) values. The last token sees all n_keys keys, each one before it one key less.
-     * queries, y: [n_tokens][n_queries][head_dim]; keys, values: fp16 [n_keys][head_dim], finite; n_keys >= n_tokens;
-     * scores: scratch [n_tokens][n_queries][n_keys].
-     */
-    void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const uint16_t *keys, const uint16_t *values,
-                   uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y);
+    /* By elutq_cache_type. */
+    struct elutq_cache_kernels cache[2];
 
     /* Loads x[n], n a multiple of 64, and does next to nothing with it: measures memory. Returns something of it. */
     float (*read_floats)(const float *x, size_t n);

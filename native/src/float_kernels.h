@@ -14,20 +14,25 @@
 #include "elutq_kernels.h"
 
 /*
- * What is streamed from memory is asked for ahead, twice: far ahead into L2, then near into L1. The hardware's prefetcher
- * alone stops at the end of each 4 KB page: measured on a server core, decode rises from 0.76 to 0.92 of plain read
- * (docs/kernels.md); where the hardware does better by itself it costs nothing. Bytes.
+ * Hardware prefetchers follow a stream to the end of its 4 KB page and have to find it again in the next. A plain read hides
+ * that, a core that computes meanwhile does not. So while a page is read the beginning of the next is asked for, into L2:
+ * as many lines as go by until the hardware follows (docs/kernels.md has what was measured).
  */
-#define ELUTQ_PREFETCH_FAR 6144
-#define ELUTQ_PREFETCH_NEAR 5120
+#define ELUTQ_PAGE_BYTES 4096
+#define ELUTQ_PAGE_LINES 20
+#define ELUTQ_LINE_BYTES 64
 
-/* Asks for what follows n_bytes of a stream that are about to be used: a few lines at a time, between the work on them. */
-INLINE void prefetch_ahead(const void *bytes, size_t n_bytes) {
-#pragma GCC unroll 64
-    for (size_t i = 0; i < n_bytes; i += 64) {
-        __builtin_prefetch((const char *)bytes + ELUTQ_PREFETCH_FAR + i, 0, 2);
-        __builtin_prefetch((const char *)bytes + ELUTQ_PREFETCH_NEAR + i, 0, 3);
-    }
+INLINE void prefetch_next_page(const void *at) {
+    const char *next_page = (const char *)((uintptr_t)at & ~(uintptr_t)(ELUTQ_PAGE_BYTES - 1)) + ELUTQ_PAGE_BYTES;
+#pragma GCC unroll 32
+    for (size_t i = 0; i < ELUTQ_PAGE_LINES; i++)
+        __builtin_prefetch(next_page + i * ELUTQ_LINE_BYTES, 0, 2);
+}
+
+/* To be called for each piece of a stream from memory as it comes to be used; asks about once a KB. */
+INLINE void prefetch_stream(const void *piece, size_t n_bytes) {
+    if ((uintptr_t)piece % (ELUTQ_PAGE_BYTES / 4) < n_bytes)
+        prefetch_next_page(piece);
 }
 
 /* The first n < 16 floats at p, then zeros. */
@@ -41,12 +46,6 @@ INLINE void store_first(float *p, v16 a, uint32_t n) {
     float lanes[16];
     v16_store(lanes, a);
     memcpy(p, lanes, n * sizeof *p);
-}
-
-INLINE v16 load_half_first(const uint16_t *p, uint32_t n) {
-    uint16_t lanes[16] = {0};
-    memcpy(lanes, p, n * sizeof *p);
-    return v16_load_half(lanes);
 }
 
 /*
@@ -70,7 +69,9 @@ INLINE v16 v16_exp(v16 x) {
 }
 
 #include "activation_kernels.h"
-#include "half_kernels.h"
+#include "stored_row.h"
+#include "f16_gemm.h"
+#include "attention.h"
 
 KERNEL float rms_scale(const float *x, uint32_t n, float epsilon) {
     v16 squares = v16_set1(0);
@@ -130,17 +131,6 @@ KERNEL void add(const float *x, uint32_t n, float *y) {
         y[i] += x[i];
 }
 
-KERNEL void to_f16(const float *x, uint32_t n, uint16_t *y) {
-    uint32_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        v16_store_half(y + i, v16_load(x + i));
-    if (i < n) {
-        uint16_t lanes[16];
-        v16_store_half(lanes, load_first(x + i, n - i));
-        memcpy(y + i, lanes, (n - i) * sizeof *y);
-    }
-}
-
 /* Maxima cost the least of what keeps a compiler from leaving the loads out, whatever floats the bytes make. */
 KERNEL float read_floats(const float *bytes, size_t n) {
     v16 a = v16_set1(0), b = a, c = a, d = a;
@@ -156,6 +146,7 @@ KERNEL float read_floats(const float *bytes, size_t n) {
 /* The members of struct elutq_kernels that this file and its parts define, for its initialiser. */
 #define ELUTQ_FLOAT_KERNELS                                                                                                    \
     .build_tables = build_tables, .gemm_f16 = gemm_f16, .rms_scale = rms_scale, .scale_by = scale_by, .rope = rope,           \
-    .swiglu = swiglu, .add = add, .to_f16 = to_f16, .attend = attend, .read_floats = read_floats
+    .swiglu = swiglu, .add = add, .read_floats = read_floats,                                                                 \
+    .cache = {[ELUTQ_CACHE_F16] = {store_f16, attend_f16}, [ELUTQ_CACHE_Q8] = {store_q8, attend_q8}}
 
 #endif

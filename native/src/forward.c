@@ -72,26 +72,23 @@ static void read_source(const struct pass *pass, const struct source *source, ui
     }
 }
 
-static bool use_levels(const struct elutq_session *session, uint32_t n_tokens) {
-    return session->model->kernels->gemm_levels != NULL && n_tokens >= ELUTQ_LEVELS_MIN_TOKENS;
-}
+/* The forms of an input that some matrices take; bit i stands for groups of 32 << i. */
+struct forms {
+    unsigned tables, levels;
+};
 
 /* Columns are dealt to threads in units that every group size divides. */
 #define COLUMN_UNIT 128
 
-/*
- * Reads the source into session->input in every form that weights with the given group sizes (bit i: 32 << i) need. A
- * batch is shared out by token, a single token by columns.
- */
+/* Reads the source into session->input in these forms. A batch is shared out by token, a single token by columns. */
 static void prepare_input(struct pass *pass, unsigned thread, const struct source *source, uint32_t n_columns,
-                          unsigned group_sizes) {
+                          struct forms forms) {
     struct elutq_session *session = pass->session;
     struct elutq_input *input = &session->input;
     const struct elutq_kernels *kernels = session->model->kernels;
     const uint32_t n_threads = elutq_pool_threads(session->pool), n_tokens = source->n_tokens;
     const uint32_t n_parts = n_tokens == 1 ? n_threads : 1;
     const uint32_t n_units = (n_columns + COLUMN_UNIT - 1) / COLUMN_UNIT;
-    const bool levels = use_levels(session, n_tokens);
     unsigned item;
     if (thread == 0)
         input->n_columns = n_columns;
@@ -103,13 +100,11 @@ static void prepare_input(struct pass *pass, unsigned thread, const struct sourc
         float *x = input->x + (size_t)token * n_columns;
         if (first < end)
             read_source(pass, source, token, first, end, x);
-        for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++) {
+        for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES && first < end; i++) {
             const uint32_t group_size = 32u << i;
-            if (!(group_sizes >> i & 1) || first >= end)
-                continue;
-            if (levels)
+            if (forms.levels >> i & 1)
                 kernels->build_levels(x, n_columns, group_size, token, &input->levels[i]);
-            else
+            if (forms.tables >> i & 1)
                 kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][token]);
         }
     }
@@ -126,12 +121,20 @@ struct product {
     bool accumulate;
 };
 
-static unsigned group_size_bits(const struct product *products, unsigned n_products) {
-    unsigned bits = 0;
-    for (unsigned i = 0; i < n_products; i++)
-        if (products[i].linear->weight.bits != 16)
-            bits |= 1u << elutq_group_index(products[i].linear->weight.group_size);
-    return bits;
+static struct forms forms_of(const struct elutq_session *session, const struct product *products, unsigned n_products,
+                             uint32_t n_tokens) {
+    struct forms forms = {0, 0};
+    for (unsigned i = 0; i < n_products; i++) {
+        const struct elutq_matrix *weight = &products[i].linear->weight;
+        if (weight->bits == 16)
+            continue;
+        const unsigned bit = 1u << elutq_group_index(weight->group_size);
+        if (elutq_takes_levels(session->model->kernels, weight, n_tokens))
+            forms.levels |= bit;
+        else
+            forms.tables |= bit;
+    }
+    return forms;
 }
 
 static void multiply_chunk(const struct elutq_session *session, const struct elutq_matrix *weight, uint32_t n_tokens,
@@ -143,12 +146,12 @@ static void multiply_chunk(const struct elutq_session *session, const struct elu
         return;
     }
     const uint32_t index = elutq_group_index(weight->group_size);
-    if (use_levels(session, n_tokens)) {
+    if (elutq_takes_levels(kernels, weight, n_tokens))
         kernels->gemm_levels(weight, &input->levels[index], n_tokens, chunk, y);
-        return;
-    }
-    for (uint32_t token = 0; token < n_tokens; token++)
-        kernels->gemv(weight, &input->tables[index][token], chunk, y + (size_t)token * ELUTQ_CHUNK_STRIDE);
+    else if (n_tokens == 1)
+        kernels->gemv(weight, input->tables[index], chunk, y);
+    else
+        kernels->gemm_tables(weight, input->tables[index], n_tokens, chunk, y);
 }
 
 /* Multiplies session->input by several matrices; the threads share their chunks. */
@@ -194,11 +197,6 @@ static void embed(struct pass *pass, unsigned thread) {
     elutq_pool_barrier(session->pool);
 }
 
-static size_t cache_offset(const struct elutq_session *session, uint32_t layer, uint32_t kv_head) {
-    const struct elutq_config *config = &session->model->config;
-    return ((size_t)layer * config->n_kv_heads + kv_head) * session->context_size * config->head_dim;
-}
-
 static void position_head(const struct pass *pass, uint32_t token, const float *norm, float *head) {
     const struct elutq_session *session = pass->session;
     const struct elutq_config *config = &session->model->config;
@@ -213,7 +211,7 @@ static void position_head(const struct pass *pass, uint32_t token, const float *
 static void position_and_store(struct pass *pass, unsigned thread, uint32_t i) {
     struct elutq_session *session = pass->session;
     const struct elutq_config *config = &session->model->config;
-    const struct elutq_kernels *kernels = session->model->kernels;
+    const struct elutq_cache_kernels *cache = &session->model->kernels->cache[session->cache_type];
     const struct elutq_layer *layer = &session->model->layers[i];
     const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
     unsigned item;
@@ -223,9 +221,9 @@ static void position_and_store(struct pass *pass, unsigned thread, uint32_t i) {
         for (uint32_t q = 0; q < n_queries; q++)
             position_head(pass, token, layer->q_norm, session->q + (row * n_queries + q) * head_dim);
         position_head(pass, token, layer->k_norm, session->k + row * head_dim);
-        size_t at = cache_offset(session, i, kv_head) + (size_t)(session->position + token) * head_dim;
-        kernels->to_f16(session->k + row * head_dim, head_dim, session->keys + at);
-        kernels->to_f16(session->v + row * head_dim, head_dim, session->values + at);
+        const size_t at = elutq_cache_offset(session, i, kv_head, session->position + token);
+        cache->store(session->k + row * head_dim, head_dim, session->keys + at);
+        cache->store(session->v + row * head_dim, head_dim, session->values + at);
     }
     elutq_pool_barrier(session->pool);
 }
@@ -238,10 +236,14 @@ static void copy_heads(const struct elutq_config *config, const float *from, siz
         memcpy(to + token * to_stride, from + token * from_stride, width * sizeof *to);
 }
 
-/* softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: a few tokens and a KV head. */
+/*
+ * softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: a KV head and a few tokens, head by head, so
+ * that a head's keys and values come from memory once for all tokens of the batch.
+ */
 static void attend(struct pass *pass, unsigned thread, uint32_t i) {
     struct elutq_session *session = pass->session;
     const struct elutq_config *config = &session->model->config;
+    const struct elutq_cache_kernels *cache = &session->model->kernels->cache[session->cache_type];
     const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
     const size_t width = (size_t)n_queries * head_dim, all_heads = (size_t)config->n_heads * head_dim;
     const float scale = 1.0f / sqrtf((float)head_dim);
@@ -254,15 +256,15 @@ static void attend(struct pass *pass, unsigned thread, uint32_t i) {
     float *results = queries + ELUTQ_ATTEND_TOKENS * width;
     unsigned item;
     while (take(pass, thread, n_blocks * config->n_kv_heads, &item)) {
-        const uint32_t token = item / config->n_kv_heads * block, kv_head = item % config->n_kv_heads;
+        const uint32_t token = item % n_blocks * block, kv_head = item / n_blocks;
         const uint32_t left = pass->n_tokens - token, n_tokens = left < block ? left : block;
         const uint32_t end = session->position + token + n_tokens;
         const uint32_t first = slides && end > window ? end - window : 0;
-        const size_t keys = cache_offset(session, i, kv_head) + (size_t)first * head_dim;
+        const size_t at = elutq_cache_offset(session, i, kv_head, first);
         const size_t heads = token * all_heads + kv_head * width;
         copy_heads(config, session->q + heads, all_heads, n_tokens, queries, width);
-        session->model->kernels->attend(queries, n_tokens, n_queries, session->keys + keys, session->values + keys,
-                                        end - first, head_dim, scale, scores, results);
+        cache->attend(queries, n_tokens, n_queries, session->keys + at, session->values + at, end - first, head_dim, scale,
+                      scores, results);
         copy_heads(config, results, width, n_tokens, session->attended + heads, all_heads);
     }
     elutq_pool_barrier(session->pool);
@@ -281,7 +283,7 @@ static void attention_block(struct pass *pass, unsigned thread, uint32_t i) {
     const struct product output = {&layer->o, session->hidden, config->hidden_size, true};
     const struct source normed = {FROM_NORM, layer->attn_norm, 0, pass->n_tokens};
     const struct source attended = {FROM_ATTENTION, NULL, 0, pass->n_tokens};
-    prepare_input(pass, thread, &normed, config->hidden_size, group_size_bits(project, 3));
+    prepare_input(pass, thread, &normed, config->hidden_size, forms_of(session, project, 3, pass->n_tokens));
     mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, project, 3);
     mark(pass, thread, ELUTQ_QKV);
@@ -289,7 +291,7 @@ static void attention_block(struct pass *pass, unsigned thread, uint32_t i) {
     mark(pass, thread, ELUTQ_POSITION);
     attend(pass, thread, i);
     mark(pass, thread, ELUTQ_ATTEND);
-    prepare_input(pass, thread, &attended, (uint32_t)q_size, group_size_bits(&output, 1));
+    prepare_input(pass, thread, &attended, (uint32_t)q_size, forms_of(session, &output, 1, pass->n_tokens));
     mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, &output, 1);
     mark(pass, thread, ELUTQ_ATTN_OUTPUT);
@@ -306,11 +308,11 @@ static void mlp_block(struct pass *pass, unsigned thread, uint32_t i) {
     const struct product contract = {&layer->down, session->hidden, config->hidden_size, true};
     const struct source normed = {FROM_NORM, layer->ffn_norm, 0, pass->n_tokens};
     const struct source activated = {FROM_SWIGLU, NULL, 0, pass->n_tokens};
-    prepare_input(pass, thread, &normed, config->hidden_size, group_size_bits(expand, 2));
+    prepare_input(pass, thread, &normed, config->hidden_size, forms_of(session, expand, 2, pass->n_tokens));
     mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, expand, 2);
     mark(pass, thread, ELUTQ_GATE_UP);
-    prepare_input(pass, thread, &activated, config->intermediate_size, group_size_bits(&contract, 1));
+    prepare_input(pass, thread, &activated, config->intermediate_size, forms_of(session, &contract, 1, pass->n_tokens));
     mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_tokens, &contract, 1);
     mark(pass, thread, ELUTQ_DOWN);
@@ -321,7 +323,7 @@ static void head(struct pass *pass, unsigned thread) {
     const struct elutq_model *model = session->model;
     const struct product project = {&model->head, pass->logits, model->config.vocab_size, false};
     const struct source normed = {FROM_NORM, model->output_norm, pass->n_tokens - pass->n_logits, pass->n_logits};
-    prepare_input(pass, thread, &normed, model->config.hidden_size, group_size_bits(&project, 1));
+    prepare_input(pass, thread, &normed, model->config.hidden_size, forms_of(session, &project, 1, pass->n_logits));
     mark(pass, thread, ELUTQ_PREPARE);
     multiply(pass, thread, pass->n_logits, &project, 1);
     mark(pass, thread, ELUTQ_HEAD);

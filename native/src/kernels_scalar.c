@@ -163,7 +163,9 @@ void elutq_matrix_row(const struct elutq_matrix *matrix, uint32_t row, float *y)
 const struct elutq_kernels elutq_kernels_scalar = {
     .name = "scalar",
     .gemv = gemv,
+    .gemm_tables = gemv_each,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
+    .levels_from = {0, 0, 0, 32, 16}, /* as avx512, whose passes these then define */
     ELUTQ_FLOAT_KERNELS,
 };

@@ -315,7 +315,6 @@ static uint64_t matrix_bytes(const struct elutq_matrix *matrix) {
 
 void elutq_model_describe(const elutq_model *model, struct elutq_model_info *info) {
     const struct elutq_config *config = &model->config;
-    uint64_t kv_values = 2ull * config->n_layers * config->n_kv_heads * config->head_dim;
     *info = (struct elutq_model_info){
         .vocab_size = config->vocab_size,
         .context_length = config->context_length,
@@ -325,7 +324,6 @@ void elutq_model_describe(const elutq_model *model, struct elutq_model_info *inf
         .n_kv_heads = config->n_kv_heads,
         .head_dim = config->head_dim,
         .file_bytes = model->gguf.mapping.n_bytes,
-        .kv_bytes_per_token = kv_values * sizeof(uint16_t),
         .isa = model->kernels->name,
     };
     info->bytes_per_token = matrix_bytes(&model->head.weight) + matrix_bytes(&model->embedding) / config->vocab_size;

@@ -28,28 +28,42 @@ static uint32_t largest_of(uint32_t a, uint32_t b) {
     return a > b ? a : b;
 }
 
-/* Bit i: some matrix has group size 32 << i. */
-static unsigned group_sizes_used(const struct elutq_model *model) {
-    unsigned used = 0;
-#define NOTE(matrix) used |= (matrix).bits == 16 ? 0 : 1u << elutq_group_index((matrix).group_size)
-    NOTE(model->head.weight);
+/* Of the matrices with one group size: most tokens whose tables one of them takes, and whether one ever takes levels. */
+struct needs {
+    uint32_t table_tokens;
+    bool levels;
+};
+
+static void note_needs(const struct elutq_session *session, const struct elutq_linear *linear, struct needs *needs) {
+    const struct elutq_matrix *weight = &linear->weight;
+    const uint32_t most = session->batch_tokens;
+    if (weight->bits == 16)
+        return;
+    struct needs *of_size = &needs[elutq_group_index(weight->group_size)];
+    const bool levels = elutq_takes_levels(session->model->kernels, weight, most);
+    const uint32_t table_tokens = levels ? session->model->kernels->levels_from[weight->bits] - 1 : most;
+    of_size->table_tokens = largest_of(of_size->table_tokens, largest_of(table_tokens, 1));
+    of_size->levels |= levels;
+}
+
+static void find_needs(const struct elutq_session *session, struct needs needs[ELUTQ_GROUP_SIZES]) {
+    const struct elutq_model *model = session->model;
+    note_needs(session, &model->head, needs);
     for (uint32_t i = 0; i < model->config.n_layers; i++) {
         const struct elutq_layer *layer = &model->layers[i];
-        NOTE(layer->q.weight);
-        NOTE(layer->k.weight);
-        NOTE(layer->v.weight);
-        NOTE(layer->o.weight);
-        NOTE(layer->gate.weight);
-        NOTE(layer->up.weight);
-        NOTE(layer->down.weight);
+        const struct elutq_linear *linears[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
+                                                &layer->gate, &layer->up, &layer->down};
+        for (size_t j = 0; j < sizeof linears / sizeof linears[0]; j++)
+            note_needs(session, linears[j], needs);
     }
-#undef NOTE
-    return used;
 }
+
+/* Between the tables of two tokens, so that what a kernel looks up for some tokens is spread over the sets of a cache. */
+#define TABLE_PADDING 512
 
 static bool allocate_tables(struct elutq_session *session, uint32_t n_columns, uint32_t group_size, uint32_t n_tokens) {
     struct elutq_tables *tables = allocate(session, n_tokens, sizeof *tables);
-    uint64_t entry_bytes = (uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16, n_groups = n_columns / group_size + 1;
+    uint64_t entry_bytes = (uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16 + TABLE_PADDING, n_groups = n_columns / group_size + 1;
     int8_t *entries = allocate(session, n_tokens, entry_bytes);
     float *scales = allocate_floats(session, 2 * n_tokens * n_groups);
     if (tables == NULL || entries == NULL || scales == NULL)
@@ -80,21 +94,19 @@ static bool allocate_levels(struct elutq_session *session, uint32_t n_columns, u
 }
 
 static bool allocate_input(struct elutq_session *session) {
-    const struct elutq_model *model = session->model;
-    const struct elutq_config *config = &model->config;
-    const bool has_levels = model->kernels->gemm_levels != NULL;
+    const struct elutq_config *config = &session->model->config;
     const uint32_t n_tokens = session->batch_tokens;
-    const uint32_t table_tokens = has_levels && n_tokens >= ELUTQ_LEVELS_MIN_TOKENS ? ELUTQ_LEVELS_MIN_TOKENS : n_tokens;
+    struct needs needs[ELUTQ_GROUP_SIZES] = {{0, false}};
     uint32_t n_columns =
         largest_of(largest_of(config->hidden_size, config->intermediate_size), config->n_heads * config->head_dim);
+    find_needs(session, needs);
     session->input.x = allocate_floats(session, (uint64_t)n_tokens * n_columns);
     if (session->input.x == NULL)
         return false;
     for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++) {
-        if (!(group_sizes_used(model) >> i & 1))
-            continue;
-        if (!allocate_tables(session, n_columns, 32u << i, table_tokens) ||
-            (has_levels && !allocate_levels(session, n_columns, 32u << i, n_tokens)))
+        if (needs[i].table_tokens > 0 && !allocate_tables(session, n_columns, 32u << i, needs[i].table_tokens))
+            return false;
+        if (needs[i].levels && !allocate_levels(session, n_columns, 32u << i, n_tokens))
             return false;
     }
     return true;
@@ -104,9 +116,9 @@ static bool allocate_buffers(struct elutq_session *session, unsigned n_threads) 
     const struct elutq_config *config = &session->model->config;
     const uint64_t n = session->batch_tokens, head_dim = config->head_dim;
     const uint64_t q_size = config->n_heads * head_dim, kv_size = config->n_kv_heads * head_dim;
-    const uint64_t kv_cache = config->n_layers * kv_size * session->context_size;
-    session->keys = allocate(session, kv_cache, sizeof *session->keys);
-    session->values = allocate(session, kv_cache, sizeof *session->values);
+    const uint64_t n_rows = (uint64_t)config->n_layers * config->n_kv_heads * session->context_size;
+    session->keys = allocate(session, n_rows, elutq_cache_row_bytes(session->cache_type, config->head_dim));
+    session->values = allocate(session, n_rows, elutq_cache_row_bytes(session->cache_type, config->head_dim));
     session->frequencies = allocate_floats(session, head_dim / 2);
     session->hidden = allocate_floats(session, n * config->hidden_size);
     session->q = allocate_floats(session, n * q_size);
@@ -142,13 +154,20 @@ static void fill_frequencies(struct elutq_session *session) {
     }
 }
 
-int elutq_session_create(const elutq_model *model, uint32_t context_size, unsigned n_threads, elutq_session **out,
-                         char *error, size_t error_bytes) {
+uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type cache_type) {
+    const struct elutq_config *config = &model->config;
+    return 2ull * config->n_layers * config->n_kv_heads * elutq_cache_row_bytes(cache_type, config->head_dim);
+}
+
+int elutq_session_create(const elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type, unsigned n_threads,
+                         elutq_session **out, char *error, size_t error_bytes) {
     const struct elutq_error report = {error, error_bytes};
     *out = NULL;
     if (context_size < 1 || context_size > model->config.context_length)
         return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "a context of %u tokens is not between 1 and the model's %u",
                           context_size, model->config.context_length);
+    if (cache_type != ELUTQ_CACHE_F16 && cache_type != ELUTQ_CACHE_Q8)
+        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "there is no cache of type %d", (int)cache_type);
     if (n_threads < 1 || n_threads > ELUTQ_MAX_THREADS)
         return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "%u threads is not between 1 and %d", n_threads, ELUTQ_MAX_THREADS);
     struct elutq_session *session = calloc(1, sizeof *session);
@@ -156,6 +175,7 @@ int elutq_session_create(const elutq_model *model, uint32_t context_size, unsign
         return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory");
     session->model = model;
     session->context_size = context_size;
+    session->cache_type = cache_type;
     session->batch_tokens = context_size < ELUTQ_BATCH_TOKENS ? context_size : ELUTQ_BATCH_TOKENS;
     if (!allocate_buffers(session, n_threads)) {
         elutq_session_destroy(session);
@@ -264,36 +284,48 @@ int elutq_session_rewind(elutq_session *session, uint32_t position) {
     return ELUTQ_OK;
 }
 
-/* The cache of one head from a position on: its keys (part 0) or values (part 1), [context_size - position][head_dim]. */
-static uint16_t *cached_head(const elutq_session *session, uint32_t layer, uint32_t part, uint32_t head, uint32_t position) {
-    const size_t row = ((size_t)layer * session->model->config.n_kv_heads + head) * session->context_size + position;
-    return (part == 0 ? session->keys : session->values) + row * session->model->config.head_dim;
-}
-
-int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint16_t *state) {
+int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint8_t *state) {
     const struct elutq_config *config = &session->model->config;
     if (first > session->position || n_tokens > session->position - first)
         return ELUTQ_ERROR_ARGUMENT;
-    const size_t n = (size_t)n_tokens * config->head_dim;
+    const size_t n_bytes = n_tokens * elutq_cache_row_bytes(session->cache_type, config->head_dim);
     for (uint32_t layer = 0; layer < config->n_layers; layer++)
         for (uint32_t part = 0; part < 2; part++)
-            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n)
-                memcpy(state, cached_head(session, layer, part, head, first), n * sizeof *state);
+            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n_bytes) {
+                const uint8_t *rows = part == 0 ? session->keys : session->values;
+                memcpy(state, rows + elutq_cache_offset(session, layer, head, first), n_bytes);
+            }
     return ELUTQ_OK;
 }
 
-int elutq_session_import(elutq_session *session, const uint16_t *state, uint32_t n_tokens) {
+/* Whether every number of a row of the cache is finite. */
+static bool row_is_finite(const uint8_t *row, enum elutq_cache_type type, uint32_t head_dim) {
+    if (type == ELUTQ_CACHE_Q8)
+        return isfinite(elutq_cache_row_scale(row, type, head_dim));
+    uint16_t half;
+    for (uint32_t i = 0; i < head_dim; i++) {
+        memcpy(&half, row + i * sizeof half, sizeof half);
+        if ((half & 0x7C00) == 0x7C00)
+            return false;
+    }
+    return true;
+}
+
+int elutq_session_import(elutq_session *session, const uint8_t *state, uint32_t n_tokens) {
     const struct elutq_config *config = &session->model->config;
     if (n_tokens > session->context_size - session->position)
         return ELUTQ_ERROR_CONTEXT;
-    const size_t n = (size_t)n_tokens * config->head_dim;
-    for (size_t i = 0; i < 2 * (size_t)config->n_layers * config->n_kv_heads * n; i++)
-        if ((state[i] & 0x7C00) == 0x7C00)
+    const size_t row_bytes = elutq_cache_row_bytes(session->cache_type, config->head_dim), n_bytes = n_tokens * row_bytes;
+    const size_t n_rows = 2 * (size_t)config->n_layers * config->n_kv_heads * n_tokens;
+    for (size_t row = 0; row < n_rows; row++)
+        if (!row_is_finite(state + row * row_bytes, session->cache_type, config->head_dim))
             return ELUTQ_ERROR_FORMAT;
     for (uint32_t layer = 0; layer < config->n_layers; layer++)
         for (uint32_t part = 0; part < 2; part++)
-            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n)
-                memcpy(cached_head(session, layer, part, head, session->position), state, n * sizeof *state);
+            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n_bytes) {
+                uint8_t *rows = part == 0 ? session->keys : session->values;
+                memcpy(rows + elutq_cache_offset(session, layer, head, session->position), state, n_bytes);
+            }
     session->position += n_tokens;
     return ELUTQ_OK;
 }

@@ -4,16 +4,14 @@
 
 #include <stdatomic.h>
 
+#include "cache_row.h"
 #include "model.h"
 #include "threads.h"
 
 /* Tokens of one forward pass: enough that a batch is bound by arithmetic, few enough that its scratch stays small. */
 #define ELUTQ_BATCH_TOKENS 128
 
-/* From this many tokens on, expanding planes to levels once beats looking every token up in tables (docs/kernels.md). */
-#define ELUTQ_LEVELS_MIN_TOKENS 4
-
-/* Tokens that attend together, so that a key or value is converted from fp16 once for all of them. */
+/* Tokens that attend together, so that a key or value is converted to float once for all of them. */
 #define ELUTQ_ATTEND_TOKENS 4
 
 /* Group sizes 32, 64 and 128 have their own tables; index with elutq_group_index. */
@@ -23,12 +21,19 @@ static inline uint32_t elutq_group_index(uint32_t group_size) {
     return group_size == 32 ? 0 : group_size == 64 ? 1 : 2;
 }
 
+/* Whether n_tokens are multiplied with an HLQ matrix as levels; otherwise their tables are looked up. */
+static inline bool elutq_takes_levels(const struct elutq_kernels *kernels, const struct elutq_matrix *weight,
+                                      uint32_t n_tokens) {
+    const uint32_t from = kernels->levels_from[weight->bits];
+    return from != 0 && n_tokens >= from;
+}
+
 /* The input of linear layers, in each form that their weights need. */
 struct elutq_input {
     uint32_t n_columns;
     float *x;                                        /* [batch][n_columns] */
-    struct elutq_tables *tables[ELUTQ_GROUP_SIZES];  /* [table_tokens], NULL where no matrix has that group size */
-    struct elutq_levels levels[ELUTQ_GROUP_SIZES];   /* members NULL likewise, or when the kernels have no levels */
+    struct elutq_tables *tables[ELUTQ_GROUP_SIZES];  /* for as many tokens as are looked up, NULL where none are */
+    struct elutq_levels levels[ELUTQ_GROUP_SIZES];   /* members NULL where no matrix takes them */
 };
 
 #define ELUTQ_MAX_ALLOCATIONS 64
@@ -37,13 +42,14 @@ struct elutq_session {
     const struct elutq_model *model;
     elutq_pool *pool;
     uint32_t context_size;
+    enum elutq_cache_type cache_type;
     uint32_t position;
     uint32_t batch_tokens; /* tokens a pass takes, at most ELUTQ_BATCH_TOKENS */
     atomic_bool cancelled;
     struct elutq_profile *profile; /* NULL: not measured; the caller's */
 
-    uint16_t *keys, *values; /* fp16 [n_layers][n_kv_heads][context_size][head_dim] */
-    float *frequencies;      /* [head_dim / 2] radians a position */
+    uint8_t *keys, *values; /* rows of the cache [n_layers][n_kv_heads][context_size] */
+    float *frequencies;     /* [head_dim / 2] radians a position */
 
     float *hidden;          /* [batch][hidden_size] the residual stream */
     float *q, *k, *v;       /* [batch][n_heads or n_kv_heads][head_dim] */
@@ -58,6 +64,14 @@ struct elutq_session {
     void *allocations[ELUTQ_MAX_ALLOCATIONS];
     unsigned n_allocations;
 };
+
+/* Bytes from the beginning of the keys, or of the values, to a head's row of a position; later positions' follow it. */
+static inline size_t elutq_cache_offset(const struct elutq_session *session, uint32_t layer, uint32_t kv_head,
+                                        uint32_t position) {
+    const struct elutq_config *config = &session->model->config;
+    const size_t row = ((size_t)layer * config->n_kv_heads + kv_head) * session->context_size + position;
+    return row * elutq_cache_row_bytes(session->cache_type, config->head_dim);
+}
 
 /*
  * Runs n_tokens (1 to batch_tokens) at session->position through the model and writes logits[n_logits][vocab_size] of the

@@ -40,6 +40,9 @@ INLINE void v16_store_half(uint16_t *p, v16 a) {
     for (int i = 0; i < 16; i++)
         p[i] = elutq_float_to_half(a.lane[i]);
 }
+INLINE v16 v16_load_i8(const int8_t *p) {
+    EACH_LANE((float)p[i]);
+}
 /* Rounds to nearest even and saturates to int8. */
 INLINE void v16_store_i8(int8_t *p, v16 a) {
     for (int i = 0; i < 16; i++) {

@@ -200,6 +200,7 @@ def test_output_folder_that_does_not_exist(tmp_path):
         (("-p", "Once", "--top-p", 0), "", ("top-p is 0",)),
         (("-p", "Once", "--min-p", 2), "", ("min-p is 2",)),
         (("-p", "Once", "--repeat-penalty", 0), "", ("repeat penalty is 0",)),
+        (("-p", "Once", "--cache-type", "q4"), "", ("cache type q4", "f16 or q8")),
         (("-p", "Once", "-f", "prompt.txt"), "", ("-p TEXT", "-f FILE")),
         (("-f", "nothing.txt"), "", ("nothing.txt", "No such file")),
         (("-f", DATA), "", ("cannot read",)),

@@ -45,6 +45,14 @@ def test_json_has_llama_benchs_keys_and_ours(novels_2bit):
             assert row["roof_ts"] is None
 
 
+def test_an_int8_cache_counts_half_the_bytes(novels_2bit):
+    run = bench(novels_2bit, "-p", 0, "-n", 12, "-d", 20, "-r", 1, "-t", 1, "-o", "json", "--cache-type", "q8")
+    row = json.loads(run.stdout)[0]
+    assert (row["type_k"], row["type_v"]) == ("q8", "q8")
+    bytes_at_middle = row["bytes_per_token"] + 6 * 2 * 6 * 2 * (64 + 4)
+    assert row["roof_ts"] == pytest.approx(row["read_gbps"] * 1e9 / bytes_at_middle)
+
+
 def test_other_forms_hold_the_same_tests(novels_2bit):
     options = (novels_2bit, "-p", 8, "-n", 4, "-r", 1, "-t", 1)
     lines = [json.loads(line) for line in bench(*options, "-o", "jsonl").stdout.splitlines()]
@@ -72,6 +80,7 @@ def test_synthetic_needs_no_file():
         (("MODEL", "-p", 0, "-n", 0), "nothing to measure"),
         (("MODEL", "-p", 4096), "context of 4097 tokens"),
         (("MODEL", "-t", 0), "at least 1"),
+        (("MODEL", "--cache-type", "q4_0"), "choose f16 or q8"),
         (("/nonexistent.gguf",), "nonexistent"),
     ],
 )

@@ -135,6 +135,12 @@ def test_model_file_against_its_checkpoint(model_file, monkeypatch):
     assert json.loads(run(model_file, *flags, "-t", 1).stdout) == values
 
 
+def test_an_int8_cache_changes_a_little(model_file):
+    flags = ("-f", SAMPLED, "-c", 128, "--chunks", 3, "--json")
+    values, other = (json.loads(run(model_file, *flags, "--cache-type", name).stdout) for name in ("f16", "q8"))
+    assert values["ppl"] != other["ppl"] == pytest.approx(values["ppl"], rel=2e-3)
+
+
 def test_readable_output_names_the_runtime(model_file):
     assert f"{model_file} (C runtime, " in run(model_file, "-f", SAMPLED, "-c", 16, "--chunks", 1).stdout
 

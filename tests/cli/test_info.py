@@ -43,6 +43,14 @@ def test_json_holds_everything(novels_2bit):
     assert here["roof_full_ts"] < here["roof_ts"]
 
 
+def test_an_int8_cache_needs_less(novels_2bit):
+    here, other = (
+        json.loads(info(novels_2bit, "--no-measure", "--json", "--cache-type", name))["here"] for name in ("f16", "q8")
+    )
+    assert other["kv_bytes"] / here["kv_bytes"] == pytest.approx((64 + 4) / 128)
+    assert here["needed_bytes"] - other["needed_bytes"] == here["kv_bytes"] - other["kv_bytes"]
+
+
 def test_readable_output_groups_tensors_and_answers_whether_it_runs(novels_2bit):
     text = info(novels_2bit, "-c", 100, "-t", 1)
     assert "bits per weight" in text.splitlines()[0]

@@ -15,7 +15,7 @@ from elutq_formats.errors import ElutqError
 
 ELUTQ = Path(sys.executable).with_name("elutq")
 SYSTEM = "It was a dark night, and the captain stood on the deck of his ship, and looked at the sea. " * 8
-HEADER = len(MAGIC) + 32
+HEADER = len(MAGIC) + 32 + 4
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def load(novels_2bit):
     """Returns a function that opens a model with a prompt cache and evaluates a prompt; closed at the end."""
     opened = []
 
-    def load(path, prompt=SYSTEM, n_predict=4, model=novels_2bit, ctx_size=512):
-        model = elutq_cli.load(model, ctx_size=ctx_size, threads=1)
+    def load(path, prompt=SYSTEM, n_predict=4, model=novels_2bit, ctx_size=512, cache_type="f16"):
+        model = elutq_cli.load(model, ctx_size=ctx_size, threads=1, cache_type=cache_type)
         opened.append(model)
         cache = PromptCache(path, model)
         generation = elutq_cli.generate(model, prompt, n_predict, temp=0)
@@ -149,6 +149,16 @@ def test_a_file_of_no_use_is_told_in_one_line_and_replaced(load, cache, capsys, 
 def test_a_cache_of_another_model_is_not_used(load, cache, make_model, capsys):
     assert load(cache, model=make_model(bits=3)).reused_tokens == 0
     assert "made with another model" in capsys.readouterr().err
+
+
+def test_a_cache_of_another_type_is_not_used(load, cache, capsys):
+    assert load(cache, cache_type="q8").reused_tokens == 0
+    assert "made with another cache type" in capsys.readouterr().err
+    half = cache.stat().st_size
+    again = load(cache, cache_type="q8")
+    assert again.reused_tokens == again.prompt_tokens - 1
+    load(cache)
+    assert half < 0.6 * cache.stat().st_size
 
 
 def test_a_place_where_nothing_can_be_written_is_told_before_any_work(load, tmp_path):

@@ -64,6 +64,13 @@ def test_json_holds_text_tokens_and_statistics(novels_2bit):
     assert "logprobs" not in values
 
 
+def test_an_int8_cache_takes_half_the_memory(novels_2bit):
+    flags = ("-p", PROMPT, "-n", 10, "--temp", 0, "--cache-type", "q8")
+    values = json.loads(text_of(elutq(novels_2bit, *flags, "--json")))
+    assert values["kv_bytes"] == values["ctx_size"] * 2 * 6 * 2 * (64 + 4)
+    assert values["cache_type"] == "q8" and values["n_gen"] == 10
+
+
 def test_prompt_from_stdin_from_a_file_and_from_the_command_line_are_the_same(novels_2bit, tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT)
     flags = ("-n", 8, "--temp", 0)

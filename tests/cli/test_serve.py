@@ -1,75 +1,17 @@
-"""`elutq serve` as OpenAI's own client sees it, and what becomes of clients that misbehave."""
+"""`elutq serve` as OpenAI's own client sees it, and what it says of wrong requests and options."""
 
-import http.client
-import json
-import os
-import re
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
 from conftest import CHAT_TEMPLATE, NOVELS
+from served import DEADLINE, ELUTQ, Server
 
 from elutq_cli.generation.template import ChatTemplate
 
-ELUTQ = Path(sys.executable).with_name("elutq")
-ROOT = Path(__file__).parent.parent.parent
-DEADLINE = 300
-"""Seconds after which a server that says nothing is taken for stuck, however loaded the machine is."""
 MESSAGES = [{"role": "user", "content": "How do you do?"}]
-
-
-class Server:
-    """A running `elutq serve`."""
-
-    def __init__(self, *arguments, **environment):
-        command = [str(argument) for argument in (ELUTQ, "serve", *arguments, "--port", 0)]
-        # Unbuffered: communicate() does not see what a buffer has read beyond the first line.
-        self.process = subprocess.Popen(command, bufsize=0, stderr=subprocess.PIPE, env=os.environ | environment)
-        line = self.process.stderr.readline().decode()
-        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1])
-        self.address = f"http://127.0.0.1:{self.port}/v1"
-        self.wait_until_up()
-
-    def wait_until_up(self):
-        end = time.monotonic() + DEADLINE
-        while True:
-            try:
-                return self.request("GET", "/health")
-            except OSError:
-                assert time.monotonic() < end, "the server does not answer"
-                time.sleep(0.02)
-
-    def client(self, api_key="none"):
-        return openai.OpenAI(base_url=self.address, api_key=api_key, max_retries=0, timeout=DEADLINE)
-
-    def request(self, method, path, body=None, headers=None):
-        """Return status and parsed body of a plain HTTP request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            text = response.read()
-            return response.status, json.loads(text) if text.startswith(b"{") else text
-        finally:
-            connection.close()
-
-    def post(self, body, path="/v1/completions", **headers):
-        headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): headers[name] for name in headers}
-        return self.request("POST", path, body if isinstance(body, (bytes, str)) else json.dumps(body), headers)
-
-    def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        rest = self.process.communicate(timeout=DEADLINE)[1]
-        return self.process.returncode, rest.decode()
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +221,18 @@ def test_model_without_a_template_completes_but_does_not_chat(novels_2bit):
     assert "no chat template" in rest
 
 
+def test_a_template_and_a_cache_type_may_be_given(novels_2bit, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    server = Server(novels_2bit, "-c", 64, "--chat-template", template, "--cache-type", "q8")
+    try:
+        status, answer = server.post({"messages": MESSAGES, "max_tokens": 2}, "/v1/chat/completions")
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
+    finally:
+        status, rest = server.stop()
+    assert (status, rest) == (0, "")
+
+
 def test_api_key(chat_model):
     server = Server(chat_model, "-c", 64, ELUTQ_API_KEY="secret")
     try:
@@ -290,99 +244,6 @@ def test_api_key(chat_model):
             server.client("guess").completions.create(model="any", prompt="a")
     finally:
         assert server.stop()[0] == 0
-
-
-@pytest.fixture(scope="module")
-def slow_server(endless_model):
-    """The slowest kernels and a context that takes minutes to fill: a text ends when its client leaves."""
-    server = Server(endless_model, "-t", 1, "--max-queue", 2, ELUTQ_ISA="scalar")
-    yield server
-    server.stop()
-
-
-class Stream:
-    """A client that has begun to read an endless text."""
-
-    def __init__(self, server, stream=True):
-        body = json.dumps({"prompt": "My dear", "max_tokens": -1, "temperature": 0, "stream": stream}).encode()
-        self.connection = socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE)
-        self.connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
-        )
-
-    def wait_for_text(self):
-        received = b""
-        while b'"text": ' not in received:
-            received += self.connection.recv(4096)
-
-    def leave(self):
-        self.connection.close()
-
-
-def wait_for_queue(server, length):
-    end = time.monotonic() + DEADLINE
-    while server.request("GET", "/health")[1]["waiting"] != length:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize("streams", [True, False])
-def test_client_that_leaves_frees_its_slot(slow_server, streams):
-    long = Stream(slow_server, streams)
-    if streams:
-        long.wait_for_text()
-    waiting = threading.Thread(target=wait_for_queue, args=(slow_server, 1))
-    waiting.start()
-    statuses = []
-    short = threading.Thread(target=lambda: statuses.append(slow_server.post({"prompt": "My", "max_tokens": 1})[0]))
-    short.start()
-    waiting.join()  # the short text waits for the long one
-    assert statuses == []
-    long.leave()
-    short.join(DEADLINE)
-    assert statuses == [200]
-
-
-def test_full_queue_gets_503_and_who_waits_is_served(slow_server):
-    long = Stream(slow_server)
-    long.wait_for_text()
-    statuses = []
-
-    def ask():
-        statuses.append(slow_server.post({"prompt": "My dear", "max_tokens": 1})[0])
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    wait_for_queue(slow_server, 2)
-    ask()
-    assert statuses == [503]
-    long.leave()
-    for thread in threads:
-        thread.join(DEADLINE)
-    assert statuses == [503, 200, 200]
-
-
-def test_ctrl_c_ends_it_though_a_text_runs(endless_model):
-    server = Server(endless_model, "-t", 1, ELUTQ_ISA="scalar")
-    long = Stream(server)
-    long.wait_for_text()
-    assert server.stop() == (0, "")
-    long.leave()
-
-
-def test_fifty_clients_lose_nothing(server):
-    command = [sys.executable, ROOT / "scripts" / "load_server.py", server.address]
-    flags = ["--pid", str(server.process.pid), "--clients", "50", "--seconds", "5"]
-    result = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=DEADLINE)
-    assert result.returncode == 0, result.stdout + result.stderr
-    report = json.loads(result.stdout)
-    assert report["lost"] == 0
-    assert report["requests"] >= 50
-    assert report["left"] > 0
-    if sizes := report["resident_bytes"]:
-        assert sizes[-1] < sizes[3] + (16 << 20)
 
 
 def test_port_in_use_is_one_line(server, chat_model):

@@ -35,7 +35,8 @@ static void run(const elutq_model *model) {
     for (uint32_t i = 0; i <= N_TOKENS; i++)
         tokens[i] = (int32_t)(i * 37 % info.vocab_size);
     const uint32_t context = info.context_length < N_TOKENS + 1 ? info.context_length : N_TOKENS + 1;
-    const int status = elutq_session_create(model, context, 1, &session, error, sizeof error);
+    const enum elutq_cache_type cache_type = info.file_bytes / 2 % 2 ? ELUTQ_CACHE_Q8 : ELUTQ_CACHE_F16;
+    const int status = elutq_session_create(model, context, cache_type, 1, &session, error, sizeof error);
     require(status == ELUTQ_OK || (status == ELUTQ_ERROR_MEMORY && session == NULL && error[0] != '\0'), "session_create");
     if (status != ELUTQ_OK)
         return;

@@ -73,7 +73,7 @@ static int open_once(char *error, size_t error_bytes, bool *handed_out) {
 
 static int create_session_once(char *error, size_t error_bytes, bool *handed_out) {
     elutq_session *session;
-    int status = elutq_session_create(open_model, 16, 3, &session, error, error_bytes);
+    int status = elutq_session_create(open_model, 16, ELUTQ_CACHE_F16, 3, &session, error, error_bytes);
     *handed_out = session != NULL;
     elutq_session_destroy(session);
     return status;

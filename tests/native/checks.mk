@@ -6,7 +6,7 @@ CHECK_SOURCES := $(wildcard native/src/*.c native/src/quantize/*.c)
 CHECK_HEADERS := $(wildcard native/include/*.h native/src/*.h native/src/*/*.h)
 NATIVE_ISA := $(if $(filter aarch64 arm64,$(shell uname -m)),arm,x86)
 
-.PHONY: aarch64 aarch64-wheel sanitize tsan fuzz
+.PHONY: aarch64 aarch64-wheel sanitize tsan fuzz fuzz-needs
 
 $(CHECKS)/models: tests/native/make_models.py
 	$(MAKE) install
@@ -59,7 +59,7 @@ SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recov
 # Everything native, and every command; left out are minutes of Python over C that the rest runs too, waits with a limit, and bounds on
 # memory, which sanitizers multiply.
 SANITIZE_TESTS ?= tests/native --ignore tests/native/test_aarch64.py \
-	$(foreach name,bad_input bench chat eval info quantize run serve,tests/cli/test_$(name).py) \
+	$(foreach name,bad_input bench chat eval info quantize run serve serve_clients,tests/cli/test_$(name).py) \
 	-k 'not two_percent and not transformers_gives and not stays_below and not fifty and not leaves_frees and not full_queue and not ctrl_c_stops_a_reply'
 
 $(eval $(call CHECK_BUILD,sanitize,$(CC) -O1 -fPIC $(SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
@@ -94,12 +94,18 @@ tsan: $(CHECKS)/tsan/runtime_check $(CHECK_MODELS)
 CLANG ?= clang
 FUZZ_SECONDS ?= 60
 FUZZ_FOLDER ?= $(CHECKS)/fuzz/corpus
+FUZZ_SANITIZE := -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all
 
-$(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECK_SOURCES) $(CHECK_HEADERS)
-	@command -v $(CLANG) >/dev/null || { echo "make fuzz needs clang with libFuzzer: apt-get install clang" >&2; exit 1; }
+# Whether clang can link an empty target: its runtime libraries are a package of their own.
+fuzz-needs:
+	@mkdir -p $(CHECKS)/fuzz
+	@echo 'int LLVMFuzzerTestOneInput(const unsigned char *data, unsigned long size) { (void)data; (void)size; return 0; }' \
+		| $(CLANG) $(FUZZ_SANITIZE) -x c - -o $(CHECKS)/fuzz/empty 2>/dev/null \
+		|| { echo "make fuzz needs clang with libFuzzer: apt-get install clang libclang-rt-dev" >&2; exit 1; }
+
+$(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECK_SOURCES) $(CHECK_HEADERS) | fuzz-needs
 	mkdir -p $(@D)
-	$(CLANG) $(CHECK_FLAGS) -O2 -g1 -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all $< $(CHECK_SOURCES) \
-		$(wildcard native/src/$(NATIVE_ISA)/*.c) -o $@ -lm -lpthread
+	$(CLANG) $(CHECK_FLAGS) -O2 -g1 $(FUZZ_SANITIZE) $< $(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c) -o $@ -lm -lpthread
 
 # New inputs are kept in FUZZ_FOLDER, those that fail in build/checks/fuzz.
 fuzz: $(CHECKS)/fuzz/fuzz_model

@@ -18,12 +18,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "cache_row.h"
 #include "half.h"
 #include "hlq_block.h"
 #include "kernel_sets.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
-#define MAX_ALLOCATIONS 64
+#define MAX_ALLOCATIONS 256
 
 static const struct elutq_kernels *const SCALAR = &elutq_kernels_scalar;
 
@@ -169,6 +170,28 @@ static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, uin
     free_guarded();
 }
 
+/* A batch of tokens gets what gemv gives each. */
+static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
+    enum { N_TOKENS = 7 };
+    struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
+    struct elutq_tables tables[N_TOKENS];
+    const float *x = random_floats((size_t)N_TOKENS * matrix.n_columns, 2), *expected[N_TOKENS];
+    for (uint32_t token = 0; token < N_TOKENS; token++) {
+        tables[token] = tables_of(kernels, x + (size_t)token * matrix.n_columns, &matrix);
+        expected[token] = gemv(SCALAR, &matrix, x + (size_t)token * matrix.n_columns);
+    }
+    for (uint32_t chunk = 0; chunk < elutq_matrix_chunks(&matrix); chunk++) {
+        const uint32_t rows = elutq_chunk_tiles(&matrix, chunk) * ELUTQ_TILE_ROWS;
+        float *y = guarded(((N_TOKENS - 1) * ELUTQ_CHUNK_STRIDE + rows) * sizeof *y);
+        kernels->gemm_tables(&matrix, tables, N_TOKENS, chunk, y);
+        for (uint32_t token = 0; token < N_TOKENS; token++)
+            check(memcmp(y + token * ELUTQ_CHUNK_STRIDE, expected[token] + chunk * ELUTQ_CHUNK_ROWS, rows * sizeof *y) == 0,
+                  "%s gemm_tables %u rows, %u bits, group size %u: chunk %u of token %u is not gemv's", kernels->name, n_rows,
+                  bits, group_size, chunk, token);
+    }
+    free_guarded();
+}
+
 static float *gemm_levels(const struct elutq_kernels *kernels, const struct elutq_matrix *matrix, const float *x,
                           uint32_t n_tokens) {
     const size_t padded = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS * ELUTQ_LEVELS_TOKENS;
@@ -266,7 +289,7 @@ static void check_elementwise(const struct elutq_kernels *kernels, uint32_t n) {
 }
 
 /* Every half, the floats next to it and between it and the next, and what is too large, too small and not a number. */
-static void check_to_f16(const struct elutq_kernels *kernels) {
+static void check_store_f16(const struct elutq_kernels *kernels) {
     enum { CHUNK = 63 };
     float x[CHUNK];
     uint16_t expected[CHUNK], found[CHUNK];
@@ -277,23 +300,37 @@ static void check_to_f16(const struct elutq_kernels *kernels) {
             x[3 * i + 1] = nextafterf(value, INFINITY);
             x[3 * i + 2] = i % 2 ? value / 2 + next / 2 : value * 0x1p14f;
         }
-        SCALAR->to_f16(x, CHUNK, expected);
-        kernels->to_f16(x, CHUNK, found);
+        SCALAR->cache[ELUTQ_CACHE_F16].store(x, CHUNK, expected);
+        kernels->cache[ELUTQ_CACHE_F16].store(x, CHUNK, found);
         for (uint32_t i = 0; i < CHUNK; i++)
-            check(found[i] == expected[i], "%s to_f16 of %a is %04x, scalar has %04x", kernels->name, x[i], found[i],
+            check(found[i] == expected[i], "%s fp16 of %a is %04x, scalar has %04x", kernels->name, x[i], found[i],
                   expected[i]);
     }
 }
 
-static void check_attend(const struct elutq_kernels *kernels, uint32_t n_tokens, uint32_t n_queries, uint32_t n_keys,
-                         uint32_t head_dim) {
+/* Random rows of the cache, stored by these kernels and by the scalar ones. */
+static const uint8_t *random_rows(const struct elutq_kernels *kernels, enum elutq_cache_type type, uint32_t n_rows,
+                                  uint32_t head_dim) {
+    const size_t row_bytes = elutq_cache_row_bytes(type, head_dim);
+    uint8_t *expected = guarded(n_rows * row_bytes), *found = guarded(n_rows * row_bytes);
+    for (uint32_t row = 0; row < n_rows; row++) {
+        const float *x = random_floats(head_dim, row == 0 ? 0 : random_float(0.1f, 3));
+        SCALAR->cache[type].store(x, head_dim, expected + row * row_bytes);
+        kernels->cache[type].store(x, head_dim, found + row * row_bytes);
+        check(memcmp(expected + row * row_bytes, found + row * row_bytes, row_bytes) == 0,
+              "%s store, cache type %d, head of %u: not scalar's bytes", kernels->name, (int)type, head_dim);
+    }
+    return found;
+}
+
+static void check_attend(const struct elutq_kernels *kernels, enum elutq_cache_type type, uint32_t n_tokens,
+                         uint32_t n_queries, uint32_t n_keys, uint32_t head_dim) {
     const size_t n_rows = (size_t)n_tokens * n_queries;
     const float *queries = random_floats(n_rows * head_dim, 2);
-    const uint16_t *keys = random_halves((size_t)n_keys * head_dim, -3, 3);
-    const uint16_t *values = random_halves((size_t)n_keys * head_dim, -1, 1);
+    const uint8_t *keys = random_rows(kernels, type, n_keys, head_dim), *values = random_rows(kernels, type, n_keys, head_dim);
     float *scores = guarded(n_rows * n_keys * sizeof *scores);
     COMPARE("attend", n_rows * head_dim,
-            set->attend(queries, n_tokens, n_queries, keys, values, n_keys, head_dim, 0.2f, scores, y));
+            set->cache[type].attend(queries, n_tokens, n_queries, keys, values, n_keys, head_dim, 0.2f, scores, y));
     free_guarded();
 }
 
@@ -307,6 +344,7 @@ static void check_set(const struct elutq_kernels *kernels) {
         for (uint32_t group_size = 32; group_size <= 128; group_size *= 2)
             for (size_t i = 0; i < COUNT(ROWS); i++) {
                 check_gemv(kernels, ROWS[i], bits, group_size);
+                check_gemm_tables(kernels, ROWS[i], bits, group_size);
                 if (kernels->gemm_levels != NULL)
                     check_gemm_levels(kernels, ROWS[i], bits, group_size);
             }
@@ -314,9 +352,11 @@ static void check_set(const struct elutq_kernels *kernels) {
         check_gemm_f16(kernels, F16[i][0], F16[i][1], F16[i][2]);
     for (size_t i = 0; i < COUNT(LENGTHS); i++)
         check_elementwise(kernels, LENGTHS[i]);
-    for (size_t i = 0; i < COUNT(ATTEND); i++)
-        check_attend(kernels, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2], ATTEND[i][3]);
-    check_to_f16(kernels);
+    for (size_t i = 0; i < COUNT(ATTEND); i++) {
+        check_attend(kernels, ELUTQ_CACHE_F16, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2], ATTEND[i][3]);
+        check_attend(kernels, ELUTQ_CACHE_Q8, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2], ATTEND[i][3]);
+    }
+    check_store_f16(kernels);
 }
 
 int main(int n_arguments, char **arguments) {

@@ -74,6 +74,7 @@ static void check_pool(unsigned n_threads) {
 struct run {
     const elutq_model *model;
     uint32_t vocab_size;
+    enum elutq_cache_type cache_type;
     unsigned n_threads;
     size_t step;   /* tokens a call */
     float *logits; /* [N_TOKENS][vocab_size] */
@@ -90,7 +91,8 @@ static void *evaluate(void *argument) {
     int32_t tokens[N_TOKENS];
     for (size_t i = 0; i < N_TOKENS; i++)
         tokens[i] = token_at(run, i);
-    int status = elutq_session_create(run->model, N_TOKENS, run->n_threads, &session, error, sizeof error);
+    int status =
+        elutq_session_create(run->model, N_TOKENS, run->cache_type, run->n_threads, &session, error, sizeof error);
     if (!check(status == ELUTQ_OK, "session: %s", error))
         return NULL;
     for (size_t done = 0; done < N_TOKENS && status == ELUTQ_OK; done += run->step) {
@@ -107,15 +109,17 @@ static void check_same(const struct run *found, const struct run *wanted, const 
     check(memcmp(found->logits, wanted->logits, n_bytes) == 0, "%s: logits differ: %s", isa, what);
 }
 
-static struct run new_run(const elutq_model *model, uint32_t vocab_size, unsigned n_threads, size_t step) {
-    struct run run = {model, vocab_size, n_threads, step, calloc((size_t)N_TOKENS * vocab_size, sizeof(float))};
+static struct run new_run(const elutq_model *model, enum elutq_cache_type cache_type, unsigned n_threads, size_t step) {
+    struct elutq_model_info info;
+    elutq_model_describe(model, &info);
+    struct run run = {model, info.vocab_size, cache_type, n_threads, step, calloc((size_t)N_TOKENS * info.vocab_size, 4)};
     if (run.logits == NULL)
         exit(1);
     return run;
 }
 
-static struct run finished_run(const elutq_model *model, uint32_t vocab_size, unsigned n_threads, size_t step) {
-    struct run run = new_run(model, vocab_size, n_threads, step);
+static struct run finished_run(const elutq_model *model, enum elutq_cache_type cache_type, unsigned n_threads, size_t step) {
+    struct run run = new_run(model, cache_type, n_threads, step);
     evaluate(&run);
     return run;
 }
@@ -124,7 +128,7 @@ static void check_side_by_side(const elutq_model *model, const struct run *alone
     pthread_t threads[N_SIDE_BY_SIDE];
     struct run runs[N_SIDE_BY_SIDE];
     for (unsigned i = 0; i < N_SIDE_BY_SIDE; i++) {
-        runs[i] = new_run(model, alone->vocab_size, 1 + i % 2, alone->step);
+        runs[i] = new_run(model, alone->cache_type, 1 + i % 2, alone->step);
         if (pthread_create(&threads[i], NULL, evaluate, &runs[i]) != 0)
             exit(1);
     }
@@ -147,7 +151,8 @@ static void check_one_session(const elutq_model *model, const struct run *alone,
     float *logits = calloc(alone->vocab_size, sizeof *logits);
     for (size_t i = 0; i <= N_TOKENS; i++)
         tokens[i] = token_at(alone, i);
-    if (logits == NULL || elutq_session_create(model, N_TOKENS, 2, &session, error, sizeof error) != ELUTQ_OK)
+    if (logits == NULL ||
+        elutq_session_create(model, N_TOKENS, alone->cache_type, 2, &session, error, sizeof error) != ELUTQ_OK)
         exit(1);
 
     pthread_t canceller;
@@ -183,14 +188,35 @@ static void check_refused(const elutq_model *model) {
     struct elutq_model_info info;
     elutq_session *session;
     elutq_model_describe(model, &info);
-    check(elutq_session_create(model, 0, 1, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT, "context 0");
-    check(elutq_session_create(model, info.context_length + 1, 1, &session, error, 1) == ELUTQ_ERROR_ARGUMENT, "context");
-    check(elutq_session_create(model, 1, 0, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "0 threads");
-    check(elutq_session_create(model, 1, 257, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT, "257 threads");
+    const uint32_t longer = info.context_length + 1;
+    check(elutq_session_create(model, 0, ELUTQ_CACHE_F16, 1, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT, "context 0");
+    check(elutq_session_create(model, longer, ELUTQ_CACHE_F16, 1, &session, error, 1) == ELUTQ_ERROR_ARGUMENT, "context");
+    check(elutq_session_create(model, 1, (enum elutq_cache_type)2, 1, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "cache 2");
+    check(elutq_session_create(model, 1, ELUTQ_CACHE_Q8, 0, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "0 threads");
+    check(elutq_session_create(model, 1, ELUTQ_CACHE_Q8, 257, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "257 threads");
+}
+
+/* Runs with one type of cache give the same bits, whatever runs them; `reference` is made by the first kernel set. */
+static void check_cache_type(const elutq_model *model, enum elutq_cache_type type, const char *isa, struct run *reference) {
+    struct run single = finished_run(model, type, 1, 1), batch = finished_run(model, type, 1, N_TOKENS);
+    struct run pooled = finished_run(model, type, 3, 1), wide = finished_run(model, type, 3, N_TOKENS);
+    check_same(&pooled, &single, "3 threads, token by token", isa);
+    check_same(&wide, &batch, "3 threads, one batch", isa);
+    if (reference->logits == NULL) {
+        *reference = single;
+        check_side_by_side(model, &batch, isa);
+    } else {
+        check_same(&single, reference, "from the best set's", isa);
+        free(single.logits);
+    }
+    check_one_session(model, &batch, isa);
+    free(batch.logits);
+    free(pooled.logits);
+    free(wide.logits);
 }
 
 static void check_model(const char *path) {
-    struct run reference = {0};
+    struct run references[2] = {{0}}; /* by elutq_cache_type */
     char error[256] = "";
     unsigned n_sets = 0;
     elutq_model *model;
@@ -199,29 +225,17 @@ static void check_model(const char *path) {
         const char *isa = elutq_kernels_at(i)->name;
         if (!elutq_kernels_supported(elutq_kernels_at(i)))
             continue;
-        struct elutq_model_info info;
         if (!check(elutq_model_open(path, isa, &model, error, sizeof error) == ELUTQ_OK, "%s: %s", path, error))
             return;
-        elutq_model_describe(model, &info);
-        struct run single = finished_run(model, info.vocab_size, 1, 1), batch = finished_run(model, info.vocab_size, 1, N_TOKENS);
-        struct run pooled = finished_run(model, info.vocab_size, 3, 1), wide = finished_run(model, info.vocab_size, 3, N_TOKENS);
-        check_same(&pooled, &single, "3 threads, token by token", isa);
-        check_same(&wide, &batch, "3 threads, one batch", isa);
-        if (n_sets++ == 0) {
-            reference = single;
-            check_side_by_side(model, &batch, isa);
+        if (n_sets++ == 0)
             check_refused(model);
-        } else {
-            check_same(&single, &reference, "from the best set's", isa);
-            free(single.logits);
-        }
-        check_one_session(model, &batch, isa);
-        free(batch.logits);
-        free(pooled.logits);
-        free(wide.logits);
+        check_cache_type(model, ELUTQ_CACHE_F16, isa, &references[ELUTQ_CACHE_F16]);
+        check_cache_type(model, ELUTQ_CACHE_Q8, isa, &references[ELUTQ_CACHE_Q8]);
         elutq_model_close(model);
     }
-    free(reference.logits);
+    check(memcmp(references[0].logits, references[1].logits, N_TOKENS * sizeof(float)) != 0, "both caches hold the same");
+    free(references[0].logits);
+    free(references[1].logits);
     printf("%s: %u kernel sets\n", path, n_sets);
 }
 

@@ -11,6 +11,7 @@ from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import ffi, lib
 
 SEED = 20261122
+F16, Q8 = lib.ELUTQ_CACHE_F16, lib.ELUTQ_CACHE_Q8
 CHUNK, STRIDE, LANES = lib.ELUTQ_CHUNK_ROWS, lib.ELUTQ_CHUNK_STRIDE, lib.ELUTQ_LEVELS_TOKENS
 
 
@@ -103,6 +104,23 @@ def gemv(kernels, matrix, x, memory):
     return np.concatenate(results)[: matrix.n_rows]
 
 
+def gemm_tables(kernels, matrix, x, memory):
+    n_tokens = len(x)
+    tables = [Tables(kernels, row, matrix.group_size, memory) for row in x]
+    structs = ffi.new("struct elutq_tables[]", [each.struct[0] for each in tables])
+    results = []
+    for chunk in range(matrix.n_chunks):
+        y = memory.array((n_tokens - 1) * STRIDE + matrix.padded_rows(chunk), np.float32)
+        kernels.gemm_tables(matrix.struct, structs, n_tokens, chunk, floats(y))
+        results.append(rows_of(y, n_tokens, matrix.padded_rows(chunk)))
+    return np.concatenate(results, axis=1)[:, : matrix.n_rows]
+
+
+def rows_of(y, n_tokens, n_rows):
+    padded = np.concatenate([y, np.zeros(STRIDE, np.float32)])
+    return padded[: n_tokens * STRIDE].reshape(n_tokens, STRIDE)[:, :n_rows]
+
+
 def gemm_levels(kernels, matrix, x, memory):
     n_tokens, n_columns = x.shape
     n_slots, n_groups = -(-n_tokens // LANES), n_columns // matrix.group_size
@@ -121,8 +139,7 @@ def gemm_levels(kernels, matrix, x, memory):
     for chunk in range(matrix.n_chunks):
         y = memory.array((n_tokens - 1) * STRIDE + matrix.padded_rows(chunk), np.float32)
         kernels.gemm_levels(matrix.struct, levels, n_tokens, chunk, floats(y))
-        rows = np.concatenate([y, np.zeros(STRIDE, np.float32)])[: n_tokens * STRIDE].reshape(n_tokens, STRIDE)
-        results.append(rows[:, : matrix.padded_rows(chunk)])
+        results.append(rows_of(y, n_tokens, matrix.padded_rows(chunk)))
     return np.concatenate(results, axis=1)[:, : matrix.n_rows]
 
 
@@ -156,14 +173,26 @@ def test_gemv_gives_the_scalar_bits(name, bits, group_size, rows, memory, rng):
 
 
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("n_tokens", [2, 4, 7])
+@pytest.mark.parametrize("rows", [1, 33, 300])
+@pytest.mark.parametrize(("bits", "group_size"), SHAPES)
+def test_a_batch_gives_each_token_what_gemv_gives(name, bits, group_size, rows, n_tokens, memory, rng):
+    matrix = Matrix(random_tensor(rng, rows, bits, group_size), memory)
+    x = rng.standard_normal((n_tokens, matrix.n_columns)).astype(np.float32)
+    expected = [gemv(SCALAR, matrix, row, memory) for row in x]
+    assert np.array_equal(gemm_tables(SETS[name], matrix, x, memory), expected)
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_extreme_tables_do_not_overflow(name, memory):
     """All weights +, all activations equal: every integer sum is as large as it can be."""
     tensor = HLQTensor(
         np.full((32, 1, 2), 1.0, np.float16), np.zeros((32, 1), np.float16), np.full((32, 128), 3, np.uint8), 128
     )
     for value in (1.0, -1.0):
-        y = gemv(SETS[name], Matrix(tensor, memory), np.full(128, value, np.float32), memory)
-        assert np.allclose(y, 2 * 128 * value, rtol=1e-6)
+        x, matrix = np.full(128, value, np.float32), Matrix(tensor, memory)
+        assert np.allclose(gemv(SETS[name], matrix, x, memory), 2 * 128 * value, rtol=1e-6)
+        assert np.allclose(gemm_tables(SETS[name], matrix, np.stack([x] * 5), memory), 2 * 128 * value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -212,6 +241,17 @@ def test_levels_are_close_to_float64_and_equal_everywhere(bits, group_size, rows
     assert (error <= bound).all()
     for name in LEVEL_SETS:
         assert np.array_equal(gemm_levels(SETS[name], matrix, x, memory), scalar), name
+
+
+@pytest.mark.parametrize("name", LEVEL_SETS)
+@pytest.mark.parametrize("scale", [-0.001, np.nan, np.inf])
+def test_levels_of_scales_that_no_model_has_are_not_numbers(name, scale, memory, rng):
+    matrix = Matrix(random_tensor(rng, 70, 3, 64), memory)
+    scales = matrix.blocks[1 * 3 + 1].view(np.float16)  # of group 1 and tile 1, of the three that there are
+    scales[2 * 32 + 45 % 32] = scale
+    x = rng.standard_normal((9, matrix.n_columns)).astype(np.float32)
+    y = gemm_levels(SETS[name], matrix, x, memory)
+    assert np.isnan(y[:, 45]).all() and np.isfinite(np.delete(y, 45, axis=1)).all()
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -272,7 +312,7 @@ def test_elementwise_kernels(name, n, memory, rng):
     assert np.array_equal(y, before + x)
 
     half = memory.array(n, np.uint16)
-    kernels.to_f16(floats(x), n, ffi.from_buffer("uint16_t[]", half))
+    kernels.cache[F16].store(floats(x), n, ffi.from_buffer(half))
     assert np.array_equal(half.view(np.float16), x.astype(np.float16))
 
 
@@ -295,25 +335,70 @@ def test_rope(name, head_dim, memory, rng):
     assert np.allclose(y, np.concatenate([rotated.real, rotated.imag]), atol=1e-6)
 
 
+def rows_of_q8(x):
+    """Rounds rows (n, head_dim) as the int8 cache does, in float64: whole numbers and their scales (n,)."""
+    scales = np.abs(x.astype(np.float64)).max(axis=1) / 127
+    return np.rint(x / np.where(scales > 0, scales, 1)[:, None]), scales
+
+
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("head_dim", [2, 8, 20, 64, 100, 128])
+def test_int8_rows_of_the_cache(name, head_dim, memory, rng):
+    x = (rng.standard_normal((5, head_dim)) * [[0.01], [1], [30], [0], [1e-35]]).astype(np.float32)
+    wanted, scales = rows_of_q8(x * [[1], [1], [1], [1], [0]])  # what is too small for a scale becomes zero
+    for row, numbers, scale in zip(x, wanted, scales, strict=True):
+        found = memory.array(head_dim + 4, np.int8)
+        SETS[name].cache[Q8].store(floats(memory.copy(row)), head_dim, ffi.from_buffer(found))
+        assert found[head_dim:].view(np.float32)[0] == pytest.approx(scale, rel=1e-6)
+        assert np.abs(found[:head_dim] - numbers).max() <= (np.abs(row / scale % 1 - 0.5).min() < 1e-4 if scale else 0)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("head_dim", [64, 20])
+def test_a_number_that_is_not_finite_shows_in_the_scale_of_an_int8_row(name, bad, head_dim, memory):
+    for at in (0, head_dim // 2, head_dim - 1):
+        x, row = np.ones(head_dim, np.float32), memory.array(head_dim + 4, np.int8)
+        x[at] = bad
+        SETS[name].cache[Q8].store(floats(memory.copy(x)), head_dim, ffi.from_buffer(row))
+        assert not np.isfinite(row[head_dim:].view(np.float32)[0])
+
+
+def stored(kernels, cache_type, x, memory):
+    """Rows of the cache, and what they stand for in float64: (n, head_dim)."""
+    n, head_dim = x.shape
+    rows = memory.array((n, 2 * head_dim if cache_type == F16 else head_dim + 4), np.uint8)
+    for source, row in zip(x, rows, strict=True):
+        kernels.cache[cache_type].store(floats(source.copy()), head_dim, ffi.from_buffer(row))
+    if cache_type == F16:
+        return rows, rows.view(np.float16).astype(np.float64)
+    scales = np.ascontiguousarray(rows[:, head_dim:]).view(np.float32).astype(np.float64)
+    return rows, rows[:, :head_dim].view(np.int8) * scales
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("cache_type", [F16, Q8], ids=["f16", "q8"])
 @pytest.mark.parametrize("head_dim", [8, 20, 64, 128])
 @pytest.mark.parametrize("n_keys", [4, 16, 37])
 @pytest.mark.parametrize(("n_tokens", "n_queries"), [(1, 1), (1, 3), (1, 6), (3, 1), (4, 2)])
-def test_attention(name, head_dim, n_keys, n_tokens, n_queries, memory, rng):
+def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memory, rng):
     shape = (n_tokens, n_queries, head_dim)
     q = memory.copy(rng.standard_normal(shape).astype(np.float32))
-    k, v = (memory.copy(rng.standard_normal((n_keys, head_dim)).astype(np.float16)) for _ in range(2))
+    (key_rows, k), (value_rows, v) = (
+        stored(SETS[name], cache_type, rng.standard_normal((n_keys, head_dim)).astype(np.float32), memory)
+        for _ in range(2)
+    )
     scores, y = memory.array((n_tokens * n_queries, n_keys), np.float32), memory.array(shape, np.float32)
-    halves = [ffi.from_buffer("uint16_t[]", array) for array in (k, v)]
-    arguments = (floats(q), n_tokens, n_queries, *halves, n_keys, head_dim, 0.3, floats(scores))
-    SETS[name].attend(*arguments, floats(y))
-    exact = np.exp(0.3 * q.astype(np.float64) @ k.astype(np.float64).T)
+    rows = [ffi.from_buffer(array) for array in (key_rows, value_rows)]
+    arguments = (floats(q), n_tokens, n_queries, *rows, n_keys, head_dim, 0.3, floats(scores))
+    SETS[name].cache[cache_type].attend(*arguments, floats(y))
+    exact = np.exp(0.3 * q.astype(np.float64) @ k.T)
     seen = np.arange(n_keys) <= (n_keys - n_tokens + np.arange(n_tokens))[:, None, None]
     exact = np.where(seen, exact, 0)
-    exact = exact / exact.sum(axis=-1, keepdims=True) @ v.astype(np.float64)
+    exact = exact / exact.sum(axis=-1, keepdims=True) @ v
     assert np.allclose(y, exact, atol=2e-6)
     reference = memory.array(shape, np.float32)
-    SCALAR.attend(*arguments, floats(reference))
+    SCALAR.cache[cache_type].attend(*arguments, floats(reference))
     assert np.array_equal(y, reference)
 
 
@@ -327,6 +412,6 @@ def test_every_half_converts_both_ways(memory):
     lib.elutq_matrix_row(ffi.new("struct elutq_matrix *", fields), 0, floats(row))
     assert np.array_equal(row, values.astype(np.float32), equal_nan=True)
     back = memory.array(65536, np.uint16)
-    SCALAR.to_f16(floats(row), 65536, ffi.from_buffer("uint16_t[]", back))
+    SCALAR.cache[F16].store(floats(row), 65536, ffi.from_buffer(back))
     numbers = ~np.isnan(values)
     assert np.array_equal(back[numbers], patterns[numbers])

@@ -201,9 +201,10 @@ def test_info_agrees_with_the_file(novels_2bit):
     file = ModelFile.open(novels_2bit)
     with Model(novels_2bit) as model:
         info = model.info
+        assert model.kv_bytes_per_token() == 2 * 6 * 2 * 64 * 2
+        assert model.kv_bytes_per_token("q8") == 2 * 6 * 2 * (64 + 4)
     assert (info.vocab_size, info.context_length) == (4096, 1024)
     assert info.file_bytes == novels_2bit.stat().st_size
-    assert info.kv_bytes_per_token == 2 * 6 * 2 * 64 * 2
     matrices = sum(record.n_bytes for record in file.tensors.values() if record.bits != 32)
     assert info.bytes_per_token == matrices + file.tensors["token_embd.weight"].n_bytes // 4096
     assert 1 <= default_threads() <= 256
@@ -215,9 +216,36 @@ def test_many_threads_on_few_cores_finish(novels_2bit):
     print(f"16 threads: {time.monotonic() - start:.2f} s")
 
 
-def test_a_state_goes_on_as_the_session_it_came_from(novels_2bit):
+def test_an_int8_cache_changes_predictions_no_more_than_other_roundings(novels_2bit):
+    """The yardstick: the same tokens one at a time, for which the tables of activations are rounded differently."""
+    tokens = np.random.default_rng(8).integers(4096, size=300)
+    with Model(novels_2bit) as model, model.session(300, 1) as session, model.session(300, 2, "q8") as rounded:
+        exact = log_softmax(session.eval(tokens, all_logits=True))
+        found = log_softmax(rounded.eval(tokens, all_logits=True))
+        session.rewind(0)
+        one_by_one = log_softmax(np.stack([session.eval([token]) for token in tokens]))
+    yardstick = divergence(exact, one_by_one)
+    assert 0 < divergence(exact, found) < 1.5 * yardstick < 1e-3
+
+
+def log_softmax(logits):
+    logits = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def divergence(p, q):
+    """Mean KL divergence of log-probabilities q from p: (n, vocab_size)."""
+    return (np.exp(p) * (p - q)).sum(axis=1).mean()
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8"])
+def test_a_state_goes_on_as_the_session_it_came_from(novels_2bit, cache_type):
     tokens = [int(token) for token in np.random.default_rng(5).integers(4096, size=50)]
-    with Model(novels_2bit) as model, model.session(80, 1) as session, model.session(64, 2) as other:
+    with (
+        Model(novels_2bit) as model,
+        model.session(80, 1, cache_type) as session,
+        model.session(64, 2, cache_type) as other,
+    ):
         session.eval(tokens)
         other.import_state(session.export_state(0, 20))
         other.import_state(session.export_state(20, 30))
@@ -225,7 +253,7 @@ def test_a_state_goes_on_as_the_session_it_came_from(novels_2bit):
         np.testing.assert_array_equal(other.eval([7]), session.eval([7]))
         again = other.export_state(0, 50)
         np.testing.assert_array_equal(again, session.export_state(0, 50))
-        again[-1, 1, -1, -1, -1] ^= 0x0400  # the last value of the last token
+        again[-1, 1, -1, -1, -1] ^= 0x04  # the last value of the last token, or its scale: exponent bits
         other.rewind(0)
         other.import_state(again)
         session.rewind(50)
@@ -245,10 +273,20 @@ def test_states_that_do_not_fit_are_refused(novels_2bit):
             with pytest.raises(ValueError, match="does not fit"):
                 session.import_state(shape)
         for value in (0x7C00, 0xFC00, 0x7E01):
-            state[3, 1, 0, 2, 5] = value
+            state.view(np.uint16)[3, 1, 0, 2, 5] = value
             with pytest.raises(NativeError, match="not finite"):
                 session.import_state(state[:, :, :, :6])
         assert session.position == 10
         assert lib.elutq_session_export(session._handle, 11, 0, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
         assert lib.elutq_session_export(session._handle, 5, 2**32 - 1, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
         assert lib.elutq_session_import(session._handle, ffi.NULL, 2**32 - 1) == lib.ELUTQ_ERROR_CONTEXT
+
+
+def test_a_state_of_int8_with_a_scale_that_is_not_finite_is_refused(novels_2bit):
+    with Model(novels_2bit) as model, model.session(16, 1, "q8") as session:
+        session.eval([1] * 4)
+        state = session.export_state(0, 4)
+        state[2, 0, 1, 3, 64:].view(np.float32)[0] = np.nan
+        with pytest.raises(NativeError, match="not finite"):
+            session.import_state(state)
+        assert session.position == 4

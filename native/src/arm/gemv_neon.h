@@ -25,7 +25,6 @@ struct row_sums {
  * bytes of one row, which the layout keeps 16 bytes apart.
  */
 INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
-    prefetch_ahead(plane, n_cells * ELUTQ_CELL_BYTES);
     const uint8x16_t nibble = vdupq_n_u8(15);
     int16x8_t even_0 = vdupq_n_s16(0), odd_0 = even_0, even_16 = even_0, odd_16 = even_0;
 #pragma GCC unroll 8

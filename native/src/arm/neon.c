@@ -8,4 +8,4 @@
 #include "kernel_sets.h"
 #include "gemv_neon.h"
 
-const struct elutq_kernels elutq_kernels_neon = {.name = "neon", .gemv = gemv, ELUTQ_FLOAT_KERNELS};
+const struct elutq_kernels elutq_kernels_neon = {.name = "neon", .gemv = gemv, .gemm_tables = gemv_each, ELUTQ_FLOAT_KERNELS};

@@ -15,7 +15,9 @@
 const struct elutq_kernels elutq_kernels_neon_dotprod = {
     .name = "neon-dotprod",
     .gemv = gemv,
+    .gemm_tables = gemv_each,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
+    .levels_from = {0, 8, 4, 4, 4},
     ELUTQ_FLOAT_KERNELS,
 };

@@ -46,6 +46,11 @@ INLINE void v16_store_half(uint16_t *p, v16 a) {
     for (int i = 0; i < 4; i++)
         vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.q[i])));
 }
+INLINE v16 v16_load_i8(const int8_t *p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t words[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))};
+    EACH_QUAD(vcvtq_f32_s32(vmovl_s16(i % 2 ? vget_high_s16(words[i / 2]) : vget_low_s16(words[i / 2]))));
+}
 INLINE void v16_store_i8(int8_t *p, v16 a) {
     int16x8_t words[2];
     for (int i = 0; i < 2; i++)

@@ -8,4 +8,4 @@
 #include "gemv_avx2.h"
 #include "kernel_sets.h"
 
-const struct elutq_kernels elutq_kernels_avx2 = {.name = "avx2", .gemv = gemv, ELUTQ_FLOAT_KERNELS};
+const struct elutq_kernels elutq_kernels_avx2 = {.name = "avx2", .gemv = gemv, .gemm_tables = gemm_tables, ELUTQ_FLOAT_KERNELS};

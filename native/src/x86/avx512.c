@@ -15,29 +15,37 @@ static const uint8_t TRANSPOSE[64] = {
     1, 17, 33, 49, 3, 19, 35, 51, 5, 21, 37, 53, 7, 23, 39, 55, 9, 25, 41, 57, 11, 27, 43, 59, 13, 29, 45, 61, 15, 31, 47, 63,
 };
 
+/* Bytes of rows 0 .. 15 and 16 .. 31, each row's four in a 32-bit lane. */
+struct row_indices {
+    __m512i rows_0, rows_16;
+};
+
+/* Indices into the tables of four cells, 64 entries: cell * 16 + nibble. */
+INLINE struct row_indices four_cells(const uint8_t *cells) {
+    const __m512i nibble = _mm512_set1_epi8(15), cell = _mm512_set1_epi32(0x30201000);
+    const __m512i rows = _mm512_permutexvar_epi8(_mm512_loadu_si512(TRANSPOSE), _mm512_load_si512(cells));
+    /* (bits & nibble) | cell */
+    return (struct row_indices){_mm512_ternarylogic_epi32(rows, nibble, cell, 0xEA),
+                                _mm512_ternarylogic_epi32(_mm512_srli_epi16(rows, 4), nibble, cell, 0xEA)};
+}
+
 struct row_sums {
     __m512i rows_0, rows_16; /* int32 sums of rows 0 .. 15 and 16 .. 31 */
 };
 
 /*
- * Sums the entries that one plane picks. Four cells are transposed so that each 32-bit lane holds one row's four nibbles;
- * vpermb looks them up in the four cells' tables at once (index = cell * 16 + nibble), vpdpbusd with ones adds the four
- * signed bytes to the row's sum. |sum| <= 32 * 127.
+ * Sums the entries that one plane picks: vpermb looks up each row's four nibbles in the tables of four cells at once,
+ * vpdpbusd with ones adds the four signed bytes to the row's sum. |sum| <= 32 * 127.
  */
 INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
-    prefetch_ahead(plane, n_cells * ELUTQ_CELL_BYTES);
-    const __m512i transpose = _mm512_loadu_si512(TRANSPOSE), nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
-    const __m512i cell = _mm512_set1_epi32(0x30201000);
+    const __m512i ones = _mm512_set1_epi8(1);
     struct row_sums sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < n_cells / 4; i++) {
-        __m512i rows = _mm512_permutexvar_epi8(transpose, _mm512_load_si512(plane + 64 * i));
+        const struct row_indices rows = four_cells(plane + 64 * i);
         __m512i table = _mm512_load_si512(entries + 64 * i);
-        /* (bits & nibble) | cell */
-        __m512i index_0 = _mm512_ternarylogic_epi32(rows, nibble, cell, 0xEA);
-        __m512i index_16 = _mm512_ternarylogic_epi32(_mm512_srli_epi16(rows, 4), nibble, cell, 0xEA);
-        sums.rows_0 = dot_bytes(sums.rows_0, ones, _mm512_permutexvar_epi8(index_0, table));
-        sums.rows_16 = dot_bytes(sums.rows_16, ones, _mm512_permutexvar_epi8(index_16, table));
+        sums.rows_0 = dot_bytes(sums.rows_0, ones, _mm512_permutexvar_epi8(rows.rows_0, table));
+        sums.rows_16 = dot_bytes(sums.rows_16, ones, _mm512_permutexvar_epi8(rows.rows_16, table));
     }
     return sums;
 }
@@ -45,6 +53,7 @@ INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, ui
 INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
                       float *f) {
     __m512 u_0 = _mm512_setzero_ps(), u_16 = u_0;
+#pragma GCC unroll 4
     for (uint32_t k = 0; k < bits; k++) {
         struct row_sums picked =
             sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells);
@@ -61,11 +70,14 @@ INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, con
 }
 
 #include "hlq_gemv.h"
+#include "tables_avx512.h"
 
 const struct elutq_kernels elutq_kernels_avx512 = {
     .name = "avx512",
     .gemv = gemv,
+    .gemm_tables = gemm_tables,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
+    .levels_from = {0, 0, 0, 32, 16},
     ELUTQ_FLOAT_KERNELS,
 };

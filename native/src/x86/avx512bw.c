@@ -8,23 +8,29 @@
 #include "hlq_block.h"
 #include "kernel_sets.h"
 
+/* sum + words, in this order: GCC otherwise regroups the additions into trees whose parts it keeps on the stack. */
+INLINE __m512i add_words(__m512i sum, __m512i words) {
+    sum = _mm512_add_epi16(sum, words);
+    __asm__("" : "+v"(sum));
+    return sum;
+}
+
 /*
  * Sums the entries that one plane picks, as 16-bit integers: rows 0 to 31 in order. Pairs of bytes are summed as in avx2.c
  * (same bounds); the four 128-bit lanes, one a cell, are then added crosswise.
  */
 INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
-    prefetch_ahead(plane, n_cells * ELUTQ_CELL_BYTES);
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i pairs_0 = _mm512_setzero_si512(), highs_0 = pairs_0, pairs_16 = pairs_0, highs_16 = pairs_0;
-#pragma GCC unroll 8
+#pragma GCC unroll 2
     for (uint32_t i = 0; i < n_cells / 4; i++) {
         __m512i cells = _mm512_load_si512(plane + 64 * i), table = _mm512_load_si512(entries + 64 * i);
         __m512i rows_0 = _mm512_shuffle_epi8(table, _mm512_and_si512(cells, nibble));
         __m512i rows_16 = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(cells, 4), nibble));
-        pairs_0 = _mm512_add_epi16(pairs_0, rows_0);
-        highs_0 = _mm512_add_epi16(highs_0, _mm512_srli_epi16(rows_0, 8));
-        pairs_16 = _mm512_add_epi16(pairs_16, rows_16);
-        highs_16 = _mm512_add_epi16(highs_16, _mm512_srli_epi16(rows_16, 8));
+        pairs_0 = add_words(pairs_0, rows_0);
+        highs_0 = add_words(highs_0, _mm512_srli_epi16(rows_0, 8));
+        pairs_16 = add_words(pairs_16, rows_16);
+        highs_16 = add_words(highs_16, _mm512_srli_epi16(rows_16, 8));
     }
     pairs_0 = _mm512_sub_epi16(pairs_0, _mm512_slli_epi16(highs_0, 8));
     pairs_16 = _mm512_sub_epi16(pairs_16, _mm512_slli_epi16(highs_16, 8));
@@ -59,4 +65,4 @@ INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, con
 
 #include "hlq_gemv.h"
 
-const struct elutq_kernels elutq_kernels_avx512bw = {.name = "avx512bw", .gemv = gemv, ELUTQ_FLOAT_KERNELS};
+const struct elutq_kernels elutq_kernels_avx512bw = {.name = "avx512bw", .gemv = gemv, .gemm_tables = gemv_each, ELUTQ_FLOAT_KERNELS};

@@ -15,8 +15,10 @@
 const struct elutq_kernels elutq_kernels_avxvnni = {
     .name = "avxvnni",
     .gemv = gemv,
+    .gemm_tables = gemm_tables,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
+    .levels_from = {0, 8, 8, 4, 4},
     ELUTQ_FLOAT_KERNELS,
 };
 

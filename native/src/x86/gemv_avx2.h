@@ -5,35 +5,48 @@
 #include "hlq_block.h"
 
 /*
- * Sums the entries that one plane picks: picked[i] holds rows 8i .. 8i+7.
- *
- * The bytes of a look-up are added as 16-bit lanes: `pairs` collects low + 256 * high modulo 2^16, `highs` the high bytes
- * alone, so low = pairs - 256 * highs. Both sums stay below 2^16: at most 32 cells times 255. The unsigned bias of 128 a
- * cell comes off at the end.
+ * Sums of bytes, two cells side by side, as 16-bit lanes: `pairs` collects low + 256 * high modulo 2^16, `highs` the high
+ * bytes alone, so low = pairs - 256 * highs. Both stay below 2^16: at most 32 cells times 255.
  */
-INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, __m128i picked[4]) {
-    prefetch_ahead(plane, n_cells * ELUTQ_CELL_BYTES);
-    const __m256i nibble = _mm256_set1_epi8(15);
-    __m256i pairs_0 = _mm256_setzero_si256(), highs_0 = pairs_0, pairs_16 = pairs_0, highs_16 = pairs_0;
-#pragma GCC unroll 16
-    for (uint32_t i = 0; i < n_cells / 2; i++) {
-        __m256i cells = _mm256_load_si256((const __m256i *)(plane + 32 * i));
-        __m256i table = _mm256_load_si256((const __m256i *)(entries + 32 * i));
-        __m256i rows_0 = _mm256_shuffle_epi8(table, _mm256_and_si256(cells, nibble));
-        __m256i rows_16 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(cells, 4), nibble));
-        pairs_0 = _mm256_add_epi16(pairs_0, rows_0);
-        highs_0 = _mm256_add_epi16(highs_0, _mm256_srli_epi16(rows_0, 8));
-        pairs_16 = _mm256_add_epi16(pairs_16, rows_16);
-        highs_16 = _mm256_add_epi16(highs_16, _mm256_srli_epi16(rows_16, 8));
-    }
+struct byte_sums {
+    __m256i pairs_0, highs_0, pairs_16, highs_16; /* of rows 0 .. 15 and 16 .. 31 */
+};
+
+INLINE void add_bytes(struct byte_sums *sums, __m256i rows_0, __m256i rows_16) {
+    sums->pairs_0 = _mm256_add_epi16(sums->pairs_0, rows_0);
+    sums->highs_0 = _mm256_add_epi16(sums->highs_0, _mm256_srli_epi16(rows_0, 8));
+    sums->pairs_16 = _mm256_add_epi16(sums->pairs_16, rows_16);
+    sums->highs_16 = _mm256_add_epi16(sums->highs_16, _mm256_srli_epi16(rows_16, 8));
+}
+
+/* picked[i] gets rows 8i .. 8i+7; the unsigned bias of 128 a cell comes off. */
+INLINE void byte_sums_by_row(const struct byte_sums *sums, uint32_t n_cells, __m128i picked[4]) {
     const __m128i bias = _mm_set1_epi16((short)(128 * n_cells));
 #define ADD_HALVES(v) _mm_add_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1))
-    __m128i p0 = ADD_HALVES(pairs_0), h0 = ADD_HALVES(highs_0), p16 = ADD_HALVES(pairs_16), h16 = ADD_HALVES(highs_16);
+    __m128i p0 = ADD_HALVES(sums->pairs_0), h0 = ADD_HALVES(sums->highs_0);
+    __m128i p16 = ADD_HALVES(sums->pairs_16), h16 = ADD_HALVES(sums->highs_16);
 #undef ADD_HALVES
     picked[0] = _mm_sub_epi16(_mm_sub_epi16(p0, _mm_slli_epi16(h0, 8)), bias);
     picked[1] = _mm_sub_epi16(h0, bias);
     picked[2] = _mm_sub_epi16(_mm_sub_epi16(p16, _mm_slli_epi16(h16, 8)), bias);
     picked[3] = _mm_sub_epi16(h16, bias);
+}
+
+/*
+ * Sums the entries that one plane picks. Unrolled four times, not more: GCC turns longer chains of additions into trees
+ * whose parts it keeps on the stack, and takes half as long again.
+ */
+INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, __m128i picked[4]) {
+    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    struct byte_sums sums = {zero, zero, zero, zero};
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < n_cells / 2; i++) {
+        __m256i cells = _mm256_load_si256((const __m256i *)(plane + 32 * i));
+        __m256i table = _mm256_load_si256((const __m256i *)(entries + 32 * i));
+        add_bytes(&sums, _mm256_shuffle_epi8(table, _mm256_and_si256(cells, nibble)),
+                  _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(cells, 4), nibble)));
+    }
+    byte_sums_by_row(&sums, n_cells, picked);
 }
 
 INLINE __m256 load_scales(const uint8_t *block, uint32_t plane, uint32_t eight_rows) {
@@ -55,5 +68,6 @@ INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, con
 }
 
 #include "hlq_gemv.h"
+#include "tables_avx2.h"
 
 #endif

@@ -1,0 +1,54 @@
+/*
+ * The walk over a chunk for a batch of tokens by table look-up, the same for every instruction set that unpacks the planes
+ * first. A file includes this after hlq_gemv.h and after it has defined
+ *
+ *     struct superblock_indices                             with indices[tile] and scales[tile]
+ *     unpack_tile(block, bits, n_cells, indices, scales)
+ *     add_tile(indices, scales, bits, n_cells, tables, group, n_tokens, y)
+ *     ELUTQ_TOKENS_AT_ONCE(bits)                            tokens whose sums the registers hold: add_tile's n_tokens, or 1
+ */
+#ifndef ELUTQ_HLQ_GEMM_H
+#define ELUTQ_HLQ_GEMM_H
+
+#include "hlq_gemv.h"
+
+/* Fewer tokens than this do not make up for the unpacking. */
+#define ELUTQ_UNPACK_FROM 4
+
+INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
+                              uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
+    const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
+    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), at_once = ELUTQ_TOKENS_AT_ONCE(bits);
+    const uint8_t *block = elutq_chunk_data(matrix, chunk);
+    _Alignas(64) struct superblock_indices unpacked; /* of one group; it stays in L1 while all tokens go by */
+    for (uint32_t token = 0; token < n_tokens; token++)
+        memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
+    for (uint32_t group = 0; group < n_groups; group++) {
+        for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
+            prefetch_stream(block, elutq_block_bytes(bits, group_size));
+            unpack_tile(block, bits, n_cells, unpacked.indices[tile], unpacked.scales[tile]);
+        }
+        for (uint32_t token = 0; token < n_tokens; token += at_once)
+            for (uint32_t tile = 0; tile < n_tiles; tile++) {
+                float *results = y + (size_t)token * ELUTQ_CHUNK_STRIDE + tile * ELUTQ_TILE_ROWS;
+                const uint8_t *indices = unpacked.indices[tile];
+                const float *scales = unpacked.scales[tile];
+                if (token + at_once <= n_tokens)
+                    add_tile(indices, scales, bits, n_cells, tables + token, group, at_once, results);
+                else
+                    for (uint32_t t = token; t < n_tokens; t++, results += ELUTQ_CHUNK_STRIDE)
+                        add_tile(indices, scales, bits, n_cells, tables + t, group, 1, results);
+            }
+    }
+}
+
+KERNEL void gemm_tables(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
+                        uint32_t chunk, float *y) {
+    if (n_tokens < ELUTQ_UNPACK_FROM) {
+        gemv_each(matrix, tables, n_tokens, chunk, y);
+        return;
+    }
+    ELUTQ_FOR_SHAPE(matrix, gemm_tables_shape, matrix, tables, n_tokens, chunk, y);
+}
+
+#endif

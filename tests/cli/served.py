@@ -1,0 +1,62 @@
+"""A running `elutq serve`, for tests."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import openai
+
+ELUTQ = Path(sys.executable).with_name("elutq")
+DEADLINE = 300
+"""Seconds after which a server that says nothing is taken for stuck, however loaded the machine is."""
+
+
+class Server:
+    """A running `elutq serve`."""
+
+    def __init__(self, *arguments, **environment):
+        command = [str(argument) for argument in (ELUTQ, "serve", *arguments, "--port", 0)]
+        # Unbuffered: communicate() does not see what a buffer has read beyond the first line.
+        self.process = subprocess.Popen(command, bufsize=0, stderr=subprocess.PIPE, env=os.environ | environment)
+        line = self.process.stderr.readline().decode()
+        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1])
+        self.address = f"http://127.0.0.1:{self.port}/v1"
+        self.wait_until_up()
+
+    def wait_until_up(self):
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                return self.request("GET", "/health")
+            except OSError:
+                assert time.monotonic() < end, "the server does not answer"
+                time.sleep(0.02)
+
+    def client(self, api_key="none"):
+        return openai.OpenAI(base_url=self.address, api_key=api_key, max_retries=0, timeout=DEADLINE)
+
+    def request(self, method, path, body=None, headers=None):
+        """Return status and parsed body of a plain HTTP request."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if text.startswith(b"{") else text
+        finally:
+            connection.close()
+
+    def post(self, body, path="/v1/completions", **headers):
+        headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): headers[name] for name in headers}
+        return self.request("POST", path, body if isinstance(body, (bytes, str)) else json.dumps(body), headers)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        rest = self.process.communicate(timeout=DEADLINE)[1]
+        return self.process.returncode, rest.decode()
