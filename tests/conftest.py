@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from elutq_cli.pipeline.blas import configure_blas
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored, and its children too
 configure_blas(1)  # before anything imports numpy: spinning BLAS threads starve tests that share the cores
 
 DATA = Path(__file__).parent / "data"

@@ -40,6 +40,7 @@ def serve_command(
     configure_blas(1)
     try:
         from elutq_cli.server.endpoint import make_app
+        from elutq_cli.server.engine import Engine
         from elutq_cli.server.listener import is_loopback, listen, run
     except ImportError as error:
         raise ElutqError(f"elutq serve needs {error.name}: pip install 'elutq[serve]'") from error
@@ -53,17 +54,16 @@ def serve_command(
         load(model, threads=threads, cache_type=cache_type, chat_template=source) as language_model,
     ):
         language_model.start(ctx_size)
+        name = language_model.file.name
         template = language_model.chat_template  # a broken one is told now, not to the first client
-        app = make_app(language_model, language_model.file.name, max_queue, api_key, local)
+        context = describe_context(language_model.ctx_size, language_model.kv_bytes)
         address = listener.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        print(
-            f"{language_model.file.name}: http://{shown}:{address[1]}/v1, "
-            f"{describe_context(language_model.ctx_size, language_model.kv_bytes)}",
-            file=sys.stderr,
-        )
+        lines = [f"{name}: http://{shown}:{address[1]}/v1, {context}"]
         if template is None:
-            print("no chat template in the file: texts are continued, /v1/chat/completions is refused", file=sys.stderr)
+            lines.append("no chat template in the file: texts are continued, /v1/chat/completions is refused")
         if not local and api_key is None:
-            print("anyone who can reach this address can use the model: see --api-key", file=sys.stderr)
-        run(app, listener, verbose)
+            lines.append("anyone who can reach this address can use the model: see --api-key")
+        with Engine(language_model, max_queue) as engine:
+            app = make_app(engine, name, api_key, local)
+            run(app, engine, listener, verbose, lambda: print(*lines, sep="\n", file=sys.stderr))

@@ -4,7 +4,6 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from starlette.applications import Starlette
@@ -31,31 +30,18 @@ LOCAL_NAMES = ["localhost", "127.0.0.1", "["]
 """Starlette compares what is before the first colon: of IPv6 addresses that is a bracket, which no name begins with."""
 
 
-def make_app(
-    model: LanguageModel, name: str, max_queue: int, api_key: str | None = None, local: bool = True
-) -> Starlette:
-    """Return the application; its ``state.engine`` runs the texts.
+def make_app(engine: Engine, name: str, api_key: str | None = None, local: bool = True) -> Starlette:
+    """Return the application.
 
     Args:
-        model: with its session started; the application is its only user.
+        engine: makes the texts; running while there are requests.
         name: what the model is called.
-        max_queue: requests that may wait, beside the one that runs.
         api_key: what clients have to present, if anything.
         local: answer only requests addressed to this machine by a local name, so that a web page cannot reach it under
             a name of its own.
     """
-    engine = Engine(model, max_queue)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        engine.start()
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(engine.stop)
-
     endpoint = Endpoint(engine, name, api_key)
-    app = Starlette(
+    return Starlette(
         routes=[
             Route("/v1/models", endpoint.models),
             Route("/v1/models/{name:path}", endpoint.model),
@@ -71,10 +57,7 @@ def make_app(
             ClientDisconnect: _on_disconnect,
         },
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)] if local else [],
-        lifespan=lifespan,
     )
-    app.state.engine = engine
-    return app
 
 
 class Endpoint:

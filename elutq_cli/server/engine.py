@@ -81,13 +81,13 @@ class Job:
 
 
 class Engine:
-    """One model that serves jobs in the order in which they came."""
+    """One model that serves jobs in the order in which they came; a context manager around its thread."""
 
     def __init__(self, model: LanguageModel, max_queue: int) -> None:
         """Prepare.
 
         Args:
-            model: generates.
+            model: generates, its session started; the engine is its only user.
             max_queue: jobs that may wait, beside the one that runs.
         """
         self.model = model
@@ -96,9 +96,15 @@ class Engine:
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="elutq-engine")
 
-    def start(self) -> None:
-        """Start the thread."""
+    def __enter__(self) -> "Engine":
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End everything, and wait for the thread."""
+        self.end_texts()
+        self._jobs.put(None)
+        self._thread.join()
 
     def end_texts(self) -> None:
         """End the running text and refuse those that wait, and all that come. Safe in any thread."""
@@ -109,15 +115,9 @@ class Engine:
             except queue.Empty:
                 break
             if job is not None:
-                job.refuse(BusyError("the server is shutting down"))
+                job.refuse(_leaving())
         if (running := self._running) is not None:
             running.cancel()
-
-    def stop(self) -> None:
-        """End everything, and wait for the thread."""
-        self.end_texts()
-        self._jobs.put(None)
-        self._thread.join()
 
     @property
     def n_waiting(self) -> int:
@@ -137,7 +137,7 @@ class Engine:
             BusyError: the queue is full.
         """
         if self._closing:
-            raise BusyError("the server is shutting down")
+            raise _leaving()
         chosen = replace(sampling, seed=random.getrandbits(32) if seed is None else seed)
         job = Job(tokens, chosen, options, seeded=seed is not None)
         try:
@@ -149,5 +149,12 @@ class Engine:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._running = job
-            job.run(self.model)
+            if self._closing:  # end_texts may have come between the two lines above and not have seen this job
+                job.refuse(_leaving())
+            else:
+                job.run(self.model)
             self._running = None
+
+
+def _leaving() -> BusyError:
+    return BusyError("the server is shutting down")

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import openai
@@ -23,20 +22,17 @@ class Server:
     def __init__(self, *arguments, **environment):
         command = [str(argument) for argument in (ELUTQ, "serve", *arguments, "--port", 0)]
         # Unbuffered: communicate() does not see what a buffer has read beyond the first line.
-        self.process = subprocess.Popen(command, bufsize=0, stderr=subprocess.PIPE, env=os.environ | environment)
-        line = self.process.stderr.readline().decode()
+        self.process = subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=os.environ | environment,
+        )
+        line = self.process.stderr.readline().decode()  # written once it answers
         self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1])
         self.address = f"http://127.0.0.1:{self.port}/v1"
-        self.wait_until_up()
-
-    def wait_until_up(self):
-        end = time.monotonic() + DEADLINE
-        while True:
-            try:
-                return self.request("GET", "/health")
-            except OSError:
-                assert time.monotonic() < end, "the server does not answer"
-                time.sleep(0.02)
 
     def client(self, api_key="none"):
         return openai.OpenAI(base_url=self.address, api_key=api_key, max_retries=0, timeout=DEADLINE)
@@ -57,6 +53,10 @@ class Server:
         return self.request("POST", path, body if isinstance(body, (bytes, str)) else json.dumps(body), headers)
 
     def stop(self):
+        """Press Ctrl-C; return the exit status and what is on stderr."""
         self.process.send_signal(signal.SIGINT)
-        rest = self.process.communicate(timeout=DEADLINE)[1]
+        try:
+            rest = self.process.communicate(timeout=DEADLINE)[1]
+        finally:
+            self.process.kill()
         return self.process.returncode, rest.decode()

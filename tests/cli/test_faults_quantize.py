@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import started
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -102,7 +103,7 @@ def test_a_shard_replaced_by_equal_bytes_during_a_run(tmp_path, old_output):
     folder = shutil.copytree(NOVELS, tmp_path / "checkpoint")
     [shard] = folder.glob("*.safetensors")
     work = old_output.with_name("out.gguf.work")
-    with subprocess.Popen(
+    with started(
         command(folder, old_output, "--force"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:
         while not list(work.glob("*.unit")):

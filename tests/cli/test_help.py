@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from processes import started
 
 from elutq_cli.app import app
 from elutq_cli.version import __version__
@@ -57,7 +58,7 @@ def test_the_example_of_the_help_works_as_printed(folder, command):
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     if command == "serve":  # goes on until it is told to stop; the port may be in use
         arguments = shlex.split(re.sub(r"--port \d+", "--port 0", example))
-        with subprocess.Popen(arguments, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        with started(arguments, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
             assert "http://127.0.0.1:" in process.stderr.readline()
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) in (0, 130)

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, serving
+from processes import started
 
 from elutq_cli.hub import find_checkpoint, is_repository
 from elutq_formats.errors import ElutqError
@@ -92,11 +94,14 @@ def test_a_killed_download_leaves_no_output_and_continues(hub, environment, tmp_
     output = tmp_path / "out.gguf"
     hub.stalled = SHARD
     command = [*ELUTQ, "quantize", "someone/tiny", "-o", str(output), "--group-size", "32"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with started(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
         assert hub.half_sent.wait(60)
         snapshots = tmp_path / "hf" / "hub" / "models--someone--tiny" / "snapshots"
         while sum(1 for _ in snapshots.glob("*/*")) < len(NEEDED) - 1:  # a file counts once its link is there
             assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.kill()
     assert not output.exists()
     hub.stalled = None

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import started
 
 from elutq_formats.model_file import ModelFile
 
@@ -126,7 +127,7 @@ def test_a_stopped_run_leaves_no_output(tmp_path, kill):
     output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
     command = [*ELUTQ, "quantize", str(NOVELS), "-o", str(output), "--calibration", str(SAMPLED)]
     command += ["--method", "feedback"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not (work / "blk.0.attn_q.weight.npy").exists():
             assert time.monotonic() < deadline
@@ -185,7 +186,7 @@ def test_memory_stays_below_the_forecast(tmp_path):
     bound = json.loads(run(*options, "--dry-run", "--json").stdout)["memory_bytes"]
     command = [*ELUTQ, "quantize", *map(str, options)]
     peak = 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             lines = status.read_text().splitlines()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import started
 
 ELUTQ = Path(sys.executable).with_name("elutq")
 PROMPT = "It was a dark night, and"
@@ -158,7 +159,7 @@ def test_output_is_utf8_whatever_the_locale(novels_2bit):
 
 def test_reader_that_leaves_ends_it_quietly(novels_2bit):
     command = [ELUTQ, "run", novels_2bit, "-p", PROMPT, "-n", "500", "--ignore-eos"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         assert process.stdout.read(5)
         process.stdout.close()
         assert process.wait(timeout=300) != 0
@@ -195,7 +196,7 @@ def test_full_disk_is_one_line(novels_2bit):
 def test_ctrl_c_ends_the_text_and_still_reports(endless_model):
     command = [ELUTQ, "run", endless_model, "--raw", "-p", PROMPT, "-n", "-1", "--ignore-eos", "-t", "1"]
     environment = os.environ | {"ELUTQ_ISA": "scalar"}
-    with subprocess.Popen(
+    with started(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
     ) as process:
         first = os.read(process.stdout.fileno(), 1)
@@ -208,7 +209,7 @@ def test_ctrl_c_ends_the_text_and_still_reports(endless_model):
 
 def test_a_reader_that_leaves_ends_the_program_quietly(endless_model):
     command = [ELUTQ, "run", endless_model, "--raw", "-p", PROMPT, "-n", "-1", "--ignore-eos"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         os.read(process.stdout.fileno(), 1)
         process.stdout.close()
         stderr = process.stderr.read()

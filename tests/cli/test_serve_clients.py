@@ -43,7 +43,9 @@ class Stream:
     def wait_for_text(self):
         received = b""
         while b'"text": ' not in received:
-            received += self.connection.recv(4096)
+            more = self.connection.recv(4096)
+            assert more, f"the server hung up after {received!r}"
+            received += more
 
     def leave(self):
         self.connection.close()
