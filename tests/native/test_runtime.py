@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import DATA, FAMILIES, GOLDEN
+from conftest import DATA, FAMILIES, GOLDEN, NOVELS
 
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
@@ -216,16 +216,14 @@ def test_many_threads_on_few_cores_finish(novels_2bit):
     print(f"16 threads: {time.monotonic() - start:.2f} s")
 
 
-def test_an_int8_cache_changes_predictions_no_more_than_other_roundings(novels_2bit):
-    """The yardstick: the same tokens one at a time, for which the tables of activations are rounded differently."""
+def test_an_int8_cache_changes_predictions_far_less_than_2_bits_do(novels_2bit):
     tokens = np.random.default_rng(8).integers(4096, size=300)
+    with Checkpoint.open(NOVELS) as checkpoint:
+        original = log_softmax(Transformer(checkpoint).logits(tokens))
     with Model(novels_2bit) as model, model.session(300, 1) as session, model.session(300, 2, "q8") as rounded:
         exact = log_softmax(session.eval(tokens, all_logits=True))
         found = log_softmax(rounded.eval(tokens, all_logits=True))
-        session.rewind(0)
-        one_by_one = log_softmax(np.stack([session.eval([token]) for token in tokens]))
-    yardstick = divergence(exact, one_by_one)
-    assert 0 < divergence(exact, found) < 1.5 * yardstick < 1e-3
+    assert 0 < divergence(exact, found) < divergence(original, exact) / 100
 
 
 def log_softmax(logits):
