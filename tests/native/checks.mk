@@ -5,8 +5,9 @@ CHECK_FLAGS := -std=gnu11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werro
 CHECK_SOURCES := $(wildcard native/src/*.c native/src/quantize/*.c)
 CHECK_HEADERS := $(wildcard native/include/*.h native/src/*.h native/src/*/*.h)
 NATIVE_ISA := $(if $(filter aarch64 arm64,$(shell uname -m)),arm,x86)
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: aarch64 aarch64-wheel sanitize tsan fuzz fuzz-needs
+.PHONY: aarch64 aarch64-cortex-a72 aarch64-max aarch64-wheel sanitize tsan fuzz fuzz-needs
 
 $(CHECKS)/models: tests/native/make_models.py
 	$(MAKE) install
@@ -18,7 +19,7 @@ define CHECK_BUILD
 $(CHECKS)/$(1)/.objects: $(3) $(CHECK_HEADERS)
 	@$(or $(4),true)
 	mkdir -p $$(@D)
-	cd $$(@D) && rm -f *.o && $(2) $(CHECK_FLAGS) -c $(abspath $(3))
+	cd $$(@D) && rm -f *.o && printf '%s\n' $(abspath $(3)) | xargs -n 1 -P $(CORES) $(2) $(CHECK_FLAGS) -c
 	touch $$@
 
 $(CHECKS)/$(1)/%: tests/native/%.c $(CHECKS)/$(1)/.objects
@@ -35,10 +36,14 @@ AARCH64_NEEDS := { command -v $(AARCH64_CC) && command -v $(QEMU); } >/dev/null 
 
 $(eval $(call CHECK_BUILD,aarch64,$(AARCH64_CC) -O2 -static,$(CHECK_SOURCES) $(wildcard native/src/arm/*.c),$(AARCH64_NEEDS)))
 
-aarch64: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check fault_check) $(CHECK_MODELS)
+aarch64: aarch64-cortex-a72 aarch64-max
+
+aarch64-cortex-a72: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check) $(CHECK_MODELS)
 	$(QEMU) -cpu cortex-a72 $(CHECKS)/aarch64/kernels_check 1 neon scalar
-	$(QEMU) -cpu max $(CHECKS)/aarch64/kernels_check 2 neon-dotprod neon scalar
 	$(QEMU) -cpu cortex-a72 $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
+
+aarch64-max: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check fault_check) $(CHECK_MODELS)
+	$(QEMU) -cpu max $(CHECKS)/aarch64/kernels_check 2 neon-dotprod neon scalar
 	$(QEMU) -cpu max $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
 	$(QEMU) -cpu max $(CHECKS)/aarch64/fault_check $(CHECK_MODELS)/2bit-g64.gguf
 
@@ -103,9 +108,10 @@ fuzz-needs:
 		| $(CLANG) $(FUZZ_SANITIZE) -x c - -o $(CHECKS)/fuzz/empty 2>/dev/null \
 		|| { echo "make fuzz needs clang with libFuzzer: apt-get install clang libclang-rt-dev" >&2; exit 1; }
 
-$(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECK_SOURCES) $(CHECK_HEADERS) | fuzz-needs
-	mkdir -p $(@D)
-	$(CLANG) $(CHECK_FLAGS) -O2 -g1 $(FUZZ_SANITIZE) $< $(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c) -o $@ -lm -lpthread
+$(eval $(call CHECK_BUILD,fuzz,$(CLANG) -O2 -g1 $(FUZZ_SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c),$(MAKE) fuzz-needs))
+
+$(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECKS)/fuzz/.objects
+	$(CLANG) -O2 -g1 $(FUZZ_SANITIZE) $(CHECK_FLAGS) $< $(@D)/*.o -o $@ -lm -lpthread
 
 # New inputs are kept in FUZZ_FOLDER, those that fail in build/checks/fuzz.
 fuzz: $(CHECKS)/fuzz/fuzz_model

@@ -17,7 +17,7 @@ EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 def test_every_neon_kernel_and_whole_passes(tmp_path):
     """With and without SDOT: every kernel gives the scalar bits, every model the same logits token by token."""
     make_models(tmp_path / "models")
-    command = ["make", "--silent", "aarch64", f"CHECKS={tmp_path}", f"CHECK_MODELS={tmp_path / 'models'}"]
+    command = ["make", "--silent", "--jobs=2", "aarch64", f"CHECKS={tmp_path}", f"CHECK_MODELS={tmp_path / 'models'}"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     print(finished.stdout, finished.stderr)
     assert finished.returncode == 0
