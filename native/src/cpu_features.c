@@ -27,8 +27,12 @@ bool elutq_cpu_has_avx512bw(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool elutq_cpu_has_avx512vnni(void) {
+    return elutq_cpu_has_avx512bw() && __builtin_cpu_supports("avx512vnni");
+}
+
 bool elutq_cpu_has_avx512(void) {
-    return elutq_cpu_has_avx512bw() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+    return elutq_cpu_has_avx512vnni() && __builtin_cpu_supports("avx512vbmi");
 }
 
 #elif defined(__aarch64__) && defined(__linux__)

@@ -12,6 +12,7 @@ static const struct {
 } SETS[] = {
 #if defined(__x86_64__)
     {&elutq_kernels_avx512, elutq_cpu_has_avx512},
+    {&elutq_kernels_avx512vnni, elutq_cpu_has_avx512vnni},
 #ifdef ELUTQ_HAS_AVXVNNI
     {&elutq_kernels_avxvnni, elutq_cpu_has_avxvnni},
 #endif

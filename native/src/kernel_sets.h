@@ -17,10 +17,12 @@ extern const struct elutq_kernels elutq_kernels_avxvnni;
 bool elutq_cpu_has_avxvnni(void); /* AVX2, FMA, F16C, AVX-VNNI */
 #endif
 extern const struct elutq_kernels elutq_kernels_avx512bw;
+extern const struct elutq_kernels elutq_kernels_avx512vnni;
 extern const struct elutq_kernels elutq_kernels_avx512;
 bool elutq_cpu_has_avx2(void);     /* AVX2, FMA, F16C */
-bool elutq_cpu_has_avx512bw(void); /* AVX-512 F, BW, DQ, VL */
-bool elutq_cpu_has_avx512(void);   /* the same with VBMI and VNNI */
+bool elutq_cpu_has_avx512bw(void);   /* AVX-512 F, BW, DQ, VL */
+bool elutq_cpu_has_avx512vnni(void); /* the same with VNNI */
+bool elutq_cpu_has_avx512(void);     /* the same with VNNI and VBMI */
 #elif defined(__aarch64__)
 extern const struct elutq_kernels elutq_kernels_neon;         /* what every AArch64 CPU has */
 extern const struct elutq_kernels elutq_kernels_neon_dotprod; /* with SDOT */

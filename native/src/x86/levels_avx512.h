@@ -5,6 +5,8 @@
 #ifndef ELUTQ_LEVELS_AVX512_H
 #define ELUTQ_LEVELS_AVX512_H
 
+#include "scales_avx512.h"
+
 /*
  * acc + the dot products of four unsigned with four signed bytes in each 32-bit lane. As assembly, because compilers
  * otherwise move the accumulators of long chains around.
@@ -12,10 +14,6 @@
 INLINE __m512i dot_bytes(__m512i acc, __m512i unsigned_bytes, __m512i signed_bytes) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
     return acc;
-}
-
-INLINE __m512 load_scales(const uint8_t *block, uint32_t plane, uint32_t half) {
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(block + 64 * plane + 32 * half)));
 }
 
 /*
