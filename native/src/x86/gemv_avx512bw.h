@@ -1,4 +1,7 @@
-/* Decode for AVX-512 without VBMI: table look-ups with vpshufb, four cells an instruction. Tables hold unsigned bytes, 128 too high. */
+/*
+ * Decode for AVX-512 without VBMI: table look-ups with vpshufb, four cells an instruction. Tables hold unsigned bytes, 128 too
+ * high.
+ */
 #ifndef ELUTQ_GEMV_AVX512BW_H
 #define ELUTQ_GEMV_AVX512BW_H
 
@@ -13,7 +16,7 @@ INLINE __m512i add_words(__m512i sum, __m512i words) {
 }
 
 /*
- * Sums the entries that one plane picks, as 16-bit integers: rows 0 to 31 in order. Pairs of bytes are summed as in avx2.c
+ * Sums the entries that one plane picks, as 16-bit integers: rows 0 to 31 in order. Pairs of bytes are summed as in gemv_avx2.h
  * (same bounds); the four 128-bit lanes, one a cell, are then added crosswise.
  */
 INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
