@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 
 from elutq_cli.commands.eval import open_model  # noqa: E402
 from elutq_cli.evaluation import Evaluation, evaluate_all  # noqa: E402
-from elutq_cli.pipeline.backend import NativeBackend  # noqa: E402
+from elutq_cli.pipeline.backend import NativeBackend, make_backend  # noqa: E402
 from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest  # noqa: E402
 from elutq_cli.pipeline.quantize import quantize  # noqa: E402
@@ -152,8 +152,9 @@ def run(
     """Makes one model file, evaluates it on every text and returns the row's figures."""
     output = folder / "model.gguf"
     calibration = CalibrationText.read(options.calibration, checkpoint, job.recipe) if job.calibrated else None
-    with job.backend(options.threads) as backend:
-        summary = quantize(checkpoint, output, job.recipe, calibration, backend, force=True)
+    ours = job.backend is NativeBackend  # the others change its inner loops, and stay on the processor
+    with make_backend(options.device, options.threads) if ours else job.backend(options.threads) as backend:
+        summary = quantize(checkpoint, output, job.recipe, calibration, backend, force=True, device=options.device)
     results: list[Evaluation] = []
     with open_model(output, options.ctx_size, options.threads) as model:
         for windows, reference in texts:
@@ -200,6 +201,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=40, help="windows of each text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu", help="where to quantize and tune: cpu, or torch's cuda, cuda:N")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     return parser.parse_args(arguments)
 

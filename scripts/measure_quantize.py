@@ -3,11 +3,12 @@
     python scripts/make_checkpoint.py llama3-8b --blocks 2 -o /tmp/llama3-8b
     python scripts/measure_quantize.py /tmp/llama3-8b --blocks 32
     python scripts/measure_quantize.py /tmp/llama3-8b --blocks 32 --calibration text.txt --num-samples 16
+    python scripts/measure_quantize.py /tmp/llama3-8b --blocks 32 --calibration text.txt --tune block,e2e --device cuda
 
 Every second belongs to the innermost of the functions in STAGES that was running. What is done once for a model
 (embedding, head) is counted once; what is done for each block, as often as the model has blocks. Processor time over
 wall-clock time says how many cores a stage had; "alone" is its processor time spread over the threads it uses, what it
-takes where nothing else runs.
+takes where nothing else runs. With a GPU that is the wall-clock time: a core waits while it computes.
 """
 
 import argparse
@@ -18,13 +19,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from elutq_cli.pipeline.blas import configure_blas
 
 ALLOCATE, PROBES, PREDICTIONS = "allocate, errors", "allocate, probes", "allocate, predictions"
-WRITE = "write the file"
+WRITE, TUNE_ALL = "write the file", "tune, end to end"
 STAGES = {
     "load": (("quantize", "_Run.load"),),
     "calibration forward": (("calibrate", "block_statistics"), ("calibrate", "input_statistics")),
@@ -39,6 +41,8 @@ STAGES = {
     "feedback, rest of the row": (("quantize", "feedback"),),
     "refine, residual": (("quantize", "refine"),),
     "refine, groups": (("backend", "NativeBackend.refine_group"),),
+    "tune, block": (("quantize", "_Run.tune_block"),),
+    TUNE_ALL: (("quantize", "_Run.tune_end_to_end"),),
     "error": (("fit", "measure"), ("quantize", "measure")),
     "dequantize": (("quantize", "dequantize"),),
     "pack": (("backend", "NativeBackend.pack"),),
@@ -46,16 +50,47 @@ STAGES = {
     WRITE: (("quantize", "write_model"),),
 }
 OTHER = "all else"
-OF_BLOCKS = (ALLOCATE, PROBES, PREDICTIONS)  # in proportion to the blocks, though not of one block
+OF_BLOCKS = (ALLOCATE, PROBES, PREDICTIONS, TUNE_ALL)  # in proportion to the blocks, though not of one block
 SERIAL = ("scratch files", WRITE, OTHER)
 ONCE, BLOCKS = "once", "blocks"
+
+
+class Device:
+    """Where large products are computed: the processor."""
+
+    def wait(self) -> None:
+        """Return when it has done what it was told."""
+
+    def take_peak(self) -> int:
+        """Return the most bytes that it held since it was last asked."""
+        return 0
+
+
+class CudaDevice(Device):
+    """The same of a GPU."""
+
+    def wait(self) -> None:
+        """Return when it has done what it was told."""
+        import torch
+
+        torch.cuda.synchronize()
+
+    def take_peak(self) -> int:
+        """Return the most bytes that it held since it was last asked."""
+        import torch
+
+        peak: int = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
 
 
 class Stopwatch:
     """Adds up wall-clock and processor seconds by stage and by part of the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: "Device") -> None:
         """Start with everything at zero."""
+        self.device = device
+        self.device_bytes: dict[str, int] = defaultdict(int)
         self.part = ONCE
         self.seconds: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.running = [OTHER]
@@ -63,6 +98,7 @@ class Stopwatch:
 
     def now(self) -> tuple[float, float]:
         """Return wall-clock and processor seconds."""
+        self.device.wait()
         return time.perf_counter(), time.process_time()
 
     def switch(self, change: Callable[[], Any]) -> None:
@@ -73,6 +109,7 @@ class Stopwatch:
             stage = ALLOCATE
         for kind in range(2):
             self.seconds[stage, self.part][kind] += now[kind] - self.last[kind]
+        self.device_bytes[stage] = max(self.device_bytes[stage], self.device.take_peak())
         self.last = now
         change()
 
@@ -156,12 +193,22 @@ class PeakMemory:
         return self.peak_bytes
 
 
-def print_table(watch: Stopwatch, slice_blocks: int, blocks: int, threads: int) -> tuple[float, float]:
-    """Print seconds by stage; return the whole model's, as measured here and with the cores to itself."""
+def print_table(
+    watch: Stopwatch, slice_blocks: int, blocks: int, threads: int | None, tuning_growth: float
+) -> tuple[float, float]:
+    """Print seconds by stage; return the whole model's, as measured here and with the cores to itself.
+
+    Args:
+        watch: has measured.
+        slice_blocks: blocks that were measured.
+        blocks: of the whole model.
+        threads: of the run; None: it ran on a device, where processor time says nothing of the time alone.
+        tuning_growth: how much more end-to-end tuning computes for the whole model, head included.
+    """
     scale = blocks / slice_blocks
     print(
         f"{'stage':26}{'once, s':>9}{'a block, s':>12}{f'{blocks} blocks, s':>14}"
-        f"{'cores':>8}{'alone, s':>10}{'part':>7}"
+        f"{'cores':>8}{'alone, s':>10}{'part':>7}{'' if threads else '  device, GB'}"
     )
     rows = []
     for stage in [*STAGES, OTHER]:
@@ -170,14 +217,17 @@ def print_table(watch: Stopwatch, slice_blocks: int, blocks: int, threads: int) 
             once, in_blocks = [0.0, 0.0], [a + b for a, b in zip(once, in_blocks, strict=True)]
         # Probes go through all blocks after their own: their time grows with the number of pairs of blocks.
         growth = scale * (blocks - 1) / max(1, slice_blocks - 1) if stage == PROBES else scale
+        if stage == TUNE_ALL:
+            growth = tuning_growth
         whole, processor = (once[kind] + in_blocks[kind] * growth for kind in range(2))
-        alone = processor / (1 if stage in SERIAL else threads)
+        alone = processor / (1 if stage in SERIAL else threads) if threads else whole
         rows.append((stage, once[0], in_blocks[0] / slice_blocks, whole, processor / max(whole, 1e-9), alone))
     total, alone_total = sum(row[3] for row in rows), sum(row[5] for row in rows)
     for stage, once_s, block_s, whole_s, cores, alone in rows:
         if whole_s > 0.0:
             part = alone / alone_total
-            print(f"{stage:26}{once_s:9.2f}{block_s:12.2f}{whole_s:14.1f}{cores:8.2f}{alone:10.1f}{part:7.1%}")
+            device = "" if threads else f"{watch.device_bytes[stage] / 1e9:12.2f}"
+            print(f"{stage:26}{once_s:9.2f}{block_s:12.2f}{whole_s:14.1f}{cores:8.2f}{alone:10.1f}{part:7.1%}{device}")
     print(f"{'all':26}{sum(r[1] for r in rows):9.2f}{sum(r[2] for r in rows):12.2f}{total:14.1f}{alone_total:18.1f}")
     return total, alone_total
 
@@ -195,16 +245,21 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--num-samples", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--tune", default="", help="block, e2e or block,e2e")
+    parser.add_argument("--device", default="cpu", help="cpu, or torch's cuda, cuda:N")
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--work", type=Path, help="folder for the output; default: the system's temporary folder")
     arguments = parser.parse_args()
     configure_blas(1)
     from elutq_cli.api import quantize
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_cli.pipeline.tune.budget import tuning_products
     from elutq_formats.checkpoint import Checkpoint
     from elutq_native import default_threads
 
-    options = {"method": arguments.method} if arguments.method else {}
+    options: dict[str, Any] = {"method": arguments.method} if arguments.method else {}
+    if arguments.tune:
+        options["tune"] = tuple(arguments.tune.split(","))
     recipe = Recipe(
         bits=arguments.bits,
         group_size=arguments.group_size,
@@ -215,30 +270,37 @@ def main() -> None:
         **options,
     )
     with Checkpoint.open(arguments.checkpoint) as checkpoint:
-        slice_blocks = checkpoint.config.num_hidden_layers
-    watch = Stopwatch()
+        config = checkpoint.config
+    slice_blocks = config.num_hidden_layers
+    blocks = arguments.blocks or slice_blocks
+    watch = Stopwatch(Device() if arguments.device == "cpu" else CudaDevice())
     watch.instrument()
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         memory = PeakMemory()
         watch.switch(lambda: None)
         output = Path(folder) / "model.gguf"
         summary = quantize(
-            arguments.checkpoint, output, recipe, calibration=arguments.calibration, threads=arguments.threads
+            arguments.checkpoint,
+            output,
+            recipe,
+            calibration=arguments.calibration,
+            device=arguments.device,
+            threads=arguments.threads,
         )
         watch.switch(lambda: None)
         watch.share_writing(output)
         peak = memory.stop()
-    blocks = arguments.blocks or slice_blocks
-    threads = arguments.threads or default_threads()
-    total, alone = print_table(watch, slice_blocks, blocks, threads)
+    threads = (arguments.threads or default_threads()) if arguments.device == "cpu" else None
+    end_to_end = replace(recipe, tune=("e2e",))
+    whole = tuning_products(replace(config, num_hidden_layers=blocks), end_to_end)
+    growth = whole / tuning_products(config, end_to_end)
+    total, alone = print_table(watch, slice_blocks, blocks, threads, growth)
     print(
         f"measured: {summary.seconds:.1f} s for {slice_blocks} blocks on {os.cpu_count()} cores, peak memory "
         f"{peak / 1e9:.2f} GB without mapped files, load average {os.getloadavg()[0]:.1f}"
     )
-    print(
-        f"extrapolated to {blocks} blocks: {total / 60:.1f} minutes as busy as now, "
-        f"{alone / 60:.1f} minutes with {threads} cores to itself"
-    )
+    to_itself = f", {alone / 60:.1f} minutes with {threads} cores to itself" if threads else ""
+    print(f"extrapolated to {blocks} blocks: {total / 60:.1f} minutes as busy as now{to_itself}")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,11 @@ class NativeBackend(OnProcessor):
         """Start the threads; None: one for each core this process may use."""
         self.threads = default_threads() if threads is None else threads
         self._quantizer = Quantizer(self.threads)
-        self._executor = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._executor = ThreadPoolExecutor(self.threads, initializer=self.begin_thread) if self.threads > 1 else None
         self._blas = one_blas_thread()
+
+    def begin_thread(self) -> None:
+        """Prepare a thread of ``map``'s."""
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Call the function for several items at a time; numpy lets go of the interpreter while it computes."""

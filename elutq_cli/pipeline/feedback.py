@@ -4,6 +4,8 @@ The numpy inner loop here defines the result; the C code behind ``elutq_native.q
 """
 
 import logging
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from elutq_cli.pipeline.products import (
     mean_diagonal,
     multiply,
     pieces,
+    put_rows,
     right_lower,
     right_upper,
     subtract_product,
@@ -32,6 +35,9 @@ bits they do, by 4 %. At 4 bits, which large heads have, they would take minutes
 
 REFITS = 1
 """Times that a group's levels are fitted again, see ``quantize_group``."""
+
+Group: TypeAlias = tuple[HalfArray, HalfArray, CodeArray, FloatArray]
+"""Half scales, centers, codes and errors of a group's rows."""
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +70,16 @@ def feedback(weights: Array, factor: Array, bits: int, group_size: int, backend:
         compensated, own = backend.fetch(now), backend.fetch(factor[block, block])
         errors = np.empty_like(compensated)
         for inside in pieces(compensated.shape[1], group_size):
-            group = slice((block.start + inside.start) // group_size, (block.start + inside.stop) // group_size)
-            rest = slice(inside.stop, None)
-            half_scales[:, group], centers[:, group], codes[:, block][:, inside], errors[:, inside] = quantize_group(
-                compensated[:, inside], own[inside, inside], bits, backend
-            )
-            subtract_product(compensated[:, rest], errors[:, inside], own[inside, rest], backend)
+            group = (block.start + inside.start) // group_size
+            found = quantize_group(compensated[:, inside], own[inside, inside], bits, backend)
+            places = half_scales[:, group], centers[:, group], codes[:, block][:, inside], errors[:, inside]
+            rest = compensated[:, inside.stop :], own[inside, inside.stop :]
+            backend.map(partial(_keep, places, found, *rest), pieces(rows))
         all_errors[:, block] = backend.place(errors)
     return HLQTensor(half_scales, centers, codes, group_size)
 
 
-def quantize_group(
-    weights: FloatArray, factor: FloatArray, bits: int, backend: Backend
-) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+def quantize_group(weights: FloatArray, factor: FloatArray, bits: int, backend: Backend) -> Group:
     """Fit one group's levels and round its columns.
 
     A column's error is weighted by 1 / U_jj^2, what it costs after the columns to its right have compensated it as well
@@ -93,31 +96,40 @@ def quantize_group(
         backend: runs the inner loops.
 
     Returns:
-        half_scales (rows, 1, bits) float16, centers (rows, 1) float16, codes and errors (rows, group_size) as
+        half_scales (rows, bits) float16, centers (rows,) float16, codes and errors (rows, group_size) as
         ``feedback_columns`` gives them.
     """
     diagonal = np.diagonal(factor)
     importance = (1.0 / diagonal**2).astype(np.float32)
 
-    def fit_and_round(target: FloatArray) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+    def fit_and_round(target: FloatArray) -> Group:
         half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance, FIT_STARTS[bits])
-        return half_scales, centers, *backend.feedback_columns(weights, factor, half_scales[:, 0], centers[:, 0])
-
-    half_scales, centers, codes, errors = fit_and_round(weights)
-    as_met = np.empty_like(errors)
+        found = half_scales[:, 0], centers[:, 0]
+        return *found, *backend.feedback_columns(weights, factor, *found)
 
     def restore_as_met(rows: slice) -> None:
-        own_levels = levels(half_scales[rows, 0], centers[rows, 0])
+        half_scales, centers, codes, errors = best
+        own_levels = levels(half_scales[rows], centers[rows])
         rounded = np.take_along_axis(own_levels, codes[rows].astype(np.intp), axis=1)
         as_met[rows] = rounded + errors[rows] * diagonal
 
+    def keep_better(rows: slice) -> None:
+        better = _row_energy(refitted[3][rows]) < _row_energy(best[3][rows])
+        put_rows([part[rows] for part in best], [part[rows] for part in refitted], better)
+
+    best = fit_and_round(weights)
+    as_met = np.empty_like(best[3])
     for _ in range(REFITS):
         backend.map(restore_as_met, pieces(len(weights)))
         refitted = fit_and_round(as_met)
-        better = _row_energy(refitted[3]) < _row_energy(errors)
-        half_scales[better], centers[better] = refitted[0][better], refitted[1][better]
-        codes[better], errors[better] = refitted[2][better], refitted[3][better]
-    return half_scales, centers, codes, errors
+        backend.map(keep_better, pieces(len(weights)))
+    return best
+
+
+def _keep(places: Group, found: Group, compensated: FloatArray, factor: FloatArray, rows: slice) -> None:
+    """Put what was found for a group's rows into place, and take its errors out of the columns to its right."""
+    put_rows(places, found, rows)
+    compensated[rows] -= found[3][rows] @ factor
 
 
 def _row_energy(errors: FloatArray) -> FloatArray:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.stage import Backend, Item, Quantized, Result
@@ -25,12 +27,19 @@ ROWS_AT_ONCE = 1 << 13
 MEASURED_ROWS = 128
 """Rows on which the error of a matrix is measured, evenly spaced: it only informs, and costs two products with H."""
 
+AnyArray: TypeAlias = npt.NDArray[Any]
 Inner = Callable[[slice, slice], slice]
 
 
 def pieces(n_rows: int, size: int = PIECE_ROWS) -> list[slice]:
     """Cut rows into runs of so many."""
     return [slice(first, min(first + size, n_rows)) for first in range(0, n_rows, size)]
+
+
+def put_rows(places: Sequence[AnyArray], found: Sequence[AnyArray], rows: slice | AnyArray) -> None:
+    """Copy these rows of every array to its place."""
+    for place, part in zip(places, found, strict=True):
+        place[rows] = part[rows]
 
 
 def column_blocks(n_columns: int, group_size: int) -> list[slice]:

@@ -5,6 +5,8 @@ The numpy inner loop here defines the result; the C code behind ``elutq_native.q
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from elutq_cli.pipeline.products import (
     mean_diagonal,
     multiply,
     pieces,
-    subtract_product,
+    put_rows,
     subtract_restored,
 )
 from elutq_cli.pipeline.stage import Backend
@@ -24,6 +26,9 @@ from elutq_cli.reference.transformer import Array
 from elutq_formats.hlq import HLQTensor
 
 DoubleArray = npt.NDArray[np.float64]
+
+Group: TypeAlias = tuple[HalfArray, HalfArray, CodeArray, FloatArray]
+"""Half scales, centers and codes of a group's rows, and by how much its weights grew."""
 
 SWEEPS = 2
 """Times that the groups of a block of columns are gone through, one after the other, before the next block's turn. On
@@ -69,18 +74,21 @@ def refine(weights: Array, hessian: Array, start: HLQTensor, damping: float, bac
         groups = pieces(grown.shape[1], start.group_size)
         for sweep, inside in itertools.product(range(SWEEPS), groups):
             group = (block.start + inside.start) // start.group_size
-            half_scales[:, group], centers[:, group], codes[:, block][:, inside], step = backend.refine_group(
-                half_scales[:, group],
-                centers[:, group],
-                codes[:, block][:, inside],
-                residual[:, inside],
-                np.ascontiguousarray(own[inside, inside]),
-            )
-            grown[:, inside] += step
+            places = half_scales[:, group], centers[:, group], codes[:, block][:, inside]
+            found = backend.refine_group(*places, residual[:, inside], np.ascontiguousarray(own[inside, inside]))
             to_come = slice(inside.stop if sweep == SWEEPS - 1 else 0, None)
-            subtract_product(residual[:, to_come], step, own[inside, to_come], backend)
+            others = residual[:, to_come], own[inside, to_come]
+            backend.map(partial(_keep, (*places, grown[:, inside]), found, *others), pieces(len(residual)))
         difference[:, block] -= backend.place(grown)
     return HLQTensor(half_scales, centers, codes, start.group_size)
+
+
+def _keep(places: Group, found: Group, residual: FloatArray, hessian: FloatArray, rows: slice) -> None:
+    """Put what was found for a group's rows into place, and let the groups still to come know of its step."""
+    step = found[3][rows]
+    put_rows(places[:3], found[:3], rows)
+    places[3][rows] += step
+    residual[rows] -= step @ hessian
 
 
 def refine_group(

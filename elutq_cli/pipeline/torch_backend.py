@@ -25,6 +25,10 @@ class TorchBackend(NativeBackend):
         super().__init__(threads)
         self.device = device
 
+    def begin_thread(self) -> None:
+        """Make the device known to a thread: torch warns of products that are the first thing it does there."""
+        torch.zeros(1, device=self.device)
+
     def place(self, array: FloatArray | Array) -> Array:
         """Copy a numpy array to the device."""
         if isinstance(array, torch.Tensor):

@@ -108,7 +108,9 @@ fuzz-needs:
 		| $(CLANG) $(FUZZ_SANITIZE) -x c - -o $(CHECKS)/fuzz/empty 2>/dev/null \
 		|| { echo "make fuzz needs clang with libFuzzer: apt-get install clang libclang-rt-dev" >&2; exit 1; }
 
-$(eval $(call CHECK_BUILD,fuzz,$(CLANG) -O2 -g1 $(FUZZ_SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c),$(MAKE) fuzz-needs))
+FUZZ_COVERAGE := -fsanitize-coverage-ignorelist=$(CURDIR)/tests/fuzz/uncovered.txt
+
+$(eval $(call CHECK_BUILD,fuzz,$(CLANG) -O2 -g1 $(FUZZ_SANITIZE) $(FUZZ_COVERAGE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c),$(MAKE) fuzz-needs))
 
 $(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECKS)/fuzz/.objects
 	$(CLANG) -O2 -g1 $(FUZZ_SANITIZE) $(CHECK_FLAGS) $< $(@D)/*.o -o $@ -lm -lpthread

@@ -46,12 +46,14 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
         quantize(TINY, tmp_path / "out.gguf", device="warp")
 
 
-@pytest.fixture(scope="module")
-def on_torch():
-    pytest.importorskip("torch", reason="needs torch: pip install 'elutq[torch]'")
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def on_torch(request):
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'elutq[torch]'")
     from elutq_cli.pipeline.torch_backend import TorchBackend
 
-    with TorchBackend("cpu", 2) as backend:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch can use")
+    with TorchBackend(request.param, 2) as backend:
         yield backend
 
 
@@ -77,7 +79,7 @@ def test_a_model_made_on_torch_is_as_good(on_torch, method, tmp_path):
     with Checkpoint.open(NOVELS) as checkpoint, NativeBackend(2) as native:
         text = CalibrationText.read([SAMPLED], checkpoint, recipe)
         found = [
-            run_pipeline(checkpoint, tmp_path / name, recipe, text, backend, device=name)
+            run_pipeline(checkpoint, tmp_path / name, recipe, text, backend)
             for name, backend in (("cpu", native), ("other", on_torch))
         ]
     plans = [
