@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/elutq run $(DEMO_MODEL) -p "It was a dark night, and" -n 64 --temp 0
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

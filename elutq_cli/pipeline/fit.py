@@ -197,7 +197,10 @@ def descend(groups: SortedGroups, half_scales: DoubleArray, centers: DoubleArray
         changed &= (state != previous).any(axis=0)
         if not changed.any():
             break
-        step = _least_squares_step(beta[order], mass, moment - mass * ranked)
+        masses, residuals = np.empty_like(values), np.empty_like(values)
+        np.put_along_axis(masses, order, mass, axis=0)
+        np.put_along_axis(residuals, order, moment - mass * ranked, axis=0)
+        step = _least_squares_step(masses, residuals)
         theta = np.where(changed, theta + step, theta)
         theta[:bits] = np.abs(theta[:bits])  # the same levels, under other codes
     return np.array(history)
@@ -215,31 +218,42 @@ def _bounds(values: DoubleArray, midpoints: DoubleArray) -> npt.NDArray[np.intp]
     return np.stack([np.zeros(n_groups, dtype=np.intp), *inner, np.full(n_groups, size)])
 
 
-def _least_squares_step(beta: DoubleArray, mass: DoubleArray, residual: DoubleArray) -> DoubleArray:
+def _least_squares_step(mass: DoubleArray, residual: DoubleArray) -> DoubleArray:
     """Solve for the change of half scales and center that minimises the error with the assignment held.
 
     Args:
-        beta: (levels, n, bits) float64, signs of the code at each rank.
-        mass: (levels, n) float64, importance assigned to each level.
-        residual: (levels, n) float64, importance-weighted sum of weight - level.
+        mass: (codes, n) float64, importance of the weights that have a code.
+        residual: (codes, n) float64, their importance-weighted sum of weight - level.
 
     Returns:
         (bits + 1, n) float64.
     """
-    n_levels, n_groups, bits = beta.shape
-    feature = [beta[:, :, plane] for plane in range(bits)] + [np.ones((n_levels, n_groups))]
-    size = bits + 1
-    matrix = np.zeros((size, size, n_groups))
-    step = np.zeros((size, n_groups))
-    for rank in range(n_levels):
-        for i in range(size):
-            step[i] += feature[i][rank] * residual[rank]
-            for j in range(i + 1):
-                matrix[i, j] += feature[i][rank] * feature[j][rank] * mass[rank]
-    for i in range(size):
-        matrix[i, i] += PROXIMITY * matrix[bits, bits]
+    n_codes, n_groups = mass.shape
+    bits = n_codes.bit_length() - 1
+    planes = [*(1 << plane for plane in range(bits)), 0]  # the center's feature is 1 everywhere
+    mass, residual = _sum_by_signs(mass), _sum_by_signs(residual)
+    matrix = np.zeros((bits + 1, bits + 1, n_groups))
+    for i in range(bits + 1):
+        for j in range(i):
+            matrix[i, j] = mass[planes[i] | planes[j]]
+        matrix[i, i] = mass[0] + PROXIMITY * mass[0]
+    step = residual[planes]
     eliminate(matrix, step)
     return step
+
+
+def _sum_by_signs(values: DoubleArray) -> DoubleArray:
+    """Return a Walsh-Hadamard transform in which bits that are set count as +1: (codes, n) float64.
+
+    The result at a code is the sum over all codes of the value there times the signs of the planes that it has set.
+    """
+    half = 1
+    while half < len(values):
+        pairs = values.reshape(-1, 2, half, values.shape[1])
+        low, high = pairs[:, 0], pairs[:, 1]
+        values = np.stack([high + low, high - low], axis=1).reshape(values.shape)
+        half *= 2
+    return values
 
 
 def eliminate(matrix: DoubleArray, step: DoubleArray) -> None:

@@ -85,7 +85,7 @@ sanitize: $(addprefix $(CHECKS)/sanitize/,kernels_check runtime_check allocation
 	$(CHECKS)/sanitize/allocation_check $(CHECK_MODELS)/qwen3-biases.gguf $(CHECK_MODELS)/2bit-g128.gguf
 	ASAN_OPTIONS=handle_sigbus=0 $(CHECKS)/sanitize/fault_check $(CHECK_MODELS)/2bit-g64.gguf
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/$(PACKAGE) \
-		$(BIN)/python -m pytest -q -p no:faulthandler -p no:cacheprovider $(SANITIZE_TESTS)
+		$(BIN)/python -m pytest -n auto --dist loadfile -q -p no:faulthandler -p no:cacheprovider $(SANITIZE_TESTS)
 
 # ---- ThreadSanitizer: the pool, and sessions side by side over one model ----
 

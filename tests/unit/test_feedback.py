@@ -76,7 +76,8 @@ def test_refitting_never_raises_a_rows_error(bits, monkeypatch):
     for refits in (0, 1, 2, 3):
         monkeypatch.setattr(stage, "REFITS", refits)
         half_scales, centers, codes, errors = quantize_group(weights, factor, bits, NumpyBackend())
-        difference = weights - HLQTensor(half_scales[:, None], centers[:, None], codes, 64).dequantize().astype(np.float64)
+        tensor = HLQTensor(half_scales[:, None], centers[:, None], codes, 64)
+        difference = weights - tensor.dequantize().astype(np.float64)
         sums.append(np.square(errors.astype(np.float64)).sum(axis=1))
         np.testing.assert_allclose(sums[-1], ((difference @ damped) * difference).sum(axis=1), rtol=1e-3)
     assert (np.diff(sums, axis=0) <= 0).all()

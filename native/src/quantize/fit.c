@@ -108,73 +108,91 @@ static void sort_group(const float *weights, const float *importance, unsigned s
     }
 }
 
-/* Number of values that are not above `limit`. */
-static unsigned count_up_to(const struct sorted_group *group, double limit) {
-    unsigned first = 0;
-    for (unsigned n = group->size; n > 1;) {
-        unsigned half = n / 2;
-        first += group->values[first + half - 1] <= limit ? half : 0;
-        n -= half;
-    }
-    return first + (group->values[first] <= limit);
+/* counts[i] = how many values are not above limits[i]: the searches go side by side, and none of them branches. */
+WITHIN void count_up_to(const struct sorted_group *group, const double *limits, unsigned n_limits, unsigned *counts) {
+    memset(counts, 0, n_limits * sizeof *counts);
+    for (unsigned left = group->size, half = left / 2; left > 1; left -= half, half = left / 2)
+        for (unsigned i = 0; i < n_limits; i++)
+            counts[i] += half & -(unsigned)(group->values[counts[i] + half - 1] <= limits[i]);
+    for (unsigned i = 0; i < n_limits; i++)
+        counts[i] += group->values[counts[i]] <= limits[i];
 }
 
-/* Levels in ascending order: ranked[rank] is the value of code order[rank]; of equal levels the lower code comes first. */
-static void rank_levels(const double *theta, unsigned bits, double *ranked, uint8_t *order) {
-    for (unsigned code = 0; code < 1u << bits; code++) {
-        double level = theta[bits];
-        for (unsigned plane = 0; plane < bits; plane++)
-            level += code >> plane & 1 ? theta[plane] : -theta[plane];
-        unsigned rank = code;
-        for (; rank > 0 && ranked[rank - 1] > level; rank--) {
+/*
+ * Levels in ascending order: ranked[rank] is the value of code order[rank]; of equal levels the lower code comes first.
+ * order is a permutation before, too: with that of a little earlier there is hardly anything to do.
+ */
+WITHIN void rank_levels(const double *theta, unsigned bits, double *ranked, uint8_t *order) {
+    double levels[MAX_LEVELS] = {theta[bits]};
+    for (unsigned plane = 0; plane < bits; plane++)
+        for (unsigned code = 0; code < 1u << plane; code++) {
+            levels[code | 1u << plane] = levels[code] + theta[plane];
+            levels[code] -= theta[plane];
+        }
+    for (unsigned i = 0; i < 1u << bits; i++) {
+        uint8_t code = order[i];
+        double level = levels[code];
+        unsigned rank = i;
+        for (; rank > 0 && (ranked[rank - 1] > level || (ranked[rank - 1] == level && order[rank - 1] > code)); rank--) {
             ranked[rank] = ranked[rank - 1];
             order[rank] = order[rank - 1];
         }
         ranked[rank] = level;
-        order[rank] = (uint8_t)code;
+        order[rank] = code;
     }
 }
 
-/* Least squares for the change of theta with the assignment held; residual[rank] = sum of importance * (w - level). */
-static void least_squares_step(const uint8_t *order, const double *mass, const double *residual, unsigned bits,
-                               double proximity, double *step) {
-    double matrix[MAX_UNKNOWNS][MAX_UNKNOWNS] = {{0}};
-    unsigned size = bits + 1;
-    for (unsigned i = 0; i < size; i++)
-        step[i] = 0.0;
-    for (unsigned rank = 0; rank < 1u << bits; rank++) {
-        double feature[MAX_UNKNOWNS];
-        for (unsigned plane = 0; plane < bits; plane++)
-            feature[plane] = order[rank] >> plane & 1 ? 1.0 : -1.0;
-        feature[bits] = 1.0;
-        for (unsigned i = 0; i < size; i++) {
-            step[i] += feature[i] * residual[rank];
-            for (unsigned j = 0; j <= i; j++)
-                matrix[i][j] += feature[i] * feature[j] * mass[rank];
-        }
+/*
+ * sums[code] becomes the sum over all codes of the value there times the signs of the planes that `code` has set: a
+ * Walsh-Hadamard transform, with bits that are set counting as +1.
+ */
+WITHIN void sum_by_signs(double *sums, unsigned bits) {
+    for (unsigned plane = 0; plane < bits; plane++)
+        for (unsigned code = 0; code < 1u << bits; code++)
+            if (!(code >> plane & 1)) {
+                double low = sums[code], high = sums[code | 1u << plane];
+                sums[code] = high + low;
+                sums[code | 1u << plane] = high - low;
+            }
+}
+
+/*
+ * Least squares for the change of theta with the assignment held: mass[code] is the importance of the weights that have a
+ * code, residual[code] their sum of importance * (w - level). Both are destroyed.
+ */
+WITHIN void least_squares_step(double *mass, double *residual, unsigned bits, double proximity, double *step) {
+    double matrix[MAX_UNKNOWNS][MAX_UNKNOWNS];
+    sum_by_signs(mass, bits);
+    sum_by_signs(residual, bits);
+    for (unsigned i = 0; i <= bits; i++) {
+        unsigned plane = i < bits ? 1u << i : 0; /* the center's feature is 1 everywhere */
+        step[i] = residual[plane];
+        for (unsigned j = 0; j < i; j++)
+            matrix[i][j] = mass[plane | 1u << j];
+        matrix[i][i] = mass[0] + proximity * mass[0];
     }
-    double pull = proximity * matrix[bits][bits];
-    for (unsigned i = 0; i < size; i++)
-        matrix[i][i] += pull;
-    solve(matrix, step, size);
+    solve(matrix, step, bits + 1);
 }
 
 /* Alternates from theta until the assignment stays; best holds the least error seen so far, over all starts. */
-static void descend(const struct sorted_group *group, double *theta, const struct fit_task *task, struct solution *best) {
-    unsigned bits = task->bits, n_levels = 1u << bits;
-    uint8_t order[MAX_LEVELS] = {0}, previous_order[MAX_LEVELS] = {0};
-    unsigned bounds[MAX_LEVELS + 1] = {0}, previous_bounds[MAX_LEVELS + 1] = {0};
+WITHIN void descend(const struct sorted_group *group, double *theta, unsigned bits, const struct fit_task *task,
+                    struct solution *best) {
+    const unsigned n_levels = 1u << bits;
+    uint8_t order[MAX_LEVELS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, previous_order[MAX_LEVELS];
+    unsigned bounds[MAX_LEVELS + 1] = {0}, previous_bounds[MAX_LEVELS + 1];
     for (unsigned iteration = 0; iteration <= task->n_iterations; iteration++) {
-        double ranked[MAX_LEVELS], mass[MAX_LEVELS], residual[MAX_LEVELS], error = group->energy;
+        double ranked[MAX_LEVELS], limits[MAX_LEVELS], masses[MAX_LEVELS], residuals[MAX_LEVELS], error = group->energy;
         rank_levels(theta, bits, ranked, order);
         for (unsigned rank = 1; rank < n_levels; rank++)
-            bounds[rank] = count_up_to(group, (ranked[rank - 1] + ranked[rank]) * 0.5);
+            limits[rank - 1] = (ranked[rank - 1] + ranked[rank]) * 0.5;
+        count_up_to(group, limits, n_levels - 1, bounds + 1);
         bounds[n_levels] = group->size;
         for (unsigned rank = 0; rank < n_levels; rank++) {
             double moment = group->moment[bounds[rank + 1]] - group->moment[bounds[rank]];
-            mass[rank] = group->mass[bounds[rank + 1]] - group->mass[bounds[rank]];
-            error += ranked[rank] * (ranked[rank] * mass[rank] - 2.0 * moment);
-            residual[rank] = moment - mass[rank] * ranked[rank];
+            double mass = group->mass[bounds[rank + 1]] - group->mass[bounds[rank]];
+            error += ranked[rank] * (ranked[rank] * mass - 2.0 * moment);
+            masses[order[rank]] = mass;
+            residuals[order[rank]] = moment - mass * ranked[rank];
         }
         if (error < best->error) {
             best->error = error;
@@ -185,7 +203,7 @@ static void descend(const struct sorted_group *group, double *theta, const struc
         memcpy(previous_bounds, bounds, sizeof bounds);
         memcpy(previous_order, order, sizeof order);
         double step[MAX_UNKNOWNS];
-        least_squares_step(order, mass, residual, bits, task->proximity, step);
+        least_squares_step(masses, residuals, bits, task->proximity, step);
         for (unsigned i = 0; i <= bits; i++)
             theta[i] += step[i];
         for (unsigned plane = 0; plane < bits; plane++)
@@ -207,7 +225,19 @@ WIDE static void fit_group(const struct fit_task *task, const float *weights, co
         double theta[MAX_UNKNOWNS], reach = group.values[group.size - 1];
         for (unsigned i = 0; i <= bits; i++)
             theta[i] = task->starts[start * (bits + 1) + i] * reach;
-        descend(&group, theta, task, &best);
+        switch (bits) { /* compiled for each, so that short loops are unrolled */
+        case 1:
+            descend(&group, theta, 1, task, &best);
+            break;
+        case 2:
+            descend(&group, theta, 2, task, &best);
+            break;
+        case 3:
+            descend(&group, theta, 3, task, &best);
+            break;
+        default:
+            descend(&group, theta, ELUTQ_HLQ_MAX_BITS, task, &best);
+        }
     }
     for (unsigned plane = 0; plane < bits; plane++)
         half_scales[plane] = to_half(best.theta[plane]);
