@@ -133,16 +133,16 @@ class Stopwatch:
         return timed
 
     def steps(self, stage: str, iterator: Iterator[Any]) -> Iterator[Any]:
-        """Time each step of a generator."""
+        """Time each step of a generator; what it yields is the caller's to free."""
         while True:
             self.switch(lambda: self.running.append(stage))
             try:
-                item = next(iterator)
+                item = [next(iterator)]
             except StopIteration:
                 return
             finally:
                 self.switch(self.running.pop)
-            yield item
+            yield item.pop()
 
     def share_writing(self, output: Path) -> None:
         """Divide the time of writing the file between blocks and the rest by their bytes."""
