@@ -87,7 +87,7 @@ class CudaDevice(Device):
 class Stopwatch:
     """Adds up wall-clock and processor seconds by stage and by part of the model."""
 
-    def __init__(self, device: "Device") -> None:
+    def __init__(self, device: Device) -> None:
         """Start with everything at zero."""
         self.device = device
         self.device_bytes: dict[str, int] = defaultdict(int)

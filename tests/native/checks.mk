@@ -60,7 +60,7 @@ aarch64-wheel:
 
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
 
-SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -fno-sanitize-address-use-after-scope -g1
+SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
 # Everything native, and every command; left out are minutes of Python over C that the rest runs too, waits with a limit, and bounds on
 # memory, which sanitizers multiply.
 SANITIZE_TESTS ?= tests/native --ignore tests/native/test_aarch64.py \
