@@ -200,7 +200,7 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
     for (uint32_t key = 0; key < n_keys; key += key < n_whole ? KEYS_AT_A_TIME : 1) {
         const uint8_t *rows = keys + key * row_bytes;
         const uint32_t n = key < n_whole ? KEYS_AT_A_TIME : 1;
-        prefetch_stream(rows, n * row_bytes);
+        ask_ahead(rows, n * row_bytes);
         for (uint32_t q = 0; q < n_fours; q += 4) {
             float *dots = scores + (size_t)q * n_keys + key;
             if (key < n_whole)
@@ -232,7 +232,7 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
     for (uint32_t key = 0; n_last > 0 && key < n_keys; key += 4) {
         const uint32_t n = n_keys - key < 4 ? n_keys - key : 4;
         const uint8_t *rows = values + key * row_bytes;
-        prefetch_stream(rows, 4 * row_bytes);
+        ask_ahead(rows, 4 * row_bytes);
         scale_weights(rows, type, n, head_dim, n_last, last_scores + key, n_keys);
         for (uint32_t q = 0; q < n_last; q++) {
             const float *weights = last_scores + (size_t)q * n_keys + key;

@@ -12,44 +12,7 @@
 
 #include "elutq_format.h"
 #include "elutq_kernels.h"
-
-/*
- * Hardware prefetchers follow a stream to the end of its 4 KB page and have to find it again in the next. A plain read hides
- * that, a core that computes meanwhile does not (docs/kernels.md has what was measured). So while a page is read the
- * beginning of the next is asked for, into L2: as many lines as go by until the hardware follows. Intel's does not follow
- * fast enough: there every line is asked for, into L1, some KB ahead.
- */
-#define ELUTQ_PAGE_BYTES 4096
-#define ELUTQ_PAGE_LINES 20
-#define ELUTQ_LINE_BYTES 64
-#define ELUTQ_LINES_AHEAD 48
-
-#if defined(__x86_64__)
-#define ELUTQ_ASK_BY_LINE __builtin_cpu_is("intel")
-#else
-#define ELUTQ_ASK_BY_LINE 0
-#endif
-
-INLINE void prefetch_next_page(const void *at) {
-    const char *next_page = (const char *)((uintptr_t)at & ~(uintptr_t)(ELUTQ_PAGE_BYTES - 1)) + ELUTQ_PAGE_BYTES;
-#pragma GCC unroll 32
-    for (size_t i = 0; i < ELUTQ_PAGE_LINES; i++)
-        __builtin_prefetch(next_page + i * ELUTQ_LINE_BYTES, 0, 2);
-}
-
-INLINE void prefetch_lines_ahead(const void *at, size_t n_bytes) {
-    const char *ahead = (const char *)((uintptr_t)at + ELUTQ_LINES_AHEAD * ELUTQ_LINE_BYTES);
-    for (size_t i = 0; i < n_bytes; i += ELUTQ_LINE_BYTES)
-        __builtin_prefetch(ahead + i, 0, 3);
-}
-
-/* To be called for each piece of a stream from memory as it comes to be used; asks for pages about once a KB. */
-INLINE void prefetch_stream(const void *piece, size_t n_bytes) {
-    if (ELUTQ_ASK_BY_LINE)
-        prefetch_lines_ahead(piece, n_bytes);
-    else if ((uintptr_t)piece % (ELUTQ_PAGE_BYTES / 4) < n_bytes)
-        prefetch_next_page(piece);
-}
+#include "stream.h"
 
 /* The first n < 16 floats at p, then zeros. */
 INLINE v16 load_first(const float *p, uint32_t n) {

@@ -25,7 +25,7 @@ INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct el
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
         for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
-            prefetch_stream(block, elutq_block_bytes(bits, group_size));
+            ask_ahead(block, elutq_block_bytes(bits, group_size));
             unpack_tile(block, bits, n_cells, unpacked.indices[tile], unpacked.scales[tile]);
         }
         for (uint32_t token = 0; token < n_tokens; token += at_once)

@@ -12,7 +12,8 @@
  * The integer sum is exact: at most 32 cells times 127.
  */
 INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
-                      float *f) {
+                      bool by_line, float *f) {
+    (void)by_line;
     const uint16_t *scales = (const uint16_t *)block;
     const uint8_t *planes = block + elutq_scales_bytes(bits);
     for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {

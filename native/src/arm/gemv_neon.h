@@ -52,7 +52,8 @@ INLINE float32x4_t four_sums(const struct row_sums *picked, uint32_t row) {
 }
 
 INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
-                      float *f) {
+                      bool by_line, float *f) {
+    (void)by_line;
     struct row_sums picked[ELUTQ_HLQ_MAX_BITS];
     for (uint32_t k = 0; k < bits; k++)
         picked[k] = sum_plane(block + elutq_scales_bytes(bits) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells);

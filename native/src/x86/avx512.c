@@ -37,11 +37,13 @@ struct row_sums {
  * Sums the entries that one plane picks: vpermb looks up each row's four nibbles in the tables of four cells at once,
  * vpdpbusd with ones adds the four signed bytes to the row's sum. |sum| <= 32 * 127.
  */
-INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
+INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, bool by_line) {
     const __m512i ones = _mm512_set1_epi8(1);
     struct row_sums sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < n_cells / 4; i++) {
+        if (by_line)
+            ask_by_line(plane + 64 * i, 64);
         const struct row_indices rows = four_cells(plane + 64 * i);
         __m512i table = _mm512_load_si512(entries + 64 * i);
         sums.rows_0 = dot_bytes(sums.rows_0, ones, _mm512_permutexvar_epi8(rows.rows_0, table));
@@ -51,12 +53,14 @@ INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, ui
 }
 
 INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
-                      float *f) {
+                      bool by_line, float *f) {
     __m512 u_0 = _mm512_setzero_ps(), u_16 = u_0;
+    if (by_line)
+        ask_by_line(block, elutq_scales_bytes(bits));
 #pragma GCC unroll 4
     for (uint32_t k = 0; k < bits; k++) {
         struct row_sums picked =
-            sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells);
+            sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells, by_line);
         __m512 picked_0 = _mm512_cvtepi32_ps(picked.rows_0), picked_16 = _mm512_cvtepi32_ps(picked.rows_16);
         u_0 = k == 0 ? _mm512_mul_ps(load_scales(block, k, 0), picked_0)
                      : _mm512_fmadd_ps(load_scales(block, k, 0), picked_0, u_0);

@@ -3,6 +3,7 @@
 #define ELUTQ_GEMV_AVX2_H
 
 #include "hlq_block.h"
+#include "stream.h"
 
 /*
  * Sums of bytes, two cells side by side, as 16-bit lanes: `pairs` collects low + 256 * high modulo 2^16, `highs` the high
@@ -36,11 +37,14 @@ INLINE void byte_sums_by_row(const struct byte_sums *sums, uint32_t n_cells, __m
  * Sums the entries that one plane picks. Unrolled four times, not more: GCC turns longer chains of additions into trees
  * whose parts it keeps on the stack, and takes half as long again.
  */
-INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, __m128i picked[4]) {
+INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, bool by_line,
+                      __m128i picked[4]) {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     struct byte_sums sums = {zero, zero, zero, zero};
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < n_cells / 2; i++) {
+        if (by_line && i % 2 == 0)
+            ask_by_line(plane + 32 * i, 64);
         __m256i cells = _mm256_load_si256((const __m256i *)(plane + 32 * i));
         __m256i table = _mm256_load_si256((const __m256i *)(entries + 32 * i));
         add_bytes(&sums, _mm256_shuffle_epi8(table, _mm256_and_si256(cells, nibble)),
@@ -54,10 +58,12 @@ INLINE __m256 load_scales(const uint8_t *block, uint32_t plane, uint32_t eight_r
 }
 
 INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
-                      float *f) {
+                      bool by_line, float *f) {
     __m128i picked[ELUTQ_HLQ_MAX_BITS][4];
+    if (by_line)
+        ask_by_line(block, elutq_scales_bytes(bits));
     for (uint32_t k = 0; k < bits; k++)
-        sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells, picked[k]);
+        sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells, by_line, picked[k]);
     for (uint32_t i = 0; i < 4; i++) {
         __m256 u = _mm256_mul_ps(load_scales(block, 0, i), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(picked[0][i])));
         for (uint32_t k = 1; k < bits; k++)

@@ -7,6 +7,7 @@
 
 #include "hlq_block.h"
 #include "scales_avx512.h"
+#include "stream.h"
 
 /* sum + words, in this order: GCC otherwise regroups the additions into trees whose parts it keeps on the stack. */
 INLINE __m512i add_words(__m512i sum, __m512i words) {
@@ -19,11 +20,13 @@ INLINE __m512i add_words(__m512i sum, __m512i words) {
  * Sums the entries that one plane picks, as 16-bit integers: rows 0 to 31 in order. Pairs of bytes are summed as in gemv_avx2.h
  * (same bounds); the four 128-bit lanes, one a cell, are then added crosswise.
  */
-INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells) {
+INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, bool by_line) {
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i pairs_0 = _mm512_setzero_si512(), highs_0 = pairs_0, pairs_16 = pairs_0, highs_16 = pairs_0;
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < n_cells / 4; i++) {
+        if (by_line)
+            ask_by_line(plane + 64 * i, 64);
         __m512i cells = _mm512_load_si512(plane + 64 * i), table = _mm512_load_si512(entries + 64 * i);
         __m512i rows_0 = _mm512_shuffle_epi8(table, _mm512_and_si512(cells, nibble));
         __m512i rows_16 = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(cells, 4), nibble));
@@ -46,10 +49,12 @@ INLINE __m512 half_to_floats(__m512i words, uint32_t half) {
 }
 
 INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
-                      float *f) {
+                      bool by_line, float *f) {
     __m512i picked[ELUTQ_HLQ_MAX_BITS];
+    if (by_line)
+        ask_by_line(block, elutq_scales_bytes(bits));
     for (uint32_t k = 0; k < bits; k++)
-        picked[k] = sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells);
+        picked[k] = sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells, by_line);
     for (uint32_t half = 0; half < 2; half++) {
         __m512 u = _mm512_mul_ps(load_scales(block, 0, half), half_to_floats(picked[0], half));
         for (uint32_t k = 1; k < bits; k++)

@@ -42,7 +42,7 @@ INLINE __m512 scales_in_lane_order(const uint8_t *block, uint32_t plane, uint32_
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512i *steps, struct tile_levels *out) {
     const __m512 zero = _mm512_setzero_ps();
     __m512 h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
-    __m512 best_hs = zero, best_ss = _mm512_set1_ps(1), sum = zero;
+    __m512 best_hs = zero, best_hs_squared = zero, best_ss = _mm512_set1_ps(1), sum = zero;
     __mmask16 sound = 0xFFFF;
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = scales_in_lane_order(block, k, q);
@@ -54,23 +54,26 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
 #pragma GCC unroll 4
     for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
         const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(ELUTQ_LEVELS_TOP(bits) - (float)trial), inverse);
-        __m512 rounded[ELUTQ_HLQ_MAX_BITS], hs = zero, ss = zero, this_sum = zero;
+        __m512 rounded[ELUTQ_HLQ_MAX_BITS], hs = zero, ss = zero;
         for (uint32_t k = 0; k < bits; k++) {
             rounded[k] = v16_round(_mm512_mul_ps(h[k], scale));
             hs = _mm512_fmadd_ps(h[k], rounded[k], hs);
             ss = _mm512_fmadd_ps(rounded[k], rounded[k], ss);
-            this_sum = _mm512_add_ps(this_sum, rounded[k]);
         }
-        const __mmask16 better = _mm512_cmp_ps_mask(_mm512_mul_ps(_mm512_mul_ps(hs, hs), best_ss),
-                                                    _mm512_mul_ps(_mm512_mul_ps(best_hs, best_hs), ss), _CMP_GT_OQ);
+        const __m512 hs_squared = _mm512_mul_ps(hs, hs);
+        const __mmask16 better =
+            _mm512_cmp_ps_mask(_mm512_mul_ps(hs_squared, best_ss), _mm512_mul_ps(best_hs_squared, ss), _CMP_GT_OQ);
         best_hs = _mm512_mask_mov_ps(best_hs, better, hs);
+        best_hs_squared = _mm512_mask_mov_ps(best_hs_squared, better, hs_squared);
         best_ss = _mm512_mask_mov_ps(best_ss, better, ss);
-        sum = _mm512_mask_mov_ps(sum, better, this_sum);
         for (uint32_t k = 0; k < bits; k++)
             best[k] = _mm512_mask_mov_ps(best[k], better, rounded[k]);
     }
-    for (uint32_t k = 0; k < bits; k++)
-        steps[k] = _mm512_mullo_epi32(_mm512_cvtps_epi32(best[k]), _mm512_set1_epi32(0x01010101));
+    const __m512i low_bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    for (uint32_t k = 0; k < bits; k++) {
+        steps[k] = _mm512_shuffle_epi8(_mm512_cvtps_epi32(best[k]), low_bytes);
+        sum = _mm512_add_ps(sum, best[k]);
+    }
     out->step[q] = _mm512_mul_ps(_mm512_set1_ps(2), _mm512_div_ps(best_hs, best_ss));
     __m512 from_middle = _mm512_fmadd_ps(sum, _mm512_set1_ps(-0.5f), _mm512_set1_ps(128));
     sound = _mm512_mask_cmp_ps_mask(sound, total, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
@@ -94,15 +97,23 @@ INLINE void begin_expansion(struct expansion *expansion, const uint8_t *block, u
     expansion->cell = 0;
 }
 
-INLINE void expand_cell(struct expansion *expansion, uint32_t bits, uint32_t n_cells) {
-    const uint32_t cell = expansion->cell++;
-    for (uint32_t q = 0; q < 2; q++) {
-        __m512i level = _mm512_maskz_mov_epi8(expansion->planes[2 * cell + q], expansion->steps[q][0]);
-        for (uint32_t k = 1; k < bits; k++)
-            level = _mm512_mask_add_epi8(level, expansion->planes[2 * ((size_t)k * n_cells + cell) + q], level,
-                                         expansion->steps[q][k]);
-        _mm512_store_si512(expansion->out->levels + 128 * cell + 64 * q, level);
-    }
+/* Writes the levels of the next cells, `count` of them or what is left. */
+INLINE void expand_cells(struct expansion *expansion, uint32_t bits, uint32_t n_cells, uint32_t count) {
+    const uint64_t *planes = expansion->planes + 2 * expansion->cell;
+    uint8_t *levels = expansion->out->levels + 128 * expansion->cell;
+    __m512i steps[2][ELUTQ_HLQ_MAX_BITS];
+    for (uint32_t q = 0; q < 2; q++)
+        for (uint32_t k = 0; k < bits; k++)
+            steps[q][k] = expansion->steps[q][k];
+    count = count < n_cells - expansion->cell ? count : n_cells - expansion->cell;
+    expansion->cell += count;
+    for (const uint64_t *end = planes + 2 * count; planes < end; planes += 2, levels += 128)
+        for (uint32_t q = 0; q < 2; q++) {
+            __m512i level = _mm512_maskz_mov_epi8(planes[q], steps[q][0]);
+            for (uint32_t k = 1; k < bits; k++)
+                level = _mm512_mask_add_epi8(level, planes[2 * (size_t)k * n_cells + q], level, steps[q][k]);
+            _mm512_store_si512(levels + 64 * q, level);
+        }
 }
 
 /* One expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][2][16 lanes] += ... The integer sums are at most
@@ -151,26 +162,28 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_blocks = n_tiles * n_groups;
     const uint32_t n_slots = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS;
-    const size_t block_bytes = elutq_block_bytes(bits, group_size);
+    const size_t block_bytes = elutq_block_bytes(bits, group_size), n_lines = (block_bytes + 63) / 64;
+    const uint32_t cells_a_slot = (n_cells + n_slots - 1) / n_slots;
+    const size_t lines_a_slot = (n_lines + n_slots - 1) / n_slots;
     const uint8_t *blocks = elutq_chunk_data(matrix, chunk); /* [group][tile] */
     _Alignas(64) uint8_t scratch[2][128 / ELUTQ_CELL_COLUMNS * 128];
     struct tile_levels expanded[2] = {{.levels = scratch[0]}, {.levels = scratch[1]}};
     struct expansion expansion;
     begin_expansion(&expansion, blocks, bits, &expanded[0]);
-    while (expansion.cell < n_cells)
-        expand_cell(&expansion, bits, n_cells);
-    /* Tile by tile; while one block is multiplied, the next is expanded, a few cells after each slot of tokens. */
+    expand_cells(&expansion, bits, n_cells, n_cells);
+    /*
+     * Tile by tile. While one block is multiplied, the next is expanded, a few cells after each slot of tokens, and the one
+     * after that is asked for, a few lines at a time: it lies a stride away that no hardware prefetcher follows, and a burst
+     * of requests would hold up the loads behind it.
+     */
     for (uint32_t i = 0; i < n_blocks; i++) {
         const uint32_t tile = i / n_groups, group = i % n_groups, next = i + 1 < n_blocks ? i + 1 : 0;
         const uint8_t *next_block = blocks + (next % n_groups * n_tiles + next / n_groups) * block_bytes;
         float *results = y + tile * ELUTQ_TILE_ROWS;
-        uint32_t due = 0;
+        const uint8_t *ahead = next_block + n_tiles * block_bytes;
         if (group == 0)
             for (uint32_t t = 0; t < n_tokens; t++)
                 memset(results + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *results);
-        /* The one after that lies a stride away that no hardware prefetcher follows. */
-        for (size_t byte = 0; byte < block_bytes; byte += 64)
-            __builtin_prefetch(next_block + n_tiles * block_bytes + byte, 0, 3);
         begin_expansion(&expansion, next_block, bits, &expanded[(i + 1) % 2]);
         for (uint32_t slot = 0; slot < n_slots; slot++) {
             const uint32_t t = slot * ELUTQ_LEVELS_TOKENS;
@@ -179,8 +192,9 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
                 levels->values + ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
             multiply_levels(&expanded[i % 2], n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
                             n_tokens - t, results + (size_t)t * ELUTQ_CHUNK_STRIDE);
-            for (due += n_cells; due >= n_slots; due -= n_slots)
-                expand_cell(&expansion, bits, n_cells);
+            for (size_t line = 0; line < lines_a_slot; line++, ahead += 64)
+                __builtin_prefetch(ahead, 0, 3);
+            expand_cells(&expansion, bits, n_cells, cells_a_slot);
         }
         if (group + 1 == n_groups)
             rows_to_natural_order(results, n_tokens);

@@ -1,0 +1,54 @@
+/*
+ * Asking for a stream from memory ahead of its use.
+ *
+ * Hardware prefetchers follow a stream to the end of its 4 KB page and have to find it again in the next. A plain read hides
+ * that, a core that computes meanwhile does not (docs/kernels.md has what was measured). So while a page is read the
+ * beginning of the next is asked for, into L2: as many lines as go by until the hardware follows. Intel's does not follow
+ * fast enough: there every line is asked for, into L1, some KB ahead, and best one at a time, as its predecessor is used: a
+ * burst of requests fills the buffers that wait for lines, and loads behind it have none.
+ */
+#ifndef ELUTQ_STREAM_H
+#define ELUTQ_STREAM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define ELUTQ_PAGE_BYTES 4096
+#define ELUTQ_PAGE_LINES 20
+#define ELUTQ_LINE_BYTES 64
+#define ELUTQ_LINES_AHEAD 48
+
+/* Whether this processor is to be asked for every line. */
+#if defined(__x86_64__)
+#define ELUTQ_ASK_BY_LINE (__builtin_cpu_is("intel") != 0)
+#else
+#define ELUTQ_ASK_BY_LINE false
+#endif
+
+/* Each for a piece of a stream, to be called as the piece comes to be used. */
+
+INLINE void ask_by_line(const void *piece, size_t n_bytes) {
+    const char *ahead = (const char *)((uintptr_t)piece + ELUTQ_LINES_AHEAD * ELUTQ_LINE_BYTES);
+    for (size_t i = 0; i < n_bytes; i += ELUTQ_LINE_BYTES)
+        __builtin_prefetch(ahead + i, 0, 3);
+}
+
+/* Does something about once a KB. */
+INLINE void ask_by_page(const void *piece, size_t n_bytes) {
+    if ((uintptr_t)piece % (ELUTQ_PAGE_BYTES / 4) >= n_bytes)
+        return;
+    const char *page = (const char *)((uintptr_t)piece & ~(uintptr_t)(ELUTQ_PAGE_BYTES - 1)) + ELUTQ_PAGE_BYTES;
+#pragma GCC unroll 32
+    for (size_t i = 0; i < ELUTQ_PAGE_LINES; i++)
+        __builtin_prefetch(page + i * ELUTQ_LINE_BYTES, 0, 2);
+}
+
+INLINE void ask_ahead(const void *piece, size_t n_bytes) {
+    if (ELUTQ_ASK_BY_LINE)
+        ask_by_line(piece, n_bytes);
+    else
+        ask_by_page(piece, n_bytes);
+}
+
+#endif
