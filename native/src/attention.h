@@ -200,7 +200,6 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
     for (uint32_t key = 0; key < n_keys; key += key < n_whole ? KEYS_AT_A_TIME : 1) {
         const uint8_t *rows = keys + key * row_bytes;
         const uint32_t n = key < n_whole ? KEYS_AT_A_TIME : 1;
-        ask_ahead(rows, n * row_bytes);
         for (uint32_t q = 0; q < n_fours; q += 4) {
             float *dots = scores + (size_t)q * n_keys + key;
             if (key < n_whole)
@@ -208,11 +207,13 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
             else
                 dot_keys_4(rows, type, 1, queries + (size_t)q * head_dim, head_dim, scale, dots, n_keys);
         }
-        for (uint32_t q = n_fours; q < n_rows; q++)
-            for (uint32_t i = 0; i < n; i++)
-                scores[(size_t)q * n_keys + key + i] =
-                    scale * elutq_cache_row_scale(rows + i * row_bytes, type, head_dim) *
-                    dot_stored(rows + i * row_bytes, type, queries + (size_t)q * head_dim, head_dim);
+        for (uint32_t i = 0; i < n; i++) {
+            const uint8_t *row = rows + i * row_bytes;
+            ask_ahead(row, row_bytes);
+            for (uint32_t q = n_fours; q < n_rows; q++)
+                scores[(size_t)q * n_keys + key + i] = scale * elutq_cache_row_scale(row, type, head_dim) *
+                                                       dot_stored(row, type, queries + (size_t)q * head_dim, head_dim);
+        }
     }
     for (uint32_t q = 0; q < n_rows; q++) {
         const uint32_t unseen = n_tokens - 1 - q / n_queries;
