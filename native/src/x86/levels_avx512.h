@@ -140,11 +140,12 @@ INLINE void multiply_levels(const struct tile_levels *tile, uint32_t n_cells, co
     for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
         if (t >= n_tokens)
             break;
+        const __m512 sum = _mm512_set1_ps(sums[t]), scale = _mm512_set1_ps(scales[t]);
         for (uint32_t q = 0; q < 2; q++) {
             float *f = y + (size_t)t * ELUTQ_CHUNK_STRIDE + 16 * q;
-            __m512 fq = _mm512_fmadd_ps(tile->middle[q], _mm512_set1_ps(sums[t]), _mm512_loadu_ps(f));
+            __m512 fq = _mm512_fmadd_ps(tile->middle[q], sum, _mm512_loadu_ps(f));
             __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products[q][t]), tile->step[q]);
-            _mm512_storeu_ps(f, _mm512_fmadd_ps(scaled, _mm512_set1_ps(scales[t]), fq));
+            _mm512_storeu_ps(f, _mm512_fmadd_ps(scaled, scale, fq));
         }
     }
 }
