@@ -29,11 +29,21 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
     }
 }
 
+/* Two functions that stay two: inlined into one, the compiler shares registers between loops that never run together. */
+#define GEMV_WALK(name, by_line)                                                                                               \
+    __attribute__((noinline)) KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables,           \
+                                               uint32_t chunk, float *y) {                                                     \
+        ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, chunk, y, by_line)                                                 \
+    }
+GEMV_WALK(gemv_by_line, true)
+GEMV_WALK(gemv_by_page, false)
+#undef GEMV_WALK
+
 KERNEL void gemv(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y) {
     if (ELUTQ_ASK_BY_LINE)
-        ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, chunk, y, true)
+        gemv_by_line(matrix, tables, chunk, y);
     else
-        ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, chunk, y, false)
+        gemv_by_page(matrix, tables, chunk, y);
 }
 
 /* gemm_tables, as it is defined: one token after the other. A superblock stays in L2 meanwhile. */
