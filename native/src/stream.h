@@ -19,11 +19,16 @@
 #define ELUTQ_LINE_BYTES 64
 #define ELUTQ_LINES_AHEAD 48
 
+/* Set to 1 by a check that wants the way which this processor does not take. */
+#ifndef ELUTQ_ASK_THE_OTHER_WAY
+#define ELUTQ_ASK_THE_OTHER_WAY 0
+#endif
+
 /* Whether this processor is to be asked for every line. */
 #if defined(__x86_64__)
-#define ELUTQ_ASK_BY_LINE (__builtin_cpu_is("intel") != 0)
+#define ELUTQ_ASK_BY_LINE ((__builtin_cpu_is("intel") != 0) != ELUTQ_ASK_THE_OTHER_WAY)
 #else
-#define ELUTQ_ASK_BY_LINE false
+#define ELUTQ_ASK_BY_LINE ELUTQ_ASK_THE_OTHER_WAY
 #endif
 
 /* Each for a piece of a stream, to be called as the piece comes to be used. */
