@@ -4,7 +4,8 @@
  *     add_block(block, bits, n_cells, entries, scale, sum, by_line, f)
  *
  * which adds one block's result to f[32]: f += c * sum + scale * sum_k h_k * (sum of the entries that plane k picks). With
- * by_line, a constant, it is to ask_by_line for each of the block's lines where it uses it.
+ * by_line, a constant, it is to ask_by_line for each of the block's lines where it uses it; scalar, whose time is not
+ * memory's, and NEON, which is never called so but by a check, leave that out.
  */
 #ifndef ELUTQ_HLQ_GEMV_H
 #define ELUTQ_HLQ_GEMV_H
