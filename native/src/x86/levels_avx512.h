@@ -81,38 +81,18 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
     out->middle[q] = _mm512_fmadd_ps(out->step[q], from_middle, center);
 }
 
-/* A block whose levels are being written, 0 to 255: w ~ middle + step * (level - 128). */
-struct expansion {
-    const uint64_t *planes;
-    __m512i steps[2][ELUTQ_HLQ_MAX_BITS];
-    struct tile_levels *out;
-    uint32_t cell; /* the next to write */
-};
-
-INLINE void begin_expansion(struct expansion *expansion, const uint8_t *block, uint32_t bits, struct tile_levels *out) {
-    for (uint32_t q = 0; q < 2; q++)
-        round_levels(block, bits, q, expansion->steps[q], out);
-    expansion->planes = (const uint64_t *)(block + 64 * (bits + 1));
-    expansion->out = out;
-    expansion->cell = 0;
-}
-
-/* Writes the levels of the next cells, `count` of them or what is left. */
-INLINE void expand_cells(struct expansion *expansion, uint32_t bits, uint32_t n_cells, uint32_t count) {
-    const uint64_t *planes = expansion->planes + 2 * expansion->cell;
-    uint8_t *levels = expansion->out->levels + 128 * expansion->cell;
+/* Writes the levels of one block, 0 to 255, and their step and middle: w ~ middle + step * (level - 128). */
+INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
+    const uint64_t *planes = (const uint64_t *)(block + 64 * (bits + 1));
     __m512i steps[2][ELUTQ_HLQ_MAX_BITS];
     for (uint32_t q = 0; q < 2; q++)
-        for (uint32_t k = 0; k < bits; k++)
-            steps[q][k] = expansion->steps[q][k];
-    count = count < n_cells - expansion->cell ? count : n_cells - expansion->cell;
-    expansion->cell += count;
-    for (const uint64_t *end = planes + 2 * count; planes < end; planes += 2, levels += 128)
+        round_levels(block, bits, q, steps[q], out);
+    for (uint32_t cell = 0; cell < n_cells; cell++, planes += 2)
         for (uint32_t q = 0; q < 2; q++) {
             __m512i level = _mm512_maskz_mov_epi8(planes[q], steps[q][0]);
             for (uint32_t k = 1; k < bits; k++)
                 level = _mm512_mask_add_epi8(level, planes[2 * (size_t)k * n_cells + q], level, steps[q][k]);
-            _mm512_store_si512(levels + 64 * q, level);
+            _mm512_store_si512(out->levels + 128 * cell + 64 * q, level);
         }
 }
 
@@ -158,47 +138,49 @@ INLINE void rows_to_natural_order(float *y, uint32_t n_tokens) {
     }
 }
 
+/* Tiles that take up the activations of a group one after the other, while these are in L1. */
+#define TILES_AT_ONCE 2
+
 INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                               uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_blocks = n_tiles * n_groups;
+    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
     const uint32_t n_slots = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS;
-    const size_t block_bytes = elutq_block_bytes(bits, group_size), n_lines = (block_bytes + 63) / 64;
-    const uint32_t cells_a_slot = (n_cells + n_slots - 1) / n_slots;
-    const size_t lines_a_slot = (n_lines + n_slots - 1) / n_slots;
+    const size_t block_bytes = elutq_block_bytes(bits, group_size);
     const uint8_t *blocks = elutq_chunk_data(matrix, chunk); /* [group][tile] */
-    _Alignas(64) uint8_t scratch[2][128 / ELUTQ_CELL_COLUMNS * 128];
-    struct tile_levels expanded[2] = {{.levels = scratch[0]}, {.levels = scratch[1]}};
-    struct expansion expansion;
-    begin_expansion(&expansion, blocks, bits, &expanded[0]);
-    expand_cells(&expansion, bits, n_cells, n_cells);
-    /*
-     * Tile by tile. While one block is multiplied, the next is expanded, a few cells after each slot of tokens, and the one
-     * after that is asked for, a few lines at a time: it lies a stride away that no hardware prefetcher follows, and a burst
-     * of requests would hold up the loads behind it.
-     */
-    for (uint32_t i = 0; i < n_blocks; i++) {
-        const uint32_t tile = i / n_groups, group = i % n_groups, next = i + 1 < n_blocks ? i + 1 : 0;
-        const uint8_t *next_block = blocks + (next % n_groups * n_tiles + next / n_groups) * block_bytes;
+    _Alignas(64) uint8_t scratch[TILES_AT_ONCE][128 / ELUTQ_CELL_COLUMNS * 128];
+    struct tile_levels expanded[TILES_AT_ONCE] = {{.levels = scratch[0]}, {.levels = scratch[1]}};
+    for (uint32_t tile = 0; tile < n_tiles; tile += TILES_AT_ONCE) {
+        const uint32_t n = n_tiles - tile < TILES_AT_ONCE ? n_tiles - tile : TILES_AT_ONCE;
+        const size_t n_lines = (n * block_bytes + 63) / 64, lines_a_slot = (n_lines + n_slots - 1) / n_slots;
         float *results = y + tile * ELUTQ_TILE_ROWS;
-        const uint8_t *ahead = next_block + n_tiles * block_bytes;
-        if (group == 0)
-            for (uint32_t t = 0; t < n_tokens; t++)
-                memset(results + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *results);
-        begin_expansion(&expansion, next_block, bits, &expanded[(i + 1) % 2]);
-        for (uint32_t slot = 0; slot < n_slots; slot++) {
-            const uint32_t t = slot * ELUTQ_LEVELS_TOKENS;
-            const size_t at = ((size_t)slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
-            const int8_t *values =
-                levels->values + ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
-            multiply_levels(&expanded[i % 2], n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
-                            n_tokens - t, results + (size_t)t * ELUTQ_CHUNK_STRIDE);
-            for (size_t line = 0; line < lines_a_slot; line++, ahead += 64)
-                __builtin_prefetch(ahead, 0, 3);
-            expand_cells(&expansion, bits, n_cells, cells_a_slot);
+        for (uint32_t t = 0; t < n_tokens; t++)
+            memset(results + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, n * ELUTQ_TILE_ROWS * sizeof *results);
+        for (uint32_t group = 0; group < n_groups; group++) {
+            const uint8_t *block = blocks + ((size_t)group * n_tiles + tile) * block_bytes;
+            for (uint32_t i = 0; i < n; i++)
+                expand_block(block + i * block_bytes, bits, n_cells, &expanded[i]);
+            /*
+             * The next blocks lie a stride away that no hardware prefetcher follows. They are asked for a few lines after
+             * each slot of tokens: a burst of requests would hold up the loads behind it.
+             */
+            const uint8_t *next = group + 1 < n_groups ? block + n_tiles * block_bytes : blocks + (tile + n) * block_bytes;
+            size_t asked = 0;
+            for (uint32_t slot = 0; slot < n_slots; slot++) {
+                const uint32_t t = slot * ELUTQ_LEVELS_TOKENS;
+                const size_t at = ((size_t)slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
+                const int8_t *values =
+                    levels->values + ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
+#pragma GCC unroll 1
+                for (uint32_t i = 0; i < n; i++)
+                    multiply_levels(&expanded[i], n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
+                                    n_tokens - t, results + (size_t)t * ELUTQ_CHUNK_STRIDE + i * ELUTQ_TILE_ROWS);
+                for (size_t end = asked + lines_a_slot; asked < end && asked < n_lines; asked++)
+                    __builtin_prefetch(next + 64 * asked, 0, 2);
+            }
         }
-        if (group + 1 == n_groups)
-            rows_to_natural_order(results, n_tokens);
+        for (uint32_t i = 0; i < n; i++)
+            rows_to_natural_order(results + i * ELUTQ_TILE_ROWS, n_tokens);
     }
 }
 
