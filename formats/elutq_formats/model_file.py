@@ -80,6 +80,10 @@ class ModelFile:
         Raises:
             FormatError: the file has none.
         """
+        if TOKENIZER not in self._metadata:
+            raise FormatError(
+                f"{self.path} has no tokenizer, so it takes no text: elutq bench can time it, elutq quantize makes another"
+            )
         return self._metadata.string(TOKENIZER)
 
     def has(self, name: str) -> bool:
