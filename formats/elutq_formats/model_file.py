@@ -82,7 +82,7 @@ class ModelFile:
         """
         if TOKENIZER not in self._metadata:
             raise FormatError(
-                f"{self.path} has no tokenizer, so it takes no text: elutq bench can time it, elutq quantize makes another"
+                f"{self.path} has no tokenizer, so it takes no text: elutq bench can time it, elutq quantize makes one"
             )
         return self._metadata.string(TOKENIZER)
 
