@@ -69,6 +69,15 @@ INLINE void softmax(float *scores, uint32_t n) {
         store_first(scores + whole, v16_mul(load_first(scores + whole, n - whole), inverse), n - whole);
 }
 
+/*
+ * Asks for what follows a piece of the rows before `end`. Behind them may lie pages that nothing was ever written to, and a
+ * processor looks such a page up in vain each time that it is asked for.
+ */
+INLINE void ask_for_rows(const uint8_t *piece, size_t n_bytes, const uint8_t *end) {
+    if (end - piece > ELUTQ_LINES_AHEAD * ELUTQ_LINE_BYTES)
+        ask_ahead(piece, n_bytes);
+}
+
 /* Keys that the registers hold dot products of, with four queries each. */
 #define KEYS_AT_A_TIME (ELUTQ_F16_TILE * ELUTQ_F16_TILE / 4)
 
@@ -156,10 +165,10 @@ INLINE void add_weighted(const uint8_t *rows, enum elutq_cache_type type, uint32
 
 /*
  * y[q * n] += sum over rows of weights[q * stride + row] * values[row][n] for four queries, so that a value is converted
- * once for all. Asks for the rows that follow.
+ * once for all. Asks for the first n_following of the rows behind these.
  */
-INLINE void add_weighted_4(const uint8_t *values, enum elutq_cache_type type, uint32_t n_rows, const float *weights,
-                           size_t stride, uint32_t n, float *y) {
+INLINE void add_weighted_4(const uint8_t *values, enum elutq_cache_type type, uint32_t n_rows, uint32_t n_following,
+                           const float *weights, size_t stride, uint32_t n, float *y) {
     const size_t row_bytes = elutq_cache_row_bytes(type, n);
     uint32_t i = 0;
     for (; i + VALUE_LANES <= n; i += VALUE_LANES) {
@@ -171,7 +180,8 @@ INLINE void add_weighted_4(const uint8_t *values, enum elutq_cache_type type, ui
                 sums[q][j] = v16_load(y + q * (size_t)n + i + 16 * j);
         for (uint32_t row = 0; row < n_rows; row++) {
             const uint8_t *at = values + row * row_bytes;
-            __builtin_prefetch(at + i * row_bytes / n + VALUES_AT_A_TIME * row_bytes, 0, 3);
+            if (row < n_following)
+                __builtin_prefetch(at + i * row_bytes / n + VALUES_AT_A_TIME * row_bytes, 0, 3);
 #pragma GCC unroll 4
             for (uint32_t j = 0; j < VALUE_LANES / 16; j++) {
                 v16 value = load_stored(at, type, i + 16 * j);
@@ -209,7 +219,7 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
         }
         for (uint32_t i = 0; i < n; i++) {
             const uint8_t *row = rows + i * row_bytes;
-            ask_ahead(row, row_bytes);
+            ask_for_rows(row, row_bytes, keys + n_keys * row_bytes);
             for (uint32_t q = n_fours; q < n_rows; q++)
                 scores[(size_t)q * n_keys + key + i] = scale * elutq_cache_row_scale(row, type, head_dim) *
                                                        dot_stored(row, type, queries + (size_t)q * head_dim, head_dim);
@@ -226,14 +236,15 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
         const uint8_t *rows = values + key * row_bytes;
         scale_weights(rows, type, n, head_dim, n_fours, scores + key, n_keys);
         for (uint32_t q = 0; q < n_fours; q += 4)
-            add_weighted_4(rows, type, n, scores + (size_t)q * n_keys + key, n_keys, head_dim, y + (size_t)q * head_dim);
+            add_weighted_4(rows, type, n, q == 0 ? left - n : 0, scores + (size_t)q * n_keys + key, n_keys, head_dim,
+                           y + (size_t)q * head_dim);
     }
     float *last_scores = scores + (size_t)n_fours * n_keys, *last_y = y + (size_t)n_fours * head_dim;
     const uint32_t n_last = n_rows - n_fours;
     for (uint32_t key = 0; n_last > 0 && key < n_keys; key += 4) {
         const uint32_t n = n_keys - key < 4 ? n_keys - key : 4;
         const uint8_t *rows = values + key * row_bytes;
-        ask_ahead(rows, 4 * row_bytes);
+        ask_for_rows(rows, 4 * row_bytes, values + n_keys * row_bytes);
         scale_weights(rows, type, n, head_dim, n_last, last_scores + key, n_keys);
         for (uint32_t q = 0; q < n_last; q++) {
             const float *weights = last_scores + (size_t)q * n_keys + key;
