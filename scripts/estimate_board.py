@@ -72,18 +72,21 @@ BOARDS = (
     ),
 )
 
-# One block of a matrix as gemv meets it, prefetches included; and a loop over eight blocks that stay in L1.
+# One block of a matrix as gemv meets it, with the requests for lines that come with a block on average (stream.h).
 BLOCK = """
 #include "hlq_block.h"
 #undef ELUTQ_FOR_SHAPE
-#define ELUTQ_FOR_SHAPE(...) (void)0 /* not all twelve shapes: one block is enough */
+#define ELUTQ_FOR_SHAPE(...) (void)0; /* not all twelve shapes: one block is enough */
 #include "{kernel}"
+#define BLOCK_BYTES {block_bytes}
 KERNEL __attribute__((noinline, used)) void one_block(const uint8_t *block, const int8_t *entries, float scale,
                                                       float sum, float *f) {{
-    prefetch_next_page(block);
-    add_block(block, {bits}, {group} / 4, entries, scale, sum, f);
+    for (int i = 0; i < ELUTQ_PAGE_LINES * BLOCK_BYTES / (ELUTQ_PAGE_BYTES / 4); i++)
+        __builtin_prefetch(block + ELUTQ_PAGE_BYTES + i * ELUTQ_LINE_BYTES, 0, 2);
+    add_block(block, {bits}, {group} / 4, entries, scale, sum, false, f);
 }}
 """
+# A loop over eight blocks that stay in L1.
 TIMER = """
 #include <stdio.h>
 #include <time.h>
@@ -124,7 +127,7 @@ def run(*command: object) -> str:
 def compile_block(compiler: str, kernel: str, bits: int, group: int, folder: Path) -> tuple[Path, list[str]]:
     """Writes the source of a block; returns it and the command that compiles it."""
     source = folder / f"block-{bits}-{group}.c"
-    source.write_text(BLOCK.format(kernel=kernel, bits=bits, group=group))
+    source.write_text(BLOCK.format(kernel=kernel, bits=bits, group=group, block_bytes=block_bytes(bits, group)))
     flags = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno"]
     return source, [compiler, *flags, f"-I{ROOT}/native/include", f"-I{ROOT}/native/src"]
 
@@ -159,7 +162,7 @@ def measured_cycles(kernel: str, bits: int) -> float:
     """Cycles of a block of groups of 128 on this machine, with everything in L1."""
     with tempfile.TemporaryDirectory() as name:
         source, command = compile_block("gcc", kernel, bits, GROUP, Path(name))
-        timer = TIMER.replace("BLOCK_BYTES", str(block_bytes(bits, GROUP))).replace("ADD", '"add $1, %0\\n"')
+        timer = TIMER.replace("ADD", '"add $1, %0\\n"')
         source.write_text(source.read_text() + timer)
         run(*command, source, "-o", f"{name}/timer", "-lm")
         return float(run(f"{name}/timer"))
