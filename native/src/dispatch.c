@@ -19,7 +19,12 @@ static const struct {
     {&elutq_kernels_avx512bw, elutq_cpu_has_avx512bw},
     {&elutq_kernels_avx2, elutq_cpu_has_avx2},
 #elif defined(__aarch64__)
+#ifdef ELUTQ_HAS_I8MM
+    {&elutq_kernels_neon_i8mm, elutq_cpu_has_i8mm},
+#endif
+#ifdef ELUTQ_HAS_DOTPROD
     {&elutq_kernels_neon_dotprod, elutq_cpu_has_dotprod},
+#endif
     {&elutq_kernels_neon, always},
 #endif
     {&elutq_kernels_scalar, always},

@@ -43,7 +43,7 @@ aarch64-cortex-a72: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check) 
 	$(QEMU) -cpu cortex-a72 $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
 
 aarch64-max: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check fault_check) $(CHECK_MODELS)
-	$(QEMU) -cpu max $(CHECKS)/aarch64/kernels_check 2 neon-dotprod neon scalar
+	$(QEMU) -cpu max $(CHECKS)/aarch64/kernels_check 3 neon-i8mm neon-dotprod neon scalar
 	$(QEMU) -cpu max $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
 	$(QEMU) -cpu max $(CHECKS)/aarch64/fault_check $(CHECK_MODELS)/2bit-g64.gguf
 

@@ -1,22 +1,33 @@
 /*
- * Prefill with SDOT: the planes of one tile and group become signed 8-bit levels once, in L1, and are then multiplied with
- * the int8 activations of all tokens. Its definition is gemm_levels in kernels_scalar.c. SDOT takes two signed operands,
- * so levels are stored as u - 128 and the biases of struct elutq_levels are not needed.
+ * Prefill with products of bytes: the planes of one tile and group become signed 8-bit levels once, in L1, and are then
+ * multiplied with the int8 activations of all tokens. Its definition is gemm_levels in kernels_scalar.c. The instructions
+ * take two signed operands, so levels are stored as u - 128 and the biases of struct elutq_levels are not needed.
+ *
+ * A file that includes this defines ELUTQ_SMMLA: whether SMMLA multiplies, or SDOT.
  */
 #ifndef ELUTQ_LEVELS_NEON_H
 #define ELUTQ_LEVELS_NEON_H
 
-/* Rows of one register of levels, and of the registers that one pass over the activations multiplies. */
 #define QUAD_ROWS 4
-#define STRIP_ROWS (2 * QUAD_ROWS)
 #define TILE_QUADS (ELUTQ_TILE_ROWS / QUAD_ROWS)
-#define CELL_LEVELS (QUAD_ROWS * ELUTQ_CELL_COLUMNS)
 #define MAX_CELLS (128 / ELUTQ_CELL_COLUMNS)
 
 struct tile_levels {
     float32x4_t step[TILE_QUADS], middle[TILE_QUADS];
-    int8_t levels[ELUTQ_TILE_ROWS / STRIP_ROWS][MAX_CELLS][2 * CELL_LEVELS]; /* [strip][cell][row][column] */
+    int8_t levels[ELUTQ_TILE_ROWS * MAX_CELLS * ELUTQ_CELL_COLUMNS]; /* as the strips want them */
 };
+
+/* f[4 rows] += what a group adds for one token. */
+INLINE void add_quad(const struct tile_levels *tile, uint32_t quad, int32x4_t products, float scale, float sum, float *f) {
+    const float32x4_t rows = vfmaq_n_f32(vld1q_f32(f), tile->middle[quad], sum);
+    vst1q_f32(f, vfmaq_n_f32(rows, vmulq_f32(vcvtq_f32_s32(products), tile->step[quad]), scale));
+}
+
+#if ELUTQ_SMMLA
+#include "strip_smmla.h"
+#else
+#include "strip_sdot.h"
+#endif
 
 /* The whole steps of four rows, in all four bytes of a lane, and the step and middle of their levels. */
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int8x16_t *steps, struct tile_levels *out) {
@@ -74,56 +85,19 @@ INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, 
         int8x16_t steps_low[ELUTQ_HLQ_MAX_BITS], steps_high[ELUTQ_HLQ_MAX_BITS];
         round_levels(block, bits, quad, steps_low, out);
         round_levels(block, bits, quad + TILE_QUADS / 2, steps_high, out);
-        for (uint32_t cell = 0; cell < n_cells; cell++) {
-            int8x16_t low = vdupq_n_s8(-128), high = low;
-            for (uint32_t k = 0; k < bits; k++) {
-                uint8x16_t rows = vqtbl1q_u8(vld1q_u8(planes + 16 * ((size_t)k * n_cells + cell)), bytes);
-                low = vaddq_s8(low, vandq_s8(vreinterpretq_s8_u8(vtstq_u8(rows, columns_low)), steps_low[k]));
-                high = vaddq_s8(high, vandq_s8(vreinterpretq_s8_u8(vtstq_u8(rows, columns_high)), steps_high[k]));
-            }
-            vst1q_s8(out->levels[quad / 2][cell] + CELL_LEVELS * (quad % 2), low);
-            vst1q_s8(out->levels[quad / 2 + 2][cell] + CELL_LEVELS * (quad % 2), high);
-        }
-    }
-}
-
-/* Four tokens of a block: one register of activations holds a cell of each. */
-#define FOUR_DOTS(products, levels, x)                                                                                         \
-    do {                                                                                                                       \
-        (products)[0] = vdotq_laneq_s32((products)[0], levels, x, 0);                                                          \
-        (products)[1] = vdotq_laneq_s32((products)[1], levels, x, 1);                                                          \
-        (products)[2] = vdotq_laneq_s32((products)[2], levels, x, 2);                                                          \
-        (products)[3] = vdotq_laneq_s32((products)[3], levels, x, 3);                                                          \
-    } while (0)
-
-/*
- * One strip of an expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][8 rows] += ... Sixteen sums in registers, four
- * loads for sixteen SDOT: by llvm-mca 16, 32 SDOT (two cells) in 17 cycles on cortex-a76, which starts two a cycle, and in
- * 10.7 on apple-m1, which llvm-mca lets start three. The integer sums are at most 128 * 128 * 127 in magnitude.
- */
-INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
-                           const float *scales, const float *sums, uint32_t n_tokens, float *y) {
-    int32x4_t products[2][ELUTQ_LEVELS_TOKENS];
-    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
-        products[0][t] = products[1][t] = vdupq_n_s32(0);
+        for (uint32_t cell = 0; cell < n_cells; cell += 2) {
+            int8x16_t low[2], high[2];
 #pragma GCC unroll 2
-    for (uint32_t cell = 0; cell < n_cells; cell++) {
-        int8x16_t levels_0 = vld1q_s8(tile->levels[strip][cell]), levels_4 = vld1q_s8(tile->levels[strip][cell] + CELL_LEVELS);
-        int8x16_t first = vld1q_s8(values + 32 * cell), second = vld1q_s8(values + 32 * cell + 16);
-        FOUR_DOTS(products[0], levels_0, first);
-        FOUR_DOTS(products[1], levels_4, first);
-        FOUR_DOTS(products[0] + 4, levels_0, second);
-        FOUR_DOTS(products[1] + 4, levels_4, second);
-    }
-#pragma GCC unroll 8
-    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
-        if (t >= n_tokens)
-            break;
-        for (uint32_t i = 0; i < 2; i++) {
-            float *f = y + (size_t)t * ELUTQ_CHUNK_STRIDE + QUAD_ROWS * i;
-            float32x4_t rows = vfmaq_n_f32(vld1q_f32(f), tile->middle[2 * strip + i], sums[t]);
-            float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(products[i][t]), tile->step[2 * strip + i]);
-            vst1q_f32(f, vfmaq_n_f32(rows, scaled, scales[t]));
+            for (uint32_t i = 0; i < 2; i++) {
+                low[i] = high[i] = vdupq_n_s8(-128);
+                for (uint32_t k = 0; k < bits; k++) {
+                    uint8x16_t rows = vqtbl1q_u8(vld1q_u8(planes + 16 * ((size_t)k * n_cells + cell + i)), bytes);
+                    low[i] = vaddq_s8(low[i], vandq_s8(vreinterpretq_s8_u8(vtstq_u8(rows, columns_low)), steps_low[k]));
+                    high[i] = vaddq_s8(high[i], vandq_s8(vreinterpretq_s8_u8(vtstq_u8(rows, columns_high)), steps_high[k]));
+                }
+            }
+            store_cells(out, quad, cell, low);
+            store_cells(out, quad + TILE_QUADS / 2, cell, high);
         }
     }
 }
@@ -139,10 +113,12 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
             memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
         for (uint32_t group = 0; group < n_groups; group++, block += n_tiles * elutq_block_bytes(bits, group_size)) {
             expand_block(block, bits, n_cells, &expanded);
-            for (uint32_t t = 0; t < n_tokens; t += ELUTQ_LEVELS_TOKENS) {
-                const size_t slot = t / ELUTQ_LEVELS_TOKENS, at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
-                const int8_t *values =
-                    levels->values + (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
+            for (uint32_t t = 0; t < n_tokens; t += STRIP_TOKENS) {
+                const size_t slot = t / ELUTQ_LEVELS_TOKENS, lane = t % ELUTQ_LEVELS_TOKENS;
+                const size_t at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
+                const int8_t *values = levels->values +
+                                       (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
+                                       lane * ELUTQ_CELL_COLUMNS;
                 for (uint32_t strip = 0; strip < ELUTQ_TILE_ROWS / STRIP_ROWS; strip++)
                     multiply_strip(&expanded, strip, n_cells, values, levels->scales + at, levels->sums + at, n_tokens - t,
                                    y + (size_t)t * ELUTQ_CHUNK_STRIDE + STRIP_ROWS * strip);

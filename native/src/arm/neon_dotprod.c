@@ -1,4 +1,8 @@
 /* NEON with the dot products of ARMv8.2 (Cortex-A76, Neoverse N1, Apple M1 and later): prefill with SDOT. */
+#include "kernel_sets.h"
+
+#ifdef ELUTQ_HAS_DOTPROD
+
 #if !defined(__ARM_FEATURE_DOTPROD)
 #define ELUTQ_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
@@ -6,9 +10,9 @@
 
 #define ELUTQ_TABLE_BIAS 0
 #define ELUTQ_F16_TILE 2
+#define ELUTQ_SMMLA 0
 #include "float_kernels.h"
 #include "hlq_block.h"
-#include "kernel_sets.h"
 #include "gemv_neon.h"
 #include "levels_neon.h"
 
@@ -21,3 +25,5 @@ const struct elutq_kernels elutq_kernels_neon_dotprod = {
     .levels_from = {0, 8, 4, 4, 4},
     ELUTQ_FLOAT_KERNELS,
 };
+
+#endif
