@@ -6,14 +6,12 @@
  *     unpack_tile(block, bits, n_cells, indices, scales)
  *     add_tile(indices, scales, bits, n_cells, tables, group, n_tokens, y)
  *     ELUTQ_TOKENS_AT_ONCE(bits)                            tokens whose sums the registers hold: add_tile's n_tokens, or 1
+ *     ELUTQ_UNPACK_FROM                                     tokens that make up for the unpacking
  */
 #ifndef ELUTQ_HLQ_GEMM_H
 #define ELUTQ_HLQ_GEMM_H
 
 #include "hlq_gemv.h"
-
-/* Fewer tokens than this do not make up for the unpacking. */
-#define ELUTQ_UNPACK_FROM 4
 
 INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
                               uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {

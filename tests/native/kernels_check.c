@@ -172,7 +172,7 @@ static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, uin
 
 /* A batch of tokens gets what gemv gives each. */
 static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
-    enum { N_TOKENS = 7 };
+    enum { N_TOKENS = 11 }; /* whole batches of every set, and some over */
     struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
     struct elutq_tables tables[N_TOKENS];
     const float *x = random_floats((size_t)N_TOKENS * matrix.n_columns, 2), *expected[N_TOKENS];

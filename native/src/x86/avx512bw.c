@@ -7,5 +7,6 @@
 #include "float_kernels.h"
 #include "gemv_avx512bw.h"
 #include "kernel_sets.h"
+#include "tables_avx512bw.h"
 
-const struct elutq_kernels elutq_kernels_avx512bw = {.name = "avx512bw", .gemv = gemv, .gemm_tables = gemv_each, ELUTQ_FLOAT_KERNELS};
+const struct elutq_kernels elutq_kernels_avx512bw = {.name = "avx512bw", .gemv = gemv, .gemm_tables = gemm_tables, ELUTQ_FLOAT_KERNELS};

@@ -72,6 +72,7 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
 }
 
 #define ELUTQ_TOKENS_AT_ONCE(bits) 2
+#define ELUTQ_UNPACK_FROM 4
 #include "hlq_gemm.h"
 
 #endif

@@ -1,0 +1,86 @@
+/*
+ * Batches for AVX-512 without VBMI by table look-up: the nibbles of the planes are unpacked once for all tokens, and an index
+ * looks up the tables of four tokens while it is in a register. The same sums as gemv, bit for bit.
+ */
+#ifndef ELUTQ_TABLES_AVX512BW_H
+#define ELUTQ_TABLES_AVX512BW_H
+
+#define TABLE_TOKENS 4
+
+/* One group of a superblock, unpacked; 16 KB of indices at 2 bits. */
+struct superblock_indices {
+    uint8_t indices[ELUTQ_SUPERBLOCK_TILES][ELUTQ_HLQ_MAX_BITS * 8 * 128]; /* [plane][four cells][rows 0, rows 16][64] */
+    float scales[ELUTQ_SUPERBLOCK_TILES][(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS]; /* half scales by plane, centers */
+};
+
+INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, uint8_t *indices, float *scales) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    for (uint32_t k = 0; k <= bits; k++)
+        for (uint32_t half = 0; half < 2; half++)
+            _mm512_store_ps(scales + ELUTQ_TILE_ROWS * k + 16 * half, load_scales(block, k, half));
+    const uint8_t *planes = block + elutq_scales_bytes(bits);
+    for (uint32_t i = 0; i < bits * n_cells / 4; i++) {
+        const __m512i cells = _mm512_load_si512(planes + 64 * i);
+        _mm512_store_si512(indices + 128 * i, _mm512_and_si512(cells, nibble));
+        _mm512_store_si512(indices + 128 * i + 64, _mm512_and_si512(_mm512_srli_epi16(cells, 4), nibble));
+    }
+}
+
+/* Sums as in sum_plane (gemv_avx512bw.h) for n_tokens tokens, a constant of at most TABLE_TOKENS. */
+INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, uint32_t n_cells, uint32_t n_tokens,
+                         __m512i picked[TABLE_TOKENS]) {
+    const __m512i zero = _mm512_setzero_si512();
+    struct byte_sums sums[TABLE_TOKENS];
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < n_tokens; t++)
+        sums[t] = (struct byte_sums){zero, zero, zero, zero};
+    for (uint32_t i = 0; i < n_cells / 4; i++) {
+        const __m512i index_0 = _mm512_load_si512(indices + 128 * i), index_16 = _mm512_load_si512(indices + 128 * i + 64);
+#pragma GCC unroll 4
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            const __m512i table = _mm512_load_si512(entries[t] + 64 * i);
+            add_bytes(&sums[t], _mm512_shuffle_epi8(table, index_0), _mm512_shuffle_epi8(table, index_16));
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < n_tokens; t++)
+        picked[t] = byte_sums_by_row(&sums[t], n_cells);
+}
+
+/* One tile and group times n_tokens tokens: the operations of add_block, in its order. */
+INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits, uint32_t n_cells,
+                     const struct elutq_tables *tables, uint32_t group, uint32_t n_tokens, float *y) {
+    const int8_t *entries[TABLE_TOKENS];
+    __m512 u[TABLE_TOKENS][2];
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < n_tokens; t++)
+        entries[t] = tables[t].entries + (size_t)group * n_cells * 16;
+#pragma GCC unroll 4
+    for (uint32_t k = 0; k < bits; k++) {
+        __m512i picked[TABLE_TOKENS];
+        sum_unpacked(indices + (size_t)k * n_cells * 32, entries, n_cells, n_tokens, picked);
+#pragma GCC unroll 4
+        for (uint32_t t = 0; t < n_tokens; t++)
+#pragma GCC unroll 2
+            for (uint32_t half = 0; half < 2; half++) {
+                const __m512 h = _mm512_load_ps(scales + ELUTQ_TILE_ROWS * k + 16 * half);
+                const __m512 sum = half_to_floats(picked[t], half);
+                u[t][half] = k == 0 ? _mm512_mul_ps(h, sum) : _mm512_fmadd_ps(h, sum, u[t][half]);
+            }
+    }
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < n_tokens; t++)
+#pragma GCC unroll 2
+        for (uint32_t half = 0; half < 2; half++) {
+            float *f = y + (size_t)t * ELUTQ_CHUNK_STRIDE + 16 * half;
+            const __m512 center = _mm512_load_ps(scales + ELUTQ_TILE_ROWS * bits + 16 * half);
+            const __m512 fh = _mm512_fmadd_ps(center, _mm512_set1_ps(tables[t].sums[group]), _mm512_loadu_ps(f));
+            _mm512_storeu_ps(f, _mm512_fmadd_ps(u[t][half], _mm512_set1_ps(tables[t].scales[group]), fh));
+        }
+}
+
+#define ELUTQ_TOKENS_AT_ONCE(bits) TABLE_TOKENS
+#define ELUTQ_UNPACK_FROM 8
+#include "hlq_gemm.h"
+
+#endif
