@@ -6,14 +6,14 @@
 #define STRIP_TOKENS ELUTQ_LEVELS_TOKENS
 
 /* Levels lie as [strip][cell][8 rows][4 columns]. */
-INLINE int8_t *strip_cell(struct tile_levels *tile, uint32_t strip, uint32_t cell) {
-    return tile->levels + (strip * MAX_CELLS + cell) * STRIP_ROWS * ELUTQ_CELL_COLUMNS;
+INLINE uint32_t at_cell(uint32_t strip, uint32_t cell) {
+    return (strip * MAX_CELLS + cell) * STRIP_ROWS * ELUTQ_CELL_COLUMNS;
 }
 
 /* Stores the levels of four rows in the cells `cell` and `cell` + 1, [4 rows][4 columns] each. */
 INLINE void store_cells(struct tile_levels *tile, uint32_t quad, uint32_t cell, const int8x16_t cells[2]) {
     for (uint32_t i = 0; i < 2; i++)
-        vst1q_s8(strip_cell(tile, quad / 2, cell + i) + 16 * (quad % 2), cells[i]);
+        vst1q_s8(tile->levels + at_cell(quad / 2, cell + i) + 16 * (quad % 2), cells[i]);
 }
 
 /* Four tokens of a block: one register of activations holds a cell of each. */
@@ -30,14 +30,14 @@ INLINE void store_cells(struct tile_levels *tile, uint32_t quad, uint32_t cell, 
  * loads for sixteen SDOT: by llvm-mca 16, 32 SDOT (two cells) in 17 cycles on cortex-a76, which starts two a cycle, and in
  * 10.7 on apple-m1, which llvm-mca lets start three. The integer sums are at most 128 * 128 * 127 in magnitude.
  */
-INLINE void multiply_strip(struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
+INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
                            const float *scales, const float *sums, uint32_t n_tokens, float *y) {
     int32x4_t products[2][STRIP_TOKENS];
     for (uint32_t t = 0; t < STRIP_TOKENS; t++)
         products[0][t] = products[1][t] = vdupq_n_s32(0);
 #pragma GCC unroll 2
     for (uint32_t cell = 0; cell < n_cells; cell++) {
-        const int8_t *levels = strip_cell(tile, strip, cell);
+        const int8_t *levels = tile->levels + at_cell(strip, cell);
         int8x16_t levels_0 = vld1q_s8(levels), levels_4 = vld1q_s8(levels + 16);
         int8x16_t first = vld1q_s8(values + 32 * cell), second = vld1q_s8(values + 32 * cell + 16);
         FOUR_DOTS(products[0], levels_0, first);

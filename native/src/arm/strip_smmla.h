@@ -10,8 +10,8 @@
 #define STRIP_TOKENS 4
 
 /* Levels lie as [strip][two cells][8 pairs of rows][2 rows][8 columns]. */
-INLINE int8_t *strip_cells(struct tile_levels *tile, uint32_t strip, uint32_t cell) {
-    return tile->levels + (strip * MAX_CELLS + cell) * STRIP_ROWS * ELUTQ_CELL_COLUMNS;
+INLINE uint32_t at_cells(uint32_t strip, uint32_t cell) {
+    return (strip * MAX_CELLS + cell) * STRIP_ROWS * ELUTQ_CELL_COLUMNS;
 }
 
 /* Numbers of two cells side by side: of elements 0 and 1 (a row's, a token's four bytes), or of 2 and 3. */
@@ -24,7 +24,7 @@ INLINE int8x16_t side_by_side_2(int8x16_t a, int8x16_t b) {
 
 /* Stores the levels of four rows in the cells `cell` and `cell` + 1, [4 rows][4 columns] each. */
 INLINE void store_cells(struct tile_levels *tile, uint32_t quad, uint32_t cell, const int8x16_t cells[2]) {
-    int8_t *pairs = strip_cells(tile, quad / STRIP_QUADS, cell) + 32 * (quad % STRIP_QUADS);
+    int8_t *pairs = tile->levels + at_cells(quad / STRIP_QUADS, cell) + 32 * (quad % STRIP_QUADS);
     vst1q_s8(pairs, side_by_side_0(cells[0], cells[1]));
     vst1q_s8(pairs + 16, side_by_side_2(cells[0], cells[1]));
 }
@@ -35,13 +35,13 @@ INLINE void store_cells(struct tile_levels *tile, uint32_t quad, uint32_t cell, 
  * neoverse-v2 and 21 on cortex-a510, where the loop of strip_sdot.h takes 16, 8.1 and 33. The integer sums are at most
  * 128 * 128 * 127 in magnitude.
  */
-INLINE void multiply_strip(struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
+INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
                            const float *scales, const float *sums, uint32_t n_tokens, float *y) {
     int32x4_t products[STRIP_ROWS / 2][2]; /* [two rows][two tokens]: row 0 by both, row 1 by both */
     for (uint32_t i = 0; i < STRIP_ROWS / 2; i++)
         products[i][0] = products[i][1] = vdupq_n_s32(0);
     for (uint32_t cell = 0; cell < n_cells; cell += 2) {
-        const int8_t *levels = strip_cells(tile, strip, cell);
+        const int8_t *levels = tile->levels + at_cells(strip, cell);
         const int8x16_t a = vld1q_s8(values + 32 * cell), b = vld1q_s8(values + 32 * cell + 32);
         const int8x16_t x_0 = side_by_side_0(a, b), x_2 = side_by_side_2(a, b);
 #pragma GCC unroll 8
