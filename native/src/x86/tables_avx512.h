@@ -12,9 +12,7 @@ struct superblock_indices {
 };
 
 INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, uint8_t *indices, float *scales) {
-    for (uint32_t k = 0; k <= bits; k++)
-        for (uint32_t half = 0; half < 2; half++)
-            _mm512_store_ps(scales + ELUTQ_TILE_ROWS * k + 16 * half, load_scales(block, k, half));
+    unpack_scales(block, bits, scales);
     const uint8_t *planes = block + elutq_scales_bytes(bits);
     for (uint32_t i = 0; i < n_cells / 4; i++)
         for (uint32_t k = 0; k < bits; k++, indices += 128) {
