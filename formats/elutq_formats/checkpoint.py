@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
-from elutq_formats.safetensors_file import DTYPES, Run, SafetensorsFile
+from elutq_formats.safetensors_file import ALL_ROWS, DTYPES, Run, SafetensorsFile
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -99,9 +99,9 @@ class Checkpoint:
         """Return a tensor's shape."""
         return self._file(name).shapes[name]
 
-    def load(self, name: str, run: Run = map) -> npt.NDArray[np.float32]:
-        """Return a tensor in a new float32 array of its shape; ``run`` may do so on several threads."""
-        return self._file(name).load(name, run)
+    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads."""
+        return self._file(name).load(name, run, rows)
 
     def _file(self, name: str) -> SafetensorsFile:
         if name not in self._files:

@@ -28,6 +28,8 @@ DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 Run: TypeAlias = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]
 """Calls a function for every one of some numbers: ``map``, or what does the same on several threads."""
 
+ALL_ROWS = slice(None)
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -75,32 +77,37 @@ class SafetensorsFile:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.identity = f"{hashlib.sha256(header).hexdigest()} {self._size} {self._state[2]}"
 
-    def load(self, name: str, run: Run = map) -> npt.NDArray[np.float32]:
+    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, whose dtype is one of DTYPES, in a new float32 array of its shape.
 
         Args:
             name: of the tensor.
             run: ``map``, or what does the same on several threads.
+            rows: which of its first axis, in one run; only they are read.
 
         Raises:
             CheckpointError: the file cannot be read, or is not the one that was opened.
         """
         entry = self._entries[name]
         dtype = DTYPES[entry.dtype]
-        tensor = np.zeros(math.prod(entry.shape), dtype=np.float32)
+        first_row, end_row, _ = rows.indices(entry.shape[0])
+        shape = (max(0, end_row - first_row), *entry.shape[1:])
+        row_bytes = math.prod(entry.shape[1:]) * dtype.itemsize
+        start, end = (entry.begin + row * row_bytes for row in (first_row, first_row + shape[0]))
+        tensor = np.zeros(math.prod(shape), dtype=np.float32)
 
         def fill(begin: int) -> None:
-            stored = self._read(begin, entry.end).view(dtype)
-            first = (begin - entry.begin) // dtype.itemsize
+            stored = self._read(begin, end).view(dtype)
+            first = (begin - start) // dtype.itemsize
             target = tensor[first : first + stored.size]
             if entry.dtype == "BF16":
                 target.view(np.uint16)[_HIGH_HALF::2] = stored
             else:
                 target[:] = stored
 
-        for _ in run(fill, range(entry.begin, entry.end, _PIECE_BYTES)):
+        for _ in run(fill, range(start, end, _PIECE_BYTES)):
             pass
-        return tensor.reshape(entry.shape)
+        return tensor.reshape(shape)
 
     def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield a tensor's bytes, some at a time.

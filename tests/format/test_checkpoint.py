@@ -9,6 +9,7 @@ from safetensors import deserialize
 from safetensors.numpy import save_file
 from samples import DATA, GOLDEN, every_family
 
+from elutq_formats import safetensors_file
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 
@@ -90,6 +91,18 @@ def test_single_file(tmp_path, dtype):
             assert (loaded.dtype, loaded.shape) == (np.float32, checkpoint.shape(name))
             assert loaded.flags.owndata or loaded.base.flags.writeable
             np.testing.assert_array_equal(loaded, values.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("rows", [slice(0, 16), slice(17, 33), slice(30, 99), slice(48, 64)])
+def test_some_rows_are_those_of_the_whole_tensor(tmp_path, monkeypatch, dtype, rows):
+    monkeypatch.setattr(safetensors_file, "_PIECE_BYTES", 96)  # rows begin and end within what is read at a time
+    with Checkpoint.open(write_checkpoint(tmp_path / "model", random_weights(dtype))) as checkpoint:
+        for name in checkpoint.names:
+            expected = checkpoint.load(name)[rows]
+            found = checkpoint.load(name, rows=rows)
+            assert found.shape == expected.shape
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_bfloat16_is_widened_bit_by_bit(tmp_path):
