@@ -1,4 +1,4 @@
-# make install | demo | test | lint | native | clean; checks of the C code in tests/native/checks.mk
+# make install | demo | test | lint | packages | native | clean; checks of the C code in tests/native/checks.mk
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ NATIVE_SOURCES := $(shell find native -name '*.c' -o -name '*.h' | grep -v _elut
 
 DEMO_MODEL := build/novels-6m-2bit.gguf
 
-.PHONY: install demo test lint native clean
+.PHONY: install demo test lint packages native clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Wheel and sdist, installed in fresh environments of the lowest and the newest dependencies: needs a package index.
+packages: install
+	$(BIN)/python tests/packaging/check_packages.py build/packages
 
 clean:
 	rm -rf build $(VENV) *.egg-info native/elutq_native/_elutq*

@@ -1,11 +1,11 @@
 """The BLAS behind numpy: its threads, and its kernels where it does not find the right ones by itself."""
 
-import ctypes
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import threadpoolctl
 
 ZEN5 = 26
 """The processor family that OpenBLAS takes for an older one without AVX-512, at half the speed (its issue 6029)."""
@@ -31,29 +31,8 @@ def configure_blas(threads: int | None) -> None:
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Let products use one thread each inside the block, even where numpy was imported before it could be told."""
-    libraries = list(_loaded_openblas())
-    before = [threads() for threads, _ in libraries]
-    for _, set_threads in libraries:
-        set_threads(1)
-    try:
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
         yield
-    finally:
-        for (_, set_threads), n_threads in zip(libraries, before, strict=True):
-            set_threads(n_threads)
-
-
-def _loaded_openblas() -> Iterator[tuple[Callable[[], int], Callable[[int], None]]]:
-    """Yield the functions that get and set the threads of each OpenBLAS in this process; numpy's wheels rename them."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
-        return
-    for path in sorted(set(re.findall(r"/.*openblas.*", maps))):
-        library = ctypes.CDLL(path)
-        for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads"):
-            if hasattr(library, name.format("set")):
-                yield getattr(library, name.format("get")), getattr(library, name.format("set"))
-                break
 
 
 def _is_zen5() -> bool:

