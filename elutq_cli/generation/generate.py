@@ -1,5 +1,6 @@
 """The generation loop: prompt in, tokens and their text out, with the statistics of both halves."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class Generation(Iterator[GeneratedToken]):
         self._model, self._sampler = model, sampler
         self._history = list(prompt)
         self._options = options or TextOptions()
-        self._cancelled = False
+        self._cancelled = threading.Event()
         self._stream = StoppableText(TextStream(model.tokenizer), self._options.stop)
         self._run = self._generate()
         self.prompt_tokens = len(prompt)
@@ -139,9 +140,8 @@ class Generation(Iterator[GeneratedToken]):
         return self.text
 
     def cancel(self) -> None:
-        """End the text at once, in the middle of the prompt too. Safe in any thread."""
-        self._cancelled = True
-        self._model.cancel()
+        """End the text at once, in the middle of the prompt too; nothing happens once it is over. Safe in any thread."""
+        self._model.cancel(self._cancelled)
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -185,11 +185,11 @@ class Generation(Iterator[GeneratedToken]):
         """Return the logits after the history, or None when cancelled."""
         model = self._model
         try:
-            if not self._cancelled:
+            if not self._cancelled.is_set():
                 if model.user is self:
-                    return model.append(self._history[-1], lambda: self._cancelled)
+                    return model.append(self._history[-1], self._cancelled)
                 model.user = self
-                return model.evaluate(self._history, lambda: self._cancelled)
+                return model.evaluate(self._history, self._cancelled)
         except CancelledError:
             pass
         self.finish_reason = "cancelled"

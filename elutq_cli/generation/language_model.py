@@ -1,7 +1,8 @@
 """A model ready to generate: file, tokenizer, and one session whose context is reused from text to text."""
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from elutq_cli.hub import is_repository
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer
-from elutq_native import CancelledError, Model, Session, default_threads
+from elutq_native import CancelledError, Model, Session, default_threads, lib
 
 PREFILL_TOKENS = 512
 """Tokens of a prompt that are evaluated at once: what was done before an interruption is kept."""
@@ -76,6 +77,8 @@ class LanguageModel:
         self._threads = threads
         self._session: Session | None = None
         self._tokens: list[int] = []
+        self._cancelling = threading.Lock()
+        self._evaluating: threading.Event | None = None
         self.user: object = None
         if ctx_size is not None:
             self.start(ctx_size)
@@ -149,20 +152,21 @@ class LanguageModel:
             raise ElutqError(f"{self.path.name} has no chat template: give a text instead of messages")
         return self.tokenizer.encode(self.chat_template.render(messages))
 
-    def evaluate(self, tokens: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> NDArray[np.float32]:
+    def evaluate(self, tokens: Sequence[int], cancelled: threading.Event | None = None) -> NDArray[np.float32]:
         """Make the context hold exactly these tokens; what it holds of them already is not computed again.
 
         Args:
             tokens: one or more.
-            cancelled: whether an interruption was meant for this call, and not for an earlier one that had ended.
+            cancelled: what ``cancel`` ends this call by; None: nothing does.
 
         Returns:
             (vocab_size,) logits after the last token.
 
         Raises:
-            CancelledError: ``cancel`` was called; the context holds what was evaluated until then.
+            CancelledError: it was cancelled; the context holds what was evaluated until then.
             ContextFullError: the context cannot hold them.
         """
+        cancelled = cancelled or threading.Event()
         n_kept = self.reusable(tokens)
         self.session.rewind(n_kept)
         del self._tokens[n_kept:]
@@ -172,9 +176,9 @@ class LanguageModel:
             self._tokens.extend(batch)
         return logits
 
-    def append(self, token: int, cancelled: Callable[[], bool] = lambda: False) -> NDArray[np.float32]:
+    def append(self, token: int, cancelled: threading.Event | None = None) -> NDArray[np.float32]:
         """Add one token to the context; returns and raises as ``evaluate``."""
-        logits = self._evaluate_batch([token], cancelled)
+        logits = self._evaluate_batch([token], cancelled or threading.Event())
         self._tokens.append(token)
         return logits
 
@@ -202,10 +206,15 @@ class LanguageModel:
         self._tokens = []
         self.user = None
 
-    def cancel(self) -> None:
-        """Make a running ``evaluate`` raise CancelledError. Safe in any thread."""
-        if self._session is not None:
-            self._session.cancel()
+    def cancel(self, cancelled: threading.Event) -> None:
+        """End the ``evaluate`` or ``append`` that was given this event, now or when it begins; no other one.
+
+        Safe in any thread.
+        """
+        with self._cancelling:
+            cancelled.set()
+            if self._evaluating is cancelled:
+                self.session.cancel()
 
     def close(self) -> None:
         """Free the session and unmap the file."""
@@ -214,14 +223,19 @@ class LanguageModel:
             self._session = None
         self.native.close()
 
-    def _evaluate_batch(self, batch: Sequence[int], cancelled: Callable[[], bool]) -> NDArray[np.float32]:
-        while True:
-            try:
-                return self.session.eval(batch)
-            except CancelledError:
-                # A cancellation that came after the end of what it was meant for is used up here.
-                if cancelled():
-                    raise
+    def _evaluate_batch(self, batch: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32]:
+        with self._cancelling:
+            self._evaluating = cancelled
+        try:
+            while not cancelled.is_set():
+                try:
+                    return self.session.eval(batch)
+                except CancelledError:  # for whoever ran before, when it came as that one ended: no work is lost
+                    continue
+            raise CancelledError(lib.ELUTQ_ERROR_CANCELLED, "cancelled", bad_input=False)
+        finally:
+            with self._cancelling:
+                self._evaluating = None
 
     def __enter__(self) -> "LanguageModel":
         return self

@@ -238,7 +238,36 @@ def test_cancel_before_the_first_token(model):
     generation.cancel()
     assert generation.read() == ""
     assert generation.finish_reason == "cancelled"
-    assert text(model, temp=0, n_predict=3)  # a stale cancellation is used up, not obeyed
+    assert text(model, temp=0, n_predict=3)
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_cancel_of_a_text_that_does_not_run_leaves_the_running_one_alone(model, monkeypatch, over):
+    """Neither of a text that is over nor of one that has not begun: the prompt of another is evaluated once."""
+    other = elutq_cli.generate(model, PROMPT, 2)
+    if over:
+        other.read()
+    batches, cancelled, evaluate = [], [], model.session.eval
+
+    def evaluate_and_count(batch):
+        batches.append(batch)
+        other.cancel()
+        return evaluate(batch)
+
+    monkeypatch.setattr(model.session, "cancel", lambda: cancelled.append(True))
+    monkeypatch.setattr(model.session, "eval", evaluate_and_count)
+    generation = elutq_cli.generate(model, PROMPT, 3, temp=0)
+    generation.read()
+    assert (len(batches), cancelled, generation.finish_reason) == (3, [], "length")
+    assert len(other.tokens) == (2 if over else 0)
+
+
+def test_cancel_that_comes_as_an_evaluation_ends_costs_the_next_text_nothing(model):
+    """The runtime keeps such a cancellation for its next call, which is another text's."""
+    expected = text(model, temp=0, n_predict=3)
+    model.clear()
+    model.session.cancel()
+    assert text(model, temp=0, n_predict=3) == expected
 
 
 def test_cancel_between_tokens_keeps_what_there_is(model):
