@@ -82,7 +82,7 @@ class Conversation:
         asked = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
         if not asked:
             return None
-        question = self.messages[asked[-1]]["content"]
+        question: str = self.messages[asked[-1]]["content"]
         del self.messages[asked[-1] :]
         return question
 

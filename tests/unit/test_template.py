@@ -114,3 +114,59 @@ def test_hostile_templates_are_refused(source):
 def test_broken_templates_are_refused_at_once(source):
     with pytest.raises(ElutqError, match="not valid Jinja"):
         ChatTemplate(source)
+
+
+def test_the_last_message_is_continued_as_transformers_does():
+    replied = MESSAGES[:3]
+    text = ChatTemplate(CHATML).render(replied, add_generation_prompt=False, continue_final_message=True)
+    assert text.endswith("<|im_start|>assistant\nSo.")
+    parted = [*MESSAGES[:2], {"role": "assistant", "content": [{"type": "text", "text": "So "}, {"type": "image"}]}]
+    source = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }}|{% endfor %}"
+    text = ChatTemplate(source).render(parted, add_generation_prompt=False, continue_final_message=True)
+    assert text == "Be brief.|Why <is> it \u00e9?|So "
+
+
+def test_a_continued_message_loses_its_last_spaces_only_where_the_template_trims():
+    spaced = [{"role": "user", "content": " Hi"}, {"role": "assistant", "content": " Well, "}]
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    assert ChatTemplate(CHATML).render(spaced, **options).endswith("assistant\n Well, ")
+    assert ChatTemplate(LLAMA3, bos_token="").render(spaced, **options).endswith("<|end_header_id|>\n\nWell,")
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "message"),
+    [
+        (CHATML, [{"role": "assistant", "tool_calls": []}], "no text to go on with"),
+        (CHATML, [{"role": "assistant", "content": [{"type": "image"}]}], "no text to go on with"),
+        ("{{ messages[0].content[:3] }}", MESSAGES, "does not write it as it is"),
+        (CHATML, [], "at least one"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(source, messages, message):
+    with pytest.raises(ElutqError, match=message):
+        ChatTemplate(source).render(messages, add_generation_prompt=False, continue_final_message=True)
+
+
+def test_a_message_is_either_continued_or_followed():
+    with pytest.raises(ElutqError, match="leave one"):
+        ChatTemplate(CHATML).render(MESSAGES, continue_final_message=True)
+
+
+def test_variables_reach_the_template_and_tools_are_none_when_not_given():
+    source = "{{ tools is none }} {{ documents is none }} {{ enable_thinking is defined }} {{ enable_thinking }}"
+    assert ChatTemplate(source).render(MESSAGES) == "True True False "
+    variables = {"tools": [], "documents": [], "enable_thinking": False}
+    assert ChatTemplate(source).render(MESSAGES, variables=variables) == "False False True False"
+
+
+def test_entries_of_messages_reach_the_template_and_none_is_as_good_as_absent():
+    source = "{% for m in messages %}{{ m.content is defined }} {{ m.tool_calls[0].function.name }};{% endfor %}"
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": {}}}
+    messages = [{"role": "assistant", "content": content, "tool_calls": [call]} for content in ("", None)]
+    assert ChatTemplate(source).render(messages) == "True now;False now;"
+
+
+def test_reasoning_is_read_under_each_of_its_names():
+    source = "{{ messages[0].reasoning_content }} {{ messages[0].thinking }}"
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        assert ChatTemplate(source).render([{"role": "assistant", "content": "", name: "Hm."}]) == "Hm. Hm."
