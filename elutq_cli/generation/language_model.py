@@ -71,7 +71,7 @@ class LanguageModel:
                 f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint"
             )
         self.file = ModelFile.open(self.path)
-        self.tokenizer = Tokenizer.from_json(self.file.tokenizer_json, self.file.config)
+        self.tokenizer = Tokenizer.from_json(self.file.tokenizer_json, self.file.config, self.file.special_tokens)
         self.native = Model(self.path)
         self._chat_template = chat_template
         self._threads = threads

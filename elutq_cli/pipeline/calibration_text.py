@@ -47,7 +47,7 @@ class CalibrationText:
                 model has not; or the sequences are longer than the model's context.
         """
         config = checkpoint.config
-        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, config)
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, config, checkpoint.special_tokens)
         length = recipe.sequence_length
         if length > config.max_position_embeddings:
             raise ElutqError(

@@ -133,6 +133,7 @@ def quantize(
             name=source_name(checkpoint.path)[0],
             tokenizer_json=tokenizer_json,
             chat_template=checkpoint.chat_template,
+            special_tokens=checkpoint.special_tokens,
             provenance=describe_origin(checkpoint, recipe, calibration),
             force=force,
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.safetensors_file import ALL_ROWS, DTYPES, Run, SafetensorsFile
+from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -31,11 +32,19 @@ class Checkpoint:
         config: its hyper-parameters; the head counts as tied when the checkpoint has none of its own.
         names: every tensor of the model, block by block.
         chat_template: the Jinja source of its chat template, if it has one.
+        special_tokens: how its tokenizer spells special tokens, by name; None when it says nothing about them.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, files: dict[str, SafetensorsFile]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        files: dict[str, SafetensorsFile],
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         """Wrap what ``open`` found; ``files`` maps a tensor's name to the file that holds it."""
         self.path = path
+        self.special_tokens = special_tokens
         self._files = files
         self.config = replace(config, tie_word_embeddings=self._head_is_tied(config))
         self._check_tensors()
@@ -53,9 +62,15 @@ class Checkpoint:
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a checkpoint folder")
         config = _read_json(path / "config.json")
-        generation = path / "generation_config.json"
-        generation_config = _read_json(generation) if generation.exists() else None
-        return cls(path, ModelConfig.from_huggingface(config, generation_config), _open_weights(path))
+        generation_config = _read_optional_json(path / "generation_config.json")
+        tokenizer_config = _read_optional_json(path / "tokenizer_config.json")
+        special_tokens = read_special_tokens(tokenizer_config, _read_optional_json(path / "special_tokens_map.json"))
+        ids: dict[str, int] = {}
+        if special_tokens:
+            by_spelling = vocabulary_ids(_read_optional_json(path / "tokenizer.json"), special_tokens.values())
+            ids = {name: by_spelling[token] for name, token in special_tokens.items() if token in by_spelling}
+        model_config = ModelConfig.from_huggingface(config, generation_config, ids)
+        return cls(path, model_config, _open_weights(path), special_tokens)
 
     def identity(self) -> str:
         """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
@@ -172,9 +187,7 @@ def _read_chat_template(path: Path) -> str | None:
     """Read ``chat_template.jinja``, or the entry of ``tokenizer_config.json``; of several templates the default one."""
     if (path / "chat_template.jinja").exists():
         return _read_text(path / "chat_template.jinja")
-    if not (path / "tokenizer_config.json").exists():
-        return None
-    template = _read_json(path / "tokenizer_config.json").get("chat_template")
+    template = _read_optional_json(path / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[0].get("template") if named else None
@@ -188,6 +201,11 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is damaged: it is not UTF-8 text") from error
+
+
+def _read_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is not there says nothing."""
+    return _read_json(path) if path.exists() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

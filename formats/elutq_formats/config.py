@@ -11,6 +11,7 @@ import numpy.typing as npt
 from elutq_formats.constants import MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.fields import Fields
+from elutq_formats.special_tokens import BOS_NAME, END_OF_TEXT_NAMES
 
 ModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
 
@@ -126,8 +127,8 @@ class ModelConfig:
         attention_output_bias: the o projection has a bias.
         mlp_bias: gate, up and down projections have a bias.
         qk_norm: queries and keys pass an RMSNorm per head before RoPE.
-        bos_token_id: first token of a text, if the model has one.
-        eos_token_ids: every token that ends a text.
+        bos_token_id: first token of a text, if the model has one: the tokenizer's, else what the configuration says.
+        eos_token_ids: every token that ends a text, by the tokenizer or the configuration; the tokenizer's own first.
     """
 
     model_type: ModelType
@@ -165,15 +166,22 @@ class ModelConfig:
 
     @staticmethod
     def from_huggingface(
-        config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
+        config: Mapping[str, Any],
+        generation_config: Mapping[str, Any] | None = None,
+        tokenizer_ids: Mapping[str, int] | None = None,
     ) -> "ModelConfig":
-        """Read the contents of ``config.json`` and, where there is one, ``generation_config.json``.
+        """Read a checkpoint's configuration.
+
+        Args:
+            config: contents of ``config.json``.
+            generation_config: contents of ``generation_config.json``, where there is one.
+            tokenizer_ids: the tokenizer's own special tokens by name: ``bos_token``, ``eos_token``, ...
 
         Raises:
             UnsupportedModelError: the model needs something that is not implemented; the message names it.
             CheckpointError: a field is missing, of the wrong type, or impossible.
         """
-        return _read_config(config, generation_config or {})
+        return _read_config(config, generation_config or {}, tokenizer_ids or {})
 
     def rope_divisors(self) -> npt.NDArray[np.float32] | None:
         """Return what each RoPE frequency is divided by, (head_dim / 2,) float32, or None when unscaled."""
@@ -230,7 +238,9 @@ class ModelConfig:
             yield "lm_head.weight", (self.vocab_size, self.hidden_size)
 
 
-def _read_config(config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> ModelConfig:
+def _read_config(
+    config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer_ids: Mapping[str, int]
+) -> ModelConfig:
     model_type = _supported_model_type(config)
     fields = Fields(config, "config.json", _DEFAULTS[model_type])
     hidden_size, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -242,10 +252,14 @@ def _read_config(config: Mapping[str, Any], generation_config: Mapping[str, Any]
     mlp_bias = model_type == "llama" and fields.boolean("mlp_bias", False)
     rope_theta, rope_scaling = _read_rope(fields)
     generation = Fields(generation_config, "generation_config.json")
+    # The tokenizer's own come first: text begins with its BOS, and templates write its EOS.
+    bos = [tokenizer_ids[BOS_NAME]] if BOS_NAME in tokenizer_ids else []
+    bos += [*generation.token_ids("bos_token_id"), *fields.token_ids("bos_token_id")]
+    eos = [tokenizer_ids[name] for name in END_OF_TEXT_NAMES if name in tokenizer_ids]
+    eos += [*fields.token_ids("eos_token_id"), *generation.token_ids("eos_token_id")]
 
-    def token_ids(name: str) -> tuple[int, ...]:
+    def known(ids: list[int]) -> tuple[int, ...]:
         # Old checkpoints write -1 for "none"; an id past the vocabulary can be neither fed nor sampled.
-        ids = fields.token_ids(name) + generation.token_ids(name)
         return tuple(token for token in dict.fromkeys(ids) if 0 <= token < vocab_size)
 
     return ModelConfig(
@@ -267,8 +281,8 @@ def _read_config(config: Mapping[str, Any], generation_config: Mapping[str, Any]
         attention_output_bias=attention_output_bias,
         mlp_bias=mlp_bias,
         qk_norm=model_type == "qwen3",
-        bos_token_id=next(iter(token_ids("bos_token_id")), None),
-        eos_token_ids=token_ids("eos_token_id"),
+        bos_token_id=next(iter(known(bos)), None),
+        eos_token_ids=known(eos),
     )
 
 

@@ -14,14 +14,17 @@ from elutq_formats.model_metadata import (
     EOS_TOKEN_IDS,
     MODEL_TYPE,
     ROPE_SCALING,
+    SPECIAL_TOKENS,
     TOKENIZER,
     Metadata,
     read_config,
+    read_special_tokens,
 )
 from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
 from elutq_formats.tensor_record import HLQ_VERSION_KEY, TensorRecord, read_records
 
 PROVENANCE_PREFIX = "elutq."
+NOT_PROVENANCE = (MODEL_TYPE, ROPE_SCALING, EOS_TOKEN_IDS, SPECIAL_TOKENS)
 
 
 class ModelFile:
@@ -33,6 +36,7 @@ class ModelFile:
         config: its hyper-parameters; the head counts as tied when the file has none of its own.
         tensors: every tensor by its name in the file.
         chat_template: the Jinja source of its chat template, if it has one.
+        special_tokens: how the tokenizer spells special tokens, by name; None when the file says nothing about them.
         provenance: where the file came from, by key without ``elutq.``.
         size_bytes: size of the file.
     """
@@ -58,10 +62,11 @@ class ModelFile:
         self._check_model()
         self.name = self._metadata.string("general.name") if "general.name" in self._metadata else reader.path.stem
         self.chat_template = self._metadata.string(CHAT_TEMPLATE) if CHAT_TEMPLATE in self._metadata else None
+        self.special_tokens = read_special_tokens(self._metadata)
         self.provenance = {
             key.removeprefix(PROVENANCE_PREFIX): value
             for key, value in reader.metadata.items()
-            if key.startswith(PROVENANCE_PREFIX) and key not in (MODEL_TYPE, ROPE_SCALING, EOS_TOKEN_IDS)
+            if key.startswith(PROVENANCE_PREFIX) and key not in NOT_PROVENANCE
         }
 
     @classmethod

@@ -23,6 +23,7 @@ EOS_TOKEN_IDS = "elutq.eos_token_ids"
 BOS_TOKEN_ID = "tokenizer.ggml.bos_token_id"
 TOKENIZER = "tokenizer.huggingface.json"
 CHAT_TEMPLATE = "tokenizer.chat_template"
+SPECIAL_TOKENS = "elutq.special_tokens"
 
 
 class Metadata:
@@ -157,13 +158,33 @@ def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfi
         metadata.refuse(str(error))
 
 
+def read_special_tokens(metadata: Metadata) -> dict[str, str] | None:
+    """Read the spellings of special tokens by their names; None when the file says nothing about them.
+
+    Raises:
+        FormatError: they are not names with spellings.
+    """
+    if SPECIAL_TOKENS not in metadata:
+        return None
+    spellings = _read_object(metadata, SPECIAL_TOKENS)
+    if not all(name.isidentifier() and name.endswith("_token") for name in spellings):
+        metadata.refuse(f"{SPECIAL_TOKENS} has a name that is none of a special token")
+    if not all(isinstance(spelling, str) for spelling in spellings.values()):
+        metadata.refuse(f"{SPECIAL_TOKENS} has a token that is not a string")
+    return spellings
+
+
 def _read_rope_scaling(metadata: Metadata) -> RopeScaling | None:
     if ROPE_SCALING not in metadata:
         return None
+    return RopeScaling.from_huggingface(_read_object(metadata, ROPE_SCALING))
+
+
+def _read_object(metadata: Metadata, key: str) -> dict[str, Any]:
     try:
-        settings = json.loads(metadata.string(ROPE_SCALING))
+        value = json.loads(metadata.string(key))
     except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        metadata.refuse(f"{ROPE_SCALING} is not a JSON object")
-    return RopeScaling.from_huggingface(settings)
+        value = None
+    if not isinstance(value, dict):
+        metadata.refuse(f"{key} is not a JSON object")
+    return value

@@ -1,5 +1,6 @@
 """Writes a model file: the metadata and records first, then the tensors one at a time."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from elutq_formats.errors import FormatError
 from elutq_formats.gguf import ValueType
 from elutq_formats.gguf_writer import GGUFWriter
 from elutq_formats.model_file import PROVENANCE_PREFIX
-from elutq_formats.model_metadata import CHAT_TEMPLATE, TOKENIZER, describe_config
+from elutq_formats.model_metadata import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, describe_config
 from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
 from elutq_formats.tensor_record import TensorRecord, describe_records
 
@@ -33,6 +34,7 @@ def write_model(
     name: str,
     tokenizer_json: str | None,
     chat_template: str | None = None,
+    special_tokens: Mapping[str, str] | None = None,
     provenance: Provenance | None = None,
     force: bool = False,
 ) -> None:
@@ -46,6 +48,7 @@ def write_model(
         name: what the model is called.
         tokenizer_json: contents of ``tokenizer.json``.
         chat_template: Jinja source of the chat template.
+        special_tokens: how the tokenizer spells special tokens, by name; None: it says nothing about them.
         provenance: where the file came from, by key without ``elutq.``.
         force: replace a file that is already there.
 
@@ -67,7 +70,8 @@ def write_model(
         for entry in (*describe_config(config), *describe_records(records)):
             writer.add_metadata(*entry)
         writer.add_metadata("tokenizer.ggml.model", "huggingface", ValueType.STRING)
-        for key, text in ((TOKENIZER, tokenizer_json), (CHAT_TEMPLATE, chat_template)):
+        spellings = None if special_tokens is None else json.dumps(dict(special_tokens), ensure_ascii=False)
+        for key, text in ((TOKENIZER, tokenizer_json), (CHAT_TEMPLATE, chat_template), (SPECIAL_TOKENS, spellings)):
             if text is not None:
                 writer.add_metadata(key, text, ValueType.STRING)
         for key, value in (provenance or {}).items():

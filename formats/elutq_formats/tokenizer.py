@@ -1,6 +1,6 @@
 """The tokenizer that travels inside a model file, and text that grows token by token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tokenizers
 
@@ -16,26 +16,43 @@ class Tokenizer:
     Attributes:
         bos_token_id: first token of a text, if the model has one.
         eos_token_ids: every token that ends a text.
+        special_tokens: how special tokens are spelled, by name: ``bos_token``, ``eos_token``, ``pad_token``, ...
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: ModelConfig) -> None:
-        """Wrap a tokenizer; its own truncation and padding, leftovers of training, are switched off."""
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: ModelConfig, special_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        """Wrap a tokenizer; its own truncation and padding, leftovers of training, are switched off.
+
+        Args:
+            backend: the tokenizer.
+            config: of the model.
+            special_tokens: as the checkpoint names them, those that the vocabulary has being special in text too;
+                None: it says nothing, and BOS and EOS are spelled from the configuration's ids.
+        """
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._vocab_size = config.vocab_size
         self.bos_token_id = config.bos_token_id
         self.eos_token_ids = config.eos_token_ids
+        if special_tokens is None:
+            ids = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
+            spelled = {name: None if token is None else self.token(token) for name, token in ids.items()}
+            special_tokens = {name: token for name, token in spelled.items() if token is not None}
+        else:
+            _make_special(backend, special_tokens.values())
+        self.special_tokens = special_tokens
 
     @classmethod
-    def from_json(cls, text: str, config: ModelConfig) -> "Tokenizer":
-        """Read the contents of a ``tokenizer.json``.
+    def from_json(cls, text: str, config: ModelConfig, special_tokens: Mapping[str, str] | None = None) -> "Tokenizer":
+        """Read the contents of a ``tokenizer.json``; the other arguments are those of the constructor.
 
         Raises:
             FormatError: they are damaged, or newer than the installed tokenizers package.
         """
         try:
-            return cls(tokenizers.Tokenizer.from_str(text), config)
+            return cls(tokenizers.Tokenizer.from_str(text), config, special_tokens)
         except Exception as error:  # the package raises bare Exceptions
             reason = " ".join(str(error).split())
             raise FormatError(
@@ -76,6 +93,14 @@ class Tokenizer:
         """Return the id of a token as the vocabulary spells it."""
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
+
+
+def _make_special(backend: tokenizers.Tokenizer, spellings: Iterable[str]) -> None:
+    """Make tokens of the vocabulary special, as transformers does with those that a tokenizer names."""
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    for spelling in dict.fromkeys(spellings):
+        if spelling not in special and backend.token_to_id(spelling) is not None:
+            backend.add_special_tokens([tokenizers.AddedToken(spelling, special=True, normalized=False)])
 
 
 class TextStream:
