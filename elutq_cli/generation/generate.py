@@ -140,7 +140,7 @@ class Generation(Iterator[GeneratedToken]):
         return self.text
 
     def cancel(self) -> None:
-        """End the text at once, in the middle of the prompt too; nothing happens once it is over. Safe in any thread."""
+        """End the text at once, in the middle of the prompt too; nothing happens once it is over. Any thread may."""
         self._model.cancel(self._cancelled)
 
     @property
