@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,9 @@ def generate(
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
     logprobs: int | None = None,
+    stop_token_ids: Sequence[int] = (),
+    min_tokens: int = 0,
+    logit_bias: Mapping[int, float] | None = None,
 ) -> Generation:
     """Continue a text or a conversation. Nothing is computed before the result is iterated over or read.
 
@@ -85,14 +88,17 @@ def generate(
         stop: strings that end the text; neither they nor what follows them is handed out.
         ignore_eos: go on past the model's end-of-text tokens.
         logprobs: report each token's probability, and those of so many of the likeliest; None: do not.
+        stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
+        min_tokens: tokens before which no end-of-text token is drawn and no stop string ends the text.
+        logit_bias: token ids, and what is added to their logits before anything else; -100 bans a token in practice.
 
     Returns:
         An iterator over tokens, each with the text it completes; ``read()`` returns the whole text. Statistics are its
         attributes.
 
     Raises:
-        ElutqError: an option is out of range, the prompt is empty or longer than the context, or the model has no chat
-            template.
+        ElutqError: an option is out of range, the prompt is empty or longer than the context, the model has no such
+            token, or no chat template.
     """
     from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 
@@ -106,8 +112,9 @@ def generate(
         min_p=min_p,
         temp=temp,
         seed=seed,
+        logit_bias=tuple((logit_bias or {}).items()),
     )
-    ending = TextOptions(n_predict, tuple(stop), ignore_eos, logprobs)
+    ending = TextOptions(n_predict, tuple(stop), ignore_eos, logprobs, tuple(stop_token_ids), min_tokens)
     return Generation(model, model.encode(prompt), Sampler(options), ending)
 
 

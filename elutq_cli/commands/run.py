@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, replace
@@ -58,6 +59,14 @@ def run_command(
     frequency_penalty: Annotated[float, typer.Option(help="The same, for each occurrence; 0: off.")] = 0.0,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the text; may be given again.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of text.")] = False,
+    stop_token_id: Annotated[
+        list[int] | None, typer.Option(help="Token that ends the text, by its id; may be given again.")
+    ] = None,
+    min_tokens: Annotated[int, typer.Option(help="Tokens before which the text does not end by itself.", min=0)] = 0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID+BIAS", help="Add to a token's logit (ID-BIAS: take off); may be given again."),
+    ] = None,
     conversation: Annotated[
         bool | None,
         typer.Option("-cnv/-no-cnv", help="Chat, or one answer. Default: chat on a terminal without -p and -f."),
@@ -100,8 +109,16 @@ def run_command(
         min_p=min_p,
         temp=temp,
         seed=seed,
+        logit_bias=parse_logit_bias(logit_bias or []),
     )
-    options = TextOptions(-1 if n_predict is None else n_predict, tuple(stop or ()), ignore_eos, logprobs)
+    options = TextOptions(
+        -1 if n_predict is None else n_predict,
+        tuple(stop or ()),
+        ignore_eos,
+        logprobs,
+        tuple(stop_token_id or ()),
+        min_tokens,
+    )
     prepare_stream(sys.stdout)
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not json_output and logprobs is None
     given = prompt is not None or file is not None
@@ -166,7 +183,7 @@ def one_shot(
     Raises:
         typer.Exit: the text was interrupted.
     """
-    from elutq_cli.api import generate
+    from elutq_cli.generation import Generation, Sampler
     from elutq_cli.generation.context import choose_context
     from elutq_cli.generation.prompt_cache import PromptCache
     from elutq_cli.generation.statistics import describe_statistics, summarize
@@ -175,7 +192,7 @@ def one_shot(
     model.start(choose_context(ctx_size, len(tokens), options.n_predict, model.native.context_length))
     cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
     load_seconds = time.perf_counter() - begin
-    generation = generate(model, tokens, **asdict(options), **asdict(sampling))
+    generation = Generation(model, tokens, Sampler(sampling), options)
     made = stream_text(generation, quiet=json_output)
     if cache is not None:
         cache.keep(generation)
@@ -198,6 +215,21 @@ def print_logprobs(tokens: list[GeneratedToken]) -> None:
         if token.logprob is not None:
             others = "  ".join(f"{other.text!r} {other.logprob:.3f}" for other in token.alternatives)
             print(f"{token.token_id:>7} {token.logprob:>8.3f}  {token.text!r:16} {others}".rstrip(), file=sys.stderr)
+
+
+def parse_logit_bias(entries: list[str]) -> tuple[tuple[int, float], ...]:
+    """Return token ids and their biases, from such as 15043+1.5 and 15043-100.
+
+    Raises:
+        ElutqError: one is something else.
+    """
+    parsed = []
+    for entry in entries:
+        found = re.fullmatch(r"(\d+)([+-](?:\d+\.?\d*|\.\d+))", entry, re.ASCII)
+        if found is None:
+            raise ElutqError(f"--logit-bias {entry} is not a token's id and a bias: write 15043+1.5, or 15043-100")
+        parsed.append((int(found[1]), float(found[2])))
+    return tuple(parsed)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

@@ -56,12 +56,17 @@ class TextOptions:
         stop: strings that end the text; neither they nor what follows them is handed out.
         ignore_eos: go on past the model's end-of-text tokens.
         logprobs: report each token's probability, and those of so many of the likeliest; None: do not.
+        stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
+        min_tokens: tokens before which nothing but ``n_predict`` and a full context ends the text: those that would
+            end it cannot be drawn, and stop strings are not looked for.
     """
 
     n_predict: int = -1
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -73,6 +78,10 @@ class TextOptions:
             raise ElutqError(f"-n is {self.n_predict}: give a number of tokens, or -1 for no limit")
         if self.logprobs is not None and self.logprobs < 0:
             raise ElutqError(f"logprobs is {self.logprobs}: it must be 0 or more")
+        if self.min_tokens < 0:
+            raise ElutqError(f"min_tokens is {self.min_tokens}: it must be 0 or more")
+        if 0 <= self.n_predict < self.min_tokens:
+            raise ElutqError(f"min_tokens is {self.min_tokens}, more than the {self.n_predict} tokens of -n")
 
 
 class Generation(Iterator[GeneratedToken]):
@@ -106,15 +115,20 @@ class Generation(Iterator[GeneratedToken]):
             options: where the text ends; None: at the model's end-of-text token, or the context's end.
 
         Raises:
-            ElutqError: the prompt is empty or longer than the context.
+            ElutqError: the prompt is empty or longer than the context, or the options name a token that is not there.
         """
         if not prompt:
             raise ElutqError("the prompt has no tokens: give some text to continue")
         if len(prompt) > model.ctx_size:
             raise ContextOverflowError(len(prompt), model.ctx_size, model.native.context_length)
+        options = options or TextOptions()
+        model.check_tokens(options.stop_token_ids, "stop_token_ids")
+        model.check_tokens([token for token, _ in sampler.options.logit_bias], "logit_bias")
         self._model, self._sampler = model, sampler
         self._history = list(prompt)
-        self._options = options or TextOptions()
+        self._options = options
+        eos = () if options.ignore_eos else model.tokenizer.eos_token_ids
+        self._last_tokens = frozenset(eos) | frozenset(options.stop_token_ids)
         self._cancelled = threading.Event()
         self._stream = StoppableText(TextStream(model.tokenizer), self._options.stop)
         self._run = self._generate()
@@ -161,14 +175,14 @@ class Generation(Iterator[GeneratedToken]):
         begin = time.perf_counter()
         last: int | None = None
         while logits is not None and (options.n_predict < 0 or len(self.tokens) < options.n_predict):
-            last = self._sampler.sample(logits, self._history)
+            last = self._sampler.sample(self._allowed(logits), self._history)
             self.tokens.append(last)
             self.seconds = time.perf_counter() - begin
-            if last in self._model.tokenizer.eos_token_ids and not options.ignore_eos:
+            if last in self._last_tokens:
                 self.finish_reason = "stop"
                 break
             self._history.append(last)
-            yield self._describe(last, self._stream.put(last), logits)
+            yield self._describe(last, self._stream.put(last, len(self.tokens) > options.min_tokens), logits)
             if self._stream.stopped:
                 self.finish_reason, self.stop_string_found = "stop", True
                 return
@@ -194,6 +208,15 @@ class Generation(Iterator[GeneratedToken]):
             pass
         self.finish_reason = "cancelled"
         return None
+
+    def _allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits without the tokens that would end the text too early."""
+        ends = [token for token in self._last_tokens if token < len(logits)]
+        if len(self.tokens) >= self._options.min_tokens or not ends:
+            return logits
+        allowed: NDArray[np.float32] = logits.copy()
+        allowed[ends] = -np.inf
+        return allowed
 
     def _describe(self, token: int, text: str, logits: NDArray[np.float32]) -> GeneratedToken:
         if self._options.logprobs is None:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -151,6 +151,20 @@ class LanguageModel:
         if self.chat_template is None:
             raise ElutqError(f"{self.path.name} has no chat template: give a text instead of messages")
         return self.tokenizer.encode(self.chat_template.render(messages))
+
+    def check_tokens(self, tokens: Iterable[int], subject: str) -> None:
+        """Refuse tokens that the model has not.
+
+        Args:
+            tokens: their ids.
+            subject: what they are, for the message.
+
+        Raises:
+            ElutqError: one is not in the vocabulary.
+        """
+        for token in tokens:
+            if not 0 <= token < self.native.vocab_size:
+                raise ElutqError(f"{subject} has token {token}, and the model's are 0 to {self.native.vocab_size - 1}")
 
     def evaluate(self, tokens: Sequence[int], cancelled: threading.Event | None = None) -> NDArray[np.float32]:
         """Make the context hold exactly these tokens; what it holds of them already is not computed again.

@@ -25,6 +25,7 @@ class SamplingOptions:
         min_p: Drop tokens less likely than min_p times the likeliest; 0 drops none.
         temp: Temperature of what is left; 0 takes the likeliest token.
         seed: Seeds the draw; the same seed, logits and options give the same tokens.
+        logit_bias: Token ids, and what is added to their logits before anything else; -100 bans a token in practice.
     """
 
     repeat_penalty: float = 1.0
@@ -36,6 +37,7 @@ class SamplingOptions:
     min_p: float = 0.05
     temp: float = 0.8
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -57,6 +59,9 @@ class SamplingOptions:
         for name, value, valid, range_ in checks:
             if not (valid and math.isfinite(value)):
                 raise ElutqError(f"{name} is {value}: it must be {range_}")
+        for token, bias in self.logit_bias:
+            if not math.isfinite(bias):
+                raise ElutqError(f"the bias of token {token} is {bias}: it must be a finite number")
 
 
 class Sampler:
@@ -70,14 +75,14 @@ class Sampler:
         """Returns the next token.
 
         Args:
-            logits: (vocab_size,) float32; not changed.
+            logits: (vocab_size,) float32; not changed. A token at -inf cannot be drawn.
             history: Tokens of the context so far, oldest first; the penalties look at its end.
 
         Raises:
             ElutqError: The largest logit is not finite, as damaged weights make it.
         """
         options = self.options
-        logits = self._penalised(logits, history)
+        logits = self._penalised(self._biased(logits), history)
         if not np.isfinite(logits.max()):
             raise ElutqError("the logits are not finite: the weights are damaged; make the model again")
         if options.temp == 0:
@@ -92,7 +97,16 @@ class Sampler:
             kept = kept[:n_likely]
         probabilities = _softmax(logits[kept].astype(np.float64) / options.temp)
         drawn = np.searchsorted(np.cumsum(probabilities), self._random.random() * probabilities.sum(), side="right")
-        return int(kept[min(int(drawn), len(kept) - 1)])
+        # The likeliest come first: what cannot be drawn (-inf) is at the end, and rounding must not reach it.
+        return int(kept[min(int(drawn), int(np.count_nonzero(probabilities)) - 1)])
+
+    def _biased(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not self.options.logit_bias:
+            return logits
+        biased: NDArray[np.float32] = logits.copy()
+        for token, bias in self.options.logit_bias:
+            biased[token] += np.float32(bias)
+        return biased
 
     def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
         options = self.options

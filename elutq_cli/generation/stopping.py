@@ -18,18 +18,23 @@ class StoppableText:
         self._pending = ""
         self.stopped = False
 
-    def put(self, token: int) -> str:
-        """Append a token; return the text that is now certain to belong to the result."""
-        return self._release(self._stream.put(token), final=False)
+    def put(self, token: int, may_stop: bool = True) -> str:
+        """Append a token; return the text that is now certain to belong to the result.
+
+        Args:
+            token: its id.
+            may_stop: whether a stop string that this token completes ends the text.
+        """
+        return self._release(self._stream.put(token), may_stop, final=False)
 
     def finish(self) -> str:
         """Return the text still held back."""
-        return "" if self.stopped else self._release(self._stream.finish(), final=True)
+        return "" if self.stopped else self._release(self._stream.finish(), may_stop=True, final=True)
 
-    def _release(self, text: str, final: bool) -> str:
+    def _release(self, text: str, may_stop: bool, final: bool) -> str:
         self._pending += text
         found = [at for string in self._stop if (at := self._pending.find(string)) >= 0]
-        if found:
+        if found and may_stop:
             self.stopped = True
             text, self._pending = self._pending[: min(found)], ""
             return text

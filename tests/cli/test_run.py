@@ -119,6 +119,23 @@ def test_logprobs(novels_2bit):
     assert len([line for line in result.stderr.decode().splitlines() if line.lstrip()[:1].isdigit()]) == 3
 
 
+def test_biases_and_stop_tokens(novels_2bit):
+    flags = ("-p", PROMPT, "-n", 3, "--temp", 0, "--json")
+    tokens = json.loads(text_of(elutq(novels_2bit, *flags)))["tokens"]
+    biased = json.loads(text_of(elutq(novels_2bit, *flags, "--logit-bias", f"{tokens[0]}-100")))["tokens"]
+    assert tokens[0] not in biased
+    ended = json.loads(text_of(elutq(novels_2bit, *flags, "--stop-token-id", tokens[1])))
+    assert (ended["tokens"], ended["finish_reason"]) == (tokens[:2], "stop")
+    longer = json.loads(text_of(elutq(novels_2bit, *flags, "--stop-token-id", tokens[1], "--min-tokens", 3)))["tokens"]
+    assert len(longer) == 3 and tokens[1] not in longer
+
+
+@pytest.mark.parametrize("bias", ["5", "a+1", "5+", "5+nan", "5 +1", "99999+1"])
+def test_a_bias_that_is_none_is_one_line(novels_2bit, bias):
+    result = elutq(novels_2bit, "-p", "Once", "--logit-bias", bias)
+    assert (result.returncode, result.stdout, result.stderr.count(b"\n")) == (2, b"", 1)
+
+
 def test_verbose_shows_the_prompt_as_the_model_gets_it(novels_2bit):
     result = elutq(novels_2bit, "-p", "Once", "-n", 1, "-v", "--chat-template", "<{{ messages[0].content }}>")
     assert result.stderr.decode().startswith("<Once>\n[")

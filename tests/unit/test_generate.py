@@ -227,7 +227,73 @@ def test_logprobs_of_the_chosen_token_alone(model):
     assert token.logprob < 0
 
 
-@pytest.mark.parametrize(("options", "word"), [({"n_predict": -2}, "-n is -2"), ({"logprobs": -1}, "logprobs is -1")])
+def test_stop_tokens_end_the_text_and_are_not_shown(model):
+    plain = text(model, temp=0, n_predict=20)
+    tokens = model.tokenizer.encode(plain)
+    for options in ({}, {"ignore_eos": True}):
+        model.clear()
+        generation = elutq_cli.generate(model, PROMPT, 20, temp=0, stop_token_ids=[tokens[6]], **options)
+        assert generation.read() == model.tokenizer.decode(tokens[: tokens.index(tokens[6])])
+        assert generation.finish_reason == "stop"
+        assert generation.tokens[-1] == tokens[6]
+
+
+def test_nothing_ends_the_text_before_min_tokens(model, monkeypatch):
+    model.clear()
+    plain = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    plain.read()
+    first, second = plain.tokens[0], plain.tokens[1]
+    monkeypatch.setattr(model.tokenizer, "eos_token_ids", (second,))
+    made = elutq_cli.generate(model, PROMPT, 20, temp=0, stop_token_ids=[first], min_tokens=5)
+    made.read()
+    assert {first, second}.isdisjoint(made.tokens[:5])
+    assert len(made.tokens) >= 5
+    # Under ignore_eos an end-of-text token is one like any other.
+    free = elutq_cli.generate(model, PROMPT, 20, temp=0, stop_token_ids=[first], min_tokens=5, ignore_eos=True, seed=1)
+    free.read()
+    assert first not in free.tokens[:5]
+    assert elutq_cli.generate(model, PROMPT, 5, temp=0, min_tokens=5, ignore_eos=True).read()[:1] == plain.text[:1]
+
+
+def test_a_stop_string_before_min_tokens_is_text(model):
+    whole = text(model, temp=0, n_predict=40)
+    assert text(model, temp=0, n_predict=40, stop=[whole[:3]], min_tokens=30).startswith(whole[:3])
+    early, late = whole[2:5], whole[-30:-10]
+    assert whole.index(early) < 20 < whole.index(late)
+    assert text(model, temp=0, n_predict=40, stop=[late, early[0] * 9], min_tokens=10) == whole[: whole.index(late)]
+    assert early in text(model, temp=0, n_predict=10, stop=[early], min_tokens=10)
+
+
+def test_a_bias_bans_a_token_or_forces_it(model):
+    model.clear()
+    first, second = elutq_cli.generate(model, PROMPT, 2, temp=0, logprobs=2), None
+    (token, _) = list(first)
+    first, second = (other.token_id for other in token.alternatives)
+    made = elutq_cli.generate(model, PROMPT, 20, temp=0, logit_bias={first: -100})
+    made.read()
+    assert made.tokens[0] == second
+    assert first not in made.tokens
+    forced = elutq_cli.generate(model, PROMPT, 4, seed=3, logit_bias={second: 100}, logprobs=0)
+    logprobs = [token.logprob for token in forced]
+    assert forced.tokens == [second] * 4
+    assert min(logprobs) < -1  # reported as the model gave them
+
+
+@pytest.mark.parametrize("options", [{"stop_token_ids": [1 << 20]}, {"logit_bias": {-1: 5.0}}])
+def test_options_that_name_a_token_that_is_not_there(model, options):
+    with pytest.raises(ElutqError, match=rf"{next(iter(options))} has token \S+, and the model's are 0 to 409\d"):
+        elutq_cli.generate(model, PROMPT, 5, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"n_predict": -2}, "-n is -2"),
+        ({"logprobs": -1}, "logprobs is -1"),
+        ({"min_tokens": -1}, "min_tokens is -1"),
+        ({"min_tokens": 9, "n_predict": 8}, "min_tokens is 9, more than the 8 tokens of -n"),
+    ],
+)
 def test_options_out_of_range(options, word):
     with pytest.raises(ElutqError, match=word):
         TextOptions(**options)

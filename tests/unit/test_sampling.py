@@ -159,3 +159,27 @@ def test_log_probabilities_sum_to_one():
     logprobs = log_probabilities(logits)
     assert np.exp(logprobs).sum() == pytest.approx(1.0, abs=1e-12)
     assert logprobs[0] - logprobs[1] == pytest.approx(1.0)
+
+
+def test_a_bias_is_added_before_everything_else():
+    bias = ((0, math.log(8)), (3, -100.0))
+    weights = np.array([0.4, 0.4, 0.1, 0, 0.2])
+    counts = drawn(logit_bias=bias)
+    assert_distribution(counts, {token: weights[token] / weights.sum() for token in (0, 1, 2, 4)})
+    assert drawn(10, logit_bias=((2, 2.0),), temp=0) == {2: 10}
+    # The penalty divides what the bias made of the logit: log(0.1) + 3 + 2 = 2.70, halved, is less than 2.08.
+    assert drawn(10, history=[2], logit_bias=((2, 2.0),), temp=0, repeat_penalty=2.0) == {1: 10}
+
+
+def test_a_token_that_is_masked_cannot_be_drawn():
+    logits = np.array([0, -np.inf, 0, -np.inf], np.float32)
+    assert set(drawn(500, logits=logits)) == {0, 2}
+    source = sampler()
+    source._random = type("Last", (), {"random": staticmethod(lambda: 1.0)})()  # what rounding can make of a draw
+    assert source.sample(logits, []) == 2
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_a_bias_that_is_not_finite(bias):
+    with pytest.raises(ElutqError, match="bias of token 3"):
+        SamplingOptions(logit_bias=((3, bias),))
