@@ -1,14 +1,14 @@
-"""One safetensors file: its header validated in full, its tensors read and widened to float32 one at a time.
+"""One safetensors file: its header checked by the safetensors package, its tensors widened to float32 one at a time.
 
-The format is a little-endian u64 with the length of a JSON header, the header, and the tensors' bytes without gaps. The
-``safetensors`` package cannot hand bfloat16 to numpy, hence this reader. Files are read, not mapped: a mapped one that
-shrinks, or whose disk fails, kills the process.
+The package is the reference for what a sound header is, and reads no more than that here. To numpy it cannot hand
+bfloat16, in which most checkpoints are; and it maps files: one that shrinks under a run of hours, or whose disk fails,
+would kill the process. So the tensors' bytes are read from where the header says they are.
 """
 
 import hashlib
-import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,10 +17,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
 
 from elutq_formats.errors import CheckpointError
+from elutq_formats.lfs_pointer import refuse_pointer
 
-_MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000  # the package's limit
 _PIECE_BYTES = 1 << 22
 _HIGH_HALF = 1 if sys.byteorder == "little" else 0
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -59,23 +61,23 @@ class SafetensorsFile:
             with path.open("rb", buffering=0) as file:
                 self._state = _state(file.fileno())
                 start = file.read(8)
-                self._size = self._state[1]
-                if len(start) < 8:
-                    raise CheckpointError(
-                        f"{path} is truncated: {self._size} bytes are no safetensors file; download it again"
-                    )
-                header_bytes = int.from_bytes(start, "little")
-                if header_bytes > _MAX_HEADER_BYTES:
-                    raise CheckpointError(f"{path} is no safetensors file: its header would have {header_bytes} bytes")
-                if 8 + header_bytes > self._size:
-                    raise CheckpointError(f"{path} is truncated inside its header; download it again")
-                header = file.read(header_bytes)
+                # Read before it is mapped: a disk that fails says so here.
+                header = file.read(min(int.from_bytes(start, "little"), _MAX_HEADER_BYTES))
+                refuse_pointer(path, start + header)
+                with safe_open(path, "numpy") as checked:
+                    self._entries = dict(_entries(checked, 8 + len(header)))
+                self._check_unchanged(file.fileno())
+        except SafetensorError as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")
+            raise CheckpointError(
+                f"{path} is truncated, damaged or no safetensors file ({reason!r:.120}); download it again"
+            ) from error
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-        self._data_start = 8 + header_bytes
-        self._entries = self._read_header(header)
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        if max((entry.end for entry in self._entries.values()), default=8 + len(header)) != self._state[1]:
+            raise CheckpointError(f"{path} has tensors of a type whose size this version does not know")
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self.identity = f"{hashlib.sha256(header).hexdigest()} {self._size} {self._state[2]}"
+        self.identity = f"{hashlib.sha256(header).hexdigest()} {self._state[1]} {self._state[2]}"
 
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, whose dtype is one of DTYPES, in a new float32 array of its shape.
@@ -120,13 +122,13 @@ class SafetensorsFile:
             yield self._read(begin, entry.end)
 
     def _read(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
-        """Return the bytes from begin on, _PIECE_BYTES or up to the end."""
+        """Return the file's bytes from begin on, _PIECE_BYTES or up to the end."""
         piece = np.empty(min(_PIECE_BYTES, end - begin), dtype=np.uint8)
         try:
             with self.path.open("rb", buffering=0) as file:
-                n_read = os.preadv(file.fileno(), [piece.data], self._data_start + begin)
-                if n_read != piece.size or _state(file.fileno()) != self._state:
-                    raise CheckpointError(f"{self.path} changed while it was being read: start again")
+                if os.preadv(file.fileno(), [piece.data], begin) != piece.size:
+                    raise self._changed()
+                self._check_unchanged(file.fileno())
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
         return piece
@@ -135,44 +137,27 @@ class SafetensorsFile:
         """Return a tensor's dtype as the header names it, such as ``BF16``."""
         return self._entries[name].dtype
 
-    def _read_header(self, text: bytes) -> dict[str, _Entry]:
-        try:
-            header = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.path} is no safetensors file: its header is not JSON") from error
-        if not isinstance(header, dict):
-            raise CheckpointError(f"{self.path} is no safetensors file: its header is not a JSON object")
-        header.pop("__metadata__", None)
-        entries = {name: self._read_entry(name, fields) for name, fields in header.items()}
-        end = 0
-        for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-            if entry.begin != end:
-                raise CheckpointError(
-                    f"{self.path} is damaged: tensor {name!r:.80} does not begin where the one before ends"
-                )
-            end = entry.end
-        if self._data_start + end != self._size:
-            raise CheckpointError(
-                f"{self.path} is truncated or damaged: {self._data_start + end} bytes expected, found {self._size}; "
-                "download it again"
-            )
-        return entries
+    def _check_unchanged(self, descriptor: int) -> None:
+        if _state(descriptor) != self._state:
+            raise self._changed()
 
-    def _read_entry(self, name: str, fields: Any) -> _Entry:  # noqa: ANN401 (a JSON value)
-        try:
-            dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
-            sound = isinstance(dtype, str) and all(
-                type(number) is int and number >= 0 for number in (*shape, begin, end)
-            )
-        except (KeyError, TypeError, ValueError):
-            sound = False
-        if not sound or begin > end:
-            raise CheckpointError(f"{self.path} is damaged: the header's entry of tensor {name!r:.80} is malformed")
-        if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-            raise CheckpointError(
-                f"{self.path} is damaged: tensor {name!r:.80} has {end - begin} bytes, not those of its shape"
-            )
-        return _Entry(dtype, tuple(shape), begin, end)
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} changed while it was being read: start again")
+
+
+def _entries(checked: Any, begin: int) -> Iterator[tuple[str, _Entry]]:  # noqa: ANN401 (the package has no types)
+    """Yield each tensor's name and where it lies in the file: they follow each other from ``begin``, without gaps."""
+    for name in checked.offset_keys():
+        tensor = checked.get_slice(name)
+        dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+        end = begin + math.prod(shape) * _bits(dtype) // 8
+        yield name, _Entry(dtype, shape, begin, end)
+        begin = end
+
+
+def _bits(dtype: str) -> int:
+    """Return the bits of an element, which the format writes into its types' names: 16 for ``BF16``."""
+    return 8 if dtype == "BOOL" else int(re.findall(r"\d+", dtype)[0])
 
 
 def _state(descriptor: int) -> tuple[int, int, int]:

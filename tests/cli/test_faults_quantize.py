@@ -65,8 +65,8 @@ def a_failing_disk(shard):
     [
         (a_folder, "Is a directory"),
         (a_failing_disk, "Input/output error"),
-        (lambda shard: os.truncate(shard, shard.stat().st_size - 2), "is truncated or damaged: "),
-        (lambda shard: os.truncate(shard, 20), "is truncated inside its header"),
+        (lambda shard: os.truncate(shard, shard.stat().st_size - 2), "not fully covered"),
+        (lambda shard: os.truncate(shard, 20), "invalid header length"),
         (lambda shard: shard.unlink(), "is incomplete: "),
     ],
     ids=["folder", "I/O error", "truncated", "truncated header", "missing"],
