@@ -1,8 +1,5 @@
 """How long a context may be: the memory of this machine against the bytes of the KV cache, and of what type that is."""
 
-import os
-from pathlib import Path
-
 from elutq_formats.errors import ElutqError
 from elutq_native import CACHE_TYPES
 
@@ -30,12 +27,6 @@ class ContextOverflowError(ElutqError):
         super().__init__(f"the prompt has {n_tokens} tokens, the context holds {ctx_size}: shorten the prompt{advice}")
         self.n_tokens = n_tokens
         self.ctx_size = ctx_size
-
-
-def available_memory() -> int | None:
-    """Return the bytes that can be had without swapping, this process's cgroup respected; None where unknown."""
-    found = [amount for amount in (_meminfo(), _cgroup()) if amount is not None]
-    return min(found, default=None)
 
 
 def fit_context(maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: int | None) -> int:
@@ -103,29 +94,3 @@ def choose_context(ctx_size: int | None, n_prompt: int, n_predict: int, maximum:
     if n_predict < 0:
         return None
     return min(maximum, n_prompt + max(n_predict, 1))
-
-
-def _meminfo() -> int | None:
-    """Return Linux's estimate of what can be had, or half of the memory where only its size is known."""
-    try:
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _cgroup() -> int | None:
-    """Return what the memory limit of a container leaves, cached file pages counted as free; None without a limit."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = int((folder / "memory.max").read_text("ascii"))
-        used = int((folder / "memory.current").read_text("ascii"))
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
-        return max(0, limit - used + int(statistics["file"]))
-    except (OSError, ValueError, KeyError):
-        return None

@@ -10,9 +10,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.generation.context import available_memory, check_context, checked_cache_type, fit_context
+from elutq_cli.generation.context import check_context, checked_cache_type, fit_context
 from elutq_cli.generation.template import ChatTemplate, Message
 from elutq_cli.hub import is_repository
+from elutq_cli.machine.memory import available_memory
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer

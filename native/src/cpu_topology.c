@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cgroup.h"
 #include "threads.h"
 
 #if defined(__linux__)
@@ -37,35 +38,8 @@ static unsigned allowed_cores(void) {
     return (unsigned)CPU_COUNT(&cores);
 }
 
-static unsigned ceil_divide(long long quota, long long period) {
-    return quota <= 0 || period <= 0 ? UINT_MAX : (unsigned)((quota + period - 1) / period);
-}
-
-/* CPUs' worth of time that the process's cgroup (v2, else v1) grants, rounded up; UINT_MAX when unlimited. */
-static unsigned cgroup_quota(void) {
-    long long quota, period;
-    unsigned limit = UINT_MAX;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (file != NULL) {
-        if (fscanf(file, "%lld %lld", &quota, &period) == 2)
-            limit = ceil_divide(quota, period);
-        fclose(file);
-        return limit;
-    }
-    FILE *quota_file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re");
-    FILE *period_file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
-    if (quota_file != NULL && period_file != NULL && fscanf(quota_file, "%lld", &quota) == 1 &&
-        fscanf(period_file, "%lld", &period) == 1)
-        limit = ceil_divide(quota, period);
-    if (quota_file != NULL)
-        fclose(quota_file);
-    if (period_file != NULL)
-        fclose(period_file);
-    return limit;
-}
-
 unsigned elutq_default_threads(void) {
-    unsigned cores = allowed_cores(), quota = cgroup_quota();
+    unsigned cores = allowed_cores(), quota = elutq_cgroup_cpus("");
     unsigned n = cores < quota ? cores : quota;
     return n < 1 ? 1 : n > ELUTQ_MAX_THREADS ? ELUTQ_MAX_THREADS : n;
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elutq_cli.generation import context, fitness
+from elutq_cli.generation import fitness
 from elutq_cli.generation.fitness import assess, describe_fitness, measure_roof
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
@@ -89,21 +89,3 @@ def test_unknown_memory_is_not_judged(novels_2bit, monkeypatch):
 def test_context_out_of_range(novels_2bit):
     with Model(novels_2bit) as model, pytest.raises(ElutqError, match="5000"):
         assess(model, 5000, 1)
-
-
-def test_available_memory_is_that_of_the_kernel():
-    if not Path("/proc/meminfo").exists():
-        pytest.skip("no /proc/meminfo on this system")
-    amount = context.available_memory()
-    assert 0 < amount < 1 << 50
-
-
-def test_a_container_limit_counts(monkeypatch, tmp_path):
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 500000\nfile 200000\n")
-    real = context.Path
-    monkeypatch.setattr(context, "Path", lambda name: tmp_path if name == "/sys/fs/cgroup" else real(name))
-    assert context.available_memory() == 500_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert context._cgroup() is None
