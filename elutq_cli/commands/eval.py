@@ -230,9 +230,9 @@ def tokenize_windows(
                 "only models made from the same checkpoint, and that checkpoint, can be compared"
             )
     bos = None
-    if rule == "llama.cpp" and tokenizer.encode("", add_special_tokens=True)[:1] == [tokenizer.bos_token_id]:
-        bos = tokenizer.bos_token_id
-        tokens = [*([] if bos is None else [bos]), *tokens]
+    if rule == "llama.cpp" and tokenizer.prefix:
+        bos = tokenizer.prefix[0]
+        tokens = [bos, *tokens]
     return split_windows(tokens, ctx_size, chunks, stride, rule, bos)
 
 

@@ -25,7 +25,8 @@ class CalibrationText:
     """Sequences to calibrate on.
 
     Attributes:
-        tokens: (num_samples or fewer, sequence_length) int64.
+        tokens: (num_samples or fewer, sequence_length) int64; each begins with BOS where the tokenizer puts it before
+            a text.
         files: where they come from.
         sha256: of each file.
     """
@@ -39,8 +40,9 @@ class CalibrationText:
         """Cut files into sequences that do not overlap nor span two files, and choose some by the recipe's seed.
 
         A file whose name ends in .jsonl holds one JSON object a line, whose ``text`` fields are joined by empty lines;
-        any other is plain text. Files that hold fewer sequences than the recipe asks for are used whole, with a
-        warning.
+        any other is plain text. Every sequence begins as a text does at inference: with BOS where the tokenizer adds
+        one, which counts in its length. Files that hold fewer sequences than the recipe asks for are used whole, with
+        a warning.
 
         Raises:
             ElutqError: a file cannot be read or is malformed, all of them are too short, or one has a token that the
@@ -54,18 +56,24 @@ class CalibrationText:
                 f"calibration sequences of {length} tokens are longer than the model's context of "
                 f"{config.max_position_embeddings}: use a smaller --sequence-length"
             )
+        n_text = length - len(tokenizer.prefix)
+        if max(tokenizer.prefix, default=0) >= config.vocab_size:
+            raise ElutqError(
+                f"the tokenizer begins a text with token {max(tokenizer.prefix)}, and the model has only "
+                f"{config.vocab_size}: tokenizer.json is not this model's"
+            )
+        if n_text < 1:
+            raise ElutqError(
+                f"calibration sequences of {length} tokens have no room for text after BOS: use a larger "
+                "--sequence-length"
+            )
         names = ", ".join(map(str, files))
         pieces, hashes, n_tokens = [], [], 0
         for file in files:
             text, sha256 = _read_file(file)
             tokens = np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
-            if tokens.size and int(tokens.max()) >= config.vocab_size:
-                raise ElutqError(
-                    f"{file} has token {int(tokens.max())}, and the model only {config.vocab_size}: "
-                    "tokenizer.json is not this model's"
-                )
             n_tokens += len(tokens)
-            pieces.append(tokens[: len(tokens) // length * length].reshape(-1, length))
+            pieces.append(tokens[: len(tokens) // n_text * n_text].reshape(-1, n_text))
             hashes.append(sha256)
         sequences = np.concatenate(pieces)
         if len(sequences) == 0:
@@ -83,7 +91,8 @@ class CalibrationText:
             )
         n_chosen = min(recipe.num_samples, len(sequences))
         chosen = np.random.default_rng(recipe.seed).choice(len(sequences), n_chosen, replace=False)
-        return cls(sequences[np.sort(chosen)], tuple(files), tuple(hashes))
+        prefix = np.tile(np.array(tokenizer.prefix, dtype=np.int64), (n_chosen, 1))
+        return cls(np.hstack([prefix, sequences[np.sort(chosen)]]), tuple(files), tuple(hashes))
 
 
 def _read_file(file: Path) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The tokenizer that travels inside a model file, and text that grows token by token."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 import tokenizers
 
@@ -17,6 +18,7 @@ class Tokenizer:
         bos_token_id: first token of a text, if the model has one.
         eos_token_ids: every token that ends a text.
         special_tokens: how special tokens are spelled, by name: ``bos_token``, ``eos_token``, ``pad_token``, ...
+        prefix: what the tokenizer puts before a text: BOS, or nothing. Its post-processor says so, as in transformers.
     """
 
     def __init__(
@@ -43,6 +45,9 @@ class Tokenizer:
         else:
             _make_special(backend, special_tokens.values())
         self.special_tokens = special_tokens
+        probe = backend.encode("a")
+        added = takewhile(lambda entry: entry[1], zip(probe.ids, probe.special_tokens_mask, strict=True))
+        self.prefix = tuple(token for token, _ in added)
 
     @classmethod
     def from_json(cls, text: str, config: ModelConfig, special_tokens: Mapping[str, str] | None = None) -> "Tokenizer":
@@ -70,8 +75,8 @@ class Tokenizer:
             ElutqError: the text has a token for which the model has no embedding.
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        if add_special_tokens and self.bos_token_id is not None and ids[:2] == [self.bos_token_id] * 2:
-            del ids[0]
+        if add_special_tokens and self.prefix and ids[: 2 * len(self.prefix)] == [*self.prefix * 2]:
+            del ids[: len(self.prefix)]
         if (highest := max(ids, default=0)) >= self._vocab_size:
             token = self._backend.id_to_token(highest)
             raise ElutqError(

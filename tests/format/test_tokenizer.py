@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 from samples import DATA
-from tokenizers import decoders, models
+from tokenizers import decoders, models, processors
 
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
@@ -96,6 +96,19 @@ def test_exactly_one_bos(byte_level):
     assert byte_level.encode("Hello", add_special_tokens=True)[:1] == [bos]
     assert byte_level.encode("<|begin_of_text|>Hello", add_special_tokens=True).count(bos) == 1
     assert bos not in byte_level.encode("Hello")
+
+
+def test_the_post_processor_says_what_a_text_begins_with(checkpoint):
+    settings = json.loads(checkpoint.tokenizer_json)
+    cases = {"<|begin_of_text|> $A": (0,), "<|end_of_text|> $A <|end_of_text|>": (1,), "$A <|end_of_text|>": ()}
+    for form, prefix in cases.items():
+        backend = tokenizers.Tokenizer.from_str(json.dumps(settings))
+        tokens = [("<|begin_of_text|>", 0), ("<|end_of_text|>", 1)]
+        backend.post_processor = processors.TemplateProcessing(single=form, special_tokens=tokens)
+        tokenizer = Tokenizer(backend, checkpoint.config)
+        assert tokenizer.prefix == prefix
+        assert tokenizer.encode("Hi", add_special_tokens=True) == backend.encode("Hi").ids
+    assert Tokenizer.from_json(json.dumps({**settings, "post_processor": None}), checkpoint.config).prefix == ()
 
 
 def test_special_tokens_are_not_text(byte_level):

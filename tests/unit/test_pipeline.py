@@ -143,6 +143,29 @@ def test_a_short_text_is_used_whole_with_a_warning(text, caplog):
         assert f"has {n_tokens // 50} calibration sequences of 50 tokens, not 1000000: all are used" in caplog.text
 
 
+def test_calibration_sequences_begin_with_bos_where_the_tokenizer_adds_one(tmp_path):
+    folder, sampled = DATA / "novels-6m", DATA / "sampled.txt"
+    recipe = Recipe(num_samples=6, sequence_length=24)
+    with Checkpoint.open(folder) as checkpoint:
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        found = CalibrationText.read([sampled], checkpoint, recipe).tokens
+    assert found.shape == (6, 24)
+    assert set(found[:, 0].tolist()) == {0} and tokenizer.token(0) == "<|begin_of_text|>"
+    text = tokenizer.encode(sampled.read_text(encoding="utf-8"))
+    pieces = [text[start : start + 23] for start in range(0, len(text), 23)]
+    assert all(sequence in pieces for sequence in found[:, 1:].tolist())
+
+
+def test_a_sequence_needs_room_after_what_the_tokenizer_puts_first(tmp_path):
+    folder = shutil.copytree(DATA / "novels-6m", tmp_path / "long prefix")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    template = tokenizer["post_processor"]
+    template["single"].insert(0, template["single"][0])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(ElutqError, match="no room for text after BOS"):
+        CalibrationText.read([DATA / "sampled.txt"], checkpoint, Recipe(sequence_length=2))
+
+
 @pytest.mark.parametrize(
     ("content", "recipe", "message"),
     [
