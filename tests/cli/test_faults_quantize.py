@@ -5,11 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from processes import started
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -98,46 +96,28 @@ def test_a_weight_that_is_no_number(checkpoint, old_output, word, options):
     assert found == f"elutq: tensor {tensor} holds values that are not finite: the checkpoint is damaged\n"
 
 
-def test_a_shard_replaced_by_equal_bytes_during_a_run(tmp_path, old_output):
-    """As when a download starts over: the bytes read so far may have been others."""
-    folder = shutil.copytree(NOVELS, tmp_path / "checkpoint")
-    [shard] = folder.glob("*.safetensors")
-    work = old_output.with_name("out.gguf.work")
-    with started(
-        command(folder, old_output, "--force"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as job:
-        while not list(work.glob("*.unit")):
-            assert job.poll() is None
-            time.sleep(0.001)
-        new = tmp_path / "new"
-        shutil.copyfile(shard, new)
-        new.replace(shard)
-        out, error = job.communicate(timeout=60)
-    found = refusal(subprocess.CompletedProcess(job.args, job.returncode, out, error), old_output)
-    assert found == f"elutq: {shard} changed while it was being read: start again\n"
-
-
 FILL_A_DISK = """
-import json, os, subprocess, sys, time
+import json, subprocess, sys
 from pathlib import Path
 
-folder, command = Path(sys.argv[1]), sys.argv[2:]
+sys.path.insert(0, sys.argv[1])
+from processes import paused_quantize
+
+folder, arguments = Path(sys.argv[2]), sys.argv[3:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
-output, work, filler = folder / "out.gguf", folder / "out.gguf.work", folder / "filler"
+output, filler = folder / "out.gguf", folder / "filler"
 output.write_bytes(b"precious")
-job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-while job.poll() is None and not list(work.glob("*.unit")):
-    time.sleep(0.001)
-try:
-    with filler.open("wb", buffering=0) as file:
-        while job.poll() is None:
-            file.write(bytes(4096))
-except OSError as error:
-    pass
-out, error = job.communicate()
+with paused_quantize(arguments, folder / "out.gguf.work", "*.unit", 1) as job:
+    try:
+        with filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        pass
+    out, error = job.communicate("\\n")
 first = [job.returncode, out, error, output.read_bytes().decode(), sorted(path.name for path in folder.iterdir())]
 filler.unlink()
-again = subprocess.run(command, capture_output=True, text=True)
+again = subprocess.run([sys.executable, "-m", "elutq_cli", "quantize", *arguments], capture_output=True, text=True)
 print(json.dumps([first, [again.returncode, again.stderr, output.read_bytes().hex()]]))
 """
 
@@ -150,9 +130,9 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path):
     trial = subprocess.run([*own, "mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True, check=False)
     if trial.returncode != 0:
         pytest.skip(f"a user may not mount here: {trial.stderr.decode().strip()}")
-    arguments = command(NOVELS, folder / "out.gguf", "--force")
+    arguments = [str(NOVELS), "-o", str(folder / "out.gguf"), "--force"]
     driver = subprocess.run(
-        [*own, sys.executable, "-c", FILL_A_DISK, str(folder), *arguments],
+        [*own, sys.executable, "-c", FILL_A_DISK, str(Path(__file__).parent), str(folder), *arguments],
         capture_output=True,
         text=True,
         timeout=120,

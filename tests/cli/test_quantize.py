@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import started
+from processes import paused_quantize, started
 
 from elutq_formats.model_file import ModelFile
 
@@ -125,14 +125,8 @@ def test_refusals(tmp_path):
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda kill: kill.name)
 def test_a_stopped_run_leaves_no_output(tmp_path, kill):
     output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
-    command = [*ELUTQ, "quantize", str(NOVELS), "-o", str(output), "--calibration", str(SAMPLED)]
-    command += ["--method", "feedback"]
-    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not (work / "blk.0.attn_q.weight.npy").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.005)
+    options = [NOVELS, "-o", output, "--calibration", SAMPLED, "--method", "feedback"]
+    with paused_quantize(options, work, "blk.0.attn_q.weight.npy", 1) as process:
         process.send_signal(kill)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode not in (0, None)

@@ -1,4 +1,4 @@
-"""`elutq quantize --tune`: what is refused before any work, with torch and without."""
+"""`elutq quantize --tune`: what is refused before any work, with torch and without, and a run that is killed."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import paused_quantize
 
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
@@ -72,6 +73,22 @@ def test_the_forecast_counts_tuning():
     assert 0 < forecasts[1].tuning_bytes < forecasts[1].memory_bytes
     assert forecasts[1].memory_bytes > forecasts[0].memory_bytes
     assert seconds[1] > seconds[0]
+
+
+def test_a_run_killed_between_epochs_ends_the_same(tmp_path):
+    pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
+    options = [TINY, "--group-size", 32, "--num-samples", 16, "--sequence-length", 24, "--calibration", SAMPLED]
+    options += ["--method", "feedback", "--tune", "e2e", "-t", 1]
+    command = [sys.executable, "-m", "elutq_cli", "quantize", *map(str, options)]
+    assert subprocess.run([*command, "-o", tmp_path / "whole.gguf"], timeout=120, check=False).returncode == 0
+    output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
+    n_units = 6  # embedding, two blocks, head, two epochs
+    with paused_quantize([*options, "-o", output], work, "*.unit", n_units) as process:
+        process.kill()
+    assert not output.exists()
+    result = subprocess.run([*command, "-o", output], capture_output=True, text=True, timeout=120, check=False)
+    assert "going on after the" in result.stderr
+    assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("tune", ["block", "e2e"])

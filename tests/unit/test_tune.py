@@ -1,10 +1,6 @@
 """Tuning by gradients: the learned matrix, block reconstruction, end-to-end tuning, and the runs around them."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -281,25 +277,3 @@ def test_a_run_goes_on_after_each_epoch_and_ends_the_same(tmp_path, text, backen
     run(output, text, backend, options)
     assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert not (tmp_path / "out.gguf.work").exists()
-
-
-ELUTQ = [sys.executable, "-m", "elutq_cli", "quantize"]
-
-
-def test_a_run_killed_between_epochs_ends_the_same(tmp_path, text):
-    options = [TINY, "--group-size", 32, "--num-samples", 16, "--sequence-length", 24, "--calibration", text]
-    options += ["--method", "feedback", "--tune", "e2e", "-t", 1]
-    command = [*ELUTQ, *map(str, options)]
-    assert subprocess.run([*command, "-o", tmp_path / "whole.gguf"], timeout=120, check=False).returncode == 0
-    output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
-    with subprocess.Popen([*command, "-o", output], stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 100
-        while len(list(work.glob("*.unit"))) < 6:  # embedding, two blocks, head, two epochs
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    assert not output.exists()
-    result = subprocess.run([*command, "-o", output], capture_output=True, text=True, timeout=120, check=False)
-    assert "going on after the" in result.stderr
-    assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
