@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elutq_cli.commands.options import CacheType
+from elutq_cli.commands.runtime import prepare_runtime
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def bench_command(
     checked_cache_type(cache_type)
     thread_counts = [default_threads()] if threads is None else numbers("-t", threads, 1)
     tests = plan_tests(numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0), thread_counts)
+    prepare_runtime()
     with model_path(model, synthetic, bits, group_size) as path, Model(path) as native:
         needed = max(test.n_depth + test.n_prompt + test.n_gen + 1 for test in tests)
         if needed > native.context_length:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elutq_cli.commands.options import CacheType, Threads
+from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.commands.text_input import read_text
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_formats.errors import ElutqError
@@ -176,6 +177,7 @@ def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str =
 
     model_file = ModelFile.open(path)
     check_context(path, model_file.config, ctx_size)
+    prepare_runtime()
     with Model(path) as model, model.session(ctx_size, threads, cache_type) as session:
         yield EvaluatedModel(
             name,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elutq_cli.commands.options import CacheType, Threads
+from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def info_command(
     from elutq_native import Model
 
     model = ModelFile.open(file)
+    prepare_runtime()
     with Model(file) as native:
         fitness = assess(native, ctx_size, threads, cache_type)
         if not json_output:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
+from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.commands.text_input import decode, read_template, read_text
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_formats.errors import ElutqError
@@ -124,6 +125,7 @@ def run_command(
     given = prompt is not None or file is not None
     chatting = at_terminal and (not given if conversation is None else conversation)
     text = read_prompt(prompt, file) if given or not chatting else None
+    prepare_runtime()
     with load(
         model, threads=threads, cache_type=cache_type, chat_template=read_template(chat_template)
     ) as language_model:

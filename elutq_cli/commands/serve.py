@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
+from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.commands.text_input import read_template
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_formats.errors import ElutqError
@@ -49,6 +50,7 @@ def serve_command(
 
     local = is_loopback(host)
     source = read_template(chat_template)
+    prepare_runtime()
     with (
         listen(host, port) as listener,
         load(model, threads=threads, cache_type=cache_type, chat_template=source) as language_model,

@@ -1,7 +1,7 @@
 """The C runtime behind elutq: models, sessions and the quantizer's hot loops."""
 
 from elutq_native.errors import CancelledError, ContextFullError, NativeError
-from elutq_native.library import default_threads, ffi, lib
+from elutq_native.library import default_threads, ffi, lib, supported_kernels
 from elutq_native.model import CACHE_TYPES, Model, ModelInfo, Session
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "default_threads",
     "ffi",
     "lib",
+    "supported_kernels",
 ]

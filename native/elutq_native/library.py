@@ -3,7 +3,7 @@
 from elutq_native._elutq import ffi, lib
 from elutq_native.errors import CancelledError, ContextFullError, NativeError
 
-__all__ = ["MESSAGE_BYTES", "check", "default_threads", "ffi", "lib"]
+__all__ = ["MESSAGE_BYTES", "check", "default_threads", "ffi", "lib", "supported_kernels"]
 
 MESSAGE_BYTES = 512
 
@@ -35,3 +35,13 @@ def check(status: int, message: object, subject: str = "") -> None:
 def default_threads() -> int:
     """Returns the number of physical cores this process may use (affinity and cgroup quota respected)."""
     return int(lib.elutq_default_threads())
+
+
+def supported_kernels() -> tuple[str, ...]:
+    """Returns the names of the kernel sets that this processor runs, the best first, ``scalar`` last."""
+    names, i = list[str](), 0
+    while (kernels := lib.elutq_kernels_at(i)) != ffi.NULL:
+        if lib.elutq_kernels_supported(kernels):
+            names.append(ffi.string(kernels.name).decode())
+        i += 1
+    return tuple(names)

@@ -14,18 +14,18 @@ from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
 from elutq_formats.tokenizer import Tokenizer
-from elutq_native import CancelledError, ContextFullError, Model, NativeError, default_threads, ffi, lib
+from elutq_native import (
+    CancelledError,
+    ContextFullError,
+    Model,
+    NativeError,
+    default_threads,
+    ffi,
+    lib,
+    supported_kernels,
+)
 
 PROMPT = list(range(40, 104))
-
-
-def isas():
-    names, i = [], 0
-    while (kernels := lib.elutq_kernels_at(i)) != ffi.NULL:
-        if lib.elutq_kernels_supported(kernels):
-            names.append(ffi.string(kernels.name).decode())
-        i += 1
-    return names
 
 
 def relative_rms(found, wanted):
@@ -53,7 +53,7 @@ def half_model(request, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("isa", supported_kernels())
 @pytest.mark.parametrize("step", [None, 1, 3], ids=["batch", "tokens", "threes"])
 def test_every_family_in_fp16_matches_the_reference(half_model, step, isa):
     """Only the fp16 KV cache (2^-11 a value) separates the two, so a wrong bias, norm, angle or mask would show."""
@@ -72,7 +72,7 @@ def test_every_family_quantized_is_close_to_the_reference(family, step, make_mod
     assert relative_rms(logits(path, tokens, step=step), wanted) < 0.06
 
 
-@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("isa", supported_kernels())
 @pytest.mark.parametrize("bits", [2, 4])
 def test_novels_within_two_percent_of_the_reference(bits, isa, make_model):
     """5 prompts x 64 positions: relative RMS under 2 %, the likeliest token equal at 97 % of positions."""
@@ -93,7 +93,7 @@ def test_novels_within_two_percent_of_the_reference(bits, isa, make_model):
         assert agreement >= 0.97
 
 
-@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("isa", supported_kernels())
 @pytest.mark.parametrize("step", [1, 64])
 def test_threads_and_repetition_change_nothing(isa, step, novels_2bit):
     once = logits(novels_2bit, PROMPT, isa, threads=1, step=step)
@@ -103,7 +103,7 @@ def test_threads_and_repetition_change_nothing(isa, step, novels_2bit):
 
 def test_decode_gives_the_same_bits_on_every_isa(novels_2bit):
     scalar = logits(novels_2bit, PROMPT, "scalar", step=1)
-    for isa in isas():
+    for isa in supported_kernels():
         assert np.array_equal(logits(novels_2bit, PROMPT, isa, step=1), scalar), isa
 
 

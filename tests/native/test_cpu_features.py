@@ -1,0 +1,90 @@
+"""Which kernel sets this processor is found to run, against what the operating system says of it."""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from elutq_cli.commands.runtime import prepare_runtime
+from elutq_native import ffi, lib, supported_kernels
+
+CPUINFO = Path("/proc/cpuinfo")
+SOURCES = Path(__file__).parents[2] / "native"
+AVX2 = {"avx2", "fma", "f16c"}
+AVX512BW = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+NEEDED = {
+    "avx2": AVX2,
+    "avxvnni": AVX2 | {"avx_vnni"},
+    "avx512bw": AVX512BW,
+    "avx512vnni": AVX512BW | {"avx512_vnni"},
+    "avx512": AVX512BW | {"avx512_vnni", "avx512vbmi"},
+    "neon": set(),
+    "neon-dotprod": {"asimddp"},
+    "neon-i8mm": {"i8mm"},
+    "scalar": set(),
+}
+"""Flags in /proc/cpuinfo; the kernel leaves out what it does not let programs use."""
+
+
+def flags():
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    found = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))]
+    if not found:
+        pytest.skip("the system does not say what the processor has")
+    return set(found[0])
+
+
+def built_sets():
+    names, i = [], 0
+    while (kernels := lib.elutq_kernels_at(i)) != ffi.NULL:
+        names.append(ffi.string(kernels.name).decode())
+        i += 1
+    return names
+
+
+def test_every_kernel_set_of_the_library_is_found_where_the_system_shows_its_instructions():
+    present = flags()
+    assert list(supported_kernels()) == [name for name in built_sets() if NEEDED[name] <= present]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("cc"), reason="needs x86-64 and a C compiler")
+def test_a_compiler_whose_own_probe_finds_nothing_changes_nothing(tmp_path):
+    """As zig cc's: built with it, the library found nothing but the scalar kernels."""
+    library = tmp_path / "features.so"
+    command = ["cc", "-shared", "-fPIC", "-D__builtin_cpu_supports(name)=0", f"-I{SOURCES}/include", f"-I{SOURCES}/src"]
+    subprocess.run([*command, SOURCES / "src" / "cpu_features.c", "-o", library], check=True, timeout=60)
+    features, present = ctypes.CDLL(library), flags()
+    for name in ("avx2", "avxvnni", "avx512bw", "avx512vnni", "avx512"):
+        if has := getattr(features, f"elutq_cpu_has_{name}", None):
+            has.restype = ctypes.c_bool
+            assert has() == (NEEDED[name] <= present), name
+
+
+@pytest.mark.parametrize(
+    ("machine", "sets", "asked", "warns"),
+    [
+        ("x86_64", ("scalar",), None, True),
+        ("aarch64", ("scalar",), None, True),
+        ("arm64", ("scalar",), "", True),
+        ("x86_64", ("scalar",), "scalar", False),
+        ("x86_64", ("avx2", "scalar"), None, False),
+        ("riscv64", ("scalar",), None, False),
+    ],
+)
+def test_commands_say_once_that_a_fast_machine_runs_slow_kernels(machine, sets, asked, warns, monkeypatch, capsys):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("elutq_native.supported_kernels", lambda: sets)
+    monkeypatch.delenv("ELUTQ_ISA", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("ELUTQ_ISA", asked)
+    prepare_runtime.cache_clear()
+    for _ in range(2):
+        prepare_runtime()
+    prepare_runtime.cache_clear()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == warns
+    assert ("scalar kernels" in shown.err) == warns
