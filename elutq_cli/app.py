@@ -11,7 +11,7 @@ from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import run_command
 from elutq_cli.commands.serve import serve_command
-from elutq_cli.streams import open_closed_streams
+from elutq_cli.streams import prepare_streams
 from elutq_cli.version import __version__
 from elutq_formats.errors import ElutqError
 
@@ -49,7 +49,7 @@ BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """Run the command line; exit 2 for bad input, 1 for a failure, 130 when interrupted."""
-    open_closed_streams()
+    prepare_streams()
     try:
         app()
     except ElutqError as error:

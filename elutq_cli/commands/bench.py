@@ -14,6 +14,7 @@ import typer
 
 from elutq_cli.commands.options import CacheType
 from elutq_cli.commands.runtime import prepare_runtime
+from elutq_cli.streams import printable
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def bench_command(
         needed = max(test.n_depth + test.n_prompt + test.n_gen + 1 for test in tests)
         if needed > native.context_length:
             raise ElutqError(f"the tests need a context of {needed} tokens, the model has {native.context_length}")
-        name = path.name if synthetic is None else f"{synthetic}, {bits} bits, groups of {group_size}"
+        name = printable(path.name) if synthetic is None else f"{synthetic}, {bits} bits, groups of {group_size}"
         rows = []
         for result in run_tests(native, tests, repetitions, profile, cache_type):
             rows.append(result.to_dict(native, name))

@@ -17,6 +17,7 @@ from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.commands.text_input import read_text
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.streams import printable
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class EvaluatedModel:
     def describe(self) -> dict[str, Any]:
         """Return what ``--json`` says about the model beside its figures."""
         return {
-            "model": self.name,
+            "model": printable(self.name),
             "size_bytes": self.size_bytes,
             "bits_per_weight": self.bits_per_weight,
             "block_bits_per_weight": self.block_bits_per_weight,
@@ -120,8 +121,8 @@ def eval_command(
         results = measure(opened, other, windows)
     rows = [*opened, *([] if other is None else [other])]
     if json_output:
-        names: dict[str, Any] = {"file": str(file), "rule": rule, "stride": stride}
-        names |= {} if reference is None else {"reference": str(reference)}
+        names: dict[str, Any] = {"file": printable(file), "rule": rule, "stride": stride}
+        names |= {} if reference is None else {"reference": printable(reference)}
         entries = [row.describe() | result.to_dict() for row, result in zip(rows, results, strict=True)]
         print(json.dumps(names | (entries[0] if len(models) == 1 else {"models": entries})))
     elif len(models) == 1:

@@ -13,6 +13,7 @@ import typer
 from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.streams import printable
 
 if TYPE_CHECKING:
     from elutq_formats.model_file import ModelFile
@@ -62,7 +63,7 @@ def describe(model: ModelFile) -> dict[str, Any]:
     tensors = [asdict(record) | {"n_bytes": record.n_bytes} for record in model.tensors.values()]
     return {
         "name": model.name,
-        "path": str(model.path),
+        "path": printable(model.path),
         "size_bytes": model.size_bytes,
         "bits_per_weight": model.bits_per_weight(),
         "block_bits_per_weight": model.block_bits_per_weight(),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.streams import printable
 from elutq_cli.version import __version__
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.model_writer import Provenance
@@ -24,7 +25,7 @@ def describe_origin(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibra
     if calibration is not None:
         n_sequences, length = calibration.tokens.shape
         provenance |= {
-            "calibration.files": [file.name for file in calibration.files],
+            "calibration.files": [printable(file.name) for file in calibration.files],
             "calibration.sha256": list(calibration.sha256),
             "calibration.samples": n_sequences,
             "calibration.sequence_length": length,
@@ -56,4 +57,4 @@ def source_name(folder: Path) -> tuple[str, str | None]:
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
-    return folder.name, None
+    return printable(folder.name), None

@@ -76,7 +76,7 @@ class Checkpoint:
         """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
         digest = hashlib.sha256(repr(self.config).encode())
         for file in sorted(set(self._files.values()), key=lambda file: file.path):
-            digest.update(f"{file.path.name} {file.identity}\n".encode())
+            digest.update(f"{file.path.name!r} {file.identity}\n".encode())
         return digest.hexdigest()
 
     def close(self) -> None:

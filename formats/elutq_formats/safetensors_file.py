@@ -74,10 +74,10 @@ class SafetensorsFile:
             ) from error
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-        if max((entry.end for entry in self._entries.values()), default=8 + len(header)) != self._state[1]:
+        if max((entry.end for entry in self._entries.values()), default=8 + len(header)) != self._state[0]:
             raise CheckpointError(f"{path} has tensors of a type whose size this version does not know")
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self.identity = f"{hashlib.sha256(header).hexdigest()} {self._state[1]} {self._state[2]}"
+        self.identity = f"{hashlib.sha256(header).hexdigest()} {self._state[0]} {self._state[1]}"
 
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, whose dtype is one of DTYPES, in a new float32 array of its shape.
@@ -160,7 +160,10 @@ def _bits(dtype: str) -> int:
     return 8 if dtype == "BOOL" else int(re.findall(r"\d+", dtype)[0])
 
 
-def _state(descriptor: int) -> tuple[int, int, int]:
-    """Return what tells an open file from another, or from itself after a change: inode, size, time of change."""
+def _state(descriptor: int) -> tuple[int, int]:
+    """Return what tells an open file from another, or from itself after a change: size, time of change.
+
+    Not its inode: some mounts number a file anew each time it is opened, and it is the same file.
+    """
     status = os.fstat(descriptor)
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
