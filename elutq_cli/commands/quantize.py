@@ -15,6 +15,7 @@ import typer
 
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.pipeline.progress import Progress
+from elutq_cli.streams import printable
 
 if TYPE_CHECKING:
     from elutq_cli.pipeline.recipe import Recipe
@@ -83,7 +84,10 @@ def quantize_command(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on after what a stopped run of the same command has done.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace the output if it exists, and what a stopped run of another kind left."),
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each tensor's error to stderr.")] = False,
 ) -> None:
@@ -137,7 +141,7 @@ def quantize_command(
             progress=stack.enter_context(ProgressBars()),
         )
     if json_output:
-        print(json.dumps({"model": str(model), "output": str(output)} | asdict(summary)))
+        print(json.dumps({"model": printable(model), "output": printable(output)} | asdict(summary)))
     else:
         print(
             f"{output}: {summary.bits_per_weight:.3f} bits per weight, {summary.size_bytes / 1e6:.2f} MB, "

@@ -18,6 +18,7 @@ from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
+from elutq_cli.pipeline.spool import work_folder
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.tune.budget import tuning_bytes, tuning_products
 from elutq_cli.reference import SHARED_INPUTS
@@ -93,12 +94,12 @@ class Forecast:
                 f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, above --max-memory {max_memory:g}: "
                 "calibration takes the most, leave it out or use a machine with more"
             )
-        free = shutil.disk_usage(output.absolute().parent).free
-        work = output.with_name(output.name + ".work")
+        work = work_folder(output)
+        free = shutil.disk_usage(work.absolute().parent).free
         there = sum(path.stat().st_size for path in work.iterdir()) if work.is_dir() else 0
         needed = self.output_bytes + self.scratch_bytes - there
         if needed > free:
-            raise ElutqError(f"{output.absolute().parent} has {_size(free)} free, and this run needs {_size(needed)}")
+            raise ElutqError(f"{work.absolute().parent} has {_size(free)} free, and this run needs {_size(needed)}")
 
 
 def _size(n_bytes: int) -> str:

@@ -98,7 +98,7 @@ def quantize(
         recipe: how.
         calibration: sequences for error feedback, or None: weights alone are fitted.
         backend: runs the inner loops.
-        force: replace the output if it is there.
+        force: replace the output if it is there, and what a stopped run of another kind has finished.
         resume: use what a stopped run has finished; otherwise it is removed.
         max_memory: refuse to start when the run may take more memory than so many GB.
         progress: is told of the weights just done; None: nobody is.
@@ -120,7 +120,7 @@ def quantize(
     n_tokens = 0 if calibration is None else calibration.tokens.size
     Forecast.make(source.config, plan, recipe, n_tokens, backend.threads).check(output, max_memory)
     tokenizer_json = checkpoint.tokenizer_json
-    with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume) as spool:
+    with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         if calibration is not None and recipe.method == "allocate":
             found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})

@@ -5,72 +5,99 @@ the same fingerprint goes on after them.
 """
 
 import fcntl
-import glob
 import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.fingerprint import explain_difference
 from elutq_cli.pipeline.levels import FloatArray
+from elutq_formats.atomic import derived, output_target, remove_abandoned
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.tensor_record import TensorRecord
 
 _LOCK, _FINGERPRINT, _FOUND = "lock", "fingerprint.json", "found.json"
 _TENSOR, _UNIT, _STREAM, _NEW = ".npy", ".unit", ".stream", ".new"
+_MARK = b"elutq quantize\n"
+"""What the lock holds: the folder is a spool's."""
+
+_OWN = re.compile(
+    r"(fingerprint\.json|found\.json|\d{5}\.unit)(\.new)?|activations\.new|\d{5}\.\d+\.stream"
+    r"|(token_embd|output|output_norm|blk\.\d+\.\w+)\.(weight|bias)\.npy"
+)
+"""Names of the spool's own files, beside the lock: nothing else is ever removed."""
 
 log = logging.getLogger(__name__)
+
+
+def work_folder(output: Path) -> Path:
+    """Return the folder ``OUTPUT.work``, beside the file that ``output`` leads to."""
+    return derived(output_target(output), "", ".work")
 
 
 class Spool:
     """A work folder: made on entry, removed when the block ends well, kept for the next run when it does not.
 
-    The folder holds nothing but the spool's own files; others' are left alone. A lock keeps two runs from sharing it.
+    A folder that no spool has made is refused, and in one of ours others' files are left alone. A lock keeps two runs
+    from sharing it.
 
     Attributes:
-        folder: ``OUTPUT.work``.
+        folder: see ``work_folder``.
         records: tensors of finished units, and those added since.
         n_finished: finished units.
     """
 
-    def __init__(self, output: Path, fingerprint: Mapping[str, str] | None = None, resume: bool = True) -> None:
+    def __init__(
+        self,
+        output: Path,
+        fingerprint: Mapping[str, str] | None = None,
+        resume: bool = True,
+        force: bool = False,
+    ) -> None:
         """Choose the folder; nothing is made yet.
 
         Args:
             output: the model file to be.
             fingerprint: everything that the contents depend on, by the name a user knows it by.
             resume: go on after the units that a stopped run has finished; otherwise they are removed.
+            force: remove them, too, when they are of no use to this run; otherwise it is refused.
         """
-        self.folder = output.with_name(output.name + ".work")
+        self.folder = work_folder(output)
         self.records: list[TensorRecord] = []
         self.n_finished = 0
         self._output = output
         self._fingerprint = dict(fingerprint or {})
-        self._resume = resume
+        self._resume, self._force = resume, force
         self._n_recorded = 0
         self._n_streams = 0
         self._mapped: list[npt.NDArray[Any]] = []
-        self._lock: TextIO | None = None
+        self._lock: BinaryIO | None = None
 
     def __enter__(self) -> "Spool":
         """Make the folder, or read what a stopped run left in it.
 
         Raises:
-            ElutqError: the disk refuses, another run is using the folder, or what is there was made otherwise.
+            ElutqError: the disk refuses, the folder is not a spool's, another run is using it, or what it holds was
+                made otherwise.
         """
         try:
             self.folder.mkdir(exist_ok=True)
-            self._lock = (self.folder / _LOCK).open("w")
+            if not self._is_ours():
+                raise ElutqError(
+                    f"{self.folder} is in the way, and not a work folder of elutq: move it, or choose another output"
+                )
+            self._lock = (self.folder / _LOCK).open("ab")
         except OSError as error:
             raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
         try:
@@ -94,7 +121,7 @@ class Spool:
             (self.folder / _LOCK).unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
-        if not any(self.folder.iterdir()):
+        if not self.folder.is_symlink() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def add(self, record: TensorRecord, contents: npt.NDArray[Any]) -> None:
@@ -185,45 +212,71 @@ class Spool:
         for record in self.records:
             yield record, self._reader(record)
 
-    def _start(self) -> None:
-        for path in self.folder.parent.glob(f".{glob.escape(self._output.name)}.*.tmp"):
-            path.unlink(missing_ok=True)  # a killed run was assembling the file
-        if self._resume:
-            self._read_units()
-        kept = {self._tensor(record).name for record in self.records}
-        kept |= {f"{number:05}{_UNIT}" for number in range(self.n_finished)}
-        kept |= {self._stream(self.n_finished - 1, index).name for index in range(self._n_streams)}
-        self._remove(kept | ({_FINGERPRINT, _FOUND} if self._holds_work() and self._resume else set()))
-        if not (self.folder / _FINGERPRINT).exists():
-            try:
-                self._write_json(self.folder / _FINGERPRINT, self._fingerprint)
-            except OSError as error:
-                raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+    def _is_ours(self) -> bool:
+        """Whether the folder is empty or a spool's; one may have been killed before it wrote its mark."""
+        names = {path.name for path in self.folder.iterdir()}
+        mark = (self.folder / _LOCK).read_bytes() if _LOCK in names else b""
+        return mark == _MARK or (not mark and names <= {_LOCK})
 
-    def _read_units(self) -> None:
-        paths = sorted(self.folder.glob("*" + _UNIT))
+    def _start(self) -> None:
+        assert self._lock is not None
+        remove_abandoned(self._output)
+        try:
+            if os.fstat(self._lock.fileno()).st_size == 0:
+                self._lock.write(_MARK)
+                self._lock.flush()
+            if self._resume and self._take_over():
+                kept = {self._tensor(record).name for record in self.records}
+                kept |= {f"{number:05}{_UNIT}" for number in range(self.n_finished)}
+                kept |= {self._stream(self.n_finished - 1, index).name for index in range(self._n_streams)}
+                self._remove(kept | {_FINGERPRINT, _FOUND})
+            else:
+                self._remove(set())
+                self._write_json(self.folder / _FINGERPRINT, self._fingerprint)
+        except OSError as error:
+            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+
+    def _take_over(self) -> bool:
+        """Read what a stopped run has finished; return whether it is of use.
+
+        Raises:
+            ElutqError: it is not, and may not be removed.
+        """
         if not self._holds_work() or not (self.folder / _FINGERPRINT).exists():
-            return
+            return False
+        found, advice = f"{self.folder} is damaged", ""
         try:
             then = json.loads((self.folder / _FINGERPRINT).read_text(encoding="utf-8"))
-            if then != self._fingerprint:
-                difference = explain_difference(then, self._fingerprint)
-                raise ElutqError(
-                    f"{self.folder} holds a run that was stopped, {difference}: "
-                    "go back to that, or start over with --no-resume"
-                )
-            for path in paths:
-                unit = json.loads(path.read_text(encoding="utf-8"))
-                self.records += [TensorRecord(**record) for record in unit["records"]]
-                self._n_streams = unit["streams"]
-            sound = all(self._reader(record)().nbytes == record.n_bytes for record in self.records)
-            streams = [self._stream(len(paths) - 1, index) for index in range(self._n_streams)]
-            sound = sound and all(stream.exists() for stream in streams)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ElutqError(f"{self.folder} is damaged: start over with --no-resume") from error
-        if not sound:
-            raise ElutqError(f"{self.folder} is damaged: start over with --no-resume")
-        self.n_finished, self._n_recorded = len(paths), len(self.records)
+            if then == self._fingerprint:
+                self._read_units()
+                return True
+            difference = explain_difference(dict(then), self._fingerprint)
+            found, advice = f"{self.folder} holds a run that was stopped, {difference}", "go back to that, or "
+        except (OSError, ValueError, TypeError, KeyError):
+            pass
+        if not self._force:
+            raise ElutqError(f"{found}: {advice}start over with --no-resume")
+        log.warning("%s: starting over", found)
+        return False
+
+    def _read_units(self) -> None:
+        """Read the records of finished units, and check that what they name is there.
+
+        Raises:
+            OSError, ValueError, TypeError, KeyError: it is not, or not what a spool wrote.
+        """
+        paths = sorted(self.folder.glob("*" + _UNIT))
+        records, n_streams = [], 0
+        for path in paths:
+            unit = json.loads(path.read_text(encoding="utf-8"))
+            records += [TensorRecord(**record) for record in unit["records"]]
+            n_streams = unit["streams"]
+        sound = all(_OWN.fullmatch(self._tensor(record).name) for record in records)
+        sound = sound and all(self._reader(record)().nbytes == record.n_bytes for record in records)
+        if not sound or not all(self._stream(len(paths) - 1, index).exists() for index in range(n_streams)):
+            raise ValueError(f"{self.folder} is damaged")
+        self.records, self._n_streams = records, n_streams
+        self.n_finished, self._n_recorded = len(paths), len(records)
         if paths:
             log.warning("going on after the %d units that are finished in %s", self.n_finished, self.folder)
 
@@ -260,7 +313,7 @@ class Spool:
         if _FINGERPRINT not in kept:
             (self.folder / _FINGERPRINT).unlink(missing_ok=True)
         for path in self.folder.iterdir():
-            if path.name not in kept and (path.name == _FOUND or path.suffix in (_TENSOR, _UNIT, _STREAM, _NEW)):
+            if path.name not in kept and _OWN.fullmatch(path.name):
                 path.unlink()
 
 

@@ -1,6 +1,7 @@
 """A run that is stopped goes on where it was, and what goes wrong on the way leaves an old output as it was."""
 
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -19,6 +20,7 @@ from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.spool import Spool
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, ElutqError
+from elutq_formats.model_file import ModelFile
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -100,6 +102,51 @@ def test_another_run_is_refused_naming_the_difference(tmp_path):
                 quantize(checkpoint, output, recipe, None, backend)
         quantize(checkpoint, output, Recipe(group_size=32, bits=3), None, backend, resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_force_quantizes_another_checkpoint_over_a_stopped_run(tmp_path, caplog):
+    output = tmp_path / "out.gguf"
+    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+        stop_after_first_block(checkpoint, output, backend)
+    with Checkpoint.open(SHARDED.parent / "smollm-tied") as other, NativeBackend(1) as backend:
+        with pytest.raises(ElutqError, match="whose checkpoint was another"):
+            quantize(other, output, SMALL, None, backend)
+        quantize(other, output, SMALL, None, backend, force=True)
+    assert "out.gguf.work holds a run that was stopped, whose checkpoint was another" in caplog.text
+    assert ModelFile.open(output).name == "smollm-tied"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_a_mount_that_numbers_files_anew_is_no_change(tmp_path, monkeypatch):
+    """As NFS and FUSE may: another inode at each opening, the same size and time."""
+    status, numbers = os.fstat, itertools.count(1)
+
+    def renumbered(descriptor):
+        found = status(descriptor)
+        return os.stat_result((found[0], next(numbers), *found[2:]), {"st_mtime_ns": found.st_mtime_ns})
+
+    monkeypatch.setattr(os, "fstat", renumbered)
+    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+        identity = checkpoint.identity()
+        stop_after_first_block(checkpoint, tmp_path / "out.gguf", backend)
+        quantize(checkpoint, tmp_path / "out.gguf", SMALL, None, backend)
+    with Checkpoint.open(SHARDED) as checkpoint:
+        assert checkpoint.identity() == identity
+    assert ModelFile.open(tmp_path / "out.gguf").tensors
+
+
+def test_a_link_as_output_stays_and_everything_lies_where_it_leads(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "out.gguf"
+    link.symlink_to(tmp_path / "disk" / "real.gguf")
+    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+        stop_after_first_block(checkpoint, link, backend)
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real.gguf.work"]
+        quantize(checkpoint, link, SMALL, None, backend)
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out.gguf"]
+    assert ModelFile.open(link).tensors
 
 
 def test_what_was_measured_before_the_first_unit_is_kept(tmp_path):

@@ -1,8 +1,11 @@
 """Output files appear whole or not at all."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from elutq_formats.atomic import atomic_output, check_output
+from elutq_formats.atomic import atomic_output, check_output, remove_abandoned
 from elutq_formats.errors import ElutqError
 
 
@@ -57,3 +60,60 @@ def test_impossible_places_are_refused_before_any_work(tmp_path):
         check_output(tmp_path / "absent" / "model.gguf")
     with pytest.raises(ElutqError, match="it is a folder"):
         check_output(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ä" * 127, "n" * 230], ids=["longest", "of two bytes", "near"])
+def test_any_name_that_a_file_can_have_is_written(tmp_path, name):
+    with atomic_output(tmp_path / name) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ElutqError, match=r"cannot write .*: File name too long"):
+        check_output(tmp_path / ("n" * 256))
+
+
+@pytest.mark.parametrize("before", [None, "old"], ids=["dangling", "there"])
+def test_a_symbolic_link_is_written_through(tmp_path, before):
+    disk, link = tmp_path / "disk", tmp_path / "model.gguf"
+    disk.mkdir()
+    if before:
+        (disk / "real.gguf").write_text(before)
+        with pytest.raises(ElutqError, match=r"model\.gguf exists"):
+            check_output(link_to(disk / "real.gguf", link))
+    else:
+        link_to(disk / "real.gguf", link)
+    with atomic_output(link, force=before is not None) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == disk  # on the same file system as what it becomes
+    assert link.is_symlink()
+    assert {path.name: path.read_text() for path in disk.iterdir()} == {"real.gguf": "new"}
+
+
+def link_to(target, link):
+    link.symlink_to(target)
+    return link
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path):
+    with pytest.raises(ElutqError, match=r"cannot write .*folder .*absent does not exist"):
+        check_output(link_to(tmp_path / "absent" / "model.gguf", tmp_path / "one"))
+    with pytest.raises(ElutqError, match=r"cannot write .*: Too many levels of symbolic links"):
+        check_output(link_to("loop", tmp_path / "loop"))
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(ElutqError, match="it is not a regular file"):
+            check_output(path, force=True)
+
+
+def test_only_what_killed_processes_left_is_removed(tmp_path):
+    kept = [".model.gguf.backup.tmp", ".model.gguf.tmp", ".other.gguf.12.tmp", "model.gguf.12.tmp", "model.gguf"]
+    for name in (*kept, ".model.gguf.12.tmp", ".model.gguf.4000000.tmp"):
+        (tmp_path / name).touch()
+    remove_abandoned(tmp_path / "model.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
