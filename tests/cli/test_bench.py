@@ -36,7 +36,9 @@ def test_json_has_llama_benchs_keys_and_ours(novels_2bit):
         assert len(row["samples_ns"]) == 2 and row["model_size"] == novels_2bit.stat().st_size
         n_tokens = row["n_prompt"] + row["n_gen"]
         assert row["samples_ts"] == pytest.approx([1e9 * n_tokens / ns for ns in row["samples_ns"]])
-        assert sum(row["operations_s"].values()) == pytest.approx(sum(row["samples_ns"]) / 1e9, rel=0.5)
+        # parts of the passes that were timed, by the same clock
+        assert all(seconds > 0 for seconds in row["operations_s"].values())
+        assert sum(row["operations_s"].values()) <= sum(row["samples_ns"]) / 1e9
         if row["n_gen"]:
             assert row["roof_ts"] > 0 and row["roof_fraction"] > 0
             bytes_at_middle = row["bytes_per_token"] + 6 * 2 * 6 * 2 * 64 * 2

@@ -16,30 +16,87 @@ from elutq_cli.app import app
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md")) + [path for path in [ROOT / "README.md"] if path.exists()]
 GROUP = typer.main.get_command(app)
+FOLDERS = ("elutq", "elutq_cli", "formats", "native", "scripts", "tests")
+SOURCES = [
+    path for folder in FOLDERS for ending in ("py", "c", "h", "mk") for path in (ROOT / folder).rglob(f"*.{ending}")
+]
+WORDS = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)))
 
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def commands(page):
-    """Every line of shell blocks that calls elutq, as words after the name."""
-    for block in blocks(page, "sh"):
-        for line in block.splitlines():
-            for part in re.split(r"[|>;&]", line.partition("#")[0]):
-                words = shlex.split(part)
-                if words and words[0].split("/")[-1] == "elutq":
-                    yield words[1:]
+def shell_lines(page):
+    """Every command that a page shows: in shell blocks, behind a prompt in others, or in indented text."""
+    text = page.read_text(encoding="utf-8")
+    shown = "".join(blocks(page, "sh"))
+    shown += "".join(re.findall(r"^\$ (.*\n)", text, re.MULTILINE))
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    shown += "".join(re.findall(r"^    (.*\n)", outside, re.MULTILINE))
+    for line in shown.replace("\\\n", " ").splitlines():
+        yield from re.split(r"[|>;&]", line.partition("#")[0])
+
+
+def commands(page, program):
+    """The words after the name of a program, for every call of it that a page shows."""
+    for line in shell_lines(page):
+        if program not in line:
+            continue
+        words = shlex.split(line)
+        if words and re.fullmatch(r"(.*/)?(python3?|python -m)", words[0]):
+            del words[0]
+        if words and (words[0] == program or words[0].endswith("/" + program)):
+            yield words[1:]
+
+
+def flags(words):
+    return [word for word in words if re.match(r"--?[a-z]", word)]
+
+
+def flags_of(command):
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_flags_exist(page):
-    for verb, *words in commands(page):
-        command = GROUP.commands[verb]
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        for word in words:
-            if re.match(r"--?[a-z]", word):
-                assert word in known, f"{page.name}: elutq {verb} has no {word}"
+    for verb, *words in commands(page, "elutq"):
+        for flag in flags(words):
+            assert flag in flags_of(GROUP.commands[verb]), f"{page.name}: elutq {verb} has no {flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_scripts_and_their_flags_exist(page):
+    for script in sorted((ROOT / "scripts").glob("*.py")):
+        source = script.read_text(encoding="utf-8")
+        for words in commands(page, f"scripts/{script.name}"):
+            for flag in flags(words):
+                passed_on = "parse_known_args" in source and flag in flags_of(GROUP.commands["quantize"])
+                assert f'"{flag}"' in source or passed_on, f"{page.name}: {script.name} has no {flag}"
+    shown = {word for line in shell_lines(page) for word in re.findall(r"scripts/\w+\.py", line)}
+    assert [name for name in sorted(shown) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page):
+    rules = (ROOT / "Makefile").read_text() + (ROOT / "tests" / "native" / "checks.mk").read_text()
+    for targets in commands(page, "make"):
+        for target in targets:
+            assert "=" in target or re.search(rf"^{target}:", rules, re.MULTILINE), f"{page.name}: make {target}"
+
+
+def test_pages_with_commands_are_looked_at():
+    found = {page.name for page in PAGES if re.search(r"\b(elutq|make) |scripts/", "\n".join(shell_lines(page)))}
+    assert found >= {"README.md", "accuracy.md", "benchmarks.md", "large-models.md", "measuring.md", "running.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_code_in_the_text_exist(page):
+    """Names with an underscore, longer than a formula's: of our own code, or of keys and variables that it reads."""
+    for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", page.read_text(encoding="utf-8")):
+        for word in name.split("."):
+            if "_" in word.strip("_") and len(word) > 4:
+                assert word in WORDS, f"{page.name}: {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -253,11 +253,6 @@ def test_an_unreadable_shard_is_named(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "preadv", fail)
         with pytest.raises(CheckpointError, match=r"cannot read .*\.safetensors: Input/output error"):
             quantize(checkpoint, output, SMALL, None, backend, force=True)
-    shard = folder / "model-00001-of-00002.safetensors"
-    shard.unlink()
-    shard.symlink_to("/proc/self/mem")  # reading its first bytes is an I/O error for root, too
-    with pytest.raises(CheckpointError, match=r"cannot read .*00001-of-00002\.safetensors: Input/output error"):
-        Checkpoint.open(folder)
     assert output.read_bytes() == b"precious"
 
 
