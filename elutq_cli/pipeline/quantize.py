@@ -136,6 +136,7 @@ def quantize(
             tokenizer_json=checkpoint.tokenizer_json,
             chat_template=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,
+            sampling=checkpoint.sampling,
             provenance=describe_origin(checkpoint, recipe, calibration),
             force=force,
         )

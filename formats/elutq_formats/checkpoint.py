@@ -16,6 +16,7 @@ from elutq_formats.folder_texts import read_chat_template, read_json, read_optio
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, check_tensors, model_names, name_prefix
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
 from elutq_formats.safetensors_file import ALL_ROWS, Run, SafetensorsFile
+from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
 from elutq_formats.stored_weights import OpenFile, StoredTensor, open_weights
 from elutq_formats.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ class Checkpoint:
         names: every tensor of the model, block by block.
         chat_template: the Jinja source of its chat template, if it has one.
         special_tokens: how its tokenizer spells special tokens, by name; None when it says nothing about them.
+        sampling: how its author has tokens drawn.
         notes: what its user may not expect of how it was read, each in one line.
     """
 
@@ -41,11 +43,13 @@ class Checkpoint:
         config: ModelConfig,
         tensors: Mapping[str, StoredTensor],
         special_tokens: Mapping[str, str] | None = None,
+        sampling: SamplingDefaults | None = None,
         quantization: str | None = None,
     ) -> None:
         """Check what ``open`` found: ``tensors`` by their stored names, ``quantization`` by what config.json says."""
         self.path = path
         self.special_tokens = special_tokens
+        self.sampling = sampling or {}
         prefix = name_prefix(tensors)
         names = model_names(tensors, prefix)
         self._tensors = {names[stored]: tensor for stored, tensor in tensors.items()}
@@ -90,7 +94,8 @@ class Checkpoint:
             ids = {name: by_spelling[token] for name, token in special_tokens.items() if token in by_spelling}
         model_config = ModelConfig.from_huggingface(config, generation_config, ids)
         tensors = open_weights(path, elsewhere or SafetensorsFile)
-        return cls(path, model_config, tensors, special_tokens, quantization_method(config))
+        sampling = read_sampling_defaults(generation_config)
+        return cls(path, model_config, tensors, special_tokens, sampling, quantization_method(config))
 
     def identity(self) -> str:
         """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
