@@ -50,11 +50,11 @@ def generate(
     prompt: str | Sequence[int] | Sequence[Message],
     n_predict: int = -1,
     *,
-    temp: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repeat_penalty: float | None = None,
+    temp: float = 0.8,
+    top_k: int = 40,
+    top_p: float = 0.95,
+    min_p: float = 0.05,
+    repeat_penalty: float = 1.0,
     repeat_last_n: int = 64,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
@@ -76,8 +76,7 @@ def generate(
         prompt: a text (the tokenizer adds its BOS), token ids (taken as they are), or messages, for a model with a chat
             template.
         n_predict: tokens to generate at most; -1: until the context is full.
-        temp: temperature; 0 takes the likeliest token. None, here and in the next four: the model's own
-            (``model.file.sampling``), else that of ``SamplingOptions``: 0.8.
+        temp: temperature; 0 takes the likeliest token.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens until their probabilities reach p; 1 keeps all.
         min_p: drop tokens less likely than min_p times the likeliest; 0 drops none.
@@ -103,8 +102,7 @@ def generate(
     """
     from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 
-    options = SamplingOptions.of(
-        model.file.sampling,
+    options = SamplingOptions(
         repeat_penalty=repeat_penalty,
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
@@ -116,7 +114,8 @@ def generate(
         seed=seed,
         logit_bias=tuple((logit_bias or {}).items()),
     )
-    ending = TextOptions(n_predict, tuple(stop), ignore_eos, logprobs, tuple(stop_token_ids), min_tokens)
+    reply = any(isinstance(entry, Mapping) for entry in prompt)
+    ending = TextOptions(n_predict, tuple(stop), ignore_eos, logprobs, tuple(stop_token_ids), min_tokens, reply)
     return Generation(model, model.encode(prompt), Sampler(options), ending)
 
 

@@ -19,6 +19,8 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}<|end_of_text|>{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+SENTENCEPIECES = ["▁", "▁▁", "▁I", "▁suppose", "▁said", "▁é"]
+SENTENCEPIECES += ["s", "aid", ",", "é", "\n", "a", "<0x", "##s", "end</w>", "</s", ">"]
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 
 
@@ -69,3 +71,28 @@ def _chat_checkpoint(folder):
     shutil.copytree(NOVELS, folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
+
+
+def sentencepiece_decoder():
+    """Llama 1's and 2's."""
+    from tokenizers import decoders
+
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    return decoders.Sequence(parts)
+
+
+def sentencepiece_tokenizer(config, decoder, **parts):
+    """A tokenizer as SentencePiece makes them: special tokens, all bytes, SENTENCEPIECES; other parts by name."""
+    import tokenizers
+
+    from elutq_formats.tokenizer import Tokenizer
+
+    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *SENTENCEPIECES]
+    scores = [(piece, -1.0 if piece in SENTENCEPIECES else -9.0) for piece in vocab]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, 0, byte_fallback=True))
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.add_tokens([tokenizers.AddedToken("<tool▁call>", special=False, normalized=False)])
+    for name, part in (parts | {"decoder": decoder}).items():
+        if part is not None:
+            setattr(backend, name, part)
+    return Tokenizer(backend, config)

@@ -1,7 +1,7 @@
 """A conversation: messages, the template that makes them text, and as much of the KV cache kept as possible."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elutq_cli.generation.generate import Generation, TextOptions
 from elutq_cli.generation.language_model import LanguageModel
@@ -62,6 +62,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": content}]
         text = self.text(messages)
         tokens = self._encode(text)
+        options = replace(options or TextOptions(), reply=self._template is not None)
         generation = Generation(self.model, tokens, sampler, options)
         self.messages = messages
         self._pending = _Seen(text, tuple(tokens))
@@ -72,7 +73,7 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": generation.text})
         # Where a stop string ended it, the tokens go on past the text: then the prompt alone is known to match.
         reply = [] if generation.stop_string_found else list(generation.tokens)
-        if reply and reply[-1] in self.model.tokenizer.eos_token_ids:
+        if reply and generation.finish_reason == "stop":
             reply.pop()
         text = "" if generation.stop_string_found else generation.text
         self._seen = _Seen(self._pending.text + text, self._pending.tokens + tuple(reply))
@@ -104,6 +105,6 @@ class Conversation:
         if seen.tokens and text.startswith(seen.text):
             rest = tokenizer.encode(text[len(seen.text) :])
             # A special token splits a text for the tokenizer: what is before it does not change what is after it.
-            if rest and tokenizer.decode([rest[0]]) == "" != tokenizer.decode([rest[0]], skip_special_tokens=False):
+            if rest and tokenizer.is_hidden(rest[0]):
                 return [*seen.tokens, *rest]
         return tokenizer.encode(text)

@@ -2,8 +2,9 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,15 +15,17 @@ from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.sampling import Sampler, log_probabilities
 from elutq_cli.generation.stopping import StoppableText
 from elutq_formats.errors import ElutqError
-from elutq_formats.tokenizer import TextStream
 from elutq_native import CancelledError
+
+MOST_STOP_CHARACTERS = 1 << 16
+"""Of all stop strings together: more are no stop strings, and would take memory a hundred times their size."""
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have come, and the logarithm of its probability."""
+    """A token that could have come, its own text (``Tokenizer.spell``), and the logarithm of its probability."""
 
     token_id: int
     text: str
@@ -35,7 +38,7 @@ class GeneratedToken:
 
     Attributes:
         token_id: the token.
-        text: the text it completes: often none, when a character spans tokens.
+        text: the text it completes: none where it is special, or a part of a character that spans tokens.
         logprob: natural logarithm of the probability that the model gave it, before penalties, temperature and
             filters; None unless asked for.
         alternatives: the likeliest tokens in its place, as many as asked for.
@@ -49,7 +52,7 @@ class GeneratedToken:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Where a text ends, and what is reported of it.
+    """Where a text begins and ends, and what is reported of it.
 
     Attributes:
         n_predict: tokens to generate at most; -1: until the context is full.
@@ -59,6 +62,8 @@ class TextOptions:
         stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
         min_tokens: tokens before which nothing but ``n_predict`` and a full context ends the text: those that would
             end it cannot be drawn, and stop strings are not looked for.
+        reply: the text answers a prompt that a chat template made, and does not go on where the prompt ends: the space
+            by which SentencePiece marks the start of a text is not part of it.
     """
 
     n_predict: int = -1
@@ -67,6 +72,7 @@ class TextOptions:
     logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
+    reply: bool = False
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -78,6 +84,8 @@ class TextOptions:
             raise ElutqError(f"-n is {self.n_predict}: give a number of tokens, or -1 for no limit")
         if self.logprobs is not None and self.logprobs < 0:
             raise ElutqError(f"logprobs is {self.logprobs}: it must be 0 or more")
+        if (n_characters := sum(map(len, self.stop))) > MOST_STOP_CHARACTERS:
+            raise ElutqError(f"the stop strings have {n_characters} characters: {MOST_STOP_CHARACTERS} are the most")
         if self.min_tokens < 0:
             raise ElutqError(f"min_tokens is {self.min_tokens}: it must be 0 or more")
         if 0 <= self.n_predict < self.min_tokens:
@@ -86,6 +94,8 @@ class TextOptions:
 
 class Generation(Iterator[GeneratedToken]):
     """A text in the making: iterate over it, or ``read`` it to its end.
+
+    Tokens come one by one, each once its text is certain; those that end the text do not come.
 
     Attributes:
         prompt_tokens: tokens of the prompt.
@@ -130,7 +140,10 @@ class Generation(Iterator[GeneratedToken]):
         eos = () if options.ignore_eos else model.tokenizer.eos_token_ids
         self._last_tokens = frozenset(eos) | frozenset(options.stop_token_ids)
         self._cancelled = threading.Event()
-        self._stream = StoppableText(TextStream(model.tokenizer), self._options.stop)
+        # Special tokens alone are no text that could go on.
+        continues = not options.reply and not all(map(model.tokenizer.is_hidden, reversed(prompt)))
+        self._stream = StoppableText(model.tokenizer, options.stop, continues)
+        self._held_back: deque[GeneratedToken] = deque()
         self._run = self._generate()
         self.prompt_tokens = len(prompt)
         self.reused_tokens = 0
@@ -142,7 +155,7 @@ class Generation(Iterator[GeneratedToken]):
         self.stop_string_found = False
 
     def __next__(self) -> GeneratedToken:
-        """Return the next token; the last may carry only text that was held back."""
+        """Return the next token."""
         token = next(self._run)
         self.text += token.text
         return token
@@ -173,7 +186,6 @@ class Generation(Iterator[GeneratedToken]):
         logits = self._evaluate()
         self.prompt_seconds = time.perf_counter() - begin
         begin = time.perf_counter()
-        last: int | None = None
         while logits is not None and (options.n_predict < 0 or len(self.tokens) < options.n_predict):
             last = self._sampler.sample(self._allowed(logits), self._history)
             self.tokens.append(last)
@@ -182,7 +194,8 @@ class Generation(Iterator[GeneratedToken]):
                 self.finish_reason = "stop"
                 break
             self._history.append(last)
-            yield self._describe(last, self._stream.put(last, len(self.tokens) > options.min_tokens), logits)
+            self._held_back.append(self._describe(last, logits))
+            yield from self._certain(self._stream.put(last, len(self.tokens) > options.min_tokens))
             if self._stream.stopped:
                 self.finish_reason, self.stop_string_found = "stop", True
                 return
@@ -192,8 +205,12 @@ class Generation(Iterator[GeneratedToken]):
                 self.finish_reason = "context"
                 break
             logits = self._evaluate()
-        if (rest := self._stream.finish()) and last is not None:
-            yield GeneratedToken(last, rest)
+        yield from self._certain(self._stream.finish())
+
+    def _certain(self, texts: list[str]) -> Iterator[GeneratedToken]:
+        """Yield the oldest tokens held back, whose texts these are."""
+        for text in texts:
+            yield replace(self._held_back.popleft(), text=text)
 
     def _evaluate(self) -> NDArray[np.float32] | None:
         """Return the logits after the history, or None when cancelled."""
@@ -218,14 +235,12 @@ class Generation(Iterator[GeneratedToken]):
         allowed[ends] = -np.inf
         return allowed
 
-    def _describe(self, token: int, text: str, logits: NDArray[np.float32]) -> GeneratedToken:
+    def _describe(self, token: int, logits: NDArray[np.float32]) -> GeneratedToken:
+        """Return a token, its text not known yet."""
         if self._options.logprobs is None:
-            return GeneratedToken(token, text)
+            return GeneratedToken(token, "")
         logprobs = log_probabilities(logits)
         likeliest = np.argsort(-logprobs, kind="stable")[: self._options.logprobs]
-        decode = self._model.tokenizer.decode
-        alternatives = tuple(
-            Alternative(int(other), decode([int(other)], skip_special_tokens=False), float(logprobs[other]))
-            for other in likeliest
-        )
-        return GeneratedToken(token, text, float(logprobs[token]), alternatives)
+        spell = self._model.tokenizer.spell
+        alternatives = tuple(Alternative(int(other), spell(int(other)), float(logprobs[other])) for other in likeliest)
+        return GeneratedToken(token, "", float(logprobs[token]), alternatives)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.tokenizer import Tokenizer
 
 JSONL = ".jsonl"
 
@@ -48,7 +49,7 @@ class CalibrationText:
                 model has not; or the sequences are longer than the model's context.
         """
         config = checkpoint.config
-        tokenizer = checkpoint.tokenizer()
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, config, checkpoint.special_tokens)
         length = recipe.sequence_length
         if length > config.max_position_embeddings:
             raise ElutqError(

@@ -119,9 +119,7 @@ def quantize(
         prepare_torch(device, backend.threads, "--tune")
     n_tokens = 0 if calibration is None else calibration.tokens.size
     Forecast.make(source.config, plan, recipe, n_tokens, backend.threads).check(output, max_memory)
-    checkpoint.tokenizer()  # a broken one is told now, not by who runs the file
-    for note in checkpoint.notes:
-        log.warning("%s", note)
+    tokenizer_json = checkpoint.tokenizer_json
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         if calibration is not None and recipe.method == "allocate":
             found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
@@ -133,10 +131,9 @@ def quantize(
             source.config,
             sources,
             name=source_name(checkpoint.path)[0],
-            tokenizer_json=checkpoint.tokenizer_json,
+            tokenizer_json=tokenizer_json,
             chat_template=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,
-            sampling=checkpoint.sampling,
             provenance=describe_origin(checkpoint, recipe, calibration),
             force=force,
         )

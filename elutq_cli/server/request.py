@@ -181,7 +181,7 @@ def _request(
         raise RequestError("the prompt has no tokens", source)
     if len(tokens) > model.ctx_size:
         raise RequestError(f"the prompt has {len(tokens)} tokens, the context holds {model.ctx_size}", source)
-    defaults = SamplingOptions.of(model.file.sampling)
+    defaults = SamplingOptions()
     sampling = SamplingOptions(
         repeat_penalty=fields.number("repeat_penalty", defaults.repeat_penalty),
         presence_penalty=fields.number("presence_penalty", defaults.presence_penalty),
@@ -196,7 +196,7 @@ def _request(
     return TextRequest(
         tokens,
         sampling,
-        TextOptions(n_predict, fields.strings("stop"), logprobs=logprobs),
+        TextOptions(n_predict, fields.strings("stop"), logprobs=logprobs, reply=source == "messages"),
         None if seed == NO_LIMIT else seed,
         fields.flag("stream"),
         stream_options.flag("include_usage"),

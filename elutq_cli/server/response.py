@@ -85,8 +85,9 @@ class Responder(ABC):
     def _chunk(self, choices: list[Body]) -> Body:
         return self._frame | {"object": self.kind, "choices": choices}
 
-    def _spelling(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+    def _token_body(self, token_id: int, logprob: float) -> Body:
+        piece = list(self._tokenizer.token_bytes(token_id))
+        return {"token": self._tokenizer.spell(token_id), "logprob": logprob, "bytes": piece}
 
 
 class ChatResponder(Responder):
@@ -121,8 +122,8 @@ class ChatResponder(Responder):
             return None
         return {
             "content": [
-                _token_body(self._spelling(token.token_id), logprob)
-                | {"top_logprobs": [_token_body(other.text, other.logprob) for other in token.alternatives]}
+                self._token_body(token.token_id, logprob)
+                | {"top_logprobs": [self._token_body(other.token_id, other.logprob) for other in token.alternatives]}
                 for token, logprob in scored
             ],
             "refusal": None,
@@ -154,12 +155,26 @@ class CompletionResponder(Responder):
         if not any(token.logprob is not None for token in tokens):
             return None
         return {
-            "tokens": [self._spelling(token.token_id) for token in tokens],
+            "tokens": [self._key(token.token_id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{other.text: other.logprob for other in token.alternatives} for token in tokens],
+            "top_logprobs": [self._likeliest(token) for token in tokens],
             "text_offset": offsets,
         }
 
+    def _likeliest(self, token: GeneratedToken) -> Body:
+        """Return log-probabilities by text, as OpenAI has them: the token that came is always among them."""
+        keys = {self._key(token.token_id): token.token_id}
+        values = {self._key(token.token_id): token.logprob}
+        for other in token.alternatives:
+            key = self._key(other.token_id)
+            # Another token that is spelled alike has its id for a key.
+            if keys.setdefault(key, other.token_id) != other.token_id:
+                key = f"token_id:{other.token_id}"
+            values[key] = other.logprob
+        return values
 
-def _token_body(text: str, logprob: float) -> Body:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
+    def _key(self, token_id: int) -> str:
+        """Return a token's text, or where bytes are no whole character the form that OpenAI has for these."""
+        piece = self._tokenizer.token_bytes(token_id)
+        text = self._tokenizer.spell(token_id)
+        return text if text.encode() == piece else f"bytes:{text}"

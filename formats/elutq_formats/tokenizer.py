@@ -1,5 +1,6 @@
 """The tokenizer that travels inside a model file, and text that grows token by token."""
 
+import codecs
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
@@ -7,8 +8,7 @@ import tokenizers
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError, FormatError
-
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+from elutq_formats.token_bytes import TokenBytes
 
 
 class Tokenizer:
@@ -19,6 +19,7 @@ class Tokenizer:
         eos_token_ids: every token that ends a text.
         special_tokens: how special tokens are spelled, by name: ``bos_token``, ``eos_token``, ``pad_token``, ...
         prefix: what the tokenizer puts before a text: BOS, or nothing. Its post-processor says so, as in transformers.
+        on_invalid: the handler of decoding errors that makes of bytes that are not UTF-8 what ``decode`` does.
     """
 
     def __init__(
@@ -48,6 +49,10 @@ class Tokenizer:
         probe = backend.encode("a")
         added = takewhile(lambda entry: entry[1], zip(probe.ids, probe.special_tokens_mask, strict=True))
         self.prefix = tuple(token for token, _ in added)
+        every = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in every.items() if token.special)
+        self._bytes = TokenBytes(backend.decoder)
+        self.on_invalid = self._bytes.on_invalid
 
     @classmethod
     def from_json(cls, text: str, config: ModelConfig, special_tokens: Mapping[str, str] | None = None) -> "Tokenizer":
@@ -89,6 +94,26 @@ class Tokenizer:
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def token_bytes(self, token_id: int, first: bool = False) -> bytes:
+        """Return the bytes that a token stands for; those of a special token spell it, padding has none.
+
+        Args:
+            token_id: the token.
+            first: it begins a text: without the space that the tokenizer drops there.
+        """
+        piece = self.token(token_id)
+        if piece is None or token_id in self._special_ids:
+            return (piece or "").encode()
+        return self._bytes.of(piece, first)
+
+    def spell(self, token_id: int) -> str:
+        """Return a token's own text, its space included, and bytes that are no whole character in hexadecimal."""
+        return self.token_bytes(token_id).decode("utf-8", "backslashreplace")
+
+    def is_hidden(self, token_id: int) -> bool:
+        """Return whether a token is nothing in a text: special, or padding of the vocabulary."""
+        return token_id in self._special_ids or self.token(token_id) is None
+
     def token(self, token_id: int) -> str | None:
         """Return a token as the vocabulary spells it, such as ``<|end_of_text|>``."""
         token: str | None = self._backend.id_to_token(token_id)
@@ -111,37 +136,34 @@ def _make_special(backend: tokenizers.Tokenizer, spellings: Iterable[str]) -> No
 class TextStream:
     """Text of a growing sequence of tokens, handed out in pieces that never split a character.
 
-    Decoding token by token would break characters that span tokens and lose the spaces that SentencePiece drops at the
-    start of a text; so the tokens of the last piece are decoded again with the new ones, and the difference is new.
+    Together they are what ``Tokenizer.decode`` makes of the tokens, but for bytes that are not UTF-8 in the middle of
+    pieces ``<0xNN>``: one that is no character does not spoil those around it.
     """
 
-    _MAX_PENDING = 16
-    """Tokens held back at most: a character spans four byte tokens, so more are bytes that will never be one."""
+    def __init__(self, tokenizer: Tokenizer, continues: bool = False) -> None:
+        """Start a text.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Start an empty text."""
+        Args:
+            tokenizer: of the tokens.
+            continues: it goes on where another ended, so that the space before its first word is part of it.
+        """
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._n_shown = 0
+        self._at_start = not continues
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(tokenizer.on_invalid)
 
     def put(self, token_id: int) -> str:
         """Append a token; return the text that it completes, often none."""
-        self._ids.append(token_id)
-        text = self._new_text()
-        if text.endswith(_REPLACEMENT) and len(self._ids) - self._n_shown < self._MAX_PENDING:
+        if self._tokenizer.is_hidden(token_id):
             return ""
-        return self._show(text)
+        piece = self._tokenizer.token_bytes(token_id, self._at_start)
+        self._at_start = False
+        return self._utf8.decode(piece)
 
     def finish(self) -> str:
-        """Return the text of tokens still held back."""
-        return self._show(self._new_text())
+        """Return U+FFFD for the bytes of a character that will not be completed."""
+        return self._utf8.decode(b"", final=True)
 
-    def _new_text(self) -> str:
-        shown = self._tokenizer.decode(self._ids[: self._n_shown])
-        return self._tokenizer.decode(self._ids)[len(shown) :]
-
-    def _show(self, text: str) -> str:
-        if text:
-            del self._ids[: self._n_shown]
-            self._n_shown = len(self._ids)
-        return text
+    @property
+    def incomplete(self) -> bool:
+        """Whether bytes wait for the rest of their character."""
+        return bool(self._utf8.getstate()[0])

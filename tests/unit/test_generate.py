@@ -9,7 +9,6 @@ import pytest
 import elutq_cli
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 from elutq_cli.generation.context import ContextOverflowError, check_context, choose_context, fit_context
-from elutq_cli.generation.stopping import StoppableText
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import tensor_bytes
@@ -145,42 +144,6 @@ def test_text_held_back_for_a_stop_string_comes_at_the_end(model):
     assert text(model, temp=0, n_predict=10, stop=[whole[-4:] + "\x00"]) == whole
 
 
-class Pieces:
-    """A text stream whose tokens are indexes of pieces."""
-
-    def __init__(self, *pieces):
-        self.pieces = pieces
-
-    def put(self, token):
-        return self.pieces[token]
-
-    def finish(self):
-        return ""
-
-
-@pytest.mark.parametrize(
-    ("pieces", "stop", "shown", "stopped"),
-    [
-        (["ab", "c", "d"], ["bc"], "a", True),
-        (["a", "b", "x", "c"], ["bc"], "abxc", False),
-        (["aaab"], ["ab", "aa"], "", True),
-        (["x", "aa", "ab"], ["aab"], "xa", True),
-        (["end"], ["", "nd"], "e", True),
-        (["end"], [""], "end", False),
-        (["é", "日本"], ["日"], "é", True),
-    ],
-)
-def test_stopping(pieces, stop, shown, stopped):
-    stream = StoppableText(Pieces(*pieces), stop)
-    result = ""
-    for token in range(len(pieces)):
-        result += stream.put(token)
-        if stream.stopped:
-            break
-    assert result + stream.finish() == shown
-    assert stream.stopped == stopped
-
-
 def test_context_is_reused_and_the_text_the_same(novels_2bit):
     with elutq_cli.load(novels_2bit, ctx_size=256, threads=1) as model:
         first = elutq_cli.generate(model, PROMPT, 30, temp=0)
@@ -290,6 +253,7 @@ def test_options_that_name_a_token_that_is_not_there(model, options):
     [
         ({"n_predict": -2}, "-n is -2"),
         ({"logprobs": -1}, "logprobs is -1"),
+        ({"stop": ("a" * 65536, "b")}, "65537 characters: 65536 are the most"),
         ({"min_tokens": -1}, "min_tokens is -1"),
         ({"min_tokens": 9, "n_predict": 8}, "min_tokens is 9, more than the 8 tokens of -n"),
     ],
