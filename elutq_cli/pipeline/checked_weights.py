@@ -9,6 +9,7 @@ from elutq_cli.pipeline.stage import Backend
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+from elutq_formats.safetensors_file import ALL_ROWS
 
 CHECKED_AT_ONCE = 1 << 20
 
@@ -34,13 +35,13 @@ class CheckedWeights:
         """Return a tensor's shape."""
         return self._source.shape(name)
 
-    def load(self, name: str) -> FloatArray:
-        """Return a tensor.
+    def load(self, name: str, rows: slice = ALL_ROWS) -> FloatArray:
+        """Return a tensor, or some of its rows.
 
         Raises:
             ElutqError: a value is not finite, or a matrix has one that float16 cannot hold.
         """
-        tensor = self._source.load(name, self._backend.map)
+        tensor = self._source.load(name, self._backend.map, rows)
         flat = tensor.reshape(-1)
         largest = float(
             np.max(self._backend.map(lambda part: _largest(flat[part]), pieces(flat.size, CHECKED_AT_ONCE)))

@@ -7,6 +7,7 @@ norm's weights stand between; they are folded into the linears that follow, and 
 Source: SliceGPT (Ashkboos et al. 2024) for the folding; QuaRot and SpinQuant for what it does to quantization.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.products import pieces
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD
 from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.safetensors_file import Run
+from elutq_formats.safetensors_file import ALL_ROWS, Run
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -30,6 +32,9 @@ READERS = {
 """Linears that read the residual stream, and the norms before them."""
 
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+WEIGHTS_AT_ONCE = 1 << 18
+"""Weights that are rotated together, or those of a value head when they are more."""
+
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 FINAL_NORM = "model.norm.weight"
 
@@ -55,6 +60,20 @@ class Rotation:
             width *= 2
         y = y.reshape(-1, self.n_blocks, len(self.dense)) @ self.dense
         return np.asarray(y / np.sqrt(self.n_blocks)).reshape(x.shape)
+
+
+def _replace(
+    matrix: FloatArray, axis: int, multiple: int, function: Callable[[FloatArray], npt.NDArray[np.floating]]
+) -> None:
+    """Replace a matrix by a function of it, in place: some rows (axis 0) or columns (1) at a time, so many or a multiple.
+
+    The function's values in float64 take several times the memory of what it is given.
+    """
+    lines = matrix if axis == 0 else matrix.T
+    at_once = max(1, WEIGHTS_AT_ONCE // lines.shape[1] // multiple) * multiple
+    for part in pieces(len(lines), at_once):
+        place = matrix[part] if axis == 0 else matrix[:, part]
+        place[...] = function(place)
 
 
 class RotatedCheckpoint:
@@ -91,35 +110,47 @@ class RotatedCheckpoint:
         """Return a tensor's shape."""
         return self.checkpoint.shape(self._stored_name(name))
 
-    def load(self, name: str, run: Run = map) -> FloatArray:
-        """Return a tensor, rotated: float32; ``run`` may read it on several threads."""
-        tensor = self.checkpoint.load(self._stored_name(name), run)
-        if name == EMBEDDING:
-            return self.stream(tensor).astype(np.float32)
-        if name == HEAD:
-            return self.stream(tensor * self.checkpoint.load(FINAL_NORM).astype(np.float64)).astype(np.float32)
+    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> FloatArray:
+        """Return a tensor, or some of its rows, rotated: float32; ``run`` may read it on several threads."""
+        if name in (EMBEDDING, HEAD):
+            norm = self.checkpoint.load(FINAL_NORM) if name == HEAD else None
+            tensor = self.checkpoint.load(self._stored_name(name), run, rows)
+            _replace(tensor, 0, 1, lambda part: self.stream(part if norm is None else part * norm.astype(np.float64)))
+            return tensor
+        tensor = self.checkpoint.load(name, run)
         if name == FINAL_NORM or name.endswith(NORMS):
-            return np.ones_like(tensor)
+            return np.ones_like(tensor)[rows]
         prefix = name.partition(".self_attn." if ".self_attn." in name else ".mlp.")[0]
         linear, kind = name[len(prefix) + 1 :].rsplit(".", 1)
-        layer = int(prefix.rsplit(".", 1)[1])
-        return self._rotate_linear(prefix, layer, linear, tensor, kind == "bias").astype(np.float32)
+        self._rotate_linear(prefix, linear, tensor, kind == "bias")
+        return tensor[rows]
 
-    def _rotate_linear(self, prefix: str, layer: int, linear: str, tensor: FloatArray, bias: bool) -> DoubleArray:
-        """Rotate a block's weight (rows, columns) or bias (rows,) on the sides that touch the stream or the values."""
-        rotated: DoubleArray = tensor.astype(np.float64)
-        if linear in READERS and not bias:
-            norm = self.checkpoint.load(f"{prefix}.{READERS[linear]}.weight")
-            rotated = self.stream(rotated * norm)
-        head_dim = self.config.head_dim
-        if linear == "self_attn.v_proj":
-            by_head = rotated.reshape(-1, head_dim, *rotated.shape[1:])
-            rotated = np.moveaxis(self.values[layer](np.moveaxis(by_head, 1, -1)), -1, 1).reshape(rotated.shape)
-        if linear == "self_attn.o_proj" and not bias:
-            rotated = self.values[layer](rotated.reshape(len(rotated), -1, head_dim)).reshape(rotated.shape)
-        if linear in WRITERS:
-            rotated = self.stream(rotated.T).T
-        return rotated
+    def _rotate_linear(self, prefix: str, linear: str, tensor: FloatArray, bias: bool) -> None:
+        """Rotate a block's weight (rows, columns), bias (rows,) or norm of heads, in place.
+
+        What touches the stream on one side is cut across the other, between value heads: each part is rotated by itself.
+        """
+        reads = linear in READERS and not bias
+        norm = self.checkpoint.load(f"{prefix}.{READERS[linear]}.weight") if reads else None
+        head_dim, values = self.config.head_dim, self.values[int(prefix.rsplit(".", 1)[1])]
+
+        def rotate(part: FloatArray) -> DoubleArray:
+            rotated: DoubleArray = part.astype(np.float64)
+            if norm is not None:
+                rotated = self.stream(rotated * norm)
+            if linear == "self_attn.v_proj":
+                by_head = rotated.reshape(-1, head_dim, *rotated.shape[1:])
+                rotated = np.moveaxis(values(np.moveaxis(by_head, 1, -1)), -1, 1).reshape(rotated.shape)
+            if linear == "self_attn.o_proj" and not bias:
+                rotated = values(rotated.reshape(len(rotated), -1, head_dim)).reshape(rotated.shape)
+            if linear in WRITERS:
+                rotated = self.stream(rotated.T).T
+            return rotated
+
+        if tensor.ndim == 1:
+            tensor[:] = rotate(tensor)
+        else:
+            _replace(tensor, 1 if linear in WRITERS else 0, head_dim, rotate)
 
     def _stored_name(self, name: str) -> str:
         return EMBEDDING if name == HEAD and self.checkpoint.config.tie_word_embeddings else name

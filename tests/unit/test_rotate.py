@@ -1,10 +1,12 @@
 """The rotate stage: orthogonal matrices of any size, and logits that do not change in any family."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from elutq_cli.pipeline import rotate
 from elutq_cli.pipeline.rotate import RotatedCheckpoint, Rotation
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
@@ -35,6 +37,32 @@ def test_logits_do_not_change(folder):
         for name, shape in rotated.config.tensor_shapes().items():
             assert rotated.has(name)
             assert rotated.load(name).shape == rotated.shape(name) == shape
+
+
+@pytest.mark.parametrize("folder", [*FAMILIES, DATA / "novels-6m"], ids=lambda folder: folder.name)
+def test_pieces_do_not_change_a_bit(folder, monkeypatch):
+    with Checkpoint.open(folder) as checkpoint:
+        source = RotatedCheckpoint(checkpoint, seed=3)
+        for name in source.config.tensor_shapes():
+            monkeypatch.setattr(rotate, "WEIGHTS_AT_ONCE", 1 << 40)
+            whole = source.load(name)
+            monkeypatch.setattr(rotate, "WEIGHTS_AT_ONCE", 5000)
+            np.testing.assert_array_equal(source.load(name), whole)
+            rows = slice(len(whole) // 3, len(whole) // 2)
+            np.testing.assert_array_equal(source.load(name, rows=rows), whole[rows])
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.mlp.down_proj.weight"])
+def test_a_weight_takes_a_few_bytes_while_it_is_rotated(name, monkeypatch):
+    monkeypatch.setattr(rotate, "WEIGHTS_AT_ONCE", 8192)
+    with Checkpoint.open(DATA / "novels-6m") as checkpoint:
+        source = RotatedCheckpoint(checkpoint, seed=3)
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        weights = source.load(name)
+        peak = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
+    assert peak < weights.nbytes + 48 * max(8192, 64 * 256) + 100_000  # of a piece, or of a value head
 
 
 def test_outliers_are_spread():
