@@ -50,11 +50,11 @@ def generate(
     prompt: str | Sequence[int] | Sequence[Message],
     n_predict: int = -1,
     *,
-    temp: float = 0.8,
-    top_k: int = 40,
-    top_p: float = 0.95,
-    min_p: float = 0.05,
-    repeat_penalty: float = 1.0,
+    temp: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repeat_penalty: float | None = None,
     repeat_last_n: int = 64,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
@@ -76,7 +76,8 @@ def generate(
         prompt: a text (the tokenizer adds its BOS), token ids (taken as they are), or messages, for a model with a chat
             template.
         n_predict: tokens to generate at most; -1: until the context is full.
-        temp: temperature; 0 takes the likeliest token.
+        temp: temperature; 0 takes the likeliest token. None, here and in the next four: the model's own
+            (``model.file.sampling``), else that of ``SamplingOptions``: 0.8.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens until their probabilities reach p; 1 keeps all.
         min_p: drop tokens less likely than min_p times the likeliest; 0 drops none.
@@ -102,7 +103,8 @@ def generate(
     """
     from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 
-    options = SamplingOptions(
+    options = SamplingOptions.of(
+        model.file.sampling,
         repeat_penalty=repeat_penalty,
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,

@@ -69,6 +69,7 @@ def describe(model: ModelFile) -> dict[str, Any]:
         "block_bits_per_weight": model.block_bits_per_weight(),
         "config": asdict(model.config),
         "chat_template": model.chat_template is not None,
+        "sampling": dict(model.sampling),
         "tensors": tensors,
         "provenance": model.provenance,
     }
@@ -86,6 +87,8 @@ def print_description(model: ModelFile) -> None:
         f"vocabulary {config.vocab_size}, context {config.max_position_embeddings}, "
         f"{'a' if model.chat_template is not None else 'no'} chat template"
     )
+    if model.sampling:
+        print(f"the author's sampling: {', '.join(f'{name} {value:g}' for name, value in model.sampling.items())}")
     print(f"\n{'tensor':28} {'shape':>16} {'bits':>8} {'bytes':>14} {'error':>8}")
     for line in tensor_lines(model):
         print(line)

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,8 @@ DEFAULT_N_PREDICT = 128
 """Tokens of a plain text, which has no end of its own."""
 
 INTERRUPTED = 130
+
+OWN = "Default: the model's own, else"
 
 HOW_TO_PROMPT = "give a prompt, either with -p TEXT (- for stdin) or with -f FILE"
 
@@ -50,11 +53,15 @@ def run_command(
     ] = None,
     threads: Threads = None,
     seed: Annotated[int, typer.Option("-s", "--seed", help="Seed of the sampler: the same seed, the same text.")] = 0,
-    temp: Annotated[float, typer.Option(help="Temperature; 0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest's probability.")] = 0.05,
-    repeat_penalty: Annotated[float, typer.Option(help="Penalty of repeated tokens; 1: off.")] = 1.0,
+    temp: Annotated[float | None, typer.Option(help=f"Temperature; 0 takes the likeliest token. {OWN} 0.8.")] = None,
+    top_k: Annotated[int | None, typer.Option(help=f"Keep the k likeliest tokens; 0: all. {OWN} 40.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help=f"Keep the likeliest tokens up to this probability; 1: all. {OWN} 0.95.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help=f"Drop tokens below this share of the likeliest's probability. {OWN} 0.05.")
+    ] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help=f"Penalty of repeated tokens; 1: off. {OWN} 1.")] = None,
     repeat_last_n: Annotated[int, typer.Option(help="Tokens the penalties look back; -1: all.")] = 64,
     presence_penalty: Annotated[float, typer.Option(help="Taken off the logit of tokens that occur; 0: off.")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(help="The same, for each occurrence; 0: off.")] = 0.0,
@@ -100,7 +107,8 @@ def run_command(
 
     if raw and (chat_template is not None or system_prompt is not None):
         raise ElutqError("--raw means no chat template: leave out --chat-template and -sys")
-    sampling = SamplingOptions(
+    choose_sampling = partial(
+        SamplingOptions.of,
         repeat_penalty=repeat_penalty,
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
@@ -112,6 +120,7 @@ def run_command(
         seed=seed,
         logit_bias=parse_logit_bias(logit_bias or []),
     )
+    choose_sampling({})  # what is wrong is told before a prompt is waited for
     options = TextOptions(
         -1 if n_predict is None else n_predict,
         tuple(stop or ()),
@@ -129,6 +138,7 @@ def run_command(
     with load(
         model, threads=threads, cache_type=cache_type, chat_template=read_template(chat_template)
     ) as language_model:
+        sampling = choose_sampling(language_model.file.sampling)
         template = None if raw else language_model.chat_template
         if template is None and not raw and (chatting or system_prompt is not None):
             raise ElutqError(

@@ -4,11 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from elutq_formats.errors import ElutqError
+from elutq_formats.sampling_defaults import SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,19 @@ class SamplingOptions:
     temp: float = 0.8
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of(cls, defaults: SamplingDefaults, **given: Any) -> "SamplingOptions":  # noqa: ANN401 (each its own type)
+        """Returns a user's options; below them are the model's own, and below these the ones above.
+
+        Args:
+            defaults: The model's own, as its file has them.
+            given: The user's, by name; None is not given.
+
+        Raises:
+            ElutqError: One is out of range.
+        """
+        return cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
 
     def __post_init__(self) -> None:
         """Check every option.

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
-from elutq_formats.tokenizer import Tokenizer
 
 JSONL = ".jsonl"
 
@@ -49,7 +48,7 @@ class CalibrationText:
                 model has not; or the sequences are longer than the model's context.
         """
         config = checkpoint.config
-        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, config, checkpoint.special_tokens)
+        tokenizer = checkpoint.tokenizer()
         length = recipe.sequence_length
         if length > config.max_position_embeddings:
             raise ElutqError(

@@ -119,7 +119,9 @@ def quantize(
         prepare_torch(device, backend.threads, "--tune")
     n_tokens = 0 if calibration is None else calibration.tokens.size
     Forecast.make(source.config, plan, recipe, n_tokens, backend.threads).check(output, max_memory)
-    tokenizer_json = checkpoint.tokenizer_json
+    checkpoint.tokenizer()  # a broken one is told now, not by who runs the file
+    for note in checkpoint.notes:
+        log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         if calibration is not None and recipe.method == "allocate":
             found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
@@ -131,9 +133,10 @@ def quantize(
             source.config,
             sources,
             name=source_name(checkpoint.path)[0],
-            tokenizer_json=tokenizer_json,
+            tokenizer_json=checkpoint.tokenizer_json,
             chat_template=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,
+            sampling=checkpoint.sampling,
             provenance=describe_origin(checkpoint, recipe, calibration),
             force=force,
         )

@@ -181,7 +181,7 @@ def _request(
         raise RequestError("the prompt has no tokens", source)
     if len(tokens) > model.ctx_size:
         raise RequestError(f"the prompt has {len(tokens)} tokens, the context holds {model.ctx_size}", source)
-    defaults = SamplingOptions()
+    defaults = SamplingOptions.of(model.file.sampling)
     sampling = SamplingOptions(
         repeat_penalty=fields.number("repeat_penalty", defaults.repeat_penalty),
         presence_penalty=fields.number("presence_penalty", defaults.presence_penalty),

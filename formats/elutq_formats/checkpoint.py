@@ -1,27 +1,27 @@
 """A Hugging Face checkpoint folder: configuration, tokenizer, and weights read one tensor at a time."""
 
 import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.config import ModelConfig
-from elutq_formats.errors import CheckpointError, UnsupportedModelError
-from elutq_formats.safetensors_file import ALL_ROWS, DTYPES, Run, SafetensorsFile
+from elutq_formats.config import ModelConfig, quantization_method
+from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelError
+from elutq_formats.folder_texts import read_chat_template, read_json, read_optional_json, read_text
+from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, check_tensors, model_names, name_prefix
+from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
+from elutq_formats.safetensors_file import ALL_ROWS, Run, SafetensorsFile
+from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
+from elutq_formats.stored_weights import OpenFile, StoredTensor, open_weights
+from elutq_formats.tokenizer import Tokenizer
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-# Old Llama checkpoints store the RoPE frequencies, which follow from the configuration.
-_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_MODEL = "model."
 
 
 class Checkpoint:
@@ -33,55 +33,80 @@ class Checkpoint:
         names: every tensor of the model, block by block.
         chat_template: the Jinja source of its chat template, if it has one.
         special_tokens: how its tokenizer spells special tokens, by name; None when it says nothing about them.
+        sampling: how its author has tokens drawn.
+        notes: what its user may not expect of how it was read, each in one line.
     """
 
     def __init__(
         self,
         path: Path,
         config: ModelConfig,
-        files: dict[str, SafetensorsFile],
+        tensors: Mapping[str, StoredTensor],
         special_tokens: Mapping[str, str] | None = None,
+        sampling: SamplingDefaults | None = None,
+        quantization: str | None = None,
     ) -> None:
-        """Wrap what ``open`` found; ``files`` maps a tensor's name to the file that holds it."""
+        """Check what ``open`` found: ``tensors`` by their stored names, ``quantization`` by what config.json says."""
         self.path = path
         self.special_tokens = special_tokens
-        self._files = files
+        self.sampling = sampling or {}
+        prefix = name_prefix(tensors)
+        names = model_names(tensors, prefix)
+        self._tensors = {names[stored]: tensor for stored, tensor in tensors.items()}
+        notes = []
+        if prefix != _MODEL:
+            self._check_head(config)
+            notes.append(f"the tensors' names begin with {prefix!r}, not {_MODEL!r}: nothing but the names differs")
+        if quantization is not None:
+            self._check_plain(config, quantization)
+            notes.append(f"config.json names a quantization ({quantization!r:.40}), but no tensor is quantized")
         self.config = replace(config, tie_word_embeddings=self._head_is_tied(config))
-        self._check_tensors()
+        check_tensors(self._tensors, self.config, path)
         self.names = tuple(self.config.tensor_shapes())
-        self.chat_template = _read_chat_template(path)
+        self._tensors = {name: self._tensors[name] for name in self.names}
+        self.chat_template = read_chat_template(path)
+        self.notes = tuple(notes)
 
     @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
+    def open(cls, path: Path, elsewhere: OpenFile | None = None) -> "Checkpoint":
         """Open a checkpoint and check that it is complete.
+
+        Args:
+            path: the folder.
+            elsewhere: opens weight files that are not in the folder, by the path that they would have.
 
         Raises:
             UnsupportedModelError: the model needs something that is not implemented.
             CheckpointError: a file is missing, truncated or damaged, or a tensor does not fit the configuration.
         """
         if not path.is_dir():
-            raise CheckpointError(f"{path} is not a checkpoint folder")
-        config = _read_json(path / "config.json")
-        generation_config = _read_optional_json(path / "generation_config.json")
-        tokenizer_config = _read_optional_json(path / "tokenizer_config.json")
-        special_tokens = read_special_tokens(tokenizer_config, _read_optional_json(path / "special_tokens_map.json"))
+            raise refuse_path(path)
+        refuse_adapter(path)
+        if elsewhere is None:
+            check_folder(path)
+        config = read_json(path / "config.json")
+        generation_config = read_optional_json(path / "generation_config.json")
+        tokenizer_config = read_optional_json(path / "tokenizer_config.json")
+        special_tokens = read_special_tokens(tokenizer_config, read_optional_json(path / "special_tokens_map.json"))
         ids: dict[str, int] = {}
         if special_tokens:
-            by_spelling = vocabulary_ids(_read_optional_json(path / "tokenizer.json"), special_tokens.values())
+            by_spelling = vocabulary_ids(read_optional_json(path / "tokenizer.json"), special_tokens.values())
             ids = {name: by_spelling[token] for name, token in special_tokens.items() if token in by_spelling}
         model_config = ModelConfig.from_huggingface(config, generation_config, ids)
-        return cls(path, model_config, _open_weights(path), special_tokens)
+        tensors = open_weights(path, elsewhere or SafetensorsFile)
+        sampling = read_sampling_defaults(generation_config)
+        return cls(path, model_config, tensors, special_tokens, sampling, quantization_method(config))
 
     def identity(self) -> str:
         """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
         digest = hashlib.sha256(repr(self.config).encode())
-        for file in sorted(set(self._files.values()), key=lambda file: file.path):
+        for file in sorted({tensor.file for tensor in self._tensors.values()}, key=lambda file: file.path):
             digest.update(f"{file.path.name!r} {file.identity}\n".encode())
         return digest.hexdigest()
 
     def close(self) -> None:
         """Forget the files; arrays already loaded stay valid."""
-        self._files = {}
+        self._tensors = {}
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -104,115 +129,60 @@ class Checkpoint:
                 f"{self.path} has no tokenizer.json: write one with transformers' "
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
-        return _read_text(path)
+        return read_text(path)
+
+    def tokenizer(self) -> Tokenizer:
+        """Return its tokenizer.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        text = self.tokenizer_json
+        try:
+            return Tokenizer.from_json(text, self.config, self.special_tokens)
+        except FormatError as error:
+            raise CheckpointError(f"{self.path / 'tokenizer.json'} is damaged: {error}") from error
 
     def has(self, name: str) -> bool:
         """Whether the model has this tensor."""
-        return name in self._files
+        return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""
-        return self._file(name).shapes[name]
+        return self._tensor(name).shape
 
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads."""
-        return self._file(name).load(name, run, rows)
+        return self._tensor(name).load(run, rows)
 
-    def _file(self, name: str) -> SafetensorsFile:
-        if name not in self._files:
+    def _tensor(self, name: str) -> StoredTensor:
+        if name not in self._tensors:
             raise CheckpointError(f"{self.path} has no tensor {name}")
-        return self._files[name]
+        return self._tensors[name]
 
     def _head_is_tied(self, config: ModelConfig) -> bool:
         """Whether the head is the embedding: no head stored, or declared tied and stored as an equal copy."""
-        if _HEAD not in self._files or _EMBEDDING not in self._files:
-            return _HEAD not in self._files
-        head, embedding = self._files[_HEAD], self._files[_EMBEDDING]
-        same_kind = head.dtype(_HEAD) == embedding.dtype(_EMBEDDING)
-        return config.tie_word_embeddings and same_kind and _equal(head.pieces(_HEAD), embedding.pieces(_EMBEDDING))
+        head, embedding = self._tensors.get(HEAD), self._tensors.get(EMBEDDING)
+        if head is None or embedding is None:
+            return head is None
+        same_kind = head.dtype == embedding.dtype
+        return config.tie_word_embeddings and same_kind and _equal(head.pieces(), embedding.pieces())
 
-    def _check_tensors(self) -> None:
-        expected = self.config.tensor_shapes()
-        for name, shape in expected.items():
-            if self.shape(name) != shape:
-                raise CheckpointError(
-                    f"{self.path}: tensor {name} has shape {list(self.shape(name))}, config.json says {list(shape)}"
-                )
-            if (dtype := self._file(name).dtype(name)) not in DTYPES:
-                raise UnsupportedModelError(
-                    f"{self.path}: tensor {name} is {dtype!r:.20}: only {', '.join(DTYPES)} are supported"
-                )
-        for name in self._files.keys() - expected.keys():
-            if name != _HEAD and not _IGNORED.fullmatch(name):
-                raise UnsupportedModelError(
-                    f"{self.path}: tensor {name!r:.80} is not part of a {self.config.model_type} model as config.json "
-                    "describes it: leaving it out would change what the model says"
-                )
-        self._files = {name: self._files[name] for name in expected}
+    def _check_head(self, config: ModelConfig) -> None:
+        """Refuse a base model saved without the head that its configuration calls for."""
+        if HEAD not in self._tensors and not config.tie_word_embeddings:
+            raise UnsupportedModelError(
+                f"{self.path} is a base model without its head ({HEAD}), and config.json does not tie it to the "
+                "embedding: save the whole model for causal language modelling"
+            )
 
-
-def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
-    """Open every weight file; return the file that holds each tensor."""
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.exists():
-        file = SafetensorsFile(single)
-        return dict.fromkeys(file.shapes, file)
-    if not index.exists():
-        raise CheckpointError(
-            f"{path} has neither model.safetensors nor model.safetensors.index.json: convert other formats first"
-        )
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{index} is damaged: it has no weight_map from tensors to files")
-    shards: dict[str, SafetensorsFile] = {}
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{index} is damaged: {shard!r:.80} is not the name of a safetensors file")
-        if not (path / shard).exists():
-            raise CheckpointError(f"{path} is incomplete: {shard!r:.80} is missing; download it again")
-        shards[shard] = SafetensorsFile(path / shard)
-    for name, shard in weight_map.items():
-        if name not in shards[shard].shapes:
-            raise CheckpointError(f"{path} is damaged: {shard} does not hold tensor {name!r:.80}; download it again")
-    return {name: shards[shard] for name, shard in weight_map.items()}
+    def _check_plain(self, config: ModelConfig, quantization: str) -> None:
+        """Refuse a checkpoint that is quantized, and not merely called so by a left-over of its configuration."""
+        if not are_plain(self._tensors, config):
+            raise UnsupportedModelError(f"the checkpoint is already quantized ({quantization!r:.40}): use the original")
 
 
 def _equal(left: Iterator[npt.NDArray[np.uint8]], right: Iterator[npt.NDArray[np.uint8]]) -> bool:
     """Whether two tensors hold the same bytes, read piece by piece so that a difference is found early."""
     none = np.zeros(0, dtype=np.uint8)
     return all(np.array_equal(ours, theirs) for ours, theirs in zip_longest(left, right, fillvalue=none))
-
-
-def _read_chat_template(path: Path) -> str | None:
-    """Read ``chat_template.jinja``, or the entry of ``tokenizer_config.json``; of several templates the default one."""
-    if (path / "chat_template.jinja").exists():
-        return _read_text(path / "chat_template.jinja")
-    template = _read_optional_json(path / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    return template if isinstance(template, str) else None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: it is not UTF-8 text") from error
-
-
-def _read_optional_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that is not there says nothing."""
-    return _read_json(path) if path.exists() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
-    return value

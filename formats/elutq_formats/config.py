@@ -238,6 +238,15 @@ class ModelConfig:
             yield "lm_head.weight", (self.vocab_size, self.hidden_size)
 
 
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """Return by what method the contents of ``config.json`` call the checkpoint quantized; None when they do not."""
+    for key in ("quantization_config", "compression_config"):
+        if (settings := config.get(key)) is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            return str(method or key)
+    return None
+
+
 def _read_config(
     config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer_ids: Mapping[str, int]
 ) -> ModelConfig:
@@ -289,13 +298,8 @@ def _read_config(
 def _supported_model_type(config: Mapping[str, Any]) -> ModelType:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _DEFAULTS:
-        raise UnsupportedModelError(f"model type {model_type!r:.60} is not supported: {_SUPPORTED}")
-    if config.get("quantization_config") is not None:
-        settings = config["quantization_config"]
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
-        raise UnsupportedModelError(
-            f"the checkpoint is already quantized ({method or 'quantization_config'}): use the original"
-        )
+        parts = ", a multimodal model," if isinstance(config.get("text_config"), dict) else ""
+        raise UnsupportedModelError(f"model type {model_type!r:.60}{parts} is not supported: {_SUPPORTED}")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UnsupportedModelError(f"hidden_act {config['hidden_act']!r:.60} is not supported: only silu is")
     for key in ("num_experts", "num_local_experts"):

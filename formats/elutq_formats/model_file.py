@@ -18,6 +18,7 @@ from elutq_formats.model_metadata import (
     TOKENIZER,
     Metadata,
     read_config,
+    read_sampling,
     read_special_tokens,
 )
 from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
@@ -37,6 +38,7 @@ class ModelFile:
         tensors: every tensor by its name in the file.
         chat_template: the Jinja source of its chat template, if it has one.
         special_tokens: how the tokenizer spells special tokens, by name; None when the file says nothing about them.
+        sampling: how the model's author has tokens drawn, by the names of our options.
         provenance: where the file came from, by key without ``elutq.``.
         size_bytes: size of the file.
     """
@@ -63,6 +65,7 @@ class ModelFile:
         self.name = self._metadata.string("general.name") if "general.name" in self._metadata else reader.path.stem
         self.chat_template = self._metadata.string(CHAT_TEMPLATE) if CHAT_TEMPLATE in self._metadata else None
         self.special_tokens = read_special_tokens(self._metadata)
+        self.sampling = read_sampling(self._metadata)
         self.provenance = {
             key.removeprefix(PROVENANCE_PREFIX): value
             for key, value in reader.metadata.items()

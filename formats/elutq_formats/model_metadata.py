@@ -9,6 +9,7 @@ import numpy as np
 from elutq_formats.config import ModelConfig, ModelType, RopeScaling
 from elutq_formats.errors import CheckpointError, FormatError
 from elutq_formats.gguf import ValueType
+from elutq_formats.sampling_defaults import OPTIONS, SamplingDefaults
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -54,10 +55,18 @@ class Metadata:
 
     def number(self, key: str) -> float:
         """Return a positive FLOAT32, as the shortest decimal that stands for it."""
-        value = cast(float, self._value(key, ValueType.FLOAT32))
+        value = self.real(key)
         if not 0 < value <= _LARGEST_FLOAT32:
             self.refuse(f"{key} is {value}, not a positive number")
-        return float(str(np.float32(value)))
+        return value
+
+    def signed(self, key: str) -> int:
+        """Return an INT32."""
+        return cast(int, self._value(key, ValueType.INT32))
+
+    def real(self, key: str) -> float:
+        """Return a FLOAT32, as the shortest decimal that stands for it."""
+        return float(str(np.float32(cast(float, self._value(key, ValueType.FLOAT32)))))
 
     def array(self, key: str, element_type: ValueType) -> list[Any]:
         """Return an array of this type."""
@@ -156,6 +165,31 @@ def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfi
         )
     except CheckpointError as error:
         metadata.refuse(str(error))
+
+
+def describe_sampling(sampling: SamplingDefaults) -> Iterator[MetadataEntry]:
+    """Yield the metadata entries that hold how the author has tokens drawn."""
+    for option in OPTIONS:
+        if option.name in sampling:
+            yield option.gguf, sampling[option.name], ValueType.INT32 if option.whole else ValueType.FLOAT32
+
+
+def read_sampling(metadata: Metadata) -> SamplingDefaults:
+    """Read how the author has tokens drawn; what the file does not say is not there.
+
+    Raises:
+        FormatError: a value is impossible.
+    """
+    found = {}
+    for option in OPTIONS:
+        if option.gguf in metadata:
+            try:
+                found[option.name] = option.check(
+                    metadata.signed(option.gguf) if option.whole else metadata.real(option.gguf)
+                )
+            except ValueError as error:
+                metadata.refuse(f"{option.gguf} {error}")
+    return found
 
 
 def read_special_tokens(metadata: Metadata) -> dict[str, str] | None:

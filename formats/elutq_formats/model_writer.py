@@ -15,8 +15,9 @@ from elutq_formats.errors import FormatError
 from elutq_formats.gguf import ValueType
 from elutq_formats.gguf_writer import GGUFWriter
 from elutq_formats.model_file import PROVENANCE_PREFIX
-from elutq_formats.model_metadata import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, describe_config
+from elutq_formats.model_metadata import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, describe_config, describe_sampling
 from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
+from elutq_formats.sampling_defaults import SamplingDefaults
 from elutq_formats.tensor_record import TensorRecord, describe_records
 
 TensorSource = tuple[TensorRecord, Callable[[], npt.NDArray[Any]]]
@@ -35,6 +36,7 @@ def write_model(
     tokenizer_json: str | None,
     chat_template: str | None = None,
     special_tokens: Mapping[str, str] | None = None,
+    sampling: SamplingDefaults | None = None,
     provenance: Provenance | None = None,
     force: bool = False,
 ) -> None:
@@ -49,6 +51,7 @@ def write_model(
         tokenizer_json: contents of ``tokenizer.json``.
         chat_template: Jinja source of the chat template.
         special_tokens: how the tokenizer spells special tokens, by name; None: it says nothing about them.
+        sampling: how the model's author has tokens drawn.
         provenance: where the file came from, by key without ``elutq.``.
         force: replace a file that is already there.
 
@@ -67,7 +70,7 @@ def write_model(
     with atomic_output(path, force) as temporary, GGUFWriter(temporary) as writer:
         writer.add_metadata("general.type", "model", ValueType.STRING)
         writer.add_metadata("general.name", name, ValueType.STRING)
-        for entry in (*describe_config(config), *describe_records(records)):
+        for entry in (*describe_config(config), *describe_sampling(sampling or {}), *describe_records(records)):
             writer.add_metadata(*entry)
         writer.add_metadata("tokenizer.ggml.model", "huggingface", ValueType.STRING)
         spellings = None if special_tokens is None else json.dumps(dict(special_tokens), ensure_ascii=False)

@@ -72,6 +72,10 @@ class SafetensorsFile:
             raise CheckpointError(
                 f"{path} is truncated, damaged or no safetensors file ({reason!r:.120}); download it again"
             ) from error
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{path.parent} is incomplete: {path.name!r:.80} is missing; download it again"
+            ) from error
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         if max((entry.end for entry in self._entries.values()), default=8 + len(header)) != self._state[0]:

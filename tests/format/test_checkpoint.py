@@ -211,7 +211,7 @@ class TestIncomplete:
 
     def test_no_config(self):
         (self.single / "config.json").unlink()
-        self.refuse(self.single, r"cannot read .*config\.json: No such file")
+        self.refuse(self.single, r"it has weights, but no config\.json")
 
     @pytest.mark.parametrize("contents", [b"{", b"[1]", b"\xff\xfe", b'{"a": ' + b"1" * 5000 + b"}", b"[" * 100000])
     def test_damaged_config(self, contents):
@@ -220,7 +220,7 @@ class TestIncomplete:
 
     def test_no_weights(self):
         (self.single / "model.safetensors").rename(self.single / "pytorch_model.bin")
-        self.refuse(self.single, "neither model.safetensors nor model.safetensors.index.json: convert")
+        self.refuse(self.single, "'pytorch_model.bin' is PyTorch's format: load it")
 
     def test_missing_shard(self):
         (self.sharded / "model-00002-of-00002.safetensors").unlink()
@@ -328,7 +328,7 @@ def test_tensors_are_found_behind_those_of_every_other_type(tmp_path):
         data += content
     header["F4"] = {"dtype": "F4", "shape": [2, 3], "data_offsets": [len(data), len(data) + 3]}
     header["empty"] = {"dtype": "F32", "shape": [0, 3], "data_offsets": [len(data) + 3, len(data) + 3]}
-    header["last"] = {"dtype": "F32", "shape": [], "data_offsets": [len(data) + 3, len(data) + 7]}
+    header["last"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data) + 3, len(data) + 7]}
     write_raw(tmp_path / "mixed.safetensors", header, data + bytes(3) + np.float32(7).tobytes())
     file = SafetensorsFile(tmp_path / "mixed.safetensors")
     assert file.shapes["F4"] == (2, 3)

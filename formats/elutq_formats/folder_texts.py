@@ -1,0 +1,64 @@
+"""The small files of a checkpoint folder: text and JSON, or a line that says what is in their place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from elutq_formats.errors import CheckpointError
+from elutq_formats.lfs_pointer import refuse_pointer
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file.
+
+    Raises:
+        CheckpointError: it cannot be read, is a Git LFS pointer, or is no text.
+    """
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    refuse_pointer(path, contents)
+    try:
+        return contents.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: it is not UTF-8 text") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: see ``read_text``; or it is something else.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is not there says nothing.
+
+    Raises:
+        CheckpointError: see ``read_json``.
+    """
+    return read_json(path) if path.exists() else {}
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Read ``chat_template.jinja``, or the entry of ``tokenizer_config.json``; of several templates the default one.
+
+    Raises:
+        CheckpointError: see ``read_json``.
+    """
+    if (folder / "chat_template.jinja").exists():
+        return read_text(folder / "chat_template.jinja")
+    template = read_optional_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    return template if isinstance(template, str) else None

@@ -1,0 +1,104 @@
+"""The weight files of a checkpoint folder: which there are, and the tensors that they hold."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_formats.errors import CheckpointError
+from elutq_formats.folder_texts import read_json
+from elutq_formats.safetensors_file import ALL_ROWS, Run
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class WeightFile(Protocol):
+    """A file of tensors: see ``SafetensorsFile``."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    identity: str
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's dtype as the header names it."""
+
+    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """Return a tensor, or some of its rows, in a new float32 array."""
+
+    def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield a tensor's bytes, some at a time."""
+
+
+OpenFile: TypeAlias = Callable[[Path], WeightFile]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor where it is stored.
+
+    Attributes:
+        file: that holds it.
+        name: which it has there.
+    """
+
+    file: WeightFile
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.file.shapes[self.name]
+
+    @property
+    def dtype(self) -> str:
+        """Its type as the file names it, such as ``BF16``."""
+        return self.file.dtype(self.name)
+
+    def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """Return it, or some of its rows, in a new float32 array."""
+        return self.file.load(self.name, run, rows)
+
+    def pieces(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield its bytes, some at a time."""
+        return self.file.pieces(self.name)
+
+
+def open_weights(folder: Path, open_file: OpenFile) -> dict[str, StoredTensor]:
+    """Open every weight file of a folder; return each tensor by its stored name.
+
+    A single file comes before an index, as for transformers.
+
+    Args:
+        folder: which holds one or the other.
+        open_file: opens a weight file.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the index is.
+    """
+    if not (folder / INDEX).exists() or (folder / SINGLE).exists():
+        file = open_file(folder / SINGLE)
+        return {name: StoredTensor(file, name) for name in file.shapes}
+    weight_map = read_weight_map(folder / INDEX)
+    shards = {shard: open_file(folder / shard) for shard in sorted(set(weight_map.values()))}
+    for name, shard in weight_map.items():
+        if name not in shards[shard].shapes:
+            raise CheckpointError(f"{folder} is damaged: {shard} does not hold tensor {name!r:.80}; download it again")
+    return {name: StoredTensor(shards[shard], name) for name, shard in weight_map.items()}
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Read which file holds each tensor.
+
+    Raises:
+        CheckpointError: the index is damaged, or names a file outside its folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index} is damaged: it has no weight_map from tensors to files")
+    for shard in weight_map.values():
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index} is damaged: {shard!r:.80} is not the name of a safetensors file")
+    return weight_map
