@@ -33,7 +33,6 @@ from elutq_cli.reference import Transformer  # noqa: E402
 from elutq_cli.windows import Windows, split_windows  # noqa: E402
 from elutq_formats.checkpoint import Checkpoint  # noqa: E402
 from elutq_formats.model_file import ModelFile  # noqa: E402
-from elutq_formats.tokenizer import Tokenizer  # noqa: E402
 
 
 class UniformBackend(NativeBackend):
@@ -211,7 +210,7 @@ def main() -> None:
     options = parse(sys.argv[1:])
     rows = []
     with Checkpoint.open(options.model) as checkpoint, tempfile.TemporaryDirectory() as folder:
-        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        tokenizer = checkpoint.tokenizer()
         texts = []
         for index, path in enumerate(options.texts):
             tokens = tokenizer.encode(path.read_text(encoding="utf-8"))

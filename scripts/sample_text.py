@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from elutq_cli.reference import KeyValueCache, Transformer
 from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.tokenizer import Tokenizer
 
 MODEL = Path(__file__).resolve().parent.parent / "tests" / "data" / "novels-6m"
 TEMPERATURE = 0.8
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with Checkpoint.open(arguments.model) as checkpoint:
-        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        tokenizer = checkpoint.tokenizer()
         tokens = sample(Transformer(checkpoint, keep=True), np.random.default_rng(arguments.seed))
     text = "".join(tokenizer.decode(sequence.tolist()).strip() + "\n\n" for sequence in tokens)
     sys.stdout.buffer.write(text.encode("utf-8"))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from elutq_cli.evaluation import AnyLogitsModel, Evaluation
     from elutq_cli.windows import Rule, Windows
     from elutq_formats.config import ModelConfig
+    from elutq_formats.tokenizer import Tokenizer
     from elutq_native import Session
 
 
@@ -38,7 +39,7 @@ class EvaluatedModel:
         name: the path the user gave.
         kind: what computes it.
         config: its hyper-parameters.
-        tokenizer_json: its tokenizer.
+        tokenizer: its tokenizer.
         logits_model: gives its logits.
         size_bytes: of its weight files.
         bits_per_weight: over all of them.
@@ -48,7 +49,7 @@ class EvaluatedModel:
     name: str
     kind: str
     config: ModelConfig
-    tokenizer_json: str
+    tokenizer: Tokenizer
     logits_model: AnyLogitsModel
     size_bytes: int
     bits_per_weight: float
@@ -161,11 +162,13 @@ def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str =
 
         with Checkpoint.open(path) as checkpoint:
             check_context(path, checkpoint.config, ctx_size)
+            for note in checkpoint.notes:
+                print(f"{name}: {note}", file=sys.stderr)
             yield EvaluatedModel(
                 name,
                 "checkpoint, float32 reference",
                 checkpoint.config,
-                checkpoint.tokenizer_json,
+                checkpoint.tokenizer(),
                 Transformer(checkpoint),
                 size_bytes := sum(shard.stat().st_size for shard in path.glob("model*.safetensors")),
                 8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
@@ -184,7 +187,7 @@ def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str =
             name,
             f"C runtime, {model.info.isa} kernels",
             model_file.config,
-            model_file.tokenizer_json,
+            model_file.tokenizer(),
             NativeLogits(session),
             model_file.size_bytes,
             model_file.bits_per_weight(),
@@ -220,14 +223,13 @@ def tokenize_windows(
         ElutqError: the text is too short, or the models do not share a vocabulary.
     """
     from elutq_cli.windows import split_windows
-    from elutq_formats.tokenizer import Tokenizer
 
     first = models[0]
-    tokenizer = Tokenizer.from_json(first.tokenizer_json, first.config)
+    tokenizer = first.tokenizer
     tokens = tokenizer.encode(text)
     for other in [*models[1:], *([] if reference is None else [reference])]:
         same_size = other.config.vocab_size == first.config.vocab_size
-        if not same_size or Tokenizer.from_json(other.tokenizer_json, other.config).encode(text) != tokens:
+        if not same_size or other.tokenizer.encode(text) != tokens:
             raise ElutqError(
                 f"{first.name} and {other.name} have different vocabularies: "
                 "only models made from the same checkpoint, and that checkpoint, can be compared"

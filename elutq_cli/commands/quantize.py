@@ -201,6 +201,8 @@ def print_forecast(
     from elutq_formats.checkpoint import Checkpoint
 
     with Checkpoint.open(model) as checkpoint, make_backend(device, threads) as backend:
+        for note in checkpoint.notes:
+            print(note, file=sys.stderr)
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
         n_tokens = 0 if text is None else text.tokens.size
         plan = Plan.make(checkpoint.config, recipe)

@@ -16,7 +16,6 @@ from elutq_cli.hub import is_repository
 from elutq_cli.machine.memory import available_memory
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
-from elutq_formats.tokenizer import Tokenizer
 from elutq_native import CancelledError, Model, Session, default_threads, lib
 
 PREFILL_TOKENS = 512
@@ -72,7 +71,7 @@ class LanguageModel:
                 f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint"
             )
         self.file = ModelFile.open(self.path)
-        self.tokenizer = Tokenizer.from_json(self.file.tokenizer_json, self.file.config, self.file.special_tokens)
+        self.tokenizer = self.file.tokenizer()
         self.native = Model(self.path)
         self._chat_template = chat_template
         self._threads = threads

@@ -22,6 +22,8 @@ def describe_origin(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibra
     }
     if revision is not None:
         provenance["source_revision"] = revision
+    if checkpoint.notes:
+        provenance["notes"] = list(checkpoint.notes)
     if calibration is not None:
         n_sequences, length = calibration.tokens.shape
         provenance |= {

@@ -61,6 +61,10 @@ class Checkpoint:
             self._check_plain(config, quantization)
             notes.append(f"config.json names a quantization ({quantization!r:.40}), but no tensor is quantized")
         self.config = replace(config, tie_word_embeddings=self._head_is_tied(config))
+        if config.tie_word_embeddings and not self.config.tie_word_embeddings:
+            notes.append(f"config.json ties the head to the embedding, but another is stored ({HEAD}): it is used")
+        elif self.config.tie_word_embeddings and not config.tie_word_embeddings:
+            notes.append(f"no head is stored ({HEAD}), though config.json does not tie it: the embedding is used")
         check_tensors(self._tensors, self.config, path)
         self.names = tuple(self.config.tensor_shapes())
         self._tensors = {name: self._tensors[name] for name in self.names}

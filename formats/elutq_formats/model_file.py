@@ -23,6 +23,7 @@ from elutq_formats.model_metadata import (
 )
 from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
 from elutq_formats.tensor_record import HLQ_VERSION_KEY, TensorRecord, read_records
+from elutq_formats.tokenizer import Tokenizer
 
 PROVENANCE_PREFIX = "elutq."
 NOT_PROVENANCE = (MODEL_TYPE, ROPE_SCALING, EOS_TOKEN_IDS, SPECIAL_TOKENS)
@@ -93,6 +94,14 @@ class ModelFile:
                 f"{self.path} has no tokenizer, so it takes no text: elutq bench can time it, elutq quantize makes one"
             )
         return self._metadata.string(TOKENIZER)
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer.
+
+        Raises:
+            FormatError: the file has none, or it cannot be read.
+        """
+        return Tokenizer.from_json(self.tokenizer_json, self.config, self.special_tokens)
 
     def has(self, name: str) -> bool:
         """Whether the model has this tensor, by its Hugging Face name."""

@@ -160,7 +160,10 @@ class TestTiedHead:
         weights = random_weights()
         del weights["lm_head.weight"]
         config = {**CONFIG, "tie_word_embeddings": False}
-        assert Checkpoint.open(write_checkpoint(tmp_path / "model", weights, config)).config.tie_word_embeddings
+        checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", weights, config))
+        assert checkpoint.config.tie_word_embeddings
+        (note,) = checkpoint.notes
+        assert note == "no head is stored (lm_head.weight), though config.json does not tie it: the embedding is used"
 
     @pytest.mark.parametrize("equal", [True, False])
     def test_a_stored_head_is_tied_only_when_equal(self, tmp_path, equal):
@@ -171,11 +174,14 @@ class TestTiedHead:
         checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", weights, config))
         assert checkpoint.config.tie_word_embeddings is equal
         assert checkpoint.has("lm_head.weight") is not equal
+        said = "config.json ties the head to the embedding, but another is stored (lm_head.weight): it is used"
+        assert checkpoint.notes == (() if equal else (said,))
 
     def test_an_equal_head_stays_when_declared_untied(self, tmp_path):
         weights = random_weights()
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
-        assert not Checkpoint.open(write_checkpoint(tmp_path / "model", weights)).config.tie_word_embeddings
+        checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", weights))
+        assert (checkpoint.config.tie_word_embeddings, checkpoint.notes) == (False, ())
 
 
 def test_stored_rope_frequencies_are_passed_over(tmp_path):

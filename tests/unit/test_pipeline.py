@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
+from elutq_cli.app import app
 from elutq_cli.evaluation import evaluate, split_windows
 from elutq_cli.pipeline import quantize as driver
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
@@ -334,6 +336,20 @@ def test_a_tied_head_is_stored_once_or_as_often_as_it_has_bits(tmp_path, backend
     apart = ModelFile.open(tmp_path / "apart.gguf")
     assert apart.tensors["output.weight"].bits == 3
     assert not apart.config.tie_word_embeddings
+
+
+def test_a_head_that_config_json_did_not_expect_is_told_and_recorded(tmp_path, backend, caplog):
+    folder = shutil.copytree(UNTIED, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with caplog.at_level(logging.WARNING):
+        run(folder, tmp_path / "out.gguf", backend, SMALL)
+    file = ModelFile.open(tmp_path / "out.gguf")
+    assert "output.weight" in file.tensors
+    (note,) = file.provenance["notes"]
+    assert "but another is stored (lm_head.weight)" in note
+    assert note in caplog.text
+    assert CliRunner().invoke(app, ["info", str(file.path), "--no-measure"]).stdout.count(note) == 1
 
 
 @pytest.fixture(scope="module")
