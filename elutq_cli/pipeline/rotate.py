@@ -65,7 +65,7 @@ class Rotation:
 def _replace(
     matrix: FloatArray, axis: int, multiple: int, function: Callable[[FloatArray], npt.NDArray[np.floating]]
 ) -> None:
-    """Replace a matrix by a function of it, in place: some rows (axis 0) or columns (1) at a time, so many or a multiple.
+    """Replace a matrix by a function of it, in place, rows (axis 0) or columns (1), a multiple of so many at a time.
 
     The function's values in float64 take several times the memory of what it is given.
     """
@@ -128,7 +128,7 @@ class RotatedCheckpoint:
     def _rotate_linear(self, prefix: str, linear: str, tensor: FloatArray, bias: bool) -> None:
         """Rotate a block's weight (rows, columns), bias (rows,) or norm of heads, in place.
 
-        What touches the stream on one side is cut across the other, between value heads: each part is rotated by itself.
+        It is cut across the side that does not touch the stream, between value heads: each part is rotated by itself.
         """
         reads = linear in READERS and not bias
         norm = self.checkpoint.load(f"{prefix}.{READERS[linear]}.weight") if reads else None

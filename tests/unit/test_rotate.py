@@ -9,6 +9,7 @@ import pytest
 from elutq_cli.pipeline import rotate
 from elutq_cli.pipeline.rotate import RotatedCheckpoint, Rotation
 from elutq_cli.reference import Transformer
+from elutq_formats import safetensors_file
 from elutq_formats.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent.parent / "data"
@@ -55,6 +56,7 @@ def test_pieces_do_not_change_a_bit(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.mlp.down_proj.weight"])
 def test_a_weight_takes_a_few_bytes_while_it_is_rotated(name, monkeypatch):
     monkeypatch.setattr(rotate, "WEIGHTS_AT_ONCE", 8192)
+    monkeypatch.setattr(safetensors_file, "_PIECE_BYTES", 1 << 14)
     with Checkpoint.open(DATA / "novels-6m") as checkpoint:
         source = RotatedCheckpoint(checkpoint, seed=3)
         tracemalloc.start()
