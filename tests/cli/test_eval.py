@@ -200,7 +200,7 @@ def test_model_that_is_not_there(tmp_path):
 def test_model_of_another_format(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"not a model")
     assert "model.gguf" in refusal(tmp_path / "model.gguf", "-f", SAMPLED)
-    assert "config.json" in refusal(tmp_path, "-f", SAMPLED)
+    assert "is not a checkpoint" in refusal(tmp_path, "-f", SAMPLED)
 
 
 def test_reference_of_another_vocabulary(text, tmp_path):

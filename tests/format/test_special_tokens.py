@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import tokenizers
 from samples import GOLDEN, tensor_sources
+from tokenizers import processors
 
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, FormatError
@@ -43,10 +45,6 @@ def written(checkpoint, path):
         special_tokens=checkpoint.special_tokens,
     )
     return ModelFile.open(path)
-
-
-def tokenizer_of(file):
-    return Tokenizer.from_json(file.tokenizer_json, file.config, file.special_tokens)
 
 
 def test_the_tokenizers_bos_comes_before_both_configurations(folder):
@@ -112,22 +110,37 @@ def test_ids_are_found_in_every_kind_of_vocabulary():
 
 def test_special_tokens_travel_to_the_tokenizer_of_the_model_file(folder, tmp_path):
     named = {"bos_token": "<s>", "eos_token": "<|eot|>", "pad_token": "</s>", "unk_token": "<unk>"}
-    file = written(opened(folder, tokenizer_config=named), tmp_path / "model.gguf")
-    assert tokenizer_of(file).special_tokens == named
+    file = written(opened(folder, config={"eos_token_id": 1}, tokenizer_config=named), tmp_path / "model.gguf")
+    assert file.tokenizer().special_tokens == named
+    assert file.tokenizer().eos_token_ids == (2, 1)
     assert file.provenance == {}
+
+
+@pytest.mark.parametrize("added", [None, False, True])
+def test_the_post_processor_alone_says_whether_a_text_gets_bos(folder, tmp_path, added):
+    """What transformers 5 does: it passes over add_bos_token and add_eos_token where there is a tokenizer.json."""
+    named = {"bos_token": "<s>", "eos_token": "</s>"} | dict.fromkeys(("add_bos_token", "add_eos_token"), added)
+    plain = opened(folder, config={"bos_token_id": 2}, generation_config={"bos_token_id": 4}, tokenizer_config=named)
+    assert plain.tokenizer().encode("ab", add_special_tokens=True) == [5, 6]
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    backend.save(str(folder / "tokenizer.json"))
+    file = written(Checkpoint.open(folder), tmp_path / "model.gguf")
+    assert file.tokenizer().encode("ab", add_special_tokens=True) == [0, 5, 6]
+    assert file.tokenizer().prefix == (file.config.bos_token_id,) == (0,)
 
 
 def test_a_file_that_names_no_special_tokens_spells_those_of_its_configuration(folder, tmp_path):
     file = written(opened(folder, config={"bos_token_id": 0, "eos_token_id": [3, 1]}), tmp_path / "model.gguf")
     assert file.special_tokens is None
-    assert tokenizer_of(file).special_tokens == {"bos_token": "<s>", "eos_token": "<|eom|>"}
+    assert file.tokenizer().special_tokens == {"bos_token": "<s>", "eos_token": "<|eom|>"}
 
 
 def test_a_named_token_that_is_plain_in_the_vocabulary_is_special(folder, tmp_path):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     plain = [entry for entry in tokenizer["added_tokens"] if entry["content"] != "<|eot|>"]
     checkpoint = opened(folder, tokenizer={"added_tokens": plain}, tokenizer_config={"eos_token": "<|eot|>"})
-    named = tokenizer_of(checkpoint)
+    named = checkpoint.tokenizer()
     assert 2 not in Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode("<|eot|>")
     assert named.encode("<|eot|>") == [2]
     assert named.decode([2]) == ""
