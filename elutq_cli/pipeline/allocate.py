@@ -16,14 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.calibrate import block_statistics
+from elutq_cli.pipeline.by_rows import RowSource, embed
+from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import measure, quiet
+from elutq_cli.pipeline.products import map_few, measure, multiply, quiet
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Block, Head, Positions, Transformer
-from elutq_cli.reference.transformer import Array, WeightSource
+from elutq_cli.reference.transformer import Array
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
@@ -68,11 +69,12 @@ class Candidate:
 
 
 def allocate(
-    source: WeightSource,
+    source: RowSource,
     recipe: Recipe,
     tokens: npt.NDArray[np.int64],
     backend: Backend,
     advance: Callable[[int], None] = lambda n_weights: None,
+    make_room: MakeRoom = in_memory,
 ) -> dict[str, Choice]:
     """Choose bits and group size of all the blocks' linears by what their errors do to the model's predictions.
 
@@ -82,12 +84,13 @@ def allocate(
         tokens: (sequences, n) calibration sequences.
         backend: runs the stages.
         advance: called with the number of weights just measured.
+        make_room: for activations.
 
     Raises:
         ElutqError: the target is below or above what the choices reach.
     """
     free, fixed_bits, n_weights = _free_linears(source, recipe)
-    found = measure_candidates(source, recipe, free, tokens, backend, advance)
+    found = measure_candidates(source, recipe, free, tokens, backend, advance, make_room)
     budget = recipe.budget * n_weights - fixed_bits
     chosen = spend(found, budget, recipe.budget)
     for candidate in found:
@@ -98,7 +101,7 @@ def allocate(
     return chosen
 
 
-def _free_linears(source: WeightSource, recipe: Recipe) -> tuple[set[str], float, int]:
+def _free_linears(source: RowSource, recipe: Recipe) -> tuple[set[str], float, int]:
     """Return the linears that no tensor type fixes, the bits of the others, and the number of weights of all."""
     shapes = source.config.tensor_shapes()
     impossible = (0, 1)  # a choice that no recipe makes: what still has it afterwards is free
@@ -176,20 +179,21 @@ def _slope(left: tuple[float, float, Choice], right: tuple[float, float, Choice]
 
 
 def measure_candidates(
-    source: WeightSource,
+    source: RowSource,
     recipe: Recipe,
     names: set[str],
     tokens: npt.NDArray[np.int64],
     backend: Backend,
     advance: Callable[[int], None],
+    make_room: MakeRoom = in_memory,
 ) -> list[Candidate]:
     """Measure the errors and the sensitivity of linears, one block in memory at a time.
 
     Every linear's variant of the residual stream, in which it alone is quantized, is carried through the blocks after
     it, beside the exact stream.
     """
-    model = Transformer(source, xp=backend.xp, convert=backend.place)
-    hidden = backend.fetch(model.embed(tokens[:HESSIAN_SEQUENCES])).copy()
+    model = Transformer(source, xp=backend.xp, convert=backend.place, multiply=partial(multiply, backend=backend))
+    hidden = embed(source, tokens[:HESSIAN_SEQUENCES])
     exact = hidden[:PROBE_SEQUENCES, :PROBE_TOKENS].copy()
     run = partial(_run, backend, Positions.of(source.config, exact.shape[1], convert=backend.place))
     variants: dict[str, FloatArray] = {}
@@ -197,7 +201,7 @@ def measure_candidates(
     for layer in range(source.config.num_hidden_layers):
         block = model.block(layer)
         changed: dict[str, ChangedRows] = {}
-        for linears, statistics in block_statistics(block, hidden, None, backend):
+        for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
             shared_by = gguf_name(f"model.layers.{layer}.{linears[0]}.weight")
             factor = inverse_factor(statistics.hessian, recipe.damping, backend, shared_by)
             for linear in linears:
@@ -212,9 +216,9 @@ def measure_candidates(
                 advance(math.prod(weights.shape))
         variants = carry(variants, partial(run, block), backend)
         for linear, change in changed.items():
-            weights = block.weights[f"{linear}.weight"] + 0.0
-            weights[change.rows] = backend.place(change.restored)
-            other = Block(block.config, layer, {**block.weights, f"{linear}.weight": weights}, block.xp)
+            other = block.copy()
+            other.weights[f"{linear}.weight"] = block.weights[f"{linear}.weight"] + 0.0
+            other.weights[f"{linear}.weight"][change.rows] = backend.place(change.restored)
             variants[f"model.layers.{layer}.{linear}.weight"] = run(other, exact)
         exact = run(block, exact)
     divergences = diverge(variants, exact, model.load_head(), backend)
@@ -281,8 +285,8 @@ def _options(columns: int, group_size: int) -> list[Choice]:
 def carry(
     variants: Mapping[str, FloatArray], run: Callable[[FloatArray], FloatArray], backend: Backend
 ) -> dict[str, FloatArray]:
-    """Run all variants of the residual stream through a block, one on each of the backend's threads."""
-    return dict(zip(variants, backend.map(quiet(run), variants.values()), strict=True))
+    """Run all variants of the residual stream through a block."""
+    return dict(zip(variants, map_few(quiet(run), list(variants.values()), backend), strict=True))
 
 
 def diverge(variants: Mapping[str, FloatArray], exact: FloatArray, head: Head, backend: Backend) -> dict[str, float]:
@@ -292,7 +296,7 @@ def diverge(variants: Mapping[str, FloatArray], exact: FloatArray, head: Head, b
         return log_softmax(backend.fetch(head(backend.place(x))))
 
     divergence = quiet(partial(_divergence, predictions, [predictions(x) for x in exact]))
-    return dict(zip(variants, backend.map(divergence, variants.values()), strict=True))
+    return dict(zip(variants, map_few(divergence, list(variants.values()), backend), strict=True))
 
 
 def _run(backend: Backend, positions: Positions, block: Block, stream: FloatArray) -> FloatArray:

@@ -1,13 +1,13 @@
 """Backends of the stages: the numpy functions that define the results, and the threaded C code."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.blas import one_blas_thread
+from elutq_cli.pipeline.crew import Crew
 from elutq_cli.pipeline.feedback import feedback_columns
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
@@ -87,7 +87,7 @@ class NativeBackend(OnProcessor):
         """Start the threads; None: one for each core this process may use."""
         self.threads = default_threads() if threads is None else threads
         self._quantizer = Quantizer(self.threads)
-        self._executor = ThreadPoolExecutor(self.threads, initializer=self.begin_thread) if self.threads > 1 else None
+        self._crew = Crew(self.threads, self.begin_thread)
         self._blas = one_blas_thread()
 
     def begin_thread(self) -> None:
@@ -95,9 +95,7 @@ class NativeBackend(OnProcessor):
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Call the function for several items at a time; numpy lets go of the interpreter while it computes."""
-        if self._executor is None:
-            return [function(item) for item in items]
-        return list(self._executor.map(function, items))
+        return self._crew.map(function, items)
 
     def fit_groups(
         self,
@@ -134,8 +132,7 @@ class NativeBackend(OnProcessor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        self._crew.close()
         self._quantizer.close()
         self._blas.__exit__(kind, error, trace)
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import add_gram, add_product, mirror_upper, quiet
+from elutq_cli.pipeline.products import AT_ONCE, add_gram, add_product, map_few, mirror_upper, pieces, quiet
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import SHARED_INPUTS, Block, Positions
 from elutq_cli.reference.transformer import Array
@@ -42,8 +42,12 @@ class InputStatistics:
     lack: Array | None = None
 
 
+MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
+"""Returns room for activations: float32 of a shape, of undefined contents."""
+
+
 def in_memory(shape: tuple[int, ...]) -> FloatArray:
-    """Make room for activations: float32 of this shape."""
+    """Make room for activations in memory: float32 of this shape."""
     return np.empty(shape, dtype=np.float32)
 
 
@@ -52,7 +56,7 @@ def block_statistics(
     hidden: FloatArray,
     exact: FloatArray | None,
     backend: Backend,
-    make_room: Callable[[tuple[int, ...]], FloatArray] = in_memory,
+    make_room: MakeRoom = in_memory,
 ) -> Iterator[tuple[tuple[str, ...], InputStatistics]]:
     """Run the calibration sequences through a block, pausing before each of its inputs is used.
 
@@ -63,7 +67,7 @@ def block_statistics(
         block: the block, with its exact weights, on the backend.
         hidden: (sequences, n, hidden_size) float32, the block's input; replaced by its output.
         exact: the same in the exact model, or None.
-        backend: runs a batch of sequences on each of its threads.
+        backend: runs AT_ONCE batches of sequences at a time.
         make_room: for the inputs of all tokens to a linear that is about to be quantized.
 
     Yields:
@@ -71,7 +75,7 @@ def block_statistics(
     """
     blocks, streams = [block], [hidden]
     if exact is not None:
-        blocks.append(Block(block.config, block.layer, block.weights, block.xp))
+        blocks.append(block.copy())
         streams.append(exact)
     positions = Positions.of(block.config, hidden.shape[1], convert=backend.place)
     steps: tuple[tuple[str, Callable[[Block, Array], Array]], ...] = (
@@ -92,7 +96,7 @@ def block_statistics(
                 del blocks[-1].weights[name]
         yield SHARED_INPUTS[linear], moments.pop()  # to be freed by the caller
         add = quiet(partial(_add_output, partial(block.linear, linear), backend))
-        backend.map(add, zip(token_batches(hidden), token_batches(kept), strict=True))
+        map_few(add, list(zip(token_batches(hidden), token_batches(kept), strict=True)), backend)
 
 
 def input_statistics(
@@ -108,16 +112,15 @@ def input_statistics(
         inputs: computes the linear's input from the residual stream, on the quantized prefix and, where it is kept, in
             the exact model.
         streams: (sequences, n, hidden_size) float32 of each.
-        backend: runs a batch of sequences on each of its threads, then the products.
+        backend: runs AT_ONCE batches of sequences, then their products.
         linear: the exact linear, where its output is added to the residual stream: the exact model's goes on from here.
         kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
     """
     waves = list(zip(*map(token_batches, streams), strict=True))
     room = token_batches(kept) if kept is not None else []
     hessian = other = None
-    for first in range(0, len(waves), backend.threads):
-        wave = waves[first : first + backend.threads]
-        found = backend.map(quiet(partial(_inputs_of, inputs, linear, backend)), wave)
+    for few in pieces(len(waves), AT_ONCE):
+        found = backend.map(quiet(partial(_inputs_of, inputs, linear, backend)), waves[few])
         if hessian is None:
             columns = found[0][0].shape[1]
             hessian = backend.zeros((columns, columns))
@@ -126,7 +129,7 @@ def input_statistics(
         for x, difference in found:
             if difference is not None:
                 add_product(other, *((difference, x) if linear else (x, difference)), backend)
-        for place, (x, _) in zip(room[first : first + len(found)], found, strict=bool(room)):
+        for place, (x, _) in zip(room[few], found, strict=bool(room)):
             place[...] = backend.fetch(x).reshape(place.shape)
     assert hessian is not None
     n_tokens = streams[0].shape[0] * streams[0].shape[1]

@@ -21,11 +21,17 @@ MOMENT_TILES = 2
 PIECE_ROWS = 512
 """Rows that numpy's functions work on at a time: fewer, and calling them takes longer than what they do."""
 
+RESTORED_AT_ONCE = 1 << 18
+"""Weights that a thread dequantizes together."""
+
 ROWS_AT_ONCE = 1 << 13
 """Rows of a matrix that go through the stages together: a head may have ten times as many, and needs no more memory."""
 
 MEASURED_ROWS = 128
 """Rows on which the error of a matrix is measured, evenly spaced: it only informs, and costs two products with H."""
+
+AT_ONCE = 4
+"""Items of ``map_few`` that are in memory together, so that it does not depend on the number of threads."""
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 Inner = Callable[[slice, slice], slice]
@@ -34,6 +40,11 @@ Inner = Callable[[slice, slice], slice]
 def pieces(n_rows: int, size: int = PIECE_ROWS) -> list[slice]:
     """Cut rows into runs of so many."""
     return [slice(first, min(first + size, n_rows)) for first in range(0, n_rows, size)]
+
+
+def small_pieces(tensor: HLQTensor) -> list[slice]:
+    """Cut the rows of a matrix into runs that take little memory on each of many threads when they are dequantized."""
+    return pieces(tensor.rows, max(1, RESTORED_AT_ONCE // tensor.columns))
 
 
 def put_rows(places: Sequence[AnyArray], found: Sequence[AnyArray], rows: slice | AnyArray) -> None:
@@ -52,6 +63,14 @@ def tiles(matrix: Array, size: int, upper: bool = False) -> list[tuple[slice, sl
     n_rows, n_columns = matrix.shape
     squares = [(rows, columns) for rows in pieces(n_rows, size) for columns in pieces(n_columns, size)]
     return [(rows, columns) for rows, columns in squares if not upper or columns.stop > rows.start]
+
+
+def map_few(function: Callable[[Item], Result], items: Sequence[Item], backend: Backend) -> list[Result]:
+    """Return the function's results for items that take much memory: AT_ONCE of them at a time.
+
+    All threads have work all the same where the function's products are ``multiply``'s.
+    """
+    return [result for few in pieces(len(items), AT_ONCE) for result in backend.map(function, items[few])]
 
 
 # Which part of the inner axis a tile's product runs over.
@@ -133,7 +152,7 @@ def dequantize(tensor: HLQTensor, backend: Backend) -> FloatArray:
     def fill(rows: slice) -> None:
         restored[rows] = tensor.of_rows(rows).dequantize()
 
-    backend.map(fill, pieces(tensor.rows))
+    backend.map(fill, small_pieces(tensor))
     return restored
 
 
@@ -144,7 +163,7 @@ def subtract_restored(weights: Array, tensor: HLQTensor, backend: Backend) -> Ar
     def fill(rows: slice) -> None:
         difference[rows] = weights[rows] - backend.place(tensor.of_rows(rows).dequantize())
 
-    backend.map(fill, pieces(tensor.rows))
+    backend.map(fill, small_pieces(tensor))
     return difference
 
 

@@ -21,7 +21,7 @@ from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.levels import FloatArray, HalfArray
-from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, measure, pieces
+from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, measure, multiply, pieces
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_origin, source_name
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
@@ -124,7 +124,9 @@ def quantize(
         log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         if calibration is not None and recipe.method == "allocate":
-            found = spool.remember(partial(allocate, source, recipe, calibration.tokens, backend))
+            found = spool.remember(
+                partial(allocate, source, recipe, calibration.tokens, backend, make_room=spool.make_room)
+            )
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
         run = _Run(source, plan, recipe, backend, spool, progress or Progress(), device)
         sources = run.add_all(calibration)
@@ -264,7 +266,7 @@ class _Run:
         prefix = f"model.layers.{layer}."
         by_name = {plan.name: plan for plan in plans}
         weights = {name: self.backend.place(self.load(prefix + name)) for name in block_tensor_names(self.config)}
-        block = Block(self.config, layer, weights, self.backend.xp)
+        block = Block(self.config, layer, weights, self.backend.xp, partial(multiply, backend=self.backend))
         before = np.array(hidden) if "block" in self.recipe.tune else None
         matrices: dict[str, Matrix] = {}
         for linears, statistics in block_statistics(block, hidden, exact, self.backend, self.spool.make_room):

@@ -50,7 +50,7 @@ class Backend(Protocol):
         """Return an Array of float32 zeros."""
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Return the function's results for all items, in their order."""
+        """Return the function's results for all items, in their order; the function may call map itself."""
 
     def fit_groups(
         self,

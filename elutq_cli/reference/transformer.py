@@ -10,6 +10,7 @@ Ainslie et al. 2023 (grouped-query attention); Jiang et al. 2023 (Mistral's slid
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -22,6 +23,8 @@ from elutq_formats.config import ModelConfig
 Array: TypeAlias = Any  # numpy array or torch tensor
 Namespace: TypeAlias = Any  # the module numpy or torch
 Observe: TypeAlias = Callable[[str, Array], None]
+Multiply: TypeAlias = Callable[[Array, Array], Array]
+"""Returns the product of two matrices."""
 KeyValueCache: TypeAlias = dict[int, tuple[Array, Array]]
 """Layer -> keys (after RoPE) and values of the tokens so far, each (..., n, kv_heads, head_dim); starts empty."""
 
@@ -163,11 +166,23 @@ class Block:
         weights: tensors by `block_tensor_names`; replace an entry to run with other (dequantized) weights.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, weights: Mapping[str, Array], xp: Namespace = np) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Mapping[str, Array],
+        xp: Namespace = np,
+        multiply: Multiply = operator.matmul,
+    ) -> None:
         self.config = config
         self.layer = layer
         self.weights = dict(weights)
         self.xp = xp
+        self.multiply = multiply
+
+    def copy(self) -> Block:
+        """Return a block with the same weights, to replace some of them."""
+        return Block(self.config, self.layer, self.weights, self.xp, self.multiply)
 
     def __call__(
         self,
@@ -240,7 +255,7 @@ class Block:
     def linear(self, name: str, x: Array) -> Array:
         """x: (..., in_features) times the transposed weight: (out_features, in_features), plus the bias if any."""
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        y = x.reshape(-1, x.shape[-1]) @ weight.T  # one matrix product for all sequences
+        y = self.multiply(x.reshape(-1, x.shape[-1]), weight.T)  # one matrix product for all sequences
         y = y.reshape(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
 
@@ -253,15 +268,23 @@ class Head:
         weight: (vocab_size, hidden_size) float32.
     """
 
-    def __init__(self, config: ModelConfig, norm: Array, weight: Array, xp: Namespace = np) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        norm: Array,
+        weight: Array,
+        xp: Namespace = np,
+        multiply: Multiply = operator.matmul,
+    ) -> None:
         self.config = config
         self.norm = norm
         self.weight = weight
         self.xp = xp
+        self.multiply = multiply
 
     def __call__(self, x: Array) -> Array:
         """Turn the last block's output x: (..., hidden_size) into logits (..., vocab_size)."""
-        return rms_norm(x, self.norm, self.config.rms_norm_eps, self.xp) @ self.weight.T
+        return self.multiply(rms_norm(x, self.norm, self.config.rms_norm_eps, self.xp), self.weight.T)
 
 
 class Transformer:
@@ -277,6 +300,7 @@ class Transformer:
         keep: bool = False,
         xp: Namespace = np,
         convert: Callable[[NDArray[Any]], Array] | None = None,
+        multiply: Multiply = operator.matmul,
     ) -> None:
         """Read nothing yet.
 
@@ -285,12 +309,14 @@ class Transformer:
             keep: whether to hold on to weights once read.
             xp: numpy or torch.
             convert: makes a numpy array `xp`'s own (device, type); None: ``xp.asarray``.
+            multiply: computes the products with weights.
         """
         self.source = source
         self.config = source.config
         self.keep = keep
         self.xp = xp
         self.convert: Callable[[NDArray[Any]], Array] = xp.asarray if convert is None else convert
+        self.multiply = multiply
         self._kept: dict[str, Array] = {}
 
     def load(self, name: str) -> Array:
@@ -309,7 +335,8 @@ class Transformer:
     def block(self, layer: int) -> Block:
         """Read one block."""
         names = block_tensor_names(self.config)
-        return Block(self.config, layer, {name: self.load(f"model.layers.{layer}.{name}") for name in names}, self.xp)
+        weights = {name: self.load(f"model.layers.{layer}.{name}") for name in names}
+        return Block(self.config, layer, weights, self.xp, self.multiply)
 
     def blocks(self) -> Iterator[Block]:
         """Read the blocks in order, one at a time."""
@@ -320,7 +347,7 @@ class Transformer:
         """Read the last norm and the output projection (the embedding, when the head is tied)."""
         tied = not self.source.has("lm_head.weight")
         weight = self.load("model.embed_tokens.weight" if tied else "lm_head.weight")
-        return Head(self.config, self.load("model.norm.weight"), weight, self.xp)
+        return Head(self.config, self.load("model.norm.weight"), weight, self.xp, self.multiply)
 
     def head(self, x: Array) -> Array:
         """Turn the last block's output x: (..., hidden_size) into logits (..., vocab_size)."""

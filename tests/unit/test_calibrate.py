@@ -1,0 +1,96 @@
+"""Calibration on sequences that are longer than a batch, and on more batches than are in memory together."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, block_statistics
+from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.products import AT_ONCE, multiply
+from elutq_cli.pipeline.refine import refine
+from elutq_cli.reference import Block, Transformer
+from elutq_formats.checkpoint import Checkpoint
+
+DATA = Path(__file__).parent.parent / "data"
+FOLDER = DATA / "golden" / "llama2-gqa-sharded"
+
+
+@pytest.fixture(scope="module")
+def block():
+    with Checkpoint.open(FOLDER) as checkpoint:
+        return Transformer(checkpoint).block(0)
+
+
+def streams(n_sequences, n_tokens):
+    """A residual stream, and an exact one beside it."""
+    rng = np.random.default_rng(7)
+    hidden = rng.normal(size=(n_sequences, n_tokens, 64)).astype(np.float32)
+    return hidden, hidden + rng.normal(size=hidden.shape).astype(np.float32) / 16
+
+
+def reference(block, hidden, exact):
+    """Moments of every input in float64, from each sequence's own pass through the block: [H, C or L] by linear."""
+    found = {}
+    for x, other in zip(hidden, exact, strict=True):
+        seen, wanted = {}, {}
+        block(x, observe=seen.__setitem__)
+        block(other, observe=wanted.__setitem__)
+        after = x, other
+        for linear in seen:
+            here, there = seen[linear].astype(np.float64), wanted[linear].astype(np.float64)
+            second = here.T @ (there - here)
+            if linear in ADDED_TO_STREAM:
+                weight = block.weights[f"{linear}.weight"].astype(np.float64)
+                after = after[0] + here @ weight.T, after[1] + there @ weight.T
+                second = (after[1] - after[0]).T @ here
+            moments = found.setdefault(linear, [0.0, 0.0])
+            moments[0] += here.T @ here / hidden[..., 0].size
+            moments[1] += second / hidden[..., 0].size
+    return found
+
+
+SHAPES = [(3, TOKENS_AT_ONCE + 76), (2, 2 * TOKENS_AT_ONCE), (2 * AT_ONCE * 11 + 3, 93)]
+"""Sequences and tokens in each: longer than a batch, a multiple of it, and more batches than run together."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_moments_are_those_of_all_tokens(block, shape):
+    hidden, exact = streams(*shape)
+    expected = reference(block, hidden, exact)
+    with NativeBackend(2) as backend:
+        for (first, *_), statistics in block_statistics(block.copy(), hidden.copy(), exact.copy(), backend):
+            second = statistics.cross if statistics.lack is None else statistics.lack
+            for found, wanted in zip((statistics.hessian, second), expected[first], strict=True):
+                np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_threads_do_not_change_a_bit(block):
+    bits = set()
+    for backend in (NumpyBackend(), NativeBackend(1), NativeBackend(3), NativeBackend(2 * AT_ONCE + 1)):
+        hidden, exact = streams(*SHAPES[2])
+        own = Block(block.config, block.layer, block.weights, multiply=partial(multiply, backend=backend))
+        moments = [statistics for _, statistics in block_statistics(own, hidden, exact, backend)]
+        seconds = [of.cross if of.lack is None else of.lack for of in moments]
+        bits.add(b"".join(array.tobytes() for array in (hidden, exact, *seconds, *(of.hessian for of in moments))))
+    assert len(bits) == 1
+
+
+def test_long_sequences_give_the_weights_of_a_reference_computation(block):
+    """The first linears of a block, quantized with H accumulated by batches, and with H of all tokens in float64."""
+    hidden, exact = streams(*SHAPES[0])
+    expected = reference(block, hidden, exact)
+    weights = block.weights["self_attn.q_proj.weight"]
+    with NativeBackend(2) as backend:
+        (_, statistics) = next(block_statistics(block.copy(), hidden, None, backend))
+        hessian = expected["self_attn.q_proj"][0].astype(np.float32)
+        tensors = []
+        for used in (statistics.hessian, hessian):
+            start = feedback(weights, inverse_factor(used, 0.1, backend), 3, 32, backend)
+            tensors.append(refine(weights, used, start, 0.1, backend))
+    assert np.mean(tensors[0].codes == tensors[1].codes) > 0.99
+    found, wanted = ((tensor.dequantize() - weights).astype(np.float64) for tensor in tensors)
+    errors = [np.einsum("rc,cd,rd->", error, hessian.astype(np.float64), error) for error in (found, wanted)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.005)
