@@ -1,27 +1,21 @@
 """A model's chat template: Jinja from an untrusted file, run in a sandbox."""
 
-import json
-from collections.abc import Mapping, Sequence, Sized
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
-import jinja2
-import jinja2.exceptions
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.runtime
-import jinja2.sandbox
-
+from elutq_cli.generation.template_environment import RefusalError, TemplateContext, TemplateEnvironment
+from elutq_cli.generation.template_work import ExcessError, Work
 from elutq_formats.errors import ElutqError
 from elutq_formats.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 """One turn of a conversation: ``role``, ``content``, and what else its template knows, such as ``tool_calls``."""
 
-LARGEST_PRODUCT = 1 << 20
-"""Longest sequence that a template may make by ``*``, in elements."""
+LARGEST_SOURCE = 1 << 17
+"""Characters of the longest template."""
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class ChatTemplate:
@@ -31,28 +25,25 @@ class ChatTemplate:
     templates use: ``raise_exception``, ``strftime_now``, ``tojson``, ``break``, ``continue`` and ``generation``.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] = NONE) -> None:
         """Compile a template.
 
         Args:
             source: Jinja.
-            bos_token: as the vocabulary spells it.
-            eos_token: as the vocabulary spells it.
+            special_tokens: how the vocabulary spells them, by the names that templates use: ``bos_token``.
 
         Raises:
             ElutqError: it is not valid Jinja.
         """
-        environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self.source = source
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._special_tokens = special_tokens
+        if len(source) > LARGEST_SOURCE:
+            raise ElutqError(f"the chat template has {len(source)} characters: more than a conversation needs")
         try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            self._template = TemplateEnvironment().from_string(source)
+        except (
+            Exception
+        ) as error:  # besides Jinja's own errors, those of Python's compiler, which compiles what it writes
             raise ElutqError(f"the chat template is not valid Jinja: {_one_line(error)}") from error
 
     @classmethod
@@ -62,9 +53,7 @@ class ChatTemplate:
         Raises:
             ElutqError: it is not valid Jinja.
         """
-        bos = None if tokenizer.bos_token_id is None else tokenizer.token(tokenizer.bos_token_id)
-        eos = tokenizer.token(tokenizer.eos_token_ids[0]) if tokenizer.eos_token_ids else None
-        return cls(source, bos or "", eos or "")
+        return cls(source, tokenizer.special_tokens)
 
     def render(
         self,
@@ -72,7 +61,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        variables: Mapping[str, Any] = MappingProxyType({}),
+        variables: Mapping[str, Any] = NONE,
     ) -> str:
         """Return the text of a conversation.
 
@@ -93,50 +82,23 @@ class ChatTemplate:
             raise ElutqError("the last message cannot go on and a new one begin: leave one of the two out")
         mark = _mark_end(turns) if continue_final_message else None
         text = self._render(
-            {"tools": None, "documents": None, **self._tokens, **variables}
+            {"tools": None, "documents": None, **self._special_tokens, **variables}
             | {"messages": turns, "add_generation_prompt": add_generation_prompt}
         )
         return text if mark is None else _cut(text, mark)
 
     def _render(self, names: Mapping[str, Any]) -> str:
         try:
-            return self._template.render(names)
-        except _RefusalError as error:
+            work = Work()
+            context = cast(TemplateContext, self._template.new_context(cast(dict[str, Any], work.admit(names))))
+            context.work = work
+            return "".join(self._template.root_render_func(context))
+        except ExcessError as error:
+            raise ElutqError("the chat template does more than a conversation needs") from error
+        except RefusalError as error:
             raise ElutqError(f"the chat template refuses these messages: {_one_line(error)}") from error
         except Exception as error:  # a template is a program: it may fail in any way
             raise ElutqError(f"the chat template fails: {_one_line(error)}") from error
-
-
-class _RefusalError(jinja2.TemplateError):
-    """The template itself called ``raise_exception``."""
-
-
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which a template cannot fill the memory by one operator either."""
-
-    intercepted_binops = frozenset(("*", "**", "%"))
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: object, right: object) -> object:
-        """Multiply small numbers, repeat short sequences, take remainders."""
-        if operator == "%" and not isinstance(left, str):
-            return super().call_binop(context, operator, left, right)
-        size = 1
-        for operand in (left, right):
-            size *= len(operand) if isinstance(operand, Sized) else abs(operand) if isinstance(operand, int) else 1
-        if operator != "*" or size > LARGEST_PRODUCT:
-            raise jinja2.exceptions.SecurityError(f"operator {operator} makes more than a chat template needs")
-        return super().call_binop(context, operator, left, right)
-
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """``{% generation %}...{% endgeneration %}`` marks replies for training; here it is its contents."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Return what is inside."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -183,14 +145,6 @@ def _cut(text: str, final: str) -> str:
         raise ElutqError("the last message cannot go on: the chat template does not write it as it is")
     # A template that trims messages would have trimmed this one too.
     return text[:end] if text.startswith(_END_MARK, end) else text[:end].rstrip()
-
-
-def _raise_exception(message: str) -> None:
-    raise _RefusalError(message)
-
-
-def _to_json(value: object, indent: int | None = None, **_: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _one_line(error: Exception) -> str:

@@ -267,4 +267,7 @@ def test_broken_template_is_told_at_the_start(make_model, tmp_path):
 
 
 def test_template_of_these_tests_ends_where_the_reply_begins():
-    assert ChatTemplate(CHAT_TEMPLATE, "<s>").render(MESSAGES) == "<s>user:How do you do?<|end_of_text|>assistant:"
+    assert (
+        ChatTemplate(CHAT_TEMPLATE, {"bos_token": "<s>"}).render(MESSAGES)
+        == "<s>user:How do you do?<|end_of_text|>assistant:"
+    )

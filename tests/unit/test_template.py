@@ -52,20 +52,20 @@ def test_chatml():
 
 
 def test_llama3_writes_bos_once():
-    text = ChatTemplate(LLAMA3, bos_token="<|begin_of_text|>").render(MESSAGES)
+    text = ChatTemplate(LLAMA3, {"bos_token": "<|begin_of_text|>"}).render(MESSAGES)
     assert text.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>")
     assert text.count("<|begin_of_text|>") == 1
     assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
 
 
 def test_blocks_are_trimmed_and_generation_is_its_contents():
-    text = ChatTemplate(BLOCKS, eos_token="</s>").render(MESSAGES)
+    text = ChatTemplate(BLOCKS, {"eos_token": "</s>"}).render(MESSAGES)
     assert text == "[INST] Be brief. Why <is> it \u00e9? [/INST] So.</s>[INST] Be brief. And now? [/INST]"
 
 
 def test_a_refusal_of_the_template_is_told():
     with pytest.raises(ElutqError, match="refuses these messages: Only user and assistant"):
-        ChatTemplate(BLOCKS).render([*MESSAGES, {"role": "tool", "content": "1"}])
+        ChatTemplate(BLOCKS, {"eos_token": "</s>"}).render([*MESSAGES, {"role": "tool", "content": "1"}])
 
 
 def test_json_is_not_escaped_for_html():
@@ -98,7 +98,7 @@ def test_messages_are_left_as_they_were():
         "{{ range(1000000) | list | length }}",
         "{{ 'a' * 10000000000 }}",
         "{{ 10000000 * [1] }}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
         "{{ 10000000 * 10000000 * 'a' }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ undefined.attribute }}",
@@ -130,7 +130,7 @@ def test_a_continued_message_loses_its_last_spaces_only_where_the_template_trims
     spaced = [{"role": "user", "content": " Hi"}, {"role": "assistant", "content": " Well, "}]
     options = {"add_generation_prompt": False, "continue_final_message": True}
     assert ChatTemplate(CHATML).render(spaced, **options).endswith("assistant\n Well, ")
-    assert ChatTemplate(LLAMA3, bos_token="").render(spaced, **options).endswith("<|end_header_id|>\n\nWell,")
+    assert ChatTemplate(LLAMA3, {"bos_token": ""}).render(spaced, **options).endswith("<|end_header_id|>\n\nWell,")
 
 
 @pytest.mark.parametrize(
