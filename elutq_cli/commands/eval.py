@@ -15,9 +15,9 @@ import typer
 
 from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.commands.runtime import prepare_runtime
-from elutq_cli.commands.text_input import read_text
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.streams import printable
+from elutq_cli.text_input import read_text
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:

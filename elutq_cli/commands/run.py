@@ -16,8 +16,8 @@ import typer
 
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
-from elutq_cli.commands.text_input import decode, read_template, read_text
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.text_input import decode, decode_file, read_template, read_text
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def parse_logit_bias(entries: list[str]) -> tuple[tuple[int, float], ...]:
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """Return the prompt's text: as given, or from a file, or from stdin when it is not a terminal.
+    """Return the prompt's text: exactly as given, or of a file, or of stdin when it is not a terminal.
 
     The line end at the end of a file or of what ``echo`` writes is not the user's and would begin a new line.
 
@@ -262,7 +262,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     elif prompt is None and sys.stdin.isatty():
         raise ElutqError(HOW_TO_PROMPT)
     else:
-        text = decode(sys.stdin.buffer.read(), "the prompt").removesuffix("\n")
+        text = decode_file(sys.stdin.buffer.read(), "the prompt").removesuffix("\n")
     if not text:
         raise ElutqError("the prompt is empty: give some text to continue")
     return text

@@ -10,8 +10,8 @@ import typer
 
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
-from elutq_cli.commands.text_input import read_template
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.text_input import read_template
 from elutq_formats.errors import ElutqError
 
 

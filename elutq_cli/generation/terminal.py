@@ -14,6 +14,7 @@ from elutq_cli.generation.interruption import interruptible
 from elutq_cli.generation.prompt_cache import PromptCache
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.statistics import describe_context, more_room, reply_note
+from elutq_cli.text_input import read_text
 from elutq_formats.errors import ElutqError
 
 COMMANDS = """/help         show this
@@ -134,10 +135,9 @@ class Chat:
 
     def _read(self, name: str) -> None:
         try:
-            text = Path(name).expanduser().read_text("utf-8") if name else ""
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            _say(f"[cannot read {name}: {reason}]")
+            text = read_text(_path(name)) if name else ""
+        except ElutqError as error:
+            _say(f"[{error}]")
             return
         if not text:
             _say("[nothing to read: /read FILE]")
@@ -166,6 +166,14 @@ class Chat:
         _say(reply_note(generation, conversation.model))
         if self._cache is not None:
             self._cache.keep(generation)
+
+
+def _path(name: str) -> Path:
+    """Return a path that a user typed, ``~`` being a home folder; of nobody's it stays as it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def prepare_keyboard() -> None:

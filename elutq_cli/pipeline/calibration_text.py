@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.text_input import decode_file, read_bytes
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 
@@ -95,14 +96,9 @@ class CalibrationText:
 
 
 def _read_file(file: Path) -> tuple[str, str]:
-    """Return a file's text and its SHA-256."""
-    try:
-        content = file.read_bytes()
-        text = content.decode("utf-8")
-    except OSError as error:
-        raise ElutqError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ElutqError(f"{file} is not UTF-8 text (byte {error.start}): convert it first") from error
+    """Return a file's text, and the SHA-256 of its bytes."""
+    content = read_bytes(file)
+    text = decode_file(content, str(file))
     if file.suffix.lower() == JSONL:
         text = "\n\n".join(_documents(file, text))
     return text, hashlib.sha256(content).hexdigest()
@@ -115,7 +111,7 @@ def _documents(file: Path, content: str) -> Iterable[str]:
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ElutqError(f"{file}, line {number} is not JSON: {error}") from error
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
             raise ElutqError(f"{file}, line {number} has no field text that is a string: every line needs one")

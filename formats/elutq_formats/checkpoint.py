@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from elutq_formats.config import ModelConfig, quantization_method
 from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelError
-from elutq_formats.folder_texts import read_chat_template, read_json, read_optional_json, read_text
+from elutq_formats.folder_texts import read_chat_template, read_json, read_optional_json, read_tokenizer
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, check_tensors, model_names, name_prefix
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
 from elutq_formats.safetensors_file import ALL_ROWS, Run, SafetensorsFile
@@ -122,18 +122,12 @@ class Checkpoint:
 
     @property
     def tokenizer_json(self) -> str:
-        """The contents of ``tokenizer.json``.
+        """The contents of ``tokenizer.json``; see ``read_tokenizer``.
 
         Raises:
             CheckpointError: there is none, or it cannot be read.
         """
-        path = self.path / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(
-                f"{self.path} has no tokenizer.json: write one with transformers' "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-        return read_text(path)
+        return read_tokenizer(self.path)
 
     def tokenizer(self) -> Tokenizer:
         """Return its tokenizer.

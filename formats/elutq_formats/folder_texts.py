@@ -7,9 +7,11 @@ from typing import Any
 from elutq_formats.errors import CheckpointError
 from elutq_formats.lfs_pointer import refuse_pointer
 
+NFC_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file.
+    """Read a UTF-8 file, its byte order mark left out.
 
     Raises:
         CheckpointError: it cannot be read, is a Git LFS pointer, or is no text.
@@ -20,7 +22,7 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     refuse_pointer(path, contents)
     try:
-        return contents.decode("utf-8")
+        return contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is damaged: it is not UTF-8 text") from error
 
@@ -47,6 +49,30 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         CheckpointError: see ``read_json``.
     """
     return read_json(path) if path.exists() else {}
+
+
+def read_tokenizer(folder: Path) -> str:
+    """Read ``tokenizer.json``.
+
+    Some that were made of other formats lost their normalizer. Where ``tokenizer_config.json`` names a class that
+    composes characters (NFC) whatever the file says, as transformers builds it, it is put back.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json: write one with transformers' "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    text = read_text(path)
+    if read_optional_json(folder / "tokenizer_config.json").get("tokenizer_class") not in NFC_CLASSES:
+        return text
+    settings = read_json(path)
+    if settings.get("normalizer") is not None:
+        return text
+    return json.dumps(settings | {"normalizer": {"type": "NFC"}}, ensure_ascii=False)
 
 
 def read_chat_template(folder: Path) -> str | None:

@@ -1,0 +1,59 @@
+"""Texts that the user gives: UTF-8, or a line that says why not."""
+
+from pathlib import Path
+
+from elutq_formats.errors import ElutqError
+
+BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, whatever system wrote it; see ``decode_file``.
+
+    Raises:
+        ElutqError: it cannot be read.
+    """
+    return decode_file(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        ElutqError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # the latter: no system has such a name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ElutqError(f"cannot read {path}: {reason}") from error
+
+
+def decode_file(content: bytes, subject: str) -> str:
+    r"""Return the text of a file or a stream: without a byte order mark, every line end being ``\n``.
+
+    Raises:
+        ElutqError: see ``decode``.
+    """
+    return decode(content, subject).removeprefix(BOM).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode(text: bytes, subject: str) -> str:
+    """Decode UTF-8, exactly as it is.
+
+    Raises:
+        ElutqError: it is something else; the message begins with the subject.
+    """
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ElutqError(f"{subject} is not UTF-8 text (byte {error.start}): convert it first") from error
+
+
+def read_template(option: str | None) -> str | None:
+    """Return the Jinja that --chat-template means: a file, or Jinja itself, which has a brace in it.
+
+    Raises:
+        ElutqError: the file cannot be read.
+    """
+    return option if option is None or "{" in option else read_text(Path(option))
