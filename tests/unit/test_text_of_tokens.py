@@ -67,6 +67,22 @@ def test_a_conversation_has_replies_with_a_template_and_one_text_without(llama, 
     assert generation.read() == expected
 
 
+def test_a_conversation_keeps_no_token_that_ended_a_reply(byte_level):
+    sea, end = byte_level.tokenizer.encode("The sea"), byte_level.tokenizer.encode("!")[0]
+    eos = byte_level.tokenizer.token_id(EOS)
+    conversation = Conversation(
+        byte_level, ChatTemplate("{% for m in messages %}{{ m.content }}" + EOS + "{% endfor %}")
+    )
+    first = conversation.ask("Hi", Script([*sea, end]), TextOptions(stop_token_ids=(end,)))
+    assert first.read() == "The sea"
+    conversation.keep(first)
+    second = conversation.ask("Ho", Script([end]), TextOptions(1))
+    second.read()
+    asked = [byte_level.tokenizer.encode(text) for text in ("Hi", "Ho")]
+    assert list(byte_level.tokens) == [*asked[0], eos, *sea, eos, *asked[1], eos]
+    assert second.reused_tokens == len(asked[0]) + 1 + len(sea)
+
+
 def test_generate_takes_messages_for_a_prompt_of_a_reply(llama, monkeypatch):
     monkeypatch.setattr(llama, "_chat_template", "{{ messages[0].content }}")
     force = dict.fromkeys(ids(llama, "▁I"), 100.0)
