@@ -126,6 +126,8 @@ def quantize(
     output: PathLike,
     recipe: Recipe | None = None,
     *,
+    revision: str | None = None,
+    offline: bool = False,
     calibration: PathLike | Sequence[PathLike] | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -134,12 +136,15 @@ def quantize(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Summary:
-    """Quantize a checkpoint folder to a model file.
+    """Quantize a checkpoint to a model file.
 
     Args:
-        checkpoint: a Hugging Face checkpoint folder with safetensors weights.
+        checkpoint: a Hugging Face checkpoint folder with safetensors weights, or ``org/name`` on the hub: its weights
+            are downloaded when all else has been checked.
         output: the file to make; it appears whole or not at all.
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
+        revision: branch, tag or commit on the hub; None: its main branch.
+        offline: use only what the hub's cache holds.
         calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
         device: where to compute and to tune: cpu, or torch's name of another device (cuda, cuda:N).
         threads: threads; None: one for each physical core this process may use.
@@ -155,15 +160,27 @@ def quantize(
         ElutqError: the input is wrong or the disk refuses; then there is no output.
         NativeError: the threads cannot be started.
     """
+    from elutq_cli.hub import find_checkpoint
     from elutq_cli.pipeline.backend import make_backend
     from elutq_cli.pipeline.calibration_text import CalibrationText
+    from elutq_cli.pipeline.preparation import prepare
     from elutq_cli.pipeline.quantize import quantize as run_pipeline
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.atomic import check_output
     from elutq_formats.checkpoint import Checkpoint
 
     recipe, target = recipe or Recipe(), Path(output)
     files = [calibration] if isinstance(calibration, str | os.PathLike) else calibration or []
-    with Checkpoint.open(Path(checkpoint)) as source:
-        text = CalibrationText.read([Path(file) for file in files], source, recipe) if files else None
-        with make_backend(device, threads) as backend:
+    check_output(target, force)
+
+    def read_text(source: Checkpoint) -> CalibrationText | None:
+        return CalibrationText.read([Path(file) for file in files], source, recipe) if files else None
+
+    def check(source: Checkpoint) -> None:
+        prepare(source, target, recipe, read_text(source), backend, max_memory, device)
+
+    with make_backend(device, threads) as backend:
+        folder = find_checkpoint(Path(checkpoint), revision, offline, check)
+        with Checkpoint.open(folder) as source:
+            text = read_text(source)
             return run_pipeline(source, target, recipe, text, backend, force, resume, max_memory, progress, device)

@@ -1,25 +1,28 @@
-"""Checkpoints of the Hugging Face hub, by name: downloaded into its cache, only the files that are needed."""
+"""Checkpoints and model files of the Hugging Face hub, by name: what is small first, and only the files needed."""
 
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
+from elutq_formats.stored_weights import INDEX, SINGLE, read_weight_map
 
-WANTED = (
+SMALL_FILES = (
+    "README.md",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*.safetensors",
+    ADAPTER_CONFIG,
+    INDEX,
 )
-"""What ``Checkpoint`` reads. Repositories often hold the same weights again in other formats."""
+"""What is read of a checkpoint beside its weights."""
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def is_repository(model: Path) -> bool:
@@ -27,10 +30,38 @@ def is_repository(model: Path) -> bool:
     return _REPOSITORY.fullmatch(str(model)) is not None and model.suffix != ".gguf" and not model.exists()
 
 
-def find_checkpoint(model: Path, revision: str | None = None, offline: bool = False) -> Path:
+def find_checkpoint(
+    model: Path,
+    revision: str | None = None,
+    offline: bool = False,
+    check: Callable[[Checkpoint], None] = lambda checkpoint: None,
+) -> Path:
     """Return the folder of a checkpoint, which is downloaded first when ``model`` names a repository.
 
-    Files that have arrived whole are kept in the cache and not fetched again, whatever interrupts the download.
+    Args:
+        model: a folder, or ``organisation/name``.
+        revision: branch, tag or commit of the repository; None: its main branch.
+        offline: use only what has been downloaded before.
+        check: raises when the checkpoint is of no use; called before weights are downloaded, with all else.
+
+    Raises:
+        ElutqError: the hub has no such repository or revision, does not give it to this user, or cannot be reached; it
+            is no checkpoint that can be used; or a revision is asked of a folder.
+    """
+    if not is_repository(model):
+        return _local(model, revision)
+    from elutq_cli.hub_client import fetch
+
+    folder, missing = _find(str(model), revision, offline)
+    if missing:
+        with _open(str(model), folder, missing) as checkpoint:
+            check(checkpoint)
+        fetch(str(model), folder.name, missing, offline)
+    return folder
+
+
+def open_headers(model: Path, revision: str | None = None, offline: bool = False) -> Checkpoint:
+    """Open a checkpoint to look at everything but its weights, which are not downloaded.
 
     Args:
         model: a folder, or ``organisation/name``.
@@ -38,71 +69,51 @@ def find_checkpoint(model: Path, revision: str | None = None, offline: bool = Fa
         offline: use only what has been downloaded before.
 
     Raises:
-        ElutqError: the hub has no such repository or revision, does not give it to this user, or cannot be reached; or
-            a revision is asked of a folder.
+        ElutqError: see ``find_checkpoint``.
     """
-    if is_repository(model):
-        return download(str(model), revision, offline)
+    if not is_repository(model):
+        return Checkpoint.open(_local(model, revision))
+    return _open(str(model), *_find(str(model), revision, offline))
+
+
+def _local(model: Path, revision: str | None) -> Path:
     if revision is not None and model.exists():
         raise ElutqError(f"{model} is on this disk and has no revisions: leave out --revision")
     return model
 
 
-def download(repository: str, revision: str | None, offline: bool) -> Path:
-    """Download a checkpoint into the hub's cache; return its folder there.
+def _find(repository: str, revision: str | None, offline: bool) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder of a repository's small files, and the names of the weight files that are not in it yet."""
+    from elutq_cli.hub_client import fetch, is_offline, list_files, not_cached
 
-    Raises:
-        ElutqError: see ``find_checkpoint``.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=offline)
-        )
-    except HFValidationError as error:
-        raise ElutqError(f"{repository} is neither a folder nor the name of a repository") from error
-    except Exception as error:  # the HTTP library, and so the class of its errors, changes with huggingface_hub
-        raise ElutqError(_explain(error, repository, revision, offline)) from error
+    folder = fetch(repository, revision, (*SMALL_FILES, SINGLE) if is_offline(offline) else SMALL_FILES, offline)
+    refuse_adapter(folder, repository)
+    if not _missing(folder, _weight_files(folder, (folder / SINGLE).exists())):
+        return folder, ()
+    if is_offline(offline):
+        raise not_cached(repository)
+    _, names = list_files(repository, folder.name)
+    check_names(repository, names)
+    weights = _weight_files(folder, SINGLE in names)
+    for name in weights:
+        if name not in names:
+            raise ElutqError(f"{repository} is incomplete: its index names {name!r:.80}, which it does not have")
+    return folder, _missing(folder, weights)
 
 
-def _explain(error: Exception, repository: str, revision: str | None, offline: bool) -> str:
-    """Say in one line why a download failed, and what to do."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _weight_files(folder: Path, single: bool) -> tuple[str, ...]:
+    """Return the names of a checkpoint's weight files: the single one, where there is one, or those of the index."""
+    if single or not (folder / INDEX).exists():
+        return (SINGLE,)
+    return tuple(sorted(set(read_weight_map(folder / INDEX).values())))
 
-    endpoint = constants.ENDPOINT
-    if isinstance(error, GatedRepoError):
-        return (
-            f"{repository} is gated: accept its terms at {endpoint}/{repository}, then log in with `hf auth login` "
-            "or set HF_TOKEN"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"{repository} is neither a folder here nor a repository that {endpoint} lets you see: check the name, "
-            "and log in with `hf auth login` if it is private"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repository} has no revision {revision}: check --revision"
-    if offline or constants.HF_HUB_OFFLINE:
-        return (
-            f"{repository} is not in the cache {constants.HF_HUB_CACHE}, or not all of it: run once without --offline"
-        )
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"{endpoint} answers {error.response.status_code} for {repository}: try again later"
-    if isinstance(error, OSError) and not isinstance(error, LocalEntryNotFoundError) and error.strerror:
-        return f"cannot download {repository} to {constants.HF_HUB_CACHE}: {error.strerror}"
-    return (
-        f"{repository} is not a folder here, and {endpoint} cannot be reached: check the network and run the same "
-        "command again, what was downloaded is kept"
-    )
+
+def _missing(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if not (folder / name).exists())
+
+
+def _open(repository: str, folder: Path, missing: tuple[str, ...]) -> Checkpoint:
+    """Open a checkpoint of which some weight files are on the hub alone."""
+    from elutq_cli.hub_client import RemoteWeights
+
+    return Checkpoint.open(folder, {name: RemoteWeights(repository, folder / name) for name in missing})

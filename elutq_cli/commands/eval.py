@@ -170,7 +170,7 @@ def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str =
                 checkpoint.config,
                 checkpoint.tokenizer(),
                 Transformer(checkpoint),
-                size_bytes := sum(shard.stat().st_size for shard in path.glob("model*.safetensors")),
+                size_bytes := sum(file.stat().st_size for file in checkpoint.weight_files()),
                 8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
             )
         return

@@ -16,9 +16,11 @@ import typer
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.streams import printable
+from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.checkpoint import Checkpoint
 
 
 def quantize_command(
@@ -26,7 +28,9 @@ def quantize_command(
         Path,
         typer.Argument(metavar="MODEL", help="Checkpoint folder with safetensors weights, or org/name on the hub."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Model file to make.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Model file to make; not needed with --dry-run.")
+    ] = None,
     bits: Annotated[int, typer.Option(help="Bits per weight of the blocks' linears: 1 to 4.")] = 2,
     group_size: Annotated[int, typer.Option(help="Columns that share their levels: 32, 64 or 128.")] = 128,
     output_bits: Annotated[int, typer.Option(help="Bits of the output head: 1 to 4, or 16 for float16.")] = 4,
@@ -101,7 +105,7 @@ def quantize_command(
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from elutq_cli.api import quantize
-    from elutq_cli.hub import find_checkpoint
+    from elutq_cli.hub import open_headers
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.atomic import check_output
 
@@ -119,19 +123,24 @@ def quantize_command(
         sequence_length=sequence_length,
         seed=seed,
     )
-    check_output(output, force)
-    folder = find_checkpoint(model, revision, offline)
     if dry_run:
-        print_forecast(folder, output, recipe, calibration, device, threads, max_memory, json_output)
+        if output is not None:
+            check_output(output, force)
+        with open_headers(model, revision, offline) as checkpoint:
+            print_forecast(checkpoint, output, recipe, calibration or [], device, threads, max_memory, json_output)
         return
+    if output is None:
+        raise ElutqError("say where the model file goes: -o FILE (or --dry-run to see the plan alone)")
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
     with ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
         stack.enter_context(logging_redirect_tqdm())
         summary = quantize(
-            folder,
+            model,
             output,
             recipe,
+            revision=revision,
+            offline=offline,
             calibration=calibration,
             device=device,
             threads=threads,
@@ -180,10 +189,10 @@ class ProgressBars(Progress):
 
 
 def print_forecast(
-    model: Path,
-    output: Path,
+    checkpoint: Checkpoint,
+    output: Path | None,
     recipe: Recipe,
-    calibration: list[Path] | None,
+    calibration: list[Path],
     device: str,
     threads: int | None,
     max_memory: float | None,
@@ -196,19 +205,16 @@ def print_forecast(
     """
     from elutq_cli.pipeline.backend import make_backend
     from elutq_cli.pipeline.calibration_text import CalibrationText
-    from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
-    from elutq_cli.pipeline.recipe import Plan
-    from elutq_formats.checkpoint import Checkpoint
+    from elutq_cli.pipeline.forecast import estimate_seconds
+    from elutq_cli.pipeline.preparation import prepare
 
-    with Checkpoint.open(model) as checkpoint, make_backend(device, threads) as backend:
-        for note in checkpoint.notes:
-            print(note, file=sys.stderr)
+    for note in checkpoint.notes:
+        print(note, file=sys.stderr)
+    with make_backend(device, threads) as backend:
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
-        n_tokens = 0 if text is None else text.tokens.size
-        plan = Plan.make(checkpoint.config, recipe)
-        forecast = Forecast.make(checkpoint.config, plan, recipe, n_tokens, backend.threads)
-        forecast.check(output, max_memory)
-        seconds = estimate_seconds(checkpoint.config, plan, recipe, n_tokens, backend)
+        run = prepare(checkpoint, output, recipe, text, backend, max_memory, device)
+        forecast = run.forecast
+        seconds = estimate_seconds(run.config, run.plan, recipe, run.n_tokens, backend)
     if json_output:
         print(json.dumps(asdict(forecast) | {"seconds": seconds}))
         return

@@ -79,11 +79,11 @@ class Forecast:
         memory = max(_memory(config, plan, shapes, recipe, n_tokens, threads), PROCESS_BYTES + tuning)
         return cls(records, output_bytes, scratch, memory + (stream if "block" in recipe.tune else 0), tuning)
 
-    def check(self, output: Path, max_memory: float | None) -> None:
+    def check(self, output: Path | None, max_memory: float | None) -> None:
         """Refuse a run that cannot succeed.
 
         Args:
-            output: where the file will be.
+            output: where the file will be; None: nobody has said.
             max_memory: GB of memory that the run may take; None: any.
 
         Raises:
@@ -94,6 +94,8 @@ class Forecast:
                 f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, above --max-memory {max_memory:g}: "
                 "calibration takes the most, leave it out or use a machine with more"
             )
+        if output is None:
+            return
         work = work_folder(output)
         free = shutil.disk_usage(work.absolute().parent).free
         there = sum(path.stat().st_size for path in work.iterdir()) if work.is_dir() else 0

@@ -22,6 +22,8 @@ def describe_origin(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibra
     }
     if revision is not None:
         provenance["source_revision"] = revision
+    if (license_name := read_license(checkpoint.path)) is not None:
+        provenance["license"] = license_name
     if checkpoint.notes:
         provenance["notes"] = list(checkpoint.notes)
     if calibration is not None:
@@ -52,6 +54,22 @@ def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
         }[recipe.method],
         *(tuned[name] for name in recipe.tune),
     )
+
+
+def read_license(folder: Path) -> str | None:
+    """Return the licence that a checkpoint's README.md has in its front matter, as the hub spells it."""
+    if not (folder / "README.md").exists():
+        return None
+    from huggingface_hub import metadata_load
+
+    try:
+        fields = metadata_load(folder / "README.md") or {}
+    except Exception:  # no text, or whatever a parser of YAML raises: then it says nothing
+        return None
+    found = fields.get("license")
+    if found == "other":
+        found = fields.get("license_name", found)
+    return printable(found) if isinstance(found, str) and found else None
 
 
 def source_name(folder: Path) -> tuple[str, str | None]:

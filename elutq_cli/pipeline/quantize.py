@@ -19,8 +19,8 @@ from elutq_cli.pipeline.correct import corrected
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.levels import FloatArray, HalfArray
+from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, measure, multiply, pieces
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_origin, source_name
@@ -29,12 +29,10 @@ from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend, Quantized
-from elutq_cli.pipeline.torch_device import prepare_torch
 from elutq_cli.reference import Block, Positions, block_tensor_names
 from elutq_cli.reference.transformer import Array, rms_norm
 from elutq_formats.atomic import check_output
 from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import TensorSource, write_model
@@ -110,16 +108,7 @@ def quantize(
     begin = time.perf_counter()
     check_output(output, force)
     source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend)
-    plan = Plan.make(source.config, recipe)
-    if recipe.target_bpw is not None and calibration is None:
-        raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
-    if recipe.tune:
-        if calibration is None:
-            raise ElutqError("tuning needs a text to learn from: add --calibration")
-        prepare_torch(device, backend.threads, "--tune")
-    n_tokens = 0 if calibration is None else calibration.tokens.size
-    Forecast.make(source.config, plan, recipe, n_tokens, backend.threads).check(output, max_memory)
-    checkpoint.tokenizer()  # a broken one is told now, not by who runs the file
+    plan = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device).plan
     for note in checkpoint.notes:
         log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,10 @@ from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelE
 from elutq_formats.folder_texts import read_chat_template, read_json, read_optional_json, read_tokenizer
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, check_tensors, model_names, name_prefix
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
-from elutq_formats.safetensors_file import ALL_ROWS, Run, SafetensorsFile
+from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
-from elutq_formats.stored_weights import OpenFile, StoredTensor, open_weights
+from elutq_formats.stored_weights import StoredTensor, WeightFile, open_weights
 from elutq_formats.tokenizer import Tokenizer
 
 _MODEL = "model."
@@ -72,12 +72,12 @@ class Checkpoint:
         self.notes = tuple(notes)
 
     @classmethod
-    def open(cls, path: Path, elsewhere: OpenFile | None = None) -> "Checkpoint":
+    def open(cls, path: Path, elsewhere: Mapping[str, WeightFile] = MappingProxyType({})) -> "Checkpoint":
         """Open a checkpoint and check that it is complete.
 
         Args:
             path: the folder.
-            elsewhere: opens weight files that are not in the folder, by the path that they would have.
+            elsewhere: weight files that are not in the folder, by name.
 
         Raises:
             UnsupportedModelError: the model needs something that is not implemented.
@@ -85,8 +85,8 @@ class Checkpoint:
         """
         if not path.is_dir():
             raise refuse_path(path)
-        refuse_adapter(path)
-        if elsewhere is None:
+        refuse_adapter(path, path)
+        if not elsewhere:
             check_folder(path)
         config = read_json(path / "config.json")
         generation_config = read_optional_json(path / "generation_config.json")
@@ -97,16 +97,20 @@ class Checkpoint:
             by_spelling = vocabulary_ids(read_optional_json(path / "tokenizer.json"), special_tokens.values())
             ids = {name: by_spelling[token] for name, token in special_tokens.items() if token in by_spelling}
         model_config = ModelConfig.from_huggingface(config, generation_config, ids)
-        tensors = open_weights(path, elsewhere or SafetensorsFile)
+        tensors = open_weights(path, elsewhere)
         sampling = read_sampling_defaults(generation_config)
         return cls(path, model_config, tensors, special_tokens, sampling, quantization_method(config))
 
     def identity(self) -> str:
         """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
         digest = hashlib.sha256(repr(self.config).encode())
-        for file in sorted({tensor.file for tensor in self._tensors.values()}, key=lambda file: file.path):
+        for file in self._weight_files():
             digest.update(f"{file.path.name!r} {file.identity}\n".encode())
         return digest.hexdigest()
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """Return the files that hold the tensors."""
+        return tuple(file.path for file in self._weight_files())
 
     def close(self) -> None:
         """Forget the files; arrays already loaded stay valid."""
@@ -152,6 +156,9 @@ class Checkpoint:
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads."""
         return self._tensor(name).load(run, rows)
+
+    def _weight_files(self) -> list[WeightFile]:
+        return sorted({tensor.file for tensor in self._tensors.values()}, key=lambda file: file.path)
 
     def _tensor(self, name: str) -> StoredTensor:
         if name not in self._tensors:

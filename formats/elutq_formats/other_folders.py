@@ -40,8 +40,12 @@ def check_folder(folder: Path) -> None:
         check_names(folder, _names(folder))
 
 
-def refuse_adapter(folder: Path) -> None:
+def refuse_adapter(folder: Path, place: object) -> None:
     """Refuse a LoRA adapter.
+
+    Args:
+        folder: with its files.
+        place: what the user calls it.
 
     Raises:
         UnsupportedModelError: the folder is one.
@@ -49,7 +53,7 @@ def refuse_adapter(folder: Path) -> None:
     if (folder / ADAPTER_CONFIG).exists():
         base = read_optional_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
         raise UnsupportedModelError(
-            f"{folder} is a LoRA adapter{f' of {base!r:.120}' if base else ''}: merge it into its base model first, "
+            f"{place} is a LoRA adapter{f' of {base!r:.120}' if base else ''}: merge it into its base model first, "
             "with merge_and_unload of PEFT, and quantize the result"
         )
 

@@ -1,16 +1,17 @@
 """The weight files of a checkpoint folder: which there are, and the tensors that they hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.errors import CheckpointError
 from elutq_formats.folder_texts import read_json
-from elutq_formats.safetensors_file import ALL_ROWS, Run
+from elutq_formats.safetensors_file import ALL_ROWS, Run, SafetensorsFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -19,8 +20,11 @@ class WeightFile(Protocol):
     """A file of tensors: see ``SafetensorsFile``."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
     identity: str
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, by name."""
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype as the header names it."""
@@ -30,9 +34,6 @@ class WeightFile(Protocol):
 
     def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield a tensor's bytes, some at a time."""
-
-
-OpenFile: TypeAlias = Callable[[Path], WeightFile]
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,27 @@ class StoredTensor:
         return self.file.pieces(self.name)
 
 
-def open_weights(folder: Path, open_file: OpenFile) -> dict[str, StoredTensor]:
+def open_weights(folder: Path, elsewhere: Mapping[str, WeightFile] = MappingProxyType({})) -> dict[str, StoredTensor]:
     """Open every weight file of a folder; return each tensor by its stored name.
 
     A single file comes before an index, as for transformers.
 
     Args:
         folder: which holds one or the other.
-        open_file: opens a weight file.
+        elsewhere: files that are not in the folder, by name.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the index is.
     """
-    if not (folder / INDEX).exists() or (folder / SINGLE).exists():
-        file = open_file(folder / SINGLE)
+
+    def open_file(name: str) -> WeightFile:
+        return elsewhere.get(name) or SafetensorsFile(folder / name)
+
+    if not (folder / INDEX).exists() or (folder / SINGLE).exists() or SINGLE in elsewhere:
+        file = open_file(SINGLE)
         return {name: StoredTensor(file, name) for name in file.shapes}
     weight_map = read_weight_map(folder / INDEX)
-    shards = {shard: open_file(folder / shard) for shard in sorted(set(weight_map.values()))}
+    shards = {shard: open_file(shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard].shapes:
             raise CheckpointError(f"{folder} is damaged: {shard} does not hold tensor {name!r:.80}; download it again")

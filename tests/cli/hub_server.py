@@ -5,6 +5,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -34,7 +35,16 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def downloads(self):
-        return [path.rsplit("/", 1)[1] for method, path, _ in self.requested if method == "GET" and "/resolve/" in path]
+        """Files that were asked for whole, or from some byte to the end."""
+        return [name for name, wanted in self._files() if wanted is None or wanted.endswith("-")]
+
+    def headers_read(self):
+        """Files of which only the beginning was asked for."""
+        return [name for name, wanted in self._files() if wanted is not None and not wanted.endswith("-")]
+
+    def _files(self):
+        gets = ((path, wanted) for method, path, wanted in self.requested if method == "GET")
+        return [(path.rsplit("/", 1)[1], wanted) for path, wanted in gets if "/resolve/" in path]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -50,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        hub, path = self.server, self.path.split("?")[0]
+        hub, path = self.server, unquote(self.path.split("?")[0])
         hub.requested.append((self.command, path, self.headers.get("Range")))
         if "/someone/gated" in path or path.startswith("/someone/gated"):
             self.reply(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
@@ -83,18 +93,27 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply_file(self, name, body):
         hub = self.server
+        if name not in hub.files:
+            self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
         content = hub.files[name]
         wanted = self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+        start, end = 0, len(content)
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            start, end = int(first), min(len(content), int(last) + 1) if last else len(content)
         self.send_response(206 if wanted else 200)
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(end - start))
         if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.end_headers()
         if not body:
+            return
+        if wanted and not wanted.endswith("-"):
+            self.wfile.write(content[start:end])
             return
         half = start + (len(content) - start) * 15 // 16
         if name == hub.interrupt:

@@ -1,5 +1,6 @@
 """`elutq quantize org/name`, against a stand-in for the hub on loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,14 @@ from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, serving
+from huggingface_hub import constants
 from processes import started
+from safetensors.numpy import save
 
-from elutq_cli.hub import find_checkpoint, is_repository
+import elutq_cli
+from elutq_cli.hub import find_checkpoint, is_repository, open_headers
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 
@@ -18,7 +24,9 @@ DATA = Path(__file__).parent.parent / "data"
 SHARDED = DATA / "golden" / "llama2-gqa-sharded"
 SHARD = "model-00002-of-00002.safetensors"
 ELUTQ = [sys.executable, "-m", "elutq_cli"]
-NEEDED = {"config.json", "tokenizer.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors", SHARD}
+SMALL = {"README.md", "config.json", "tokenizer.json", "model.safetensors.index.json"}
+SHARDS = {"model-00001-of-00002.safetensors", SHARD}
+NEEDED = SMALL | SHARDS
 
 
 def read_folder(folder):
@@ -28,7 +36,11 @@ def read_folder(folder):
 @pytest.fixture
 def hub():
     files = read_folder(SHARDED)
-    files |= {"pytorch_model.bin": b"x" * 1000, "original/model-1.safetensors": b"y", "README.md": b"z"}
+    files |= {
+        "pytorch_model.bin": b"x" * 1000,
+        "model-3.safetensors": b"y",
+        "README.md": b"---\nlicense: apache-2.0\n---\n# Tiny\n",
+    }
     with serving(files) as server:
         yield server
 
@@ -37,6 +49,15 @@ def hub():
 def environment(hub, tmp_path):
     cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return cleared | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+@pytest.fixture
+def here(hub, tmp_path, monkeypatch):
+    """Makes this process use the stand-in, where a new one would take a second."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return Path("someone/tiny")
 
 
 def quantize(environment, output, *arguments):
@@ -70,6 +91,7 @@ def test_a_repository_is_downloaded_once_and_only_what_is_needed(hub, environmen
     assert sorted(hub.downloads()) == sorted(NEEDED)
     provenance = ModelFile.open(outputs[0]).provenance
     assert (provenance["source"], provenance["source_revision"]) == ("someone/tiny", COMMIT)
+    assert provenance["license"] == "apache-2.0"
 
     before = len(hub.requested)
     assert quantize(environment, outputs[1], "someone/tiny", "--revision", "v1", "--offline").returncode == 0
@@ -113,7 +135,7 @@ def test_a_killed_download_leaves_no_output_and_continues(hub, environment, tmp_
 def test_refusals_say_what_to_do(hub, environment, tmp_path):
     output = tmp_path / "out.gguf"
     message = refusal(quantize(environment, output, "someone/nothing"))
-    assert "someone/nothing is neither a folder here nor a repository" in message
+    assert "someone/nothing is neither on this disk nor a repository" in message
     assert "has no revision v2" in refusal(quantize(environment, output, "someone/tiny", "--revision", "v2"))
     message = refusal(quantize(environment, output, "someone/gated"))
     assert f"accept its terms at {hub.url}/someone/gated" in message
@@ -133,3 +155,114 @@ def test_eval_takes_a_repository(hub, environment, tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert "reference   someone/tiny: KL divergence" in result.stdout
+
+
+def test_a_dry_run_downloads_no_weights_and_needs_no_output(hub, environment, tmp_path):
+    command = [*ELUTQ, "quantize", "someone/tiny", "--dry-run", "--json", "--group-size", "32", "-t", "1"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert set(hub.downloads()) == SMALL
+    assert set(hub.headers_read()) == SHARDS
+    here = subprocess.run([*command[:4], str(SHARDED), *command[5:]], capture_output=True, text=True, timeout=60)
+    plans = [json.loads(run.stdout) for run in (result, here)]
+    assert all(plan.pop("seconds") > 0 for plan in plans)
+    assert plans[0] == plans[1]
+    del command[command.index("--dry-run")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "say where the model file goes: -o FILE" in refusal(result)
+    assert not any(path.suffix == ".gguf" for path in tmp_path.iterdir())
+
+
+def change_config(hub, **changes):
+    hub.files["config.json"] = json.dumps(json.loads(hub.files["config.json"]) | changes).encode()
+
+
+def missing_tensor(hub):
+    index = json.loads(hub.files["model.safetensors.index.json"])
+    del index["weight_map"]["model.norm.weight"]
+    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (lambda hub: change_config(hub, model_type="phi3"), {}, "model type 'phi3' is not supported"),
+        (lambda hub: change_config(hub, vocab_size=77), {}, "embed_tokens.weight has shape"),
+        (lambda hub: hub.files.update({"tokenizer.json": b"<html>"}), {}, "tokenizer.json is damaged"),
+        (missing_tensor, {}, "has no tensor model.norm.weight"),
+        (lambda hub: hub.files.update({SHARD: b"<html>" * 9}), {}, f"'{SHARD}' is damaged or no safetensors file"),
+        (lambda hub: hub.files.pop(SHARD), {}, f"its index names '{SHARD}', which it does not have"),
+        (lambda hub: None, {"recipe": Recipe(group_size=128)}, "groups of 128 do not divide"),
+        (lambda hub: None, {"max_memory": 0.001}, "above --max-memory"),
+        (lambda hub: None, {"calibration": "absent.txt"}, "sequences of 512 tokens are longer than the model's"),
+        (lambda hub: None, {"recipe": Recipe(group_size=32, target_bpw=3.0)}, "needs a text to measure on"),
+    ],
+)
+def test_what_cannot_succeed_is_refused_before_weights_are_downloaded(hub, here, tmp_path, spoil, options, message):
+    spoil(hub)
+    with pytest.raises(ElutqError, match=message):
+        elutq_cli.quantize(here, tmp_path / "out.gguf", **({"recipe": Recipe(group_size=32)} | options), threads=1)
+    assert not SHARDS & set(hub.downloads())
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_shards_are_those_that_the_index_names(hub, here):
+    for number in (1, 2):
+        old, new = f"model-0000{number}-of-00002.safetensors", f"part[{number}].safetensors"
+        hub.files[new] = hub.files.pop(old)
+        index = hub.files["model.safetensors.index.json"]
+        hub.files["model.safetensors.index.json"] = index.replace(old.encode(), new.encode())
+    folder = find_checkpoint(here)
+    assert {path.name for path in folder.glob("*.safetensors")} == {"part[1].safetensors", "part[2].safetensors"}
+    with Checkpoint.open(folder) as checkpoint:
+        assert checkpoint.load("model.norm.weight").size
+
+
+def test_a_single_file_is_downloaded_in_the_place_of_shards_where_there_are_both(hub, here):
+    with Checkpoint.open(SHARDED) as checkpoint:
+        hub.files["model.safetensors"] = save({name: checkpoint.load(name) for name in checkpoint.names})
+    with open_headers(here) as checkpoint:
+        assert checkpoint.shape("lm_head.weight")[1] == checkpoint.config.hidden_size
+        with pytest.raises(ElutqError, match=r"model\.safetensors of someone/tiny has not been downloaded"):
+            checkpoint.load("lm_head.weight")
+    folder = find_checkpoint(here)
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": b"{}", "tiny.Q4_K.gguf": b""}, "'tiny.Q4_K.gguf' is GGUF"),
+        ({"config.json": b"{}", "pytorch_model.bin": b""}, "'pytorch_model.bin' is PyTorch's format"),
+        ({"README.md": b""}, "it has neither model.safetensors nor"),
+        ({"sub/config.json": b"{}", "sub/model.safetensors": b""}, "it has one in 'sub'"),
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "a LoRA adapter: merge it"),
+    ],
+)
+def test_a_repository_without_safetensors_weights_is_said_by_what_it_holds(hub, here, files, message):
+    hub.files = files
+    with pytest.raises(ElutqError, match=f"^someone/tiny is .*{message}"):
+        find_checkpoint(here)
+
+
+def test_a_head_that_only_claims_to_be_the_embedding_is_seen_once_it_is_here(hub, here):
+    change_config(hub, tie_word_embeddings=True)
+    with open_headers(here) as checkpoint:
+        assert checkpoint.config.tie_word_embeddings
+    with Checkpoint.open(find_checkpoint(here)) as checkpoint:
+        assert not checkpoint.config.tie_word_embeddings
+
+
+def test_offline_uses_what_is_there_and_says_what_is_not(hub, here, monkeypatch):
+    open_headers(here).close()
+    hub.requested.clear()
+    for offline in (True, False):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not offline)
+        with pytest.raises(ElutqError, match=r"someone/tiny is not in the cache .*, or not all of it: run"):
+            find_checkpoint(here, offline=offline)
+    assert hub.requested == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    folder = find_checkpoint(here)
+    hub.requested.clear()
+    assert find_checkpoint(here, offline=True) == folder
+    assert hub.requested == []

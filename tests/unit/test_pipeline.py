@@ -19,6 +19,7 @@ from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibrate import block_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.progress import Progress
+from elutq_cli.pipeline.provenance import read_license
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import HEAD, Plan, Recipe
 from elutq_cli.reference import SHARED_INPUTS, Transformer
@@ -428,3 +429,23 @@ def test_an_existing_file_stays_unless_forced(tmp_path, backend):
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
     run(UNTIED, output, backend, force=True)
     assert ModelFile.open(output).tensors
+
+
+@pytest.mark.parametrize(
+    ("readme", "found"),
+    [
+        (b"---\nlicense: mit\n---\n", "mit"),
+        (b"---\nlanguage: en\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
+        (b"---\nlicense: other\n---\n", "other"),
+        (b"---\nlicense: [a, b]\n---\n", None),
+        (b"---\nlicense: [\n---\n", None),
+        (b"---\n- license\n---\n", None),
+        (b"license: mit", None),
+        (b"\xff\xfe", None),
+        (None, None),
+    ],
+)
+def test_the_licence_is_the_one_in_the_front_matter_of_the_readme(tmp_path, readme, found):
+    if readme is not None:
+        (tmp_path / "README.md").write_bytes(readme)
+    assert read_license(tmp_path) == found

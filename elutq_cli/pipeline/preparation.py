@@ -1,0 +1,68 @@
+"""What can be checked before a weight is read: a run that cannot succeed is refused before it takes hours."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.forecast import Forecast
+from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.stage import Backend
+from elutq_cli.pipeline.torch_device import prepare_torch
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A run that may begin.
+
+    Attributes:
+        config: of the model that is quantized: the checkpoint's, or that of the rotated one.
+        plan: what becomes of its matrices.
+        n_tokens: to calibrate on; 0 for weights alone.
+        forecast: what the run will make and take.
+    """
+
+    config: ModelConfig
+    plan: Plan
+    n_tokens: int
+    forecast: Forecast
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    output: Path | None,
+    recipe: Recipe,
+    calibration: CalibrationText | None,
+    backend: Backend,
+    max_memory: float | None,
+    device: str,
+) -> Preparation:
+    """Check and plan a run.
+
+    Args:
+        checkpoint: the model; its weights are not read.
+        output: the file to make; None: the disk is not looked at.
+        recipe: how.
+        calibration: sequences to calibrate on, or None: weights alone are fitted.
+        backend: runs the inner loops.
+        max_memory: refuse a run that may take more memory than so many GB; None: none.
+        device: torch's name of where to tune.
+
+    Raises:
+        ElutqError: the recipe does not fit the model, the tokenizer is damaged, or memory or disk are short.
+    """
+    checkpoint.tokenizer()  # a broken one is told now, not by who runs the file
+    config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
+    plan = Plan.make(config, recipe)
+    if recipe.target_bpw is not None and calibration is None:
+        raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
+    if recipe.tune:
+        if calibration is None:
+            raise ElutqError("tuning needs a text to learn from: add --calibration")
+        prepare_torch(device, backend.threads, "--tune")
+    n_tokens = 0 if calibration is None else calibration.tokens.size
+    forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads)
+    forecast.check(output, max_memory)
+    return Preparation(config, plan, n_tokens, forecast)
