@@ -52,7 +52,9 @@ def run_command(
         typer.Option("-c", "--ctx-size", help="Context in tokens; default: what is needed, or fits into memory."),
     ] = None,
     threads: Threads = None,
-    seed: Annotated[int, typer.Option("-s", "--seed", help="Seed of the sampler: the same seed, the same text.")] = 0,
+    seed: Annotated[
+        int, typer.Option("-s", "--seed", help="Seed of the draws: the same one, the same text from an empty context.")
+    ] = 0,
     temp: Annotated[float | None, typer.Option(help=f"Temperature; 0 takes the likeliest token. {OWN} 0.8.")] = None,
     top_k: Annotated[int | None, typer.Option(help=f"Keep the k likeliest tokens; 0: all. {OWN} 40.")] = None,
     top_p: Annotated[
@@ -155,7 +157,7 @@ def run_command(
             text = template.render([{"role": role, "content": part} for role, part in messages if part is not None])
         if n_predict is None and template is None:
             options = replace(options, n_predict=DEFAULT_N_PREDICT)
-        tokens = language_model.tokenizer.encode(text, add_special_tokens=template is None)
+        tokens = language_model.encode_text(text, add_special_tokens=template is None)
         if verbose:
             print(f"{text}\n{tokens}\n", file=sys.stderr)
         one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, json_output, begin)

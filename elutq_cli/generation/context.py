@@ -17,15 +17,26 @@ class ContextOverflowError(ElutqError):
     """A prompt is longer than the context.
 
     Attributes:
-        n_tokens: of the prompt.
+        n_tokens: of the prompt, or fewer where it was not read to its end.
+        amount: the same in words: ``700``, or ``more than 700``.
         ctx_size: tokens that the context holds.
     """
 
-    def __init__(self, n_tokens: int, ctx_size: int, maximum: int) -> None:
-        """Describe it; maximum is the largest context that the model allows."""
-        advice = f" or raise -c (the model allows {maximum})" if ctx_size < maximum else ""
-        super().__init__(f"the prompt has {n_tokens} tokens, the context holds {ctx_size}: shorten the prompt{advice}")
+    def __init__(self, n_tokens: int, ctx_size: int, maximum: int, at_least: bool = False) -> None:
+        """Describe it.
+
+        Args:
+            n_tokens: of the prompt.
+            ctx_size: tokens that the context holds.
+            maximum: the largest context that the model allows.
+            at_least: whether the prompt has more tokens still.
+        """
         self.n_tokens = n_tokens
+        self.amount = f"more than {n_tokens}" if at_least else f"{n_tokens}"
+        advice = f" or raise -c (the model allows {maximum})" if ctx_size < maximum else ""
+        super().__init__(
+            f"the prompt has {self.amount} tokens, the context holds {ctx_size}: shorten the prompt{advice}"
+        )
         self.ctx_size = ctx_size
 
 

@@ -99,12 +99,12 @@ class Conversation:
 
     def _encode(self, text: str) -> list[int]:
         """Return the tokens of a text; a template writes its own BOS."""
-        tokenizer, seen = self.model.tokenizer, self._seen
+        encode, tokenizer, seen = self.model.encode_text, self.model.tokenizer, self._seen
         if self._template is None:
-            return tokenizer.encode(text, add_special_tokens=True)
+            return encode(text, add_special_tokens=True)
         if seen.tokens and text.startswith(seen.text):
-            rest = tokenizer.encode(text[len(seen.text) :])
+            rest = encode(text[len(seen.text) :])
             # A special token splits a text for the tokenizer: what is before it does not change what is after it.
             if rest and tokenizer.is_hidden(rest[0]):
                 return [*seen.tokens, *rest]
-        return tokenizer.encode(text)
+        return encode(text)

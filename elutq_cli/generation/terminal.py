@@ -151,7 +151,7 @@ class Chat:
             generation = conversation.ask(message, self._sampler, self._options)
         except ContextOverflowError as error:
             _say(
-                f"[the conversation needs {error.n_tokens} tokens and the context holds {error.ctx_size}: "
+                f"[the conversation needs {error.amount} tokens and the context holds {error.ctx_size}: "
                 f"{more_room(conversation.model)}]"
             )
             return

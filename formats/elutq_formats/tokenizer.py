@@ -10,6 +10,12 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError, FormatError
 from elutq_formats.token_bytes import TokenBytes
 
+_SHORT_TEXT = 1 << 16
+"""Characters that are encoded in no time."""
+
+_USUAL_TOKEN = 16
+"""Characters in a token, at most, in all but strange texts."""
+
 
 class Tokenizer:
     """A Hugging Face tokenizer, with what the model's configuration says about special tokens.
@@ -77,9 +83,14 @@ class Tokenizer:
             add_special_tokens: add what the tokenizer puts around a text, such as BOS; never a second BOS.
 
         Raises:
-            ElutqError: the text has a token for which the model has no embedding.
+            ElutqError: the text is not Unicode, or has a token for which the model has no embedding.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X}"
+            raise ElutqError(f"the text has {half}, half of a surrogate pair and no character: leave it out") from error
+        ids = self._encode(text, add_special_tokens)
         if add_special_tokens and self.prefix and ids[: 2 * len(self.prefix)] == [*self.prefix * 2]:
             del ids[: len(self.prefix)]
         if (highest := max(ids, default=0)) >= self._vocab_size:
@@ -87,6 +98,23 @@ class Tokenizer:
             raise ElutqError(
                 f"the text has token {token!r} ({highest}), but the model's vocabulary ends at {self._vocab_size}"
             )
+        return ids
+
+    def least_tokens(self, text: str, limit: int) -> int:
+        """Return a number of tokens that a text certainly has; where it has far more than a limit, more than that.
+
+        Of a long text only as much is encoded as it takes to find out. Where a beginning is cut off, a few tokens of
+        its end are not those of the whole text; it is believed to half of its tokens.
+        """
+        length, least = max(_SHORT_TEXT, _USUAL_TOKEN * limit), 0
+        while length < len(text) and least <= limit:
+            least = len(self._encode(text[:length], False)) // 2
+            length *= 8
+        return least
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        # A batch lets other threads run meanwhile, and the fast one does not compute offsets.
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -1,6 +1,8 @@
 """The tokenizer inside a file, and text that streams without breaking characters."""
 
 import json
+import sys
+import threading
 
 import pytest
 import tokenizers
@@ -156,3 +158,38 @@ def test_a_damaged_tokenizer_is_one_line(checkpoint, text):
     with pytest.raises(FormatError, match="the tokenizer cannot be read by tokenizers") as refusal:
         Tokenizer.from_json(text, checkpoint.config)
     assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["a \ud800 b", "\udfff", "\udcff from a file system"])
+def test_half_a_surrogate_pair_is_refused(byte_level, text):
+    with pytest.raises(ElutqError, match=r"U\+D[8-F].., half of a surrogate pair"):
+        byte_level.encode(text)
+
+
+def test_other_threads_run_while_a_text_is_encoded(byte_level):
+    encoding, ended, seen = threading.Event(), threading.Event(), []
+    thread = threading.Thread(target=lambda: encoding.wait() and seen.append(ended.is_set()))
+    interval = sys.getswitchinterval()
+    thread.start()
+    try:
+        sys.setswitchinterval(1000)  # nobody is made to let others run
+        encoding.set()
+        byte_level.encode("It was a dark night. " * 50_000)
+        ended.set()
+    finally:
+        sys.setswitchinterval(interval)
+    thread.join()
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("text", ["It was a dark night. ", "-", "é", " ", "\n"])
+@pytest.mark.parametrize(("limit", "found"), [(1, True), (700, True), (100_000, False)])
+def test_a_lower_bound_of_tokens_is_one(byte_level, text, limit, found):
+    long = text * (400_000 // len(text))
+    least = byte_level.least_tokens(long, limit)
+    assert least <= len(byte_level.encode(long))
+    assert (least > limit) == found
+
+
+def test_short_texts_need_no_lower_bound(byte_level):
+    assert byte_level.least_tokens("a" * 1000, 1) == 0
