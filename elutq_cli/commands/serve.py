@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,8 @@ from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.text_input import read_template
 from elutq_formats.errors import ElutqError
 
+API_KEY_VARIABLE = "ELUTQ_API_KEY"
+
 
 def serve_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of elutq.")],
@@ -25,9 +28,23 @@ def serve_command(
     threads: Threads = None,
     cache_type: CacheType = "f16",
     chat_template: ChatTemplateFile = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What clients call the model; default: the file's name for it.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of one text; default: what the context has room for.", min=1)
+    ] = None,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 503.", min=1)] = 512,
     api_key: Annotated[
-        str | None, typer.Option(envvar="ELUTQ_API_KEY", help="What clients must present as a bearer token.")
+        str | None, typer.Option(envvar=API_KEY_VARIABLE, help="What clients must present as a bearer token.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name by which clients may call this server, beside localhost and its address; may be given again. "
+            "*: any name, the default unless --host is an address of this machine's own.",
+        ),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log every request to stderr.")] = False,
 ) -> None:
@@ -39,16 +56,22 @@ def serve_command(
     Example: elutq serve model.gguf --port 8080
     """
     configure_blas(1)
+    if api_key is None:  # typer takes an empty variable for none
+        api_key = os.environ.get(API_KEY_VARIABLE)
+    if alias is not None and not alias.strip():
+        raise ElutqError("--alias is empty: give the model a name, or leave it out")
     try:
+        from elutq_cli.server.access import checked_hosts, checked_key
         from elutq_cli.server.endpoint import make_app
         from elutq_cli.server.engine import Engine
-        from elutq_cli.server.listener import is_loopback, listen, run
+        from elutq_cli.server.listener import is_local, listen, run, url
     except ImportError as error:
         raise ElutqError(f"elutq serve needs {error.name}: pip install 'elutq[serve]'") from error
     from elutq_cli.api import load
     from elutq_cli.generation.statistics import describe_context
 
-    local = is_loopback(host)
+    api_key = checked_key(api_key)
+    names = checked_hosts(name for name in allowed_host or () if name != "*")
     source = read_template(chat_template)
     prepare_runtime()
     with (
@@ -56,16 +79,16 @@ def serve_command(
         load(model, threads=threads, cache_type=cache_type, chat_template=source) as language_model,
     ):
         language_model.start(ctx_size)
-        name = language_model.file.name
+        # The bytes of a path need not be text, and a name has to travel.
+        name = (alias or language_model.file.name).encode(errors="replace").decode()
         template = language_model.chat_template  # a broken one is told now, not to the first client
         context = describe_context(language_model.ctx_size, language_model.kv_bytes)
-        address = listener.getsockname()
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        lines = [f"{name}: http://{shown}:{address[1]}/v1, {context}"]
+        lines = [f"{name}: {url(listener)}, {context}"]
         if template is None:
             lines.append("no chat template in the file: texts are continued, /v1/chat/completions is refused")
-        if not local and api_key is None:
+        if not is_local(listener) and api_key is None:
             lines.append("anyone who can reach this address can use the model: see --api-key")
+        anything = "*" in (allowed_host or ()) or not (names or is_local(listener))
         with Engine(language_model, max_queue) as engine:
-            app = make_app(engine, name, api_key, local)
+            app = make_app(engine, name, api_key, None if anything else [*names, host.lower()], max_tokens)
             run(app, engine, listener, verbose, lambda: print(*lines, sep="\n", file=sys.stderr))

@@ -23,7 +23,7 @@ class SamplingOptions:
         frequency_penalty: Taken off once for each time it occurs; 0 is off.
         repeat_last_n: How far back the penalties look, in tokens; -1 is the whole context.
         top_k: Keep the k likeliest tokens; 0 keeps all.
-        top_p: Keep the smallest set of likeliest tokens whose probabilities reach p; 1 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probabilities reach p; 1 keeps all, 0 the likeliest.
         min_p: Drop tokens less likely than min_p times the likeliest; 0 drops none.
         temp: Temperature of what is left; 0 takes the likeliest token.
         seed: Seeds the draw; the same seed, logits and options give the same tokens.
@@ -66,7 +66,7 @@ class SamplingOptions:
             ("presence penalty", self.presence_penalty, True, "a number"),
             ("frequency penalty", self.frequency_penalty, True, "a number"),
             ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top-p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1"),
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
             ("temperature", self.temp, self.temp >= 0, "0 or more"),
             ("seed", self.seed, self.seed >= 0, "0 or more"),

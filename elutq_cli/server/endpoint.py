@@ -1,46 +1,57 @@
-"""The HTTP endpoint: routes, streams, and what becomes of errors."""
+"""The HTTP endpoint: routes and streams."""
 
 import asyncio
-import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from elutq_cli.generation import GeneratedToken, LanguageModel
-from elutq_cli.server.engine import BusyError, Engine, Job
-from elutq_cli.server.request import RequestError, TextRequest, read_chat, read_completion
-from elutq_cli.server.response import Body, ChatResponder, CompletionResponder, Responder, error_body
-from elutq_formats.errors import ElutqError
-from elutq_native import NativeError
+from elutq_cli.server.access import Access
+from elutq_cli.server.engine import Engine, Job
+from elutq_cli.server.errors import ErrorBodies, answer_http_error, explain
+from elutq_cli.server.fields import parse_json
+from elutq_cli.server.request import TextRequest, read_chat, read_completion
+from elutq_cli.server.response import Body, ChatResponder, CompletionResponder, Responder
 
 MOST_BODY_BYTES = 8 << 20
 
-Reader = Callable[[object, LanguageModel], TextRequest]
+LARGE_BODY_BYTES = 1 << 18
+"""Bodies from this size on are read one at a time: the tokenizer takes 150 bytes of memory for each of a text."""
+
 Result = TypeVar("Result")
 
-LOCAL_NAMES = ["localhost", "127.0.0.1", "["]
-"""Starlette compares what is before the first colon: of IPv6 addresses that is a bracket, which no name begins with."""
+
+class Reader(Protocol):
+    """Reads a body; see ``read_chat``."""
+
+    def __call__(self, body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
+        """Return what it asks for."""
 
 
-def make_app(engine: Engine, name: str, api_key: str | None = None, local: bool = True) -> Starlette:
+def make_app(
+    engine: Engine,
+    name: str,
+    api_key: str | None = None,
+    hosts: Sequence[str] | None = (),
+    max_tokens: int | None = None,
+) -> Starlette:
     """Return the application.
 
     Args:
         engine: makes the texts; running while there are requests.
         name: what the model is called.
         api_key: what clients have to present, if anything.
-        local: answer only requests addressed to this machine by a local name, so that a web page cannot reach it under
-            a name of its own.
+        hosts: names by which the server may be called beside localhost and its own address; None: any.
+        max_tokens: of one text; None: what the context has room for.
     """
-    endpoint = Endpoint(engine, name, api_key)
+    endpoint = Endpoint(engine, name, max_tokens)
     return Starlette(
         routes=[
             Route("/v1/models", endpoint.models),
@@ -49,34 +60,26 @@ def make_app(engine: Engine, name: str, api_key: str | None = None, local: bool 
             Route("/v1/chat/completions", endpoint.chat_completions, methods=["POST"]),
             Route("/health", endpoint.health),
         ],
-        exception_handlers={
-            HTTPException: _on_http_error,
-            ElutqError: _on_bad_request,
-            BusyError: _on_busy,
-            NativeError: _on_failure,
-            ClientDisconnect: _on_disconnect,
-        },
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)] if local else [],
+        exception_handlers={HTTPException: answer_http_error},
+        middleware=[Middleware(ErrorBodies), Middleware(Access, api_key=api_key, hosts=hosts)],
     )
 
 
 class Endpoint:
     """The routes."""
 
-    def __init__(self, engine: Engine, name: str, api_key: str | None) -> None:
+    def __init__(self, engine: Engine, name: str, max_tokens: int | None) -> None:
         self._engine = engine
-        self._api_key = api_key
-        created = int(engine.model.path.stat().st_mtime)
-        self._entry = {"id": name, "object": "model", "created": created, "owned_by": "elutq"}
+        self._max_tokens = max_tokens
+        self._large_body = asyncio.Lock()
+        self._entry = _describe(engine.model, name)
 
-    async def models(self, request: Request) -> Response:
+    async def models(self, _: Request) -> Response:
         """List the one model."""
-        self._authorise(request)
         return JSONResponse({"object": "list", "data": [self._entry]})
 
     async def model(self, request: Request) -> Response:
         """Describe the model."""
-        self._authorise(request)
         if request.path_params["name"] != self._entry["id"]:
             raise HTTPException(404, f"the only model here is {self._entry['id']}")
         return JSONResponse(self._entry)
@@ -94,13 +97,10 @@ class Endpoint:
         return await self._answer(request, read_completion, CompletionResponder)
 
     async def _answer(self, request: Request, read: Reader, kind: type[Responder]) -> Response:
-        self._authorise(request)
-        body = await _read_json(request)
+        wanted = await self._read(await _read_body(request), read)
         engine = self._engine
-        # Templates and tokenizers take their time with long prompts: not in the loop that serves everybody.
-        wanted = await asyncio.to_thread(read, body, engine.model)
         responder = kind(str(self._entry["id"]), engine.model.tokenizer)
-        job = engine.submit(wanted.tokens, wanted.sampling, wanted.options, wanted.seed)
+        job = engine.submit(wanted.tokens, wanted.sampling, wanted.options, wanted.seed, wanted.fresh)
         if wanted.stream:
             return StreamingResponse(
                 _events(job, responder, wanted.include_usage),
@@ -115,20 +115,43 @@ class Endpoint:
             raise ClientDisconnect
         return JSONResponse(responder.whole(job.generation, tokens))
 
-    def _authorise(self, request: Request) -> None:
-        if self._api_key is None:
-            return
-        _, _, given = request.headers.get("authorization", "").partition(" ")
-        if not hmac.compare_digest(given.encode(), self._api_key.encode()):
-            raise HTTPException(401, "this server wants its API key as a bearer token")
+    async def _read(self, body: bytes, read: Reader) -> TextRequest:
+        """Read a body; templates and tokenizers take their time: not in the loop that serves everybody."""
+
+        def work() -> TextRequest:
+            return read(parse_json(body), self._engine.model, self._max_tokens)
+
+        if len(body) < LARGE_BODY_BYTES:
+            return await asyncio.to_thread(work)
+        async with self._large_body:
+            return await asyncio.to_thread(work)
 
 
-async def _read_json(request: Request) -> object:
-    """Return the body, parsed.
+def _describe(model: LanguageModel, name: str) -> dict[str, Any]:
+    """Return the entry of /v1/models, the context's length under the names that other servers give it."""
+    info = model.native.info
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(model.path.stat().st_mtime),
+        "owned_by": "elutq",
+        "context_length": model.ctx_size,
+        "max_model_len": model.ctx_size,
+        "meta": {
+            "n_ctx": model.ctx_size,
+            "n_ctx_train": info.context_length,
+            "n_vocab": info.vocab_size,
+            "n_embd": info.hidden_size,
+            "size": info.file_bytes,
+        },
+    }
+
+
+async def _read_body(request: Request) -> bytes:
+    """Return the body.
 
     Raises:
         HTTPException: it is too large, or not declared as JSON.
-        RequestError: it is not JSON.
     """
     # A web page may send anything else without asking first (CORS).
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -139,10 +162,7 @@ async def _read_json(request: Request) -> object:
         size += len(part)
         if size > MOST_BODY_BYTES:
             raise HTTPException(413, f"the body is larger than {MOST_BODY_BYTES} bytes")
-    try:
-        return json.loads(b"".join(parts))
-    except (ValueError, RecursionError) as error:
-        raise RequestError("the body is not JSON") from error
+    return b"".join(parts)
 
 
 async def _collect(job: Job) -> list[GeneratedToken]:
@@ -176,8 +196,8 @@ async def _events(job: Job, responder: Responder, include_usage: bool) -> AsyncI
             async for token in tokens:
                 if token.text or token.logprob is not None:
                     yield _event(responder.piece(token))
-        except (ElutqError, NativeError, BusyError) as error:
-            yield _event(error_body(str(error), "server_error"))
+        except Exception as error:  # the status has gone out: what is wrong now is the stream's last event
+            yield _event(explain(error).body)
             return
         if job.generation is not None:
             for body in responder.closing(job.generation, include_usage):
@@ -189,26 +209,3 @@ async def _events(job: Job, responder: Responder, include_usage: bool) -> AsyncI
 
 def _event(body: Body) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _on_http_error(_: Request, error: Exception) -> Response:
-    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
-    return JSONResponse(error_body(detail, kind), status)
-
-
-def _on_bad_request(_: Request, error: Exception) -> Response:
-    parameter = error.parameter if isinstance(error, RequestError) else None
-    return JSONResponse(error_body(str(error), "invalid_request_error", parameter), 400)
-
-
-def _on_busy(_: Request, error: Exception) -> Response:
-    return JSONResponse(error_body(str(error), "server_error"), 503, headers={"Retry-After": "5"})
-
-
-def _on_failure(_: Request, error: Exception) -> Response:
-    return JSONResponse(error_body(str(error), "server_error"), 500)
-
-
-def _on_disconnect(_: Request, error: Exception) -> Response:
-    return Response(status_code=499)

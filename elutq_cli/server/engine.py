@@ -8,10 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
-
-
-class BusyError(Exception):
-    """The queue is full."""
+from elutq_cli.server.errors import BusyError, TextFailedError
+from elutq_formats.errors import ElutqError
 
 
 @dataclass
@@ -20,16 +18,16 @@ class Job:
 
     Attributes:
         tokens: the prompt.
-        sampling: how tokens are chosen. The seed is used when ``seeded``.
+        sampling: how tokens are chosen.
         options: where the text ends.
-        seeded: the request named a seed and wants the same text again: it begins with an empty context.
+        fresh: the same request is to give the same text again: it begins with an empty context.
         generation: the text in the making, once its turn has come.
     """
 
     tokens: list[int]
     sampling: SamplingOptions
     options: TextOptions
-    seeded: bool = False
+    fresh: bool = False
     generation: Generation | None = None
     _cancelled: bool = False
     _made: "asyncio.Queue[GeneratedToken | Exception | None]" = field(default_factory=asyncio.Queue)
@@ -52,18 +50,19 @@ class Job:
             self.generation.cancel()
 
     def run(self, model: LanguageModel) -> None:
-        """Make the text; in the engine's thread."""
-        if self._cancelled:
-            return
+        """Make the text, to its end, to an error, or until it is cancelled; in the engine's thread."""
         try:
-            if self.seeded:
+            if not self._cancelled and self.fresh:
                 model.clear()
             self.generation = Generation(model, self.tokens, Sampler(self.sampling), self.options)
-            if self._cancelled:  # between the question above and the line before this one
-                return
+            if self._cancelled:  # perhaps before there was a generation to cancel
+                self.generation.cancel()
             for token in self.generation:
                 self._hand_over(token)
-            self._hand_over(None)
+            # Who cancels is the client, which hears no more, or the server.
+            self._hand_over(_leaving() if self.generation.finish_reason == "cancelled" else None)
+        except ElutqError as error:  # the request was checked before: the model is at fault
+            self._hand_over(TextFailedError(str(error)))
         except Exception as error:  # the request gets it, the next one its turn
             self._hand_over(error)
 
@@ -75,9 +74,7 @@ class Job:
         try:
             self._loop.call_soon_threadsafe(self._made.put_nowait, item)
         except RuntimeError:  # the server has shut down
-            self._cancelled = True
-            if self.generation is not None:
-                self.generation.cancel()
+            self.cancel()
 
 
 class Engine:
@@ -124,22 +121,25 @@ class Engine:
         """Jobs in the queue."""
         return self._jobs.qsize()
 
-    def submit(self, tokens: list[int], sampling: SamplingOptions, options: TextOptions, seed: int | None) -> Job:
+    def submit(
+        self, tokens: list[int], sampling: SamplingOptions, options: TextOptions, seed: int | None, fresh: bool
+    ) -> Job:
         """Put a text into the queue.
 
         Args:
             tokens: the prompt.
             sampling: how tokens are chosen, but for the seed.
             options: where the text ends.
-            seed: of the draws; None: a new one, and what the context holds may be reused.
+            seed: of the draws; None: a new one.
+            fresh: begin with an empty context, and not with what it holds of the prompt already.
 
         Raises:
-            BusyError: the queue is full.
+            BusyError: the queue is full, or the server is leaving.
         """
         if self._closing:
             raise _leaving()
         chosen = replace(sampling, seed=random.getrandbits(32) if seed is None else seed)
-        job = Job(tokens, chosen, options, seeded=seed is not None)
+        job = Job(tokens, chosen, options, fresh)
         try:
             self._jobs.put_nowait(job)
         except queue.Full:

@@ -2,28 +2,24 @@
 
 import contextlib
 import ipaddress
+import json
 import logging
 import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from elutq_cli.server.engine import Engine
+from elutq_cli.server.errors import Fault
 from elutq_formats.errors import ElutqError
 
 SHUTDOWN_SECONDS = 5
 """How long connections may take to close after Ctrl-C; texts end at once."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reachable from this machine only."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -32,11 +28,25 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ElutqError: the address cannot be used.
     """
+    if not host.strip():
+        raise ElutqError("--host is empty: give an address, 0.0.0.0 for all of this machine's")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=512)
-    except OSError as error:
-        raise ElutqError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+        return socket.create_server(address, family=family, backlog=512)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ElutqError(f"cannot listen on {host}, port {port}: {reason}") from error
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Whether a socket is reachable from this machine only."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def url(listener: socket.socket) -> str:
+    """Return where clients find the server."""
+    address, port = listener.getsockname()[:2]
+    return f"http://[{address}]:{port}/v1" if ":" in address else f"http://{address}:{port}/v1"
 
 
 def run(app: Starlette, engine: Engine, listener: socket.socket, verbose: bool, announce: Callable[[], None]) -> None:
@@ -51,6 +61,8 @@ def run(app: Starlette, engine: Engine, listener: socket.socket, verbose: bool, 
     """
     config = uvicorn.Config(
         app,
+        http=_Protocol,
+        ws="none",
         log_level="info" if verbose else "warning",
         access_log=verbose,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -77,3 +89,22 @@ class _Server(uvicorn.Server):
         # Not here in the signal handler, which may have interrupted whoever holds the queue's lock.
         threading.Thread(target=self._engine.end_texts).start()
         super().handle_exit(sig, frame)
+
+
+class _Protocol(H11Protocol):
+    """HTTP whose complaints about what is no HTTP are JSON too."""
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:  # the rest of its request will never come
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(Fault(400, msg).body).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

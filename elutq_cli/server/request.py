@@ -1,11 +1,15 @@
-"""What a client asks for: OpenAI's request bodies, checked field by field."""
+"""What a client asks for: OpenAI's request bodies, and what other servers take beside."""
 
-import math
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from elutq_cli.generation import LanguageModel, Message, SamplingOptions, TextOptions
+from elutq_cli.generation import LanguageModel, SamplingOptions, TextOptions
+from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.server import unsupported
+from elutq_cli.server.errors import RequestError
+from elutq_cli.server.fields import Fields
+from elutq_cli.server.messages import render
 from elutq_formats.errors import ElutqError
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -15,21 +19,18 @@ NO_LIMIT = -1
 """Front ends of other servers write no limit, no seed and every token as -1."""
 
 MOST_LOGPROBS = 20
+MOST_STOP_TOKENS = 1024
+LARGEST_BIAS = 100.0
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-
-
-class RequestError(ElutqError):
-    """A request is wrong.
-
-    Attributes:
-        parameter: the field at fault, if it is one.
-    """
-
-    def __init__(self, message: str, parameter: str | None = None) -> None:
-        """Describe it."""
-        super().__init__(message)
-        self.parameter = parameter
+SAMPLING_NUMBERS = {
+    "repeat_penalty": "repeat_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "temperature": "temp",
+}
+"""Fields, and the options that they are."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TextRequest:
         sampling: how tokens are chosen, but for the seed.
         options: where the text ends.
         seed: of the draws, if the client named one.
+        fresh: begin with an empty context.
         stream: send the text while it is made.
         include_usage: end a stream with the number of tokens.
     """
@@ -49,128 +51,55 @@ class TextRequest:
     sampling: SamplingOptions
     options: TextOptions
     seed: int | None
+    fresh: bool
     stream: bool
     include_usage: bool
 
 
-class Fields:
-    """A request body, read field by field; null is the same as nothing."""
-
-    def __init__(self, body: object) -> None:
-        """Wrap a parsed body.
-
-        Raises:
-            RequestError: it is not an object.
-        """
-        if not isinstance(body, dict):
-            raise RequestError("the body must be a JSON object")
-        self._body: Mapping[str, Any] = body
-
-    def get(self, name: str) -> Any:  # noqa: ANN401 (whatever the client sent)
-        """Return a field as it came."""
-        return self._body.get(name)
-
-    def number(self, name: str, default: float) -> float:
-        """Return a number."""
-        value = self.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise RequestError(f"{name} must be a number", name)
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise RequestError(f"{name} must be a finite number", name)
-        return number
-
-    def integer(self, name: str, least: int, most: int) -> int | None:
-        """Return a whole number between two others, or None."""
-        value = self.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise RequestError(f"{name} must be a whole number from {least} to {most}", name)
-        return value
-
-    def flag(self, name: str) -> bool:
-        """Return a truth value; nothing is false."""
-        value = self.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise RequestError(f"{name} must be true or false", name)
-        return bool(value)
-
-    def strings(self, name: str) -> tuple[str, ...]:
-        """Return a string, or several."""
-        value = self.get(name)
-        if value is None:
-            return ()
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list) or not all(isinstance(entry, str) for entry in values):
-            raise RequestError(f"{name} must be a string or a list of strings", name)
-        return tuple(values)
-
-    def refuse_unsupported(self, unsupported: Mapping[str, tuple[object, ...]]) -> None:
-        """Refuse fields that would change the result and are not implemented, unless they ask for the default."""
-        for name, harmless in unsupported.items():
-            if self.get(name) not in (None, *harmless):
-                raise RequestError(f"{name} is not supported here", name)
-
-
-def read_chat(body: object, model: LanguageModel) -> TextRequest:
+def read_chat(body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
     """Read the body of /v1/chat/completions.
 
+    Args:
+        body: parsed.
+        model: answers.
+        max_tokens: of any text on this server.
+
     Raises:
-        RequestError: it is wrong, or the prompt does not fit.
-        ElutqError: the chat template refuses the messages.
+        RequestError: it is wrong.
+        ContextOverflowError: the prompt does not fit.
+        ElutqError: the chat template refuses the messages, or an option is out of range.
     """
     fields = Fields(body)
-    fields.refuse_unsupported(
-        {
-            "n": (1,),
-            "logit_bias": ({},),
-            "tools": ([],),
-            "functions": ([],),
-            "response_format": ({"type": "text"},),
-            "audio": (),
-            "modalities": (["text"],),
-        }
-    )
-    messages = _messages(fields.get("messages"))
-    limits = [fields.integer(name, NO_LIMIT, 1 << 31) for name in ("max_completion_tokens", "max_tokens")]
-    n_predict = next((limit for limit in limits if limit is not None), NO_LIMIT)
+    fields.refuse(unsupported.CHAT)
     top = fields.integer("top_logprobs", 0, MOST_LOGPROBS) or 0
     logprobs = top if fields.flag("logprobs") else None
     if top and logprobs is None:
         raise RequestError("top_logprobs needs logprobs", "top_logprobs")
-    tokens = model.encode(messages)
-    return _request(fields, model, tokens, n_predict, logprobs, "messages")
+    tokens = model.encode_text(render(fields, model.required_chat_template))
+    return _request(fields, model, tokens, _most_tokens(fields, NO_LIMIT, max_tokens), logprobs, "messages")
 
 
-def read_completion(body: object, model: LanguageModel) -> TextRequest:
-    """Read the body of /v1/completions.
-
-    Raises:
-        RequestError: it is wrong, or the prompt does not fit.
-    """
+def read_completion(body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
+    """Read the body of /v1/completions; arguments and errors as those of ``read_chat``."""
     fields = Fields(body)
-    fields.refuse_unsupported({"n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logit_bias": ({},)})
+    fields.refuse(unsupported.COMPLETION)
     prompt = fields.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
         prompt = prompt[0]
     if isinstance(prompt, str):
         tokens = model.encode(prompt)
-    elif isinstance(prompt, list) and all(type(entry) is int for entry in prompt):
+    elif isinstance(prompt, list):
+        if len(prompt) > model.ctx_size:
+            raise ContextOverflowError(len(prompt), model.ctx_size, model.native.context_length)
+        if not all(type(entry) is int for entry in prompt):
+            raise RequestError("prompt must be one text, or the token ids of one", "prompt")
         tokens = prompt
-        if not all(0 <= token < model.native.vocab_size for token in tokens):
-            raise RequestError(f"prompt has a token that is not among the {model.native.vocab_size}", "prompt")
+        _check_tokens(tokens, model, "prompt")
     else:
         raise RequestError("prompt must be one text, or the token ids of one", "prompt")
-    n_predict = fields.integer("max_tokens", NO_LIMIT, 1 << 31)
     logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
-    default = DEFAULT_COMPLETION_TOKENS
-    return _request(fields, model, tokens, default if n_predict is None else n_predict, logprobs, "prompt")
+    n_predict = _most_tokens(fields, DEFAULT_COMPLETION_TOKENS, max_tokens)
+    return _request(fields, model, tokens, n_predict, logprobs, "prompt")
 
 
 def _request(
@@ -180,48 +109,75 @@ def _request(
     if not tokens:
         raise RequestError("the prompt has no tokens", source)
     if len(tokens) > model.ctx_size:
-        raise RequestError(f"the prompt has {len(tokens)} tokens, the context holds {model.ctx_size}", source)
-    defaults = SamplingOptions.of(model.file.sampling)
-    sampling = SamplingOptions(
-        repeat_penalty=fields.number("repeat_penalty", defaults.repeat_penalty),
-        presence_penalty=fields.number("presence_penalty", defaults.presence_penalty),
-        frequency_penalty=fields.number("frequency_penalty", defaults.frequency_penalty),
-        top_k=defaults.top_k if (top_k := fields.integer("top_k", NO_LIMIT, 1 << 31)) is None else max(top_k, 0),
-        top_p=fields.number("top_p", defaults.top_p),
-        min_p=fields.number("min_p", defaults.min_p),
-        temp=fields.number("temperature", defaults.temp),
-    )
-    seed = fields.integer("seed", NO_LIMIT, (1 << 63) - 1)
-    stream_options = Fields(fields.get("stream_options") or {})
+        raise ContextOverflowError(len(tokens), model.ctx_size, model.native.context_length)
+    seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
+    seed = None if seed is None or seed == NO_LIMIT else seed % (1 << 64)
+    stream_options = Fields(fields.mapping("stream_options"))
     return TextRequest(
         tokens,
-        sampling,
-        TextOptions(n_predict, fields.strings("stop"), logprobs=logprobs, reply=source == "messages"),
-        None if seed == NO_LIMIT else seed,
-        fields.flag("stream"),
-        stream_options.flag("include_usage"),
+        _sampling(fields, model),
+        TextOptions(
+            n_predict,
+            fields.strings("stop"),
+            ignore_eos=fields.flag("ignore_eos"),
+            logprobs=logprobs,
+            stop_token_ids=_stop_tokens(fields, model),
+            min_tokens=fields.integer("min_tokens", 0, 1 << 31) or 0,
+            reply=source == "messages" and not fields.flag("continue_final_message"),
+        ),
+        seed,
+        fresh=seed is not None or not fields.flag("cache_prompt", True),
+        stream=fields.flag("stream"),
+        include_usage=stream_options.flag("include_usage"),
     )
 
 
-def _messages(value: object) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise RequestError("messages must be a list with at least one message", "messages")
-    return [_message(entry) for entry in value]
+def _most_tokens(fields: Fields, default: int, limit: int | None) -> int:
+    """Return how many tokens a text may have: as asked for, but no more than the server's limit."""
+    asked = fields.integer("max_tokens", NO_LIMIT, 1 << 31)
+    n_predict = default if asked is None else asked
+    if limit is None:
+        return n_predict
+    return limit if n_predict == NO_LIMIT else min(n_predict, limit)
 
 
-def _message(entry: object) -> Message:
-    if not isinstance(entry, dict) or not isinstance(entry.get("role"), str) or entry["role"] not in ROLES:
-        raise RequestError(f"every message needs a role: {', '.join(ROLES)}", "messages")
-    content = entry.get("content")
-    if isinstance(content, list):
-        texts = [part["text"] for part in content if _is_text(part)]
-        if len(texts) != len(content):
-            raise RequestError("a message may have parts of type text only", "messages")
-        content = "".join(texts)
-    if not isinstance(content, str):
-        raise RequestError("the content of every message must be text", "messages")
-    return {"role": ROLES[entry["role"]], "content": content}
+def _sampling(fields: Fields, model: LanguageModel) -> SamplingOptions:
+    top_k = fields.integer("top_k", NO_LIMIT, 1 << 31)
+    options: dict[str, Any] = {option: fields.number(name) for name, option in SAMPLING_NUMBERS.items()}
+    options["top_k"] = None if top_k is None else max(top_k, 0)
+    options["repeat_last_n"] = fields.integer("repeat_last_n", -1, 1 << 31)
+    options["logit_bias"] = _logit_bias(fields, model)
+    return SamplingOptions.of(model.file.sampling, **options)
 
 
-def _is_text(part: object) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+def _logit_bias(fields: Fields, model: LanguageModel) -> tuple[tuple[int, float], ...]:
+    """Return tokens and what is added to their logits; the names in OpenAI's object are tokens' ids."""
+    name = "logit_bias"
+    biases = fields.mapping(name)
+    if wrong := [key for key in biases if not re.fullmatch("[0-9]{1,10}", key)]:
+        raise RequestError(f"{name} has {wrong[0]!r:.40}, which is no token's id", name)
+    for bias in biases.values():
+        if type(bias) not in (int, float) or not -LARGEST_BIAS <= bias <= LARGEST_BIAS:
+            raise RequestError(f"every bias in {name} must be a number from -100 to 100", name)
+    _check_tokens([int(key) for key in biases], model, name)
+    return tuple((int(key), float(bias)) for key, bias in biases.items())
+
+
+def _stop_tokens(fields: Fields, model: LanguageModel) -> tuple[int, ...]:
+    name = "stop_token_ids"
+    tokens = fields.get(name) or []
+    if (
+        not isinstance(tokens, list)
+        or len(tokens) > MOST_STOP_TOKENS
+        or not all(type(entry) is int for entry in tokens)
+    ):
+        raise RequestError(f"{name} must be a list of at most {MOST_STOP_TOKENS} token ids", name)
+    _check_tokens(tokens, model, name)
+    return tuple(tokens)
+
+
+def _check_tokens(tokens: list[int], model: LanguageModel, name: str) -> None:
+    try:
+        model.check_tokens(tokens, name)
+    except ElutqError as error:
+        raise RequestError(str(error), name) from error

@@ -11,12 +11,8 @@ from elutq_formats.tokenizer import Tokenizer
 
 Body = dict[str, Any]
 
-FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "cancelled": "stop"}
-
-
-def error_body(message: str, kind: str, parameter: str | None = None) -> Body:
-    """Return the body of an error."""
-    return {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
+FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length"}
+"""OpenAI's names. A text that was cancelled is no answer: its client has left, or gets an error."""
 
 
 def usage(generation: Generation) -> Body:

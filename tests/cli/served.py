@@ -31,15 +31,16 @@ class Server:
             env=os.environ | environment,
         )
         line = self.process.stderr.readline().decode()  # written once it answers
-        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1])
-        self.address = f"http://127.0.0.1:{self.port}/v1"
+        found = re.search(r"http://(127[0-9.]+):(\d+)/v1", line)
+        assert found, line
+        self.host, self.port, self.address = found[1], int(found[2]), found[0]
 
     def client(self, api_key="none"):
         return openai.OpenAI(base_url=self.address, api_key=api_key, max_retries=0, timeout=DEADLINE)
 
     def request(self, method, path, body=None, headers=None):
         """Return status and parsed body of a plain HTTP request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

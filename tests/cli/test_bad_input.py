@@ -199,7 +199,7 @@ def test_output_folder_that_does_not_exist(tmp_path):
         (("-p", "Once", "-c", 0), "", ("context of 0",)),
         (("-p", "Once", "-n", -2), "", ("-n is -2",)),
         (("-p", "Once", "--temp", -1), "", ("temperature is -1",)),
-        (("-p", "Once", "--top-p", 0), "", ("top-p is 0",)),
+        (("-p", "Once", "--top-p", 2), "", ("top-p is 2",)),
         (("-p", "Once", "--min-p", 2), "", ("min-p is 2",)),
         (("-p", "Once", "--repeat-penalty", 0), "", ("repeat penalty is 0",)),
         (("-p", "Once", "--cache-type", "q4"), "", ("cache type q4", "f16 or q8")),

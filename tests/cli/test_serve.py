@@ -1,6 +1,7 @@
 """`elutq serve` as OpenAI's own client sees it, and what it says of wrong requests and options."""
 
 import shutil
+import socket
 import subprocess
 
 import numpy as np
@@ -18,7 +19,9 @@ MESSAGES = [{"role": "user", "content": "How do you do?"}]
 def server(chat_model):
     server = Server(chat_model, "-c", 512)
     yield server
-    assert server.stop() == (0, "")
+    status, rest = server.stop()
+    assert status == 0
+    assert all(line.startswith("WARNING:  ") for line in rest.splitlines()), rest  # of requests that are no HTTP
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +147,9 @@ def test_completion_logprobs(client):
         ("completions", {"prompt": ""}, None),
         ("completions", {"prompt": []}, "no tokens"),
         ("completions", {"prompt": ["a", "b"]}, "prompt must be one text"),
-        ("completions", {"prompt": [1, 99999]}, "token that is not among"),
+        ("completions", {"prompt": [1, 99999]}, "token 99999"),
         ("completions", {"prompt": [1, True]}, "prompt must be"),
-        ("completions", {"prompt": "word " * 2000}, "the context holds 512"),
+        ("completions", {"prompt": "word " * 2000}, "maximum context length is 512"),
         ("completions", {"prompt": "a", "temperature": -1}, "temperature is -1"),
         ("completions", {"prompt": "a", "temperature": "hot"}, "temperature must be a number"),
         ("completions", '{"prompt": "a", "temperature": NaN}', "temperature must be a finite number"),
@@ -244,6 +247,51 @@ def test_api_key(chat_model):
             server.client("guess").completions.create(model="any", prompt="a")
     finally:
         assert server.stop()[0] == 0
+
+
+def test_what_is_no_http_is_told_in_json_and_never_ends_in_a_traceback(server):
+    """Also when the answer is on its way already, and over HTTP/1.0, and with an upgrade that is not there."""
+    head = b"POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\n"
+    for sent, status in (
+        (b"\xff\xfe\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n", b"200"),
+        (head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"40"),
+        (head + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", b"400"),
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.split(b" ", 1)[1].startswith(status), sent
+        assert b"\r\ncontent-type: application/json\r\n" in answer, answer
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        received = connection.recv(4096)
+        connection.sendall(b"no chunk\r\n")
+        received += b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 404")
+    assert received.count(b"HTTP/1.1") == 1
+
+
+def test_another_address_a_name_and_bounds_may_be_given(chat_model):
+    options = ["--alias", "my/model", "--allowed-host", "models.example", "--max-tokens", 3, "--host", "127.0.0.2"]
+    server = Server(chat_model, "-c", 64, *options)
+    try:
+        client = server.client()
+        assert [entry.id for entry in client.models.list()] == ["my/model"]
+        assert client.models.retrieve("my/model").context_length == 64
+        text = client.completions.create(model="my/model", prompt="My dear", max_tokens=40)
+        assert (text.usage.completion_tokens, text.choices[0].finish_reason) == (3, "length")
+        assert server.request("GET", "/v1/models", headers={"Host": "models.example"})[0] == 200
+        assert server.request("GET", "/v1/models", headers={"Host": "other.example"})[0] == 400
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="any", prompt="word " * 100)
+        assert caught.value.code == "context_length_exceeded"
+    finally:
+        status, rest = server.stop()
+    assert (status, rest) == (0, "")
 
 
 def test_port_in_use_is_one_line(server, chat_model):

@@ -47,6 +47,9 @@ class Stream:
             assert more, f"the server hung up after {received!r}"
             received += more
 
+    def rest(self):
+        return b"".join(iter(lambda: self.connection.recv(4096), b""))
+
     def leave(self):
         self.connection.close()
 
@@ -100,6 +103,7 @@ def test_ctrl_c_ends_it_though_a_text_runs(endless_model):
     long = Stream(server)
     long.wait_for_text()
     assert server.stop() == (0, "")
+    assert b'"the server is shutting down"' in long.rest()
     long.leave()
 
 

@@ -136,7 +136,7 @@ def test_logits_that_are_not_finite_are_refused(value, temp):
         ("repeat_penalty", 0),
         ("repeat_last_n", -2),
         ("top_k", -1),
-        ("top_p", 0),
+        ("top_p", -0.01),
         ("top_p", 1.01),
         ("min_p", -0.1),
         ("min_p", 1.1),

@@ -1,0 +1,136 @@
+"""What becomes of errors: a JSON body for each, whoever finds it, and no traceback that a request can cause."""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from elutq_cli.generation.context import ContextOverflowError
+from elutq_formats.errors import ElutqError
+from elutq_native import NativeError
+
+_logger = logging.getLogger(__name__)
+
+
+class RequestError(ElutqError):
+    """A request is wrong.
+
+    Attributes:
+        parameter: the field at fault, if it is one.
+    """
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        """Describe it."""
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class BusyError(Exception):
+    """There is no place for a text: the queue is full, or the server is leaving."""
+
+
+class TextFailedError(Exception):
+    """A text could not be made, through no fault of the request."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error as a client sees it: a status and OpenAI's error object.
+
+    Attributes:
+        status: of the response.
+        message: what is wrong.
+        kind: OpenAI's ``type``.
+        parameter: the field at fault.
+        code: OpenAI's ``code``, which programs look at.
+        headers: of the response.
+    """
+
+    status: int
+    message: str
+    kind: str = "invalid_request_error"
+    parameter: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the response, or the event that ends a stream."""
+        return {
+            "error": {"message": self.message, "type": self.kind, "param": self.parameter, "code": self.code},
+        }
+
+
+def explain(error: Exception) -> Fault:
+    """Return what a client is told; what nobody expected gets a line in the log."""
+    match error:
+        case HTTPException():
+            kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
+            code = "invalid_api_key" if error.status_code == 401 else None
+            return Fault(error.status_code, error.detail, kind, code=code, headers=error.headers or {})
+        case RequestError():
+            return Fault(400, str(error), parameter=error.parameter)
+        case ContextOverflowError():
+            message = (
+                f"This model's maximum context length is {error.ctx_size} tokens. However, your prompt has "
+                f"{error.amount} tokens: shorten it."
+            )
+            return Fault(400, message, code="context_length_exceeded")
+        case ElutqError():
+            return Fault(400, str(error))
+        case BusyError():
+            return Fault(503, str(error), "server_error", headers={"Retry-After": "5"})
+        case TextFailedError() | NativeError():
+            return Fault(500, str(error), "server_error")
+    _log(error)
+    return Fault(500, "the server failed; its log says where", "server_error")
+
+
+async def answer_http_error(_: Request, error: Exception) -> Response:
+    """Answer what Starlette itself finds wrong."""
+    return _response(error)
+
+
+class ErrorBodies:
+    """ASGI middleware around everything: an exception that nobody caught becomes a response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except ClientDisconnect:
+            return  # nobody listens
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            if started:
+                _log(error)
+            else:
+                await _response(error)(scope, receive, send)
+
+
+def _response(error: Exception) -> Response:
+    fault = explain(error)
+    return JSONResponse(fault.body, fault.status, headers=dict(fault.headers))
+
+
+def _log(error: Exception) -> None:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    _logger.error("a request failed: %s: %s%s", type(error).__name__, " ".join(str(error).split()), place)

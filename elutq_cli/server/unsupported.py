@@ -1,0 +1,154 @@
+"""Fields that would change the result and that are not implemented, each with the values that ask for nothing.
+
+The names are those that OpenAI, vLLM, SGLang, llama.cpp's server, text-generation-webui and Ollama define. What matters
+only beside one of these (``dry_base`` beside ``dry_multiplier``) is not listed, nor is what cannot change a text.
+"""
+
+from collections.abc import Mapping
+
+Unsupported = Mapping[str, tuple[object, ...]]
+
+_LLAMA_CPP_ORDER = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+
+_CHOICES: Unsupported = {
+    "n": (1,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "num_beams": (1,),
+    "length_penalty": (1,),
+}
+
+_SAMPLING: Unsupported = {
+    "typical_p": (1,),
+    "typical": (1,),
+    "typ_p": (1,),
+    "tfs": (1,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "top_n_sigma": (-1, 0),
+    "min_keep": (0, 1),
+    "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+    "dynamic_temperature": (False,),
+    "smoothing_factor": (0,),
+    "adaptive_target": (-1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "penalty_alpha": (0,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "guidance_scale": (1,),
+    "negative_prompt": ("",),
+    "do_sample": (True,),
+    "temperature_last": (True,),
+    "samplers": ([], _LLAMA_CPP_ORDER),
+    "sampler_priority": ([],),
+    "sampler_order": ([],),
+    "penalty_prompt": ("",),
+    "logits_processors": ([],),
+    "custom_logit_processor": ("",),
+    "watermark": (False,),
+}
+
+_GRAMMAR: Unsupported = {
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    "structural_tag": (),
+    "guided_json": (),
+    "guided_regex": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "grammar": ("",),
+    "grammar_string": ("",),
+    "json_schema": (),
+    "regex": ("",),
+    "ebnf": ("",),
+    "format": ("",),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "banned_tokens": ([], ""),
+    "banned_strings": ([],),
+    "custom_token_bans": ("",),
+    "stop_regex": ([], ""),
+    "min_new_tokens": (0,),
+}
+
+_PROMPT: Unsupported = {
+    "truncate_prompt_tokens": (-1,),
+    "truncate": (),
+    "truncation_length": (),
+    "prompt_embeds": (),
+    "image_data": ([],),
+    "images": ([],),
+    "input_prefix": ("",),
+    "input_suffix": ("",),
+    "input_extra": ([],),
+    "mm_processor_kwargs": ({},),
+    "chat_template": (),
+    "template": ("",),
+    "system": ("",),
+    "context": ([],),
+    "raw": (False,),
+    "num_ctx": (),
+    "lora": ([],),
+    "lora_path": (),
+    "adapter_id": (),
+    "options": ({},),
+}
+
+_REASONING: Unsupported = {
+    "think": (),
+    "thinking": (),
+    "enable_thinking": (),
+    "reasoning": ({},),
+    "reasoning_format": ("none", "auto"),
+    "include_reasoning": (True,),
+    "thinking_budget": (-1,),
+    "thinking_budget_tokens": (-1,),
+    "thinking_token_budget": (-1,),
+    "verbosity": ("medium",),
+}
+
+_RESULT: Unsupported = {
+    "prompt_logprobs": (),
+    "n_probs": (0,),
+    "post_sampling_probs": (False,),
+    "return_tokens": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "response_fields": ([],),
+    "include_stop_str_in_output": (False,),
+    "no_stop_trim": (False,),
+    "skip_special_tokens": (True,),
+    "t_max_predict_ms": (0, -1),
+    "n_indent": (0,),
+    "num_predict": (),
+    "vllm_xargs": ({},),
+    "kv_transfer_params": ({},),
+}
+
+_BOTH: Unsupported = {**_CHOICES, **_SAMPLING, **_GRAMMAR, **_PROMPT, **_REASONING, **_RESULT}
+
+CHAT: Unsupported = {
+    **_BOTH,
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "echo": (False,),
+    "add_special_tokens": (False,),
+}
+
+COMPLETION: Unsupported = {
+    **_BOTH,
+    "echo": (False,),
+    "suffix": ("",),
+    "add_special_tokens": (True,),
+    "messages": ([],),
+}

@@ -1,0 +1,132 @@
+"""Whatever goes wrong while a server answers: one JSON body, the right side blamed, and no traceback."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from asgi import refusal, serving
+
+from elutq_cli.generation import SamplingOptions, TextOptions
+from elutq_cli.server.errors import BusyError
+
+MESSAGES = [{"role": "user", "content": "How do you do?"}]
+
+
+@pytest.fixture(scope="module")
+def client(chat_model):
+    with serving(chat_model) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "My \\ud800 dear"}',
+        b'{"prompt": "My \\uDFFF dear"}',
+        b'{"prompt": "My \xed\xa0\x80 dear"}',
+        b'{"prompt": "My dear", "stop": ["\\udc00"]}',
+        b'{"prompt": "My dear", "user": {"\\ud83d": 1}}',
+        '{"prompt": "My dear"}'.encode("utf-16"),
+    ],
+)
+def test_text_that_is_no_unicode_is_refused(client, body, caplog):
+    refusal(client.post("/v1/completions", body))
+    assert caplog.records == []
+
+
+def test_pairs_of_surrogates_are_characters(client):
+    assert (
+        client.post("/v1/completions", b'\xef\xbb\xbf{"prompt": "\\ud83d\\ude00 \\\\ud800", "max_tokens": 1}').status
+        == 200
+    )
+
+
+def test_half_a_pair_in_a_message_is_refused(client):
+    body = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
+    assert "surrogate" in refusal(client.post("/v1/chat/completions", body)).message
+
+
+def test_routes_that_are_not_there_and_other_methods_are_told_in_json(client):
+    assert refusal(client.get("/v1/nothing"), 404).type == "invalid_request_error"
+    assert refusal(client.get("/"), 404)
+    answer = client.get("/v1/completions")
+    assert refusal(answer, 405)
+    assert answer.headers["allow"] == "POST"
+    assert refusal(client.post("/health", {}), 405)
+
+
+def test_a_bug_is_a_json_body_and_a_line_in_the_log(client, monkeypatch, caplog):
+    monkeypatch.setattr(client.model.tokenizer, "encode", lambda *_: 1 / 0)
+    assert refusal(client.complete(), 500).type == "server_error"
+    (record,) = caplog.records
+    assert "ZeroDivisionError" in record.getMessage()
+    assert record.exc_info is None
+    assert "\n" not in record.getMessage()
+
+
+def test_a_bug_while_a_stream_runs_ends_it_with_an_error(client, monkeypatch):
+    monkeypatch.setattr("elutq_cli.server.response.CompletionResponder.piece", lambda *_: 1 / 0)
+    answer = client.complete(stream=True)
+    assert answer.status == 200
+    assert json.loads(answer.body.removeprefix(b"data: "))["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logits_that_are_no_numbers_are_the_servers_fault(client, monkeypatch, stream):
+    logits = np.full(client.model.native.vocab_size, np.nan, np.float32)
+    monkeypatch.setattr(client.model.session, "eval", lambda _: logits)
+    answer = client.complete(seed=1, stream=stream)
+    error = json.loads(answer.body.removeprefix(b"data: "))["error"]
+    assert answer.status == (200 if stream else 500)
+    assert (error["type"], "damaged" in error["message"]) == ("server_error", True)
+    monkeypatch.undo()
+    assert client.complete(seed=1).status == 200
+
+
+def test_a_template_that_fails_refuses_or_never_ends_is_told_in_json(client, monkeypatch):
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    for source in ("{{ messages[9].content.x.y }}", "{{ raise_exception('no') }}", endless):
+        template = type(client.model.required_chat_template)(source)
+        monkeypatch.setitem(client.model.__dict__, "chat_template", template)
+        assert "chat template" in refusal(client.chat(MESSAGES)).message
+
+
+async def made(job, when_running=lambda: None):
+    """Return the tokens of a text; something is called once the first is there."""
+    tokens = []
+    async for token in job.stream():
+        if not tokens:
+            await asyncio.to_thread(when_running)
+        tokens.append(token)
+    return tokens
+
+
+def submit(engine, n_predict):
+    return engine.submit([0, 84, 90], SamplingOptions(), TextOptions(n_predict, ignore_eos=True), 1, True)
+
+
+def test_a_server_that_leaves_in_the_middle_of_an_answer_says_so(endless_model):
+    """Such a text has not come to its end, nor have those that wait for their turn."""
+    with serving(endless_model, ctx_size=1 << 14) as client:
+        engine = client.engine
+
+        async def leave():
+            running, waiting = submit(engine, -1), submit(engine, 1)
+            ends = asyncio.gather(made(running, engine.end_texts), made(waiting), return_exceptions=True)
+            return [(type(end), str(end)) for end in await ends]
+
+        assert asyncio.run(leave()) == 2 * [(BusyError, "the server is shutting down")]
+        assert refusal(client.complete(), 503).type == "server_error"
+
+
+def test_a_text_that_is_cancelled_just_before_its_turn_leaves_nobody_waiting(chat_model):
+    with serving(chat_model, ctx_size=64) as client:
+
+        async def cancel():
+            job = submit(client.engine, 5)
+            job.cancel()
+            return await made(job)
+
+        with pytest.raises(BusyError):
+            asyncio.run(asyncio.wait_for(cancel(), 60))
