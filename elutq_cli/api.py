@@ -69,7 +69,8 @@ def generate(
     """Continue a text or a conversation. Nothing is computed before the result is iterated over or read.
 
     The same file, seed, options and instruction set give the same text, with any number of threads, when the context
-    begins empty; what the context holds already is not computed again.
+    begins empty: with a model's first text, and after ``model.clear()``. What the context holds already is not computed
+    again, and that can move a text, at temperature 0 too: see ``LanguageModel.clear``.
 
     Args:
         model: from ``load``.

@@ -362,3 +362,15 @@ def test_quantize_and_load(tmp_path):
         assert elutq_cli.generate(model, "The quick", 4, temp=0).read()
     with pytest.raises(ElutqError, match="--force"):
         elutq_cli.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32))
+
+
+def test_an_emptied_context_gives_the_logits_of_a_new_one(model, novels_2bit):
+    """Whatever it held before, which may move the logits that are computed on top of it."""
+    prompt = model.encode(PROMPT)
+    with elutq_cli.load(novels_2bit, ctx_size=model.ctx_size) as new:
+        expected = new.evaluate(prompt)
+    model.clear()
+    for token in prompt[:-1]:
+        model.evaluate([*model.tokens, token])
+    model.clear()
+    assert np.array_equal(model.evaluate(prompt), expected)
