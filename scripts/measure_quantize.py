@@ -35,7 +35,7 @@ STAGES = {
     PROBES: (("allocate", "carry"),),
     PREDICTIONS: (("allocate", "diverge"),),
     "Cholesky factor": (("quantize", "inverse_factor"),),
-    "correction": (("quantize", "corrected"),),
+    "correction": (("correct", "Correction.__init__"), ("correct", "Correction.__call__")),
     "fit levels": (("backend", "NativeBackend.fit_groups"),),
     "feedback, columns": (("backend", "NativeBackend.feedback_columns"),),
     "feedback, rest of the row": (("quantize", "feedback"),),

@@ -1,16 +1,21 @@
 """Matrices with a row for each token of the vocabulary, some rows at a time: they need no more memory than others."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import ROWS_AT_ONCE, pieces
-from elutq_cli.pipeline.recipe import EMBEDDING
-from elutq_cli.reference.transformer import WeightSource
+from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, measure, measured_rows, pieces
+from elutq_cli.pipeline.recipe import EMBEDDING, MatrixPlan
+from elutq_cli.pipeline.stage import Backend
+from elutq_cli.reference.transformer import Array, WeightSource
 from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
+from elutq_formats.hlq import HLQTensor, block_bytes, block_count
+from elutq_formats.names import gguf_name
 from elutq_formats.safetensors_file import ALL_ROWS
+from elutq_formats.tensor_record import TensorRecord
 
 SUPERBLOCK_ROWS = SUPERBLOCK_TILES * TILE_ROWS
 """Rows whose blocks lie together in a file."""
@@ -49,3 +54,62 @@ def embed(source: RowSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
         if ((tokens >= rows.start) & (tokens < rows.stop)).any():
             look_up(found, tokens, rows, source.load(EMBEDDING, rows=rows))
     return found
+
+
+class MatrixByRows:
+    """A matrix on its way into a file, some rows after the others.
+
+    Attributes:
+        contents: what the file will hold, the rows added so far: blocks uint8, or (rows, columns) float16.
+    """
+
+    def __init__(self, plan: MatrixPlan, shape: tuple[int, ...], backend: Backend) -> None:
+        """Make room for a matrix (rows, columns)."""
+        self.plan = plan
+        self.shape = rows, columns = shape
+        self.backend = backend
+        self.contents: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
+        if plan.group_size is None:
+            self.contents = np.empty(shape, dtype=np.float16)
+        else:
+            blocks = block_count(rows, columns, plan.group_size), block_bytes(plan.bits, plan.group_size)
+            self.contents = np.empty(blocks, dtype=np.uint8)
+        self._measured: list[tuple[Array, HLQTensor]] = []
+
+    def add(
+        self, rows: slice, weights: Array, target: Array, quantize: Callable[[Array], HLQTensor]
+    ) -> Callable[[], FloatArray]:
+        """Quantize rows that ``runs_of_rows`` has named.
+
+        Args:
+            rows: which.
+            weights: (rows, columns) float32.
+            target: (rows, columns) float32, what they should be near.
+            quantize: the stages.
+
+        Returns:
+            A function that returns them dequantized: (rows, columns) float32.
+        """
+        if self.plan.group_size is None:
+            halves = self.contents[rows] = self.backend.fetch(weights).astype(np.float16)
+            return lambda: halves.astype(np.float32)
+        tensor = quantize(target)
+        blocks = self.backend.pack(tensor)
+        first = block_count(rows.start, self.shape[1], self.plan.group_size)
+        self.contents[first : first + len(blocks)] = blocks
+        measured = np.arange(*measured_rows(self.shape[0]).indices(self.shape[0]))
+        own = measured[(measured >= rows.start) & (measured < rows.stop)] - rows.start
+        if own.size:
+            chosen = HLQTensor(tensor.half_scales[own], tensor.centers[own], tensor.codes[own], tensor.group_size)
+            self._measured.append((weights[own], chosen))
+        return lambda: dequantize(tensor, self.backend)
+
+    def record(self, hessian: Array | None) -> TensorRecord:
+        """Return the file's record, with the error under the Hessian of the inputs, if there is one."""
+        name, (rows, columns) = gguf_name(self.plan.name), self.shape
+        if self.plan.group_size is None:
+            return TensorRecord(name, self.plan.bits, rows, columns)
+        weights = self.backend.xp.concatenate([weights for weights, _ in self._measured])
+        tensor = HLQTensor.concatenate([tensor for _, tensor in self._measured])
+        error = measure(weights, tensor, hessian, self.backend).error
+        return TensorRecord(name, self.plan.bits, rows, columns, self.plan.group_size, error)

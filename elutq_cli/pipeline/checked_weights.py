@@ -1,9 +1,13 @@
 """A checkpoint's weights, refused where nothing good can be made of them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from elutq_cli.pipeline.by_rows import runs_of_rows
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
 from elutq_cli.pipeline.products import pieces
+from elutq_cli.pipeline.recipe import EMBEDDING, HEAD
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.stage import Backend
 from elutq_formats.checkpoint import Checkpoint
@@ -51,6 +55,18 @@ class CheckedWeights:
         if tensor.ndim > 1 and largest > LARGEST_HALF:
             raise ElutqError(f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized")
         return tensor
+
+    def load_by_rows(self, name: str) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield a matrix some rows at a time, with their place: ``runs_of_rows``.
+
+        Those of an embedding or a head are read when their turn comes; to rotate another matrix takes all of it.
+
+        Raises:
+            ElutqError: see ``load``.
+        """
+        whole = None if name in (EMBEDDING, HEAD) else self.load(name)
+        for rows in runs_of_rows(self.shape(name)[0]):
+            yield rows, self.load(name, rows) if whole is None else whole[rows]
 
 
 def _largest(values: FloatArray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from elutq_cli.pipeline.allocate import HESSIAN_SEQUENCES, PROBE_SEQUENCES, PROBE_TOKENS
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, InputStatistics
-from elutq_cli.pipeline.correct import corrected
+from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import FloatArray
@@ -224,7 +224,7 @@ def _run_stages(weights: FloatArray, hessian: FloatArray, recipe: Recipe, backen
     if recipe.method != "feedback":
         refine(weights, hessian, tensor, recipe.damping, backend)
     if recipe.corrects:
-        corrected([weights], InputStatistics(hessian, hessian), hessian, backend)
+        Correction(InputStatistics(hessian, hessian), hessian, backend)(weights)
 
 
 def _seconds(function: Callable[[], object]) -> float:

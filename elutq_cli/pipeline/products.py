@@ -130,9 +130,14 @@ def squared_norm(matrix: Array, hessian: Array | None) -> float:
     return float((matrix * (matrix if hessian is None else matrix @ hessian)).sum())
 
 
+def measured_rows(n_rows: int) -> slice:
+    """Return the rows on which the error of a matrix is measured."""
+    return slice(0, n_rows, -(-n_rows // MEASURED_ROWS))
+
+
 def measure(weights: Array, tensor: HLQTensor, hessian: Array | None, backend: Backend) -> Quantized:
     """Measure a quantized matrix against its weights (rows, columns) float32, on MEASURED_ROWS of its rows at most."""
-    step = -(-tensor.rows // MEASURED_ROWS)
+    step = measured_rows(tensor.rows).step
 
     def part(rows: slice) -> tuple[float, float]:
         rows = slice(rows.start * step, rows.stop * step, step)

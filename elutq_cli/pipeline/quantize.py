@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.allocate import allocate
+from elutq_cli.pipeline.by_rows import MatrixByRows, look_up
 from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics, input_statistics, token_batches
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.checked_weights import CheckedWeights
-from elutq_cli.pipeline.correct import corrected
+from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
@@ -201,14 +202,17 @@ class _Run:
             The residual streams of the calibration sequences, (sequences, n, hidden_size) float32: on the quantized
             model, and where the recipe asks for it on the exact model. None at all without calibration.
         """
-        weights = self.load(EMBEDDING)
-        embedding = self.quantize_matrix(self.plan.embedding, weights)
-        self.add_matrix(embedding)
-        if calibration is None:
-            return []
-        streams = [embedding.restore(self.backend)[calibration.tokens]]
-        if self.recipe.keeps_exact:
-            streams.append(weights[calibration.tokens])
+        streams: list[FloatArray] = []
+        if calibration is not None:
+            shape = (*calibration.tokens.shape, self.config.hidden_size)
+            streams = [self.spool.make_room(shape) for _ in range(2 if self.recipe.keeps_exact else 1)]
+
+        def look_up_rows(rows: slice, weights: FloatArray, restore: Callable[[], FloatArray]) -> None:
+            if calibration is not None:
+                for stream, values in zip(streams, (restore(), weights), strict=False):
+                    look_up(stream, calibration.tokens, rows, values)
+
+        self.add_by_rows(self.plan.embedding, use=look_up_rows)
         return streams
 
     def add_block(self, layer: int) -> list[FloatArray]:
@@ -218,7 +222,7 @@ class _Run:
             self.add_calibrated_block(layer, self.plan.blocks[layer], *streams)
         else:
             for plan in self.plan.blocks[layer]:
-                self.add_matrix(self.quantize_matrix(plan, self.load(plan.name)))
+                self.add_by_rows(plan)
         for name in self.config.vector_shapes(layer):
             self.add_vector(name)
         return streams
@@ -227,13 +231,12 @@ class _Run:
         """Quantize the output norm and the head, if there is one; return the streams for those who tune all blocks."""
         norm, streams = self.add_vector("model.norm.weight"), self.spool.open_streams()
         if self.plan.head is not None:
-            targets, inputs = {HEAD: self.load(HEAD)}, None
+            correct, inputs = None, None
             if streams and self.plan.head.group_size is not None:
                 statistics = input_statistics([self.head_input(norm)] * len(streams), streams, self.backend)
-                targets = {HEAD: self.backend.place(targets[HEAD])}
-                targets, inputs = self.targets(targets, statistics)
+                correct, inputs = self.prepare(HEAD, statistics)
                 del statistics
-            self.add_matrix(self.quantize_matrix(self.plan.head, targets.pop(HEAD), inputs))
+            self.add_by_rows(self.plan.head, correct, inputs)
         return streams if "e2e" in self.recipe.tune else []
 
     def head_input(self, norm: FloatArray) -> Callable[[Array], Array]:
@@ -260,8 +263,9 @@ class _Run:
         matrices: dict[str, Matrix] = {}
         for linears, statistics in block_statistics(block, hidden, exact, self.backend, self.spool.make_room):
             originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
-            targets, inputs = self.targets(originals, statistics)
-            del statistics, originals
+            correct, inputs = self.prepare(next(iter(originals)), statistics)
+            targets = {name: weights if correct is None else correct(weights) for name, weights in originals.items()}
+            del statistics, originals, correct
             for name in list(targets):
                 matrix = self.quantize_matrix(by_name[name], targets.pop(name), inputs)
                 if before is None:
@@ -311,24 +315,53 @@ class _Run:
             self.spool.finish_unit([hidden, exact, *tuning.state()])
         return tuning.tuned(self.spool.sources())
 
-    def targets(
-        self, weights: dict[str, Array], statistics: InputStatistics
-    ) -> tuple[dict[str, Array], LinearInputs | None]:
-        """Return what the quantized weights of linears with one input should be near, and what is known of that input.
+    def prepare(self, name: str, statistics: InputStatistics) -> tuple[Correction | None, LinearInputs | None]:
+        """Return what turns the weights of linears with one input into targets, and what the stages use of that input.
+
+        Args:
+            name: of one of them, for messages.
+            statistics: of the input.
 
         Raises:
             ElutqError: the inputs overflow.
         """
         if self.recipe.method == "fit":
-            return weights, None
-        name = gguf_name(next(iter(weights)))
-        factor = inverse_factor(statistics.hessian, self.recipe.damping, self.backend, name)
-        if self.recipe.corrects:
-            found = corrected(list(weights.values()), statistics, factor, self.backend)
-            weights = dict(zip(weights, found, strict=True))
-        return weights, LinearInputs(statistics.hessian, factor)
+            return None, None
+        factor = inverse_factor(statistics.hessian, self.recipe.damping, self.backend, gguf_name(name))
+        correct = Correction(statistics, factor, self.backend) if self.recipe.corrects else None
+        return correct, LinearInputs(statistics.hessian, factor)
 
-    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None = None) -> Matrix:
+    def add_by_rows(
+        self,
+        plan: MatrixPlan,
+        correct: Callable[[Array], Array] | None = None,
+        inputs: LinearInputs | None = None,
+        use: Callable[[slice, FloatArray, Callable[[], FloatArray]], None] | None = None,
+    ) -> None:
+        """Quantize a matrix, some rows at a time, and put it into the spool.
+
+        Args:
+            plan: what becomes of it.
+            correct: returns what rows of it should be near; None: themselves.
+            inputs: what is known of its input; None: nothing.
+            use: called with the place of some rows, what they were, and a function that dequantizes them.
+        """
+        begin = time.perf_counter()
+        name = self.stored_name(plan.name)
+        matrix = MatrixByRows(plan, self.source.shape(name), self.backend)
+        for rows, weights in self.source.load_by_rows(name):
+            placed = self.backend.place(weights)
+            target = placed if correct is None else correct(placed)
+            restore = matrix.add(rows, placed, target, lambda part: self.run_stages(plan, part, inputs).tensor)
+            if use is not None:
+                use(rows, weights, restore)
+            self.progress.advance(weights.size)
+            del weights, placed, target, restore
+        record = matrix.record(None if inputs is None else inputs.hessian)
+        _log_done(record, begin)
+        self.spool.add(record, matrix.contents)
+
+    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> Matrix:
         """Quantize a matrix (rows, columns) float32."""
         rows, columns = weights.shape
         name = gguf_name(plan.name)
@@ -337,13 +370,11 @@ class _Run:
             matrix = Matrix(
                 TensorRecord(name, plan.bits, rows, columns), self.backend.fetch(weights).astype(np.float16)
             )
-            log.info("%s: float16", name)
         else:
-            quantized = self.run_stages(plan.bits, plan.group_size, weights, inputs)
+            quantized = self.run_stages(plan, weights, inputs)
             record = TensorRecord(name, plan.bits, rows, columns, plan.group_size, quantized.error)
             matrix = Matrix(record, quantized.tensor)
-            done = f"{plan.bits} bits, groups of {plan.group_size}, error {quantized.error:.4f}"
-            log.info("%s: %s (%.2f s)", name, done, time.perf_counter() - begin)
+        _log_done(matrix.record, begin)
         self.progress.advance(rows * columns)
         return matrix
 
@@ -355,8 +386,10 @@ class _Run:
         else:
             self.spool.add(matrix.record, contents)
 
-    def run_stages(self, bits: int, group_size: int, weights: Array, inputs: LinearInputs | None) -> Quantized:
-        """Run the stages that the recipe and the calibration call for."""
+    def run_stages(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> Quantized:
+        """Run the stages that the recipe and the calibration call for, on a matrix that is to be quantized."""
+        bits, group_size = plan.bits, plan.group_size
+        assert group_size is not None
         if inputs is None:
             return fit(self.backend.fetch(weights), None, bits, group_size, self.backend)
         parts = []
@@ -380,3 +413,10 @@ class _Run:
     def stored_name(self, name: str) -> str:
         """Return the name of the tensor that a matrix of the plan is made from."""
         return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
+
+
+def _log_done(record: TensorRecord, begin: float) -> None:
+    how = "float16"
+    if record.group_size is not None:
+        how = f"{record.bits} bits, groups of {record.group_size}, error {record.error:.4f}"
+    log.info("%s: %s (%.2f s)", record.name, how, time.perf_counter() - begin)

@@ -26,6 +26,8 @@ blocks of an HLQ matrix (uint8, any shape) or the values of a plain tensor (any 
 
 Provenance = Mapping[str, str | int | float | bool | list[str]]
 
+_CHECKED_AT_ONCE = 1 << 20
+
 
 def write_model(
     path: Path,
@@ -101,8 +103,10 @@ def _encode(record: TensorRecord, contents: npt.NDArray[Any]) -> npt.NDArray[Any
         return contents
     dtype = "<f2" if record.bits == 16 else "<f4"
     with np.errstate(over="ignore"):
-        encoded = contents.astype(dtype)
-    if not np.isfinite(encoded).all():
+        encoded = contents.astype(dtype, copy=False)
+    values = encoded.reshape(-1)
+    parts = (values[first : first + _CHECKED_AT_ONCE] for first in range(0, values.size, _CHECKED_AT_ONCE))
+    if not all(np.isfinite(part).all() for part in parts):
         raise FormatError(
             f"tensor {record.name} holds values that {record.bits} bits cannot: it needs more, or is damaged"
         )

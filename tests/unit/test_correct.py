@@ -7,7 +7,7 @@ import pytest
 
 from elutq_cli.pipeline.backend import NumpyBackend
 from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics
-from elutq_cli.pipeline.correct import corrected
+from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import inverse_factor
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def test_the_target_is_the_least_squares_solution(rows, adds):
     gap = rng.normal(size=(500, rows)) + exact @ rng.normal(size=(24, rows)) * 0.1
     statistics = statistics_of(x, exact, gap + (exact - x) @ weights.T if adds else None)
     factor = inverse_factor(statistics.hessian, DAMPING, NumpyBackend())
-    target = corrected([weights], statistics, factor, NumpyBackend())[0]
+    target = Correction(statistics, factor, NumpyBackend())(weights)
     pull = np.sqrt(DAMPING * np.diagonal(statistics.hessian).mean() * len(x)) * np.eye(24)
     wanted = exact @ weights.T + (gap if adds else 0.0)
     least = np.linalg.lstsq(np.vstack([x, pull]), np.vstack([wanted, pull @ weights.T]), rcond=None)[0].T
@@ -57,7 +57,7 @@ def test_corrected_blocks_end_nearer_to_the_exact_stream():
             factor = inverse_factor(statistics.hessian, 1e-3, NumpyBackend())
             for linear in linears:
                 weights = block.weights[f"{linear}.weight"]
-                target = corrected([weights], statistics, factor, NumpyBackend())[0] if correct else weights
+                target = Correction(statistics, factor, NumpyBackend())(weights) if correct else weights
                 noise = rng.normal(size=weights.shape) * weights.std() * 0.2
                 block.weights[f"{linear}.weight"] = target + noise.astype(np.float32)
         return float(np.square(hidden - exact).sum())
