@@ -22,15 +22,15 @@ configure_blas(1)  # before numpy: the stages run products on threads of their o
 
 import numpy as np  # noqa: E402
 
-from elutq_cli.commands.eval import open_model  # noqa: E402
 from elutq_cli.evaluation import Evaluation, evaluate_all  # noqa: E402
+from elutq_cli.evaluation.models import open_model  # noqa: E402
+from elutq_cli.evaluation.windows import Windows, split_windows  # noqa: E402
 from elutq_cli.pipeline.backend import NativeBackend, make_backend  # noqa: E402
 from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest  # noqa: E402
 from elutq_cli.pipeline.quantize import quantize  # noqa: E402
 from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
 from elutq_cli.reference import Transformer  # noqa: E402
-from elutq_cli.windows import Windows, split_windows  # noqa: E402
 from elutq_formats.checkpoint import Checkpoint  # noqa: E402
 from elutq_formats.model_file import ModelFile  # noqa: E402
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from math import prod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,63 +15,10 @@ from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.streams import printable
 from elutq_cli.text_input import read_text
-from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from elutq_cli.evaluation import AnyLogitsModel, Evaluation
-    from elutq_cli.windows import Rule, Windows
-    from elutq_formats.config import ModelConfig
-    from elutq_formats.tokenizer import Tokenizer
-    from elutq_native import Session
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """A model opened for evaluation.
-
-    Attributes:
-        name: the path the user gave.
-        kind: what computes it.
-        config: its hyper-parameters.
-        tokenizer: its tokenizer.
-        logits_model: gives its logits.
-        size_bytes: of its weight files.
-        bits_per_weight: over all of them.
-        block_bits_per_weight: over the matrices of the blocks; None for a checkpoint.
-    """
-
-    name: str
-    kind: str
-    config: ModelConfig
-    tokenizer: Tokenizer
-    logits_model: AnyLogitsModel
-    size_bytes: int
-    bits_per_weight: float
-    block_bits_per_weight: float | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Return what ``--json`` says about the model beside its figures."""
-        return {
-            "model": printable(self.name),
-            "size_bytes": self.size_bytes,
-            "bits_per_weight": self.bits_per_weight,
-            "block_bits_per_weight": self.block_bits_per_weight,
-        }
-
-
-class NativeLogits:
-    """A session of the C runtime, started afresh for every sequence."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the logits (n, vocab_size) after each of tokens: (n,)."""
-        self.session.rewind(0)
-        return self.session.eval(tokens.astype("int32"), all_logits=True)
+    from elutq_cli.evaluation import Evaluation, Windows
+    from elutq_cli.evaluation.models import EvaluatedModel
 
 
 def eval_command(
@@ -109,18 +53,23 @@ def eval_command(
     Example: elutq eval model.gguf -f text.txt -c 256
     """
     configure_blas(threads)
+    from elutq_cli.evaluation.models import open_model, tokenize_windows
+    from elutq_cli.evaluation.windows import check_sizes, checked_rule
     from elutq_cli.generation.context import checked_cache_type
-    from elutq_cli.windows import check_sizes
 
+    prepare_runtime()
     checked_cache_type(cache_type)
     check_sizes(ctx_size, chunks, stride, checked_rule(rule))
     text = read_text(file)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_model(path, ctx_size, threads, cache_type)) for path in models]
         other = None if reference is None else stack.enter_context(open_model(reference, ctx_size, threads, cache_type))
+        rows = [*opened, *([] if other is None else [other])]
+        for row in rows:
+            for note in row.notes:
+                print(f"{row.name}: {note}", file=sys.stderr)
         windows = tokenize_windows(opened, other, text, ctx_size, chunks, stride, checked_rule(rule))
         results = measure(opened, other, windows)
-    rows = [*opened, *([] if other is None else [other])]
     if json_output:
         names: dict[str, Any] = {"file": printable(file), "rule": rule, "stride": stride}
         names |= {} if reference is None else {"reference": printable(reference)}
@@ -130,115 +79,6 @@ def eval_command(
         print_result(results[0], windows, opened[0], other)
     else:
         print_table(results, windows, rows)
-
-
-def checked_rule(rule: str) -> Rule:
-    """Return the rule of that name.
-
-    Raises:
-        ElutqError: there is none.
-    """
-    from elutq_cli.windows import RULES
-
-    for known in RULES:
-        if rule == known:
-            return known
-    raise ElutqError(f"--rule is {rule}: choose {' or '.join(RULES)}")
-
-
-@contextmanager
-def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str = "f16") -> Iterator[EvaluatedModel]:
-    """Open a checkpoint, a folder or org/name on the hub, for the reference, or a model file for the C runtime.
-
-    Raises:
-        ElutqError: there is no such file, it cannot be used, or its context is shorter than a window.
-    """
-    from elutq_cli.hub import find_checkpoint
-
-    name, path = str(path), find_checkpoint(path)
-    if path.is_dir():
-        from elutq_cli.reference import Transformer
-        from elutq_formats.checkpoint import Checkpoint
-
-        with Checkpoint.open(path) as checkpoint:
-            check_context(path, checkpoint.config, ctx_size)
-            for note in checkpoint.notes:
-                print(f"{name}: {note}", file=sys.stderr)
-            yield EvaluatedModel(
-                name,
-                "checkpoint, float32 reference",
-                checkpoint.config,
-                checkpoint.tokenizer(),
-                Transformer(checkpoint),
-                size_bytes := sum(file.stat().st_size for file in checkpoint.weight_files()),
-                8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
-            )
-        return
-    if not path.exists():
-        raise ElutqError(f"{path} does not exist: give a model file or a checkpoint folder")
-    from elutq_formats.model_file import ModelFile
-    from elutq_native import Model
-
-    model_file = ModelFile.open(path)
-    check_context(path, model_file.config, ctx_size)
-    prepare_runtime()
-    with Model(path) as model, model.session(ctx_size, threads, cache_type) as session:
-        yield EvaluatedModel(
-            name,
-            f"C runtime, {model.info.isa} kernels",
-            model_file.config,
-            model_file.tokenizer(),
-            NativeLogits(session),
-            model_file.size_bytes,
-            model_file.bits_per_weight(),
-            model_file.block_bits_per_weight(),
-        )
-
-
-def check_context(path: Path, config: ModelConfig, ctx_size: int) -> None:
-    """Refuse windows longer than the model was made for.
-
-    Raises:
-        ElutqError: they are.
-    """
-    if ctx_size > config.max_position_embeddings:
-        raise ElutqError(
-            f"context size {ctx_size} is larger than the context of {path}, {config.max_position_embeddings} tokens: "
-            "use a smaller -c"
-        )
-
-
-def tokenize_windows(
-    models: list[EvaluatedModel],
-    reference: EvaluatedModel | None,
-    text: str,
-    ctx_size: int,
-    chunks: int | None,
-    stride: int | None,
-    rule: Rule,
-) -> Windows:
-    """Cut the text into windows of tokens.
-
-    Raises:
-        ElutqError: the text is too short, or the models do not share a vocabulary.
-    """
-    from elutq_cli.windows import split_windows
-
-    first = models[0]
-    tokenizer = first.tokenizer
-    tokens = tokenizer.encode(text)
-    for other in [*models[1:], *([] if reference is None else [reference])]:
-        same_size = other.config.vocab_size == first.config.vocab_size
-        if not same_size or other.tokenizer.encode(text) != tokens:
-            raise ElutqError(
-                f"{first.name} and {other.name} have different vocabularies: "
-                "only models made from the same checkpoint, and that checkpoint, can be compared"
-            )
-    bos = None
-    if rule == "llama.cpp" and tokenizer.prefix:
-        bos = tokenizer.prefix[0]
-        tokens = [bos, *tokens]
-    return split_windows(tokens, ctx_size, chunks, stride, rule, bos)
 
 
 def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, windows: Windows) -> list[Evaluation]:

@@ -6,8 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from elutq_cli import evaluation
-from elutq_cli.evaluation import evaluate, log_softmax, split_windows
+from elutq_cli.evaluation import evaluate, log_softmax, score, split_windows
 from elutq_formats.errors import ElutqError
 
 
@@ -73,7 +72,7 @@ def test_windows_refuse(n_tokens, ctx, chunks, message):
 @pytest.mark.parametrize("kind", [Lookup, Streamed])
 @pytest.mark.parametrize("chunk_elements", [1, 30, 1 << 20])
 def test_against_direct_sums(kind, chunk_elements, monkeypatch):
-    monkeypatch.setattr(evaluation, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(score, "CHUNK_ELEMENTS", chunk_elements)
     table, reference_table = random_table(1), random_table(2)
     windows = split_windows(np.random.default_rng(3).integers(0, 11, 64), 9)
     progress = []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elutq_cli.evaluation import evaluate, evaluate_all
-from elutq_cli.windows import split_windows
+from elutq_cli.evaluation.windows import split_windows
 from elutq_formats.errors import ElutqError
 
 

@@ -1,7 +1,7 @@
 """Perplexity of a model on a text, and how far its predictions are from those of a reference.
 
 Source: perplexity exp(mean negative log-likelihood); Kullback-Leibler divergence KL(reference || model). Which tokens
-count: `elutq_cli.windows`.
+count: `elutq_cli.evaluation.windows`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.windows import Windows, split_windows
+from elutq_cli.evaluation.windows import Windows
 from elutq_formats.errors import ElutqError
-
-__all__ = ["Evaluation", "LogitsModel", "WindowLogitsModel", "evaluate", "evaluate_all", "log_softmax", "split_windows"]
 
 Advance = Callable[[float], None]
 """Called with the number of windows' worth of work just done by one model."""

@@ -40,6 +40,18 @@ class Windows:
         return int(self.tokens.shape[1])
 
 
+def checked_rule(rule: str) -> Rule:
+    """Return the rule of that name.
+
+    Raises:
+        ElutqError: there is none.
+    """
+    for known in RULES:
+        if rule == known:
+            return known
+    raise ElutqError(f"--rule is {rule}: choose {' or '.join(RULES)}")
+
+
 def check_sizes(ctx: int, chunks: int | None, stride: int | None = None, rule: Rule = "papers") -> None:
     """Refuse sizes that no text can satisfy.
 

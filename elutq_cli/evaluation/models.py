@@ -1,0 +1,154 @@
+"""Models that can be evaluated: checkpoints by the float32 reference, model files by the C runtime."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elutq_cli.evaluation.score import AnyLogitsModel
+from elutq_cli.evaluation.windows import Rule, Windows, split_windows
+from elutq_cli.hub import find_checkpoint
+from elutq_cli.reference import Transformer
+from elutq_cli.streams import printable
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+from elutq_formats.model_file import ModelFile
+from elutq_formats.tokenizer import Tokenizer
+from elutq_native import Model, Session
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model opened for evaluation.
+
+    Attributes:
+        name: the path the user gave.
+        kind: what computes it.
+        config: its hyper-parameters.
+        tokenizer: its tokenizer.
+        logits_model: gives its logits.
+        size_bytes: of its weight files.
+        bits_per_weight: over all of them.
+        block_bits_per_weight: over the matrices of the blocks; None for a checkpoint.
+        notes: what its user may not expect of how it was read, each in one line.
+    """
+
+    name: str
+    kind: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    logits_model: AnyLogitsModel
+    size_bytes: int
+    bits_per_weight: float
+    block_bits_per_weight: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``--json`` says about the model beside its figures."""
+        return {
+            "model": printable(self.name),
+            "size_bytes": self.size_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "block_bits_per_weight": self.block_bits_per_weight,
+        }
+
+
+class NativeLogits:
+    """A session of the C runtime, started afresh for every sequence."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits (n, vocab_size) after each of tokens: (n,)."""
+        self.session.rewind(0)
+        return self.session.eval(tokens.astype("int32"), all_logits=True)
+
+
+@contextmanager
+def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str = "f16") -> Iterator[EvaluatedModel]:
+    """Open a checkpoint, a folder or org/name on the hub, for the reference, or a model file for the C runtime.
+
+    Raises:
+        ElutqError: there is no such file, it cannot be used, or its context is shorter than a window.
+    """
+    name, path = str(path), find_checkpoint(path)
+    if path.is_dir():
+        with Checkpoint.open(path) as checkpoint:
+            check_context(path, checkpoint.config, ctx_size)
+            yield EvaluatedModel(
+                name,
+                "checkpoint, float32 reference",
+                checkpoint.config,
+                checkpoint.tokenizer(),
+                Transformer(checkpoint),
+                size_bytes := sum(file.stat().st_size for file in checkpoint.weight_files()),
+                8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
+                notes=checkpoint.notes,
+            )
+        return
+    if not path.exists():
+        raise ElutqError(f"{path} does not exist: give a model file or a checkpoint folder")
+    model_file = ModelFile.open(path)
+    check_context(path, model_file.config, ctx_size)
+    with Model(path) as model, model.session(ctx_size, threads, cache_type) as session:
+        yield EvaluatedModel(
+            name,
+            f"C runtime, {model.info.isa} kernels",
+            model_file.config,
+            model_file.tokenizer(),
+            NativeLogits(session),
+            model_file.size_bytes,
+            model_file.bits_per_weight(),
+            model_file.block_bits_per_weight(),
+        )
+
+
+def check_context(path: Path, config: ModelConfig, ctx_size: int) -> None:
+    """Refuse windows longer than the model was made for.
+
+    Raises:
+        ElutqError: they are.
+    """
+    if ctx_size > config.max_position_embeddings:
+        raise ElutqError(
+            f"context size {ctx_size} is larger than the context of {path}, {config.max_position_embeddings} tokens: "
+            "use a smaller -c"
+        )
+
+
+def tokenize_windows(
+    models: list[EvaluatedModel],
+    reference: EvaluatedModel | None,
+    text: str,
+    ctx_size: int,
+    chunks: int | None,
+    stride: int | None,
+    rule: Rule,
+) -> Windows:
+    """Cut the text into windows of tokens.
+
+    Raises:
+        ElutqError: the text is too short, or the models do not share a vocabulary.
+    """
+    first = models[0]
+    tokenizer = first.tokenizer
+    tokens = tokenizer.encode(text)
+    for other in [*models[1:], *([] if reference is None else [reference])]:
+        same_size = other.config.vocab_size == first.config.vocab_size
+        if not same_size or other.tokenizer.encode(text) != tokens:
+            raise ElutqError(
+                f"{first.name} and {other.name} have different vocabularies: "
+                "only models made from the same checkpoint, and that checkpoint, can be compared"
+            )
+    bos = None
+    if rule == "llama.cpp" and tokenizer.prefix:
+        bos = tokenizer.prefix[0]
+        tokens = [bos, *tokens]
+    return split_windows(tokens, ctx_size, chunks, stride, rule, bos)
