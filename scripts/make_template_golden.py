@@ -5,8 +5,8 @@ usage: make_template_golden.py [FOLDER]        (default: tests/data/templates be
 Needs transformers, which the package and its tests do not; the committed file was made with transformers 5.24.0 and
 jinja2 3.1.6. The folder holds
 
-    NAME.jinja            templates, written for these tests: together they use what those of Llama, Mistral, Qwen, Gemma,
-                          Phi, SmolLM, Hermes, DeepSeek, Granite and their like use
+    NAME.jinja            templates, written for these tests: together they use what those of Llama, Mistral, Qwen,
+                          Gemma, Phi, SmolLM, Hermes, DeepSeek, Granite and their like use
     conversations.json    messages, and the arguments of `apply_chat_template`
     expected.json         by template and conversation: the text, or null where transformers raises
 
@@ -41,7 +41,7 @@ class Clock(datetime):
     """A clock that stands."""
 
     @classmethod
-    def now(cls, tz: Any = None) -> datetime:
+    def now(cls, tz: object = None) -> datetime:
         """Return the same time, always."""
         return datetime(2025, 3, 9, 5, 7, 8)
 

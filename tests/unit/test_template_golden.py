@@ -4,11 +4,11 @@ import json
 from datetime import datetime
 
 import pytest
+from conftest import DATA
 
 from elutq_cli.generation import template_environment
 from elutq_cli.generation.template import ChatTemplate
 from elutq_formats.errors import ElutqError
-from conftest import DATA
 
 FOLDER = DATA / "templates"
 CONVERSATIONS = json.loads((FOLDER / "conversations.json").read_text())
