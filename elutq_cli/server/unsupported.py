@@ -16,6 +16,8 @@ _CHOICES: Unsupported = {
     "use_beam_search": (False,),
     "num_beams": (1,),
     "length_penalty": (1,),
+    "echo": (False,),
+    "suffix": ("",),
 }
 
 _SAMPLING: Unsupported = {
@@ -130,25 +132,26 @@ _RESULT: Unsupported = {
     "kv_transfer_params": ({},),
 }
 
-_BOTH: Unsupported = {**_CHOICES, **_SAMPLING, **_GRAMMAR, **_PROMPT, **_REASONING, **_RESULT}
-
-CHAT: Unsupported = {
-    **_BOTH,
+_TOOLS: Unsupported = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
+    "web_search_options": (),
     "modalities": (["text"],),
     "audio": (),
-    "web_search_options": (),
-    "echo": (False,),
-    "add_special_tokens": (False,),
 }
+
+_BOTH: Unsupported = {**_CHOICES, **_SAMPLING, **_GRAMMAR, **_PROMPT, **_REASONING, **_RESULT, **_TOOLS}
+
+CHAT: Unsupported = {**_BOTH, "prompt": ("",), "add_special_tokens": (False,)}
 
 COMPLETION: Unsupported = {
     **_BOTH,
-    "echo": (False,),
-    "suffix": ("",),
-    "add_special_tokens": (True,),
     "messages": ([],),
+    "add_special_tokens": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "top_logprobs": (0,),
 }
