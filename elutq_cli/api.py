@@ -19,6 +19,9 @@ PathLike = str | os.PathLike[str]
 def load(
     path: PathLike,
     *,
+    filename: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
     ctx_size: int | None = None,
     threads: int | None = None,
     cache_type: str = "f16",
@@ -27,7 +30,10 @@ def load(
     """Open a model file.
 
     Args:
-        path: a file that ``quantize`` made.
+        path: a file that ``quantize`` made, or ``org/name`` or ``org/name:FILE`` of one on the hub: it is downloaded.
+        filename: FILE: which GGUF file of the repository, or a part of its name that no other has; None: the only one.
+        revision: branch, tag or commit on the hub; None: its main branch.
+        offline: use only what the hub's cache holds.
         ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
         threads: threads; None: one for each physical core this process may use.
         cache_type: keys and values as f16, or as q8 in half the memory.
@@ -37,12 +43,15 @@ def load(
         The model: a context manager, for one text at a time, in one thread at a time.
 
     Raises:
-        ElutqError: the file is damaged or not one of elutq, or the context or the type of cache is impossible.
+        ElutqError: the file is damaged or not one of elutq, or cannot be had; or the context or the type of cache is
+            impossible.
         NativeError: the C runtime refuses the file.
     """
     from elutq_cli.generation import LanguageModel
+    from elutq_cli.hub import find_model
 
-    return LanguageModel(path, ctx_size=ctx_size, threads=threads, cache_type=cache_type, chat_template=chat_template)
+    file = find_model(os.fspath(path), filename, revision, offline)
+    return LanguageModel(file, ctx_size=ctx_size, threads=threads, cache_type=cache_type, chat_template=chat_template)
 
 
 def generate(

@@ -1,13 +1,15 @@
 """Checkpoints and model files of the Hugging Face hub, by name: what is small first, and only the files needed."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.constants import GGUF_MAGIC
 from elutq_formats.errors import ElutqError
 from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
 from elutq_formats.stored_weights import INDEX, SINGLE, read_weight_map
+from elutq_formats.tensor_record import HLQ_VERSION_KEY
 
 SMALL_FILES = (
     "README.md",
@@ -22,12 +24,17 @@ SMALL_FILES = (
 )
 """What is read of a checkpoint beside its weights."""
 
+GGUF = ".gguf"
+
+START_BYTES = 1 << 16
+"""Of a model file, in which the keys before the tokenizer lie."""
+
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def is_repository(model: Path) -> bool:
     """Whether this can only be a repository's name: ``organisation/name``, not a model file's, and nothing on disk."""
-    return _REPOSITORY.fullmatch(str(model)) is not None and model.suffix != ".gguf" and not model.exists()
+    return _REPOSITORY.fullmatch(str(model)) is not None and model.suffix != GGUF and not model.exists()
 
 
 def find_checkpoint(
@@ -74,6 +81,72 @@ def open_headers(model: Path, revision: str | None = None, offline: bool = False
     if not is_repository(model):
         return Checkpoint.open(_local(model, revision))
     return _open(str(model), *_find(str(model), revision, offline))
+
+
+def find_model(model: str, filename: str | None = None, revision: str | None = None, offline: bool = False) -> Path:
+    """Return a model file, which is downloaded first when ``model`` names a repository.
+
+    Args:
+        model: a file, ``organisation/name``, or ``organisation/name:FILE``.
+        filename: FILE: which of the repository's, or a part of its name that no other has; None: the only one.
+        revision: branch, tag or commit of the repository; None: its main branch.
+        offline: use only what has been downloaded before.
+
+    Raises:
+        ElutqError: the hub has no such repository, revision or file, does not give it to this user, or cannot be
+            reached; the repository holds several, or none made by elutq; or a file on this disk is given with FILE.
+    """
+    repository, _, tag = model.partition(":")
+    if Path(model).exists() or not is_repository(Path(repository)):
+        if filename is not None:
+            raise ElutqError(f"{model} is not a repository's name: it has no {filename}")
+        return _local(Path(model), revision)
+    from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, read_start
+
+    offline = is_offline(offline)
+    if offline:
+        folder = fetch(repository, revision, (), offline)
+        return folder / _choose(repository, _model_files(folder), filename or tag, " in the cache")
+    commit, names = list_files(repository, revision)
+    name = _choose(repository, names, filename or tag)
+    if not is_cached(repository, commit, name) and not is_ours(read_start(repository, commit, name, START_BYTES)):
+        raise ElutqError(f"{repository}: {name!r:.80} is not a file that elutq made: quantize the original checkpoint")
+    return fetch(repository, revision, (name,), offline) / name
+
+
+def is_ours(start: bytes) -> bool:
+    """Whether a file that begins so is a GGUF file of elutq, which names the version of its matrices before all else.
+
+    ``ModelFile`` says so for sure; this is to know before gigabytes are downloaded.
+    """
+    return start.startswith(GGUF_MAGIC.to_bytes(4, "little")) and HLQ_VERSION_KEY.encode() in start
+
+
+def _model_files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*" + GGUF)))
+
+
+def _choose(repository: str, names: Sequence[str], wanted: str, where: str = "") -> str:
+    """Return the one GGUF file among these that is wanted.
+
+    Raises:
+        ElutqError: there is none, or several.
+    """
+    files = [name for name in names if name.endswith(GGUF)]
+    exact = [name for name in files if name in (wanted, wanted + GGUF)]
+    found = exact or [name for name in files if wanted.lower() in name.lower()]
+    if len(found) == 1:
+        return found[0]
+    some = ", ".join(f"{name!r:.80}" for name in (found or files)[:5])
+    if found:
+        raise ElutqError(f"{repository} has {len(found)} GGUF files{where} ({some}): choose one, as {repository}:FILE")
+    if files:
+        raise ElutqError(f"{repository} has no GGUF file {wanted!r:.80}{where}: it has {some}")
+    if "config.json" in names:
+        raise ElutqError(
+            f"{repository} is a checkpoint, not a model file: elutq quantize {repository} -o model.gguf makes one of it"
+        )
+    raise ElutqError(f"{repository} has no GGUF file{where}")
 
 
 def _local(model: Path, revision: str | None) -> Path:

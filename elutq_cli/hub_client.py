@@ -58,6 +58,34 @@ def list_files(repository: str, revision: str | None) -> tuple[str, tuple[str, .
         return str(info.sha), tuple(file.rfilename for file in info.siblings or ())
 
 
+def is_cached(repository: str, commit: str, name: str) -> bool:
+    """Whether a file is here already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
+
+
+def read_start(repository: str, commit: str, name: str, n_bytes: int) -> bytes:
+    """Return the first bytes of a file on the hub.
+
+    Raises:
+        ElutqError: see ``fetch``.
+    """
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented there, and not declared
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    with _explaining(repository, commit, False):
+        headers = {**build_hf_headers(), "Range": f"bytes=0-{n_bytes - 1}"}
+        url = hf_hub_url(repository, name, revision=commit)
+        answer = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        hf_raise_for_status(answer)
+        return bytes(answer.content[:n_bytes])
+
+
 class RemoteWeights:
     """A weight file on the hub, of which its header alone is asked for, when it is looked at: some kilobytes.
 

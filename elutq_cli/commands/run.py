@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
@@ -34,7 +35,9 @@ HOW_TO_PROMPT = "give a prompt, either with -p TEXT (- for stdin) or with -f FIL
 
 
 def run_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of elutq.")],
+    model: ModelArgument = None,
+    hf_repo: HubRepository = None,
+    offline: Offline = False,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue; - reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the prompt from a UTF-8 file.")] = None,
     system_prompt: Annotated[
@@ -137,15 +140,14 @@ def run_command(
     chatting = at_terminal and (not given if conversation is None else conversation)
     text = read_prompt(prompt, file) if given or not chatting else None
     prepare_runtime()
+    path = find_model_file(model, hf_repo, offline)
     with load(
-        model, threads=threads, cache_type=cache_type, chat_template=read_template(chat_template)
+        path, threads=threads, cache_type=cache_type, chat_template=read_template(chat_template)
     ) as language_model:
         sampling = choose_sampling(language_model.file.sampling)
         template = None if raw else language_model.chat_template
         if template is None and not raw and (chatting or system_prompt is not None):
-            raise ElutqError(
-                f"{model} has no chat template: give one with --chat-template, or use --raw for plain text"
-            )
+            raise ElutqError(f"{path} has no chat template: give one with --chat-template, or use --raw for plain text")
         if chatting:
             chat(language_model, template, system_prompt, text, ctx_size, prompt_cache, sampling, options)
             return

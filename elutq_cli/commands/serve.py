@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
@@ -19,7 +19,9 @@ API_KEY_VARIABLE = "ELUTQ_API_KEY"
 
 
 def serve_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of elutq.")],
+    model: ModelArgument = None,
+    hf_repo: HubRepository = None,
+    offline: Offline = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any that is free.", min=0, max=65535)] = 8080,
     ctx_size: Annotated[
@@ -73,10 +75,11 @@ def serve_command(
     api_key = checked_key(api_key)
     names = checked_hosts(name for name in allowed_host or () if name != "*")
     source = read_template(chat_template)
+    path = find_model_file(model, hf_repo, offline)
     prepare_runtime()
     with (
         listen(host, port) as listener,
-        load(model, threads=threads, cache_type=cache_type, chat_template=source) as language_model,
+        load(path, threads=threads, cache_type=cache_type, chat_template=source) as language_model,
     ):
         language_model.start(ctx_size)
         # The bytes of a path need not be text, and a name has to travel.

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from elutq_cli.generation.context import ContextOverflowError, check_context, checked_cache_type, fit_context
 from elutq_cli.generation.template import ChatTemplate, Message
-from elutq_cli.hub import is_repository
 from elutq_cli.machine.memory import available_memory
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
@@ -66,7 +65,7 @@ class LanguageModel:
         """
         self.cache_type = checked_cache_type(cache_type)
         self.path = Path(path)
-        if self.path.is_dir() or is_repository(self.path):
+        if self.path.is_dir():
             raise ElutqError(
                 f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint"
             )

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -142,3 +145,16 @@ def serving(files):
         hub.go_on.set()
         hub.shutdown()
         hub.server_close()
+
+
+def hub_environment(hub, folder):
+    """The environment of a command that uses the stand-in, with a cache of its own."""
+    cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return cleared | {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def use_here(hub, folder, monkeypatch):
+    """Make this process use the stand-in, where a new one would take a second."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))

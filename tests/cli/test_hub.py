@@ -1,14 +1,13 @@
 """`elutq quantize org/name`, against a stand-in for the hub on loopback."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, serving
+from hub_server import COMMIT, hub_environment, serving, use_here
 from huggingface_hub import constants
 from processes import started
 from safetensors.numpy import save
@@ -47,16 +46,12 @@ def hub():
 
 @pytest.fixture
 def environment(hub, tmp_path):
-    cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    return cleared | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return hub_environment(hub, tmp_path)
 
 
 @pytest.fixture
 def here(hub, tmp_path, monkeypatch):
-    """Makes this process use the stand-in, where a new one would take a second."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    use_here(hub, tmp_path, monkeypatch)
     return Path("someone/tiny")
 
 
