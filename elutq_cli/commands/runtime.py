@@ -11,9 +11,13 @@ FAST_MACHINES = ("x86_64", "AMD64", "aarch64", "arm64")
 
 @cache
 def prepare_runtime() -> None:
-    """Warn once when only the slowest kernels run where nobody asked for them."""
-    from elutq_native import supported_kernels  # here because it loads numpy, whose BLAS the commands set up first
+    """Outlive model files that vanish beneath a call, and warn when only the slowest kernels run unasked; once."""
+    from elutq_native import (
+        supported_kernels,
+        survive_lost_pages,
+    )  # here because it loads numpy, whose BLAS the commands set up first
 
+    survive_lost_pages()
     asked = os.environ.get("ELUTQ_ISA")
     if not asked and platform.machine() in FAST_MACHINES and supported_kernels()[0] == "scalar":
         print(

@@ -131,7 +131,7 @@ class LanguageModel:
 
         Raises:
             ElutqError: the context is impossible.
-            NativeError: memory or threads are short.
+            NativeError: memory or threads are short, or the model is closed.
         """
         info, memory = self.native.info, available_memory()
         kv_bytes_per_token = self.native.kv_bytes_per_token(self.cache_type)
@@ -140,7 +140,7 @@ class LanguageModel:
         check_context(ctx_size, info.context_length, kv_bytes_per_token, memory)
         if self._session is not None:
             self._session.close()
-            self._tokens = []
+            self._session, self._tokens = None, []
         self._session = self.native.session(ctx_size, self._threads or choose_threads(self.native), self.cache_type)
         return self._session
 
@@ -150,7 +150,9 @@ class LanguageModel:
         Raises:
             ContextOverflowError: it is so long that there is no need to count its tokens.
             ElutqError: the text has a token that the model has not, or the model has no chat template.
+            ClosedError: the model is closed.
         """
+        self.native.check_open()
         if isinstance(prompt, str):
             return self.encode_text(prompt, add_special_tokens=True)
         ids = [entry for entry in prompt if isinstance(entry, int)]
@@ -245,15 +247,18 @@ class LanguageModel:
         """
         with self._cancelling:
             cancelled.set()
-            if self._evaluating is cancelled:
-                self.session.cancel()
+            if self._evaluating is cancelled and self._session is not None:
+                self._session.cancel()
 
     def close(self) -> None:
-        """Free the session and unmap the file."""
+        """Free the session and unmap the file; safe in any thread, where it ends what runs in others.
+
+        Whatever computes raises ClosedError after it.
+        """
+        self.native.close()  # first, so that no other thread starts a session anew
         if self._session is not None:
             self._session.close()
             self._session = None
-        self.native.close()
 
     def _evaluate_batch(self, batch: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32]:
         with self._cancelling:

@@ -19,5 +19,9 @@ class ContextFullError(NativeError):
     """More tokens than the session's context holds."""
 
 
+class ClosedError(NativeError):
+    """A model, session or quantizer was used after it was closed."""
+
+
 class CancelledError(NativeError):
     """The evaluation was cancelled through :meth:`Session.cancel`."""

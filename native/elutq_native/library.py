@@ -3,7 +3,16 @@
 from elutq_native._elutq import ffi, lib
 from elutq_native.errors import CancelledError, ContextFullError, NativeError
 
-__all__ = ["MESSAGE_BYTES", "check", "default_threads", "ffi", "lib", "supported_kernels"]
+__all__ = [
+    "MESSAGE_BYTES",
+    "check",
+    "check_use",
+    "default_threads",
+    "ffi",
+    "lib",
+    "supported_kernels",
+    "survive_lost_pages",
+]
 
 MESSAGE_BYTES = 512
 
@@ -23,13 +32,32 @@ def check(status: int, message: object, subject: str = "") -> None:
         return
     text = ffi.string(message).decode("utf-8", "replace")
     line = f"{subject}: {text}" if subject else text
-    if status == lib.ELUTQ_ERROR_MEMORY:
+    if status in (lib.ELUTQ_ERROR_MEMORY, lib.ELUTQ_ERROR_IN_USE, lib.ELUTQ_ERROR_FORKED):
         raise NativeError(status, line, bad_input=False)
     if status == lib.ELUTQ_ERROR_CONTEXT:
         raise ContextFullError(status, line, bad_input=True)
     if status == lib.ELUTQ_ERROR_CANCELLED:
         raise CancelledError(status, line, bad_input=False)
     raise NativeError(status, line, bad_input=True)
+
+
+def check_use(status: int, name: str) -> None:
+    """Raises what a status stands for that any call on a session or pool may return; returns on all others.
+
+    Args:
+        status: What a function of the library returned that writes no message.
+        name: What it was called on.
+
+    Raises:
+        NativeError: Another thread was in a call on it, or this process has not its threads.
+    """
+    if status == lib.ELUTQ_ERROR_IN_USE:
+        line = f"another thread is using this {name}; open one for each thread"
+    elif status == lib.ELUTQ_ERROR_FORKED:
+        line = f"this process was forked and has not the {name}'s threads; open a {name} in it"
+    else:
+        return
+    raise NativeError(status, line, bad_input=False)
 
 
 def default_threads() -> int:
@@ -45,3 +73,16 @@ def supported_kernels() -> tuple[str, ...]:
             names.append(ffi.string(kernels.name).decode())
         i += 1
     return tuple(names)
+
+
+def survive_lost_pages() -> None:
+    """Has pages of a model file that vanish beneath a call raise NativeError there, instead of ending the process.
+
+    Installs a handler for SIGBUS, for the whole process and once; signals that are not about a model go to the handler
+    that was there before. For programs to decide: the ``elutq`` command does it.
+
+    Raises:
+        NativeError: The system does not let it.
+    """
+    if (status := lib.elutq_survive_lost_pages()) != lib.ELUTQ_OK:
+        raise NativeError(status, "the handler for SIGBUS cannot be installed", bad_input=False)

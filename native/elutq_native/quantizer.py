@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_native.errors import NativeError
-from elutq_native.library import ffi, lib
+from elutq_native.handle import Handle
+from elutq_native.library import check_use, ffi, lib
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
@@ -12,7 +13,10 @@ CodeArray = npt.NDArray[np.uint8]
 
 
 class Quantizer:
-    """A pool of threads that fits levels, feeds errors back and refines; used by one thread at a time."""
+    """A pool of threads that fits levels, feeds errors back and refines; used by one thread at a time.
+
+    Its methods raise NativeError when it is closed, when another thread uses it, and in a process forked from its own.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         """Start the threads.
@@ -29,11 +33,11 @@ class Quantizer:
             raise NativeError(status, f"{threads} threads are not possible: use 1 to 256", bad_input=True)
         if status != lib.ELUTQ_OK:
             raise NativeError(status, "the threads could not be started: use fewer (-t)", bad_input=False)
-        self._pool = ffi.gc(pool[0], lib.elutq_pool_destroy)
+        self._handle = Handle(pool[0], lib.elutq_pool_destroy, "quantizer")
 
     def close(self) -> None:
-        """Stop the threads; nothing else may be called after."""
-        ffi.release(self._pool)
+        """Stop the threads; a call under way in another thread goes on to its end."""
+        self._handle.close()
 
     def fit(
         self,
@@ -74,23 +78,24 @@ class Quantizer:
         codes = np.empty((rows, columns), dtype=np.uint8)
         if importance is not None:
             importance = np.ascontiguousarray(importance, dtype=np.float32)
-        status = lib.elutq_fit(
-            self._pool,
-            _pointer("float *", weights),
-            rows,
-            columns,
-            stride,
-            bits,
-            group_size,
-            ffi.NULL if importance is None else _pointer("float *", importance),
-            _pointer("double *", starts),
-            len(starts),
-            iterations,
-            proximity,
-            _pointer("uint16_t *", half_scales),
-            _pointer("uint16_t *", centers),
-            _pointer("uint8_t *", codes),
-        )
+        with self._handle.use() as pool:
+            status = lib.elutq_fit(
+                pool,
+                _pointer("float *", weights),
+                rows,
+                columns,
+                stride,
+                bits,
+                group_size,
+                ffi.NULL if importance is None else _pointer("float *", importance),
+                _pointer("double *", starts),
+                len(starts),
+                iterations,
+                proximity,
+                _pointer("uint16_t *", half_scales),
+                _pointer("uint16_t *", centers),
+                _pointer("uint8_t *", codes),
+            )
         _check(status)
         return half_scales, centers, codes
 
@@ -124,20 +129,21 @@ class Quantizer:
         centers = np.ascontiguousarray(centers, dtype=np.float16)
         codes = np.empty((rows, group_size), dtype=np.uint8)
         errors = np.empty((rows, group_size), dtype=np.float32)
-        status = lib.elutq_feedback(
-            self._pool,
-            _pointer("float *", weights),
-            rows,
-            stride,
-            bits,
-            group_size,
-            _pointer("float *", factor),
-            factor_stride,
-            _pointer("uint16_t *", half_scales),
-            _pointer("uint16_t *", centers),
-            _pointer("uint8_t *", codes),
-            _pointer("float *", errors),
-        )
+        with self._handle.use() as pool:
+            status = lib.elutq_feedback(
+                pool,
+                _pointer("float *", weights),
+                rows,
+                stride,
+                bits,
+                group_size,
+                _pointer("float *", factor),
+                factor_stride,
+                _pointer("uint16_t *", half_scales),
+                _pointer("uint16_t *", centers),
+                _pointer("uint8_t *", codes),
+                _pointer("float *", errors),
+            )
         _check(status)
         return codes, errors
 
@@ -177,21 +183,22 @@ class Quantizer:
         hessian = np.ascontiguousarray(hessian, dtype=np.float32)
         half_scales, centers = (np.array(old, dtype=np.float16, order="C") for old in (half_scales, centers))
         codes, grown = np.array(codes, dtype=np.uint8, order="C"), np.empty((rows, group_size), dtype=np.float32)
-        status = lib.elutq_refine(
-            self._pool,
-            _pointer("float *", hessian),
-            _pointer("float *", residual),
-            rows,
-            stride,
-            bits,
-            group_size,
-            sweeps,
-            proximity,
-            _pointer("uint16_t *", half_scales),
-            _pointer("uint16_t *", centers),
-            _pointer("uint8_t *", codes),
-            _pointer("float *", grown),
-        )
+        with self._handle.use() as pool:
+            status = lib.elutq_refine(
+                pool,
+                _pointer("float *", hessian),
+                _pointer("float *", residual),
+                rows,
+                stride,
+                bits,
+                group_size,
+                sweeps,
+                proximity,
+                _pointer("uint16_t *", half_scales),
+                _pointer("uint16_t *", centers),
+                _pointer("uint8_t *", codes),
+                _pointer("float *", grown),
+            )
         _check(status)
         return half_scales, centers, codes, grown
 
@@ -221,17 +228,19 @@ class Quantizer:
         codes = np.ascontiguousarray(codes, dtype=np.uint8)
         n_blocks = -(-rows // lib.ELUTQ_TILE_ROWS) * n_groups
         blocks = np.empty((n_blocks, scale_bytes + bits * plane_bytes), dtype=np.uint8)
-        status = lib.elutq_pack(
-            self._pool,
-            rows,
-            columns,
-            bits,
-            group_size,
-            _pointer("uint16_t *", half_scales),
-            _pointer("uint16_t *", centers),
-            _pointer("uint8_t *", codes),
-            _pointer("uint8_t *", blocks),
-        )
+        with self._handle.use() as pool:
+            status = lib.elutq_pack(
+                pool,
+                rows,
+                columns,
+                bits,
+                group_size,
+                _pointer("uint16_t *", half_scales),
+                _pointer("uint16_t *", centers),
+                _pointer("uint8_t *", codes),
+                _pointer("uint8_t *", blocks),
+            )
+        check_use(status, "quantizer")
         if status != lib.ELUTQ_OK:
             raise ValueError("a scale is negative or not finite, or a code has more bits than the matrix")
         return blocks
@@ -254,6 +263,7 @@ def _pointer(kind: str, array: npt.NDArray[np.generic]) -> object:
 
 
 def _check(status: int) -> None:
+    check_use(status, "quantizer")
     if status != lib.ELUTQ_OK:
         raise ValueError(
             "bits must be 1 to 4, codes below 2^bits, groups at most 128 columns (and four at a time in refine), "

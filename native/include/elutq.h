@@ -4,8 +4,12 @@
  * A model is a read-only mapping of one file; a session is one conversation over it: KV cache, scratch and threads.
  *
  * Thread safety: a model may be used by any number of sessions in any threads at once. A session or a pool is used by
- * one thread at a time (it runs threads of its own inside). Nothing here prints or exits, and only
- * elutq_survive_lost_pages keeps anything outside of what the caller holds.
+ * one thread at a time (it runs threads of its own inside): a call that finds another one under way in it returns
+ * ELUTQ_ERROR_IN_USE and does nothing. Nothing here prints or exits, and only elutq_survive_lost_pages keeps anything
+ * outside of what the caller holds.
+ *
+ * Processes: threads do not survive fork(). In the child, models may be used and closed, sessions and pools be created;
+ * what was created before and has threads of its own returns ELUTQ_ERROR_FORKED, but can be destroyed.
  *
  * Functions that can fail return ELUTQ_OK or another elutq_status and, where they take `error`, write one
  * NUL-terminated line that says what is wrong (`error` may be NULL when `error_bytes` is 0).
@@ -23,7 +27,9 @@ enum elutq_status {
     ELUTQ_ERROR_ARGUMENT = 3, /* the caller asked for something impossible */
     ELUTQ_ERROR_MEMORY = 4,   /* an allocation or a thread could not be had */
     ELUTQ_ERROR_CONTEXT = 5,  /* more tokens than the session's context holds */
-    ELUTQ_ERROR_CANCELLED = 6 /* elutq_session_cancel was called */
+    ELUTQ_ERROR_CANCELLED = 6, /* elutq_session_cancel was called */
+    ELUTQ_ERROR_IN_USE = 7,    /* another thread is in a call on the same session or pool */
+    ELUTQ_ERROR_FORKED = 8     /* the process was forked after the threads were started, and has none of them */
 };
 
 typedef struct elutq_pool elutq_pool;
@@ -38,8 +44,8 @@ unsigned elutq_default_threads(void);
 /* Creates a persistent pool of n_threads (1 to 256), the caller's thread included. The caller owns *pool. */
 int elutq_pool_create(unsigned n_threads, elutq_pool **pool);
 
-/* Stops the threads and frees the pool; NULL is allowed. No task may be running. */
-void elutq_pool_destroy(elutq_pool *pool);
+/* Stops the threads and frees the pool; NULL is allowed. While a task runs: ELUTQ_ERROR_IN_USE, and it stays. */
+int elutq_pool_destroy(elutq_pool *pool);
 
 /* ---- model ---- */
 
@@ -58,10 +64,12 @@ struct elutq_model_info {
 
 /*
  * Maps and validates the file at `path`. `isa` names the kernels to use, NULL means the best this CPU has; an unknown or
- * unsupported name is ELUTQ_ERROR_ARGUMENT. The caller owns *model and closes it after its last session.
+ * unsupported name is ELUTQ_ERROR_ARGUMENT. The caller owns *model.
  */
 int elutq_model_open(const char *path, const char *isa, elutq_model **model, char *error, size_t error_bytes);
-void elutq_model_close(elutq_model *model); /* NULL is allowed */
+
+/* Gives the model up; NULL is allowed. Its sessions go on: the file is unmapped when the last of them is destroyed. */
+void elutq_model_close(elutq_model *model);
 
 void elutq_model_describe(const elutq_model *model, struct elutq_model_info *info);
 
@@ -89,11 +97,13 @@ uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type ca
 
 /*
  * context_size: tokens the KV cache holds, 1 to the model's context_length. n_threads: 1 to 256.
- * The caller owns *session; `model` must outlive it.
+ * The caller owns *session.
  */
-int elutq_session_create(const elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type, unsigned n_threads,
+int elutq_session_create(elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type, unsigned n_threads,
                          elutq_session **session, char *error, size_t error_bytes);
-void elutq_session_destroy(elutq_session *session); /* NULL is allowed */
+
+/* Frees a session; NULL is allowed. While another thread is in a call on it: ELUTQ_ERROR_IN_USE, and it stays. */
+int elutq_session_destroy(elutq_session *session);
 
 /*
  * Appends tokens[n_tokens] to the context and computes logits of the last n_logits positions (0 to n_tokens) into
@@ -114,7 +124,7 @@ int elutq_session_rewind(elutq_session *session, uint32_t position);
  * elutq_cache_kernels has them: [n_layers][keys, values][n_kv_heads][n_tokens], n_tokens * elutq_model_kv_bytes bytes of the
  * caller's. ELUTQ_ERROR_ARGUMENT when the context does not hold them.
  */
-int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint8_t *state);
+int elutq_session_export(elutq_session *session, uint32_t first, uint32_t n_tokens, uint8_t *state);
 
 /*
  * Appends to the context n_tokens whose keys and values are known, as elutq_session_export gave them for the same model and
@@ -149,10 +159,10 @@ void elutq_session_profile(elutq_session *session, struct elutq_profile *profile
 
 /*
  * Reads every byte of the file that decoding one token reads (info.bytes_per_token but for the embedding row), in the same
- * order and shared among the same threads, and does nothing with it: what the memory allows. Returns something of what it
+ * order and shared among the same threads, and does nothing with it: what the memory allows. *read is something of what it
  * read, so that no compiler leaves the reading out.
  */
-float elutq_session_read_weights(elutq_session *session);
+int elutq_session_read_weights(elutq_session *session, float *read);
 
 /* ---- cancelling ---- */
 

@@ -3,7 +3,8 @@
  * input both return the same bits, with any number of threads.
  *
  * A group of `group_size` consecutive columns of a row shares its levels c + sum_k (+-h_k); bit k - 1 of a code is the
- * sign of h_k. Half scales and centers are float16 as integers. No function keeps a pointer after it returns.
+ * sign of h_k. Half scales and centers are float16 as integers. No function keeps a pointer after it returns. Beside what
+ * stands below, each returns ELUTQ_ERROR_IN_USE or ELUTQ_ERROR_FORKED, and has done nothing, where the pool cannot run.
  */
 #ifndef ELUTQ_QUANTIZE_H
 #define ELUTQ_QUANTIZE_H

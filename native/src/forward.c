@@ -342,7 +342,7 @@ static void run_pass(void *context, unsigned thread, unsigned n_threads) {
         head(pass, thread);
 }
 
-bool elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_t n_tokens, float *logits,
+int elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_t n_tokens, float *logits,
                    uint32_t n_logits) {
     const uint32_t half = session->model->config.head_dim / 2;
     for (uint32_t token = 0; token < n_tokens; token++) {
@@ -357,6 +357,6 @@ bool elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_
         session->profile->n_passes++;
         pass.last_mark = nanoseconds();
     }
-    elutq_pool_run(session->pool, run_pass, &pass);
-    return !atomic_load(&session->cancelled);
+    const int status = elutq_pool_run(session->pool, run_pass, &pass);
+    return status == ELUTQ_OK && atomic_load(&session->cancelled) ? ELUTQ_ERROR_CANCELLED : status;
 }

@@ -55,11 +55,13 @@ static void read_weights(void *context, unsigned thread, unsigned n_threads) {
     reading->read[thread] = read + read_matrix(session, thread, &session->model->head.weight);
 }
 
-float elutq_session_read_weights(elutq_session *session) {
+int elutq_session_read_weights(elutq_session *session, float *read) {
     struct reading reading = {.session = session};
-    elutq_pool_run(session->pool, read_weights, &reading);
-    float read = 0;
+    *read = 0;
+    if (!elutq_begin_call(session))
+        return ELUTQ_ERROR_IN_USE;
+    const int status = elutq_pool_run(session->pool, read_weights, &reading);
     for (unsigned thread = 0; thread < elutq_pool_threads(session->pool); thread++)
-        read += reading.read[thread];
-    return read;
+        *read += reading.read[thread];
+    return elutq_end_call(session, status);
 }

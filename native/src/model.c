@@ -279,6 +279,7 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **out, char 
         return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory");
     model->gguf.mapping = ELUTQ_NO_MAPPING;
     model->kernels = kernels;
+    atomic_init(&model->n_owners, 1);
     struct loader loader = {.model = model, .error = &report};
     loader.status = elutq_gguf_open(path, &model->gguf, &report);
     if (loader.status == ELUTQ_OK)
@@ -299,7 +300,7 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **out, char 
 }
 
 void elutq_model_close(elutq_model *model) {
-    if (model == NULL)
+    if (model == NULL || atomic_fetch_sub(&model->n_owners, 1) > 1)
         return;
     elutq_gguf_close(&model->gguf);
     free(model->layers);

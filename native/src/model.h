@@ -1,6 +1,8 @@
-/* A model: configuration and pointers into the mapped file. Read-only once opened, so sessions share it freely. */
+/* A model: configuration and pointers into the mapped file. What passes read never changes, so sessions share it freely. */
 #ifndef ELUTQ_MODEL_H
 #define ELUTQ_MODEL_H
+
+#include <stdatomic.h>
 
 #include "elutq_kernels.h"
 #include "gguf.h"
@@ -32,6 +34,7 @@ struct elutq_layer {
 };
 
 struct elutq_model {
+    atomic_uint n_owners; /* who opened it, and its sessions */
     struct elutq_gguf gguf;
     const struct elutq_kernels *kernels;
     struct elutq_config config;

@@ -159,7 +159,7 @@ uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type ca
     return 2ull * config->n_layers * config->n_kv_heads * elutq_cache_row_bytes(cache_type, config->head_dim);
 }
 
-int elutq_session_create(const elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type, unsigned n_threads,
+int elutq_session_create(elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type, unsigned n_threads,
                          elutq_session **out, char *error, size_t error_bytes) {
     const struct elutq_error report = {error, error_bytes};
     *out = NULL;
@@ -173,6 +173,7 @@ int elutq_session_create(const elutq_model *model, uint32_t context_size, enum e
     struct elutq_session *session = calloc(1, sizeof *session);
     if (session == NULL)
         return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory");
+    atomic_fetch_add(&model->n_owners, 1);
     session->model = model;
     session->context_size = context_size;
     session->cache_type = cache_type;
@@ -192,13 +193,17 @@ int elutq_session_create(const elutq_model *model, uint32_t context_size, enum e
     return ELUTQ_OK;
 }
 
-void elutq_session_destroy(elutq_session *session) {
+int elutq_session_destroy(elutq_session *session) {
     if (session == NULL)
-        return;
+        return ELUTQ_OK;
+    if (!elutq_begin_call(session))
+        return ELUTQ_ERROR_IN_USE;
     elutq_pool_destroy(session->pool);
     for (unsigned i = 0; i < session->n_allocations; i++)
         free(session->allocations[i]);
+    elutq_model_close(session->model);
     free(session);
+    return ELUTQ_OK;
 }
 
 static int check_tokens(const elutq_session *session, const int32_t *tokens, size_t n_tokens, size_t n_logits,
@@ -239,7 +244,7 @@ static int check_logits(const struct elutq_session *session, const float *logits
 /* All passes over the tokens; moves the position. */
 static int run_passes(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
                       const struct elutq_error *report) {
-    const struct elutq_mapping *mapping = &session->model->gguf.mapping;
+    struct elutq_mapping *mapping = &session->model->gguf.mapping;
     for (size_t done = 0; done < n_tokens;) {
         size_t left = n_tokens - done;
         uint32_t n = left < session->batch_tokens ? (uint32_t)left : session->batch_tokens;
@@ -248,10 +253,13 @@ static int run_passes(elutq_session *session, const int32_t *tokens, size_t n_to
         int status = elutq_mapping_check(mapping, report);
         if (status != ELUTQ_OK)
             return status;
-        if (!elutq_forward(session, tokens + done, n, logits, wanted)) {
+        status = elutq_forward(session, tokens + done, n, logits, wanted);
+        if (status == ELUTQ_ERROR_CANCELLED) {
             atomic_store(&session->cancelled, false);
-            return elutq_fail(report, ELUTQ_ERROR_CANCELLED, "cancelled");
+            return elutq_fail(report, status, "cancelled");
         }
+        if (status != ELUTQ_OK)
+            return elutq_fail(report, status, "this process was forked and has not the session's threads; open a session in it");
         logits += (size_t)wanted * session->model->config.vocab_size;
         session->position += n;
         done += n;
@@ -262,6 +270,8 @@ static int run_passes(elutq_session *session, const int32_t *tokens, size_t n_to
 int elutq_session_eval(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
                        char *error, size_t error_bytes) {
     const struct elutq_error report = {error, error_bytes};
+    if (!elutq_begin_call(session))
+        return elutq_fail(&report, ELUTQ_ERROR_IN_USE, "another thread is using this session; open one for each thread");
     const uint32_t start = session->position;
     int status = check_tokens(session, tokens, n_tokens, n_logits, &report);
     if (status == ELUTQ_OK)
@@ -270,7 +280,7 @@ int elutq_session_eval(elutq_session *session, const int32_t *tokens, size_t n_t
         status = check_logits(session, logits, n_logits * session->model->config.vocab_size, &report);
     if (status != ELUTQ_OK)
         session->position = start;
-    return status;
+    return elutq_end_call(session, status);
 }
 
 uint32_t elutq_session_position(const elutq_session *session) {
@@ -278,56 +288,12 @@ uint32_t elutq_session_position(const elutq_session *session) {
 }
 
 int elutq_session_rewind(elutq_session *session, uint32_t position) {
+    if (!elutq_begin_call(session))
+        return ELUTQ_ERROR_IN_USE;
     if (position > session->position)
-        return ELUTQ_ERROR_ARGUMENT;
+        return elutq_end_call(session, ELUTQ_ERROR_ARGUMENT);
     session->position = position;
-    return ELUTQ_OK;
-}
-
-int elutq_session_export(const elutq_session *session, uint32_t first, uint32_t n_tokens, uint8_t *state) {
-    const struct elutq_config *config = &session->model->config;
-    if (first > session->position || n_tokens > session->position - first)
-        return ELUTQ_ERROR_ARGUMENT;
-    const size_t n_bytes = n_tokens * elutq_cache_row_bytes(session->cache_type, config->head_dim);
-    for (uint32_t layer = 0; layer < config->n_layers; layer++)
-        for (uint32_t part = 0; part < 2; part++)
-            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n_bytes) {
-                const uint8_t *rows = part == 0 ? session->keys : session->values;
-                memcpy(state, rows + elutq_cache_offset(session, layer, head, first), n_bytes);
-            }
-    return ELUTQ_OK;
-}
-
-/* Whether every number of a row of the cache is finite. */
-static bool row_is_finite(const uint8_t *row, enum elutq_cache_type type, uint32_t head_dim) {
-    if (type == ELUTQ_CACHE_Q8)
-        return isfinite(elutq_cache_row_scale(row, type, head_dim));
-    uint16_t half;
-    for (uint32_t i = 0; i < head_dim; i++) {
-        memcpy(&half, row + i * sizeof half, sizeof half);
-        if ((half & 0x7C00) == 0x7C00)
-            return false;
-    }
-    return true;
-}
-
-int elutq_session_import(elutq_session *session, const uint8_t *state, uint32_t n_tokens) {
-    const struct elutq_config *config = &session->model->config;
-    if (n_tokens > session->context_size - session->position)
-        return ELUTQ_ERROR_CONTEXT;
-    const size_t row_bytes = elutq_cache_row_bytes(session->cache_type, config->head_dim), n_bytes = n_tokens * row_bytes;
-    const size_t n_rows = 2 * (size_t)config->n_layers * config->n_kv_heads * n_tokens;
-    for (size_t row = 0; row < n_rows; row++)
-        if (!row_is_finite(state + row * row_bytes, session->cache_type, config->head_dim))
-            return ELUTQ_ERROR_FORMAT;
-    for (uint32_t layer = 0; layer < config->n_layers; layer++)
-        for (uint32_t part = 0; part < 2; part++)
-            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n_bytes) {
-                uint8_t *rows = part == 0 ? session->keys : session->values;
-                memcpy(rows + elutq_cache_offset(session, layer, head, session->position), state, n_bytes);
-            }
-    session->position += n_tokens;
-    return ELUTQ_OK;
+    return elutq_end_call(session, ELUTQ_OK);
 }
 
 void elutq_session_cancel(elutq_session *session) {

@@ -39,13 +39,14 @@ struct elutq_input {
 #define ELUTQ_MAX_ALLOCATIONS 64
 
 struct elutq_session {
-    const struct elutq_model *model;
+    struct elutq_model *model; /* shared, and kept open */
     elutq_pool *pool;
     uint32_t context_size;
     enum elutq_cache_type cache_type;
     uint32_t position;
     uint32_t batch_tokens; /* tokens a pass takes, at most ELUTQ_BATCH_TOKENS */
     atomic_bool cancelled;
+    atomic_bool in_use; /* a call is under way */
     struct elutq_profile *profile; /* NULL: not measured; the caller's */
 
     uint8_t *keys, *values; /* rows of the cache [n_layers][n_kv_heads][context_size] */
@@ -73,11 +74,22 @@ static inline size_t elutq_cache_offset(const struct elutq_session *session, uin
     return row * elutq_cache_row_bytes(session->cache_type, config->head_dim);
 }
 
+/* Whether no other call is under way in the session; if so, this one is until elutq_end_call. */
+static inline bool elutq_begin_call(struct elutq_session *session) {
+    return !atomic_exchange(&session->in_use, true);
+}
+
+static inline int elutq_end_call(struct elutq_session *session, int status) {
+    atomic_store(&session->in_use, false);
+    return status;
+}
+
 /*
  * Runs n_tokens (1 to batch_tokens) at session->position through the model and writes logits[n_logits][vocab_size] of the
- * last n_logits of them. False when cancelled. Does not move the position.
+ * last n_logits of them. ELUTQ_ERROR_CANCELLED, ELUTQ_ERROR_IN_USE or ELUTQ_ERROR_FORKED when there are none. Does not move
+ * the position.
  */
-bool elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_t n_tokens, float *logits,
+int elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_t n_tokens, float *logits,
                    uint32_t n_logits);
 
 #endif

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #define CPU_RELAX() __builtin_ia32_pause()
@@ -28,6 +29,8 @@ struct elutq_pool {
     unsigned n_threads;
     unsigned n_started;
     bool stopping;
+    atomic_bool running;
+    pid_t process; /* that has the threads */
     elutq_task task;
     void *context;
     pthread_t *threads;        /* [n_threads - 1] */
@@ -86,19 +89,35 @@ static void *worker(void *argument) {
     }
 }
 
-static int start_workers(elutq_pool *pool) {
+static int start_workers(elutq_pool *pool, const pthread_attr_t *attributes) {
     for (unsigned thread = 1; thread < pool->n_threads; thread++) {
         struct worker_start *start = malloc(sizeof *start);
         if (start == NULL)
             return ELUTQ_ERROR_MEMORY;
         *start = (struct worker_start){.pool = pool, .thread = thread};
-        if (pthread_create(&pool->threads[thread - 1], NULL, worker, start) != 0) {
+        if (pthread_create(&pool->threads[thread - 1], attributes, worker, start) != 0) {
             free(start);
             return ELUTQ_ERROR_MEMORY;
         }
         pool->n_started++;
     }
     return ELUTQ_OK;
+}
+
+static int start_workers_with_stack(elutq_pool *pool) {
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0)
+        return ELUTQ_ERROR_MEMORY;
+    int status = ELUTQ_ERROR_MEMORY;
+    if (pthread_attr_setstacksize(&attributes, ELUTQ_STACK_BYTES) == 0)
+        status = start_workers(pool, &attributes);
+    pthread_attr_destroy(&attributes);
+    return status;
+}
+
+/* Whether this process came of a fork and has only the thread that forked. */
+static bool has_lost_threads(const elutq_pool *pool) {
+    return pool->n_threads > 1 && pool->process != getpid();
 }
 
 int elutq_pool_create(unsigned n_threads, elutq_pool **out) {
@@ -108,7 +127,7 @@ int elutq_pool_create(unsigned n_threads, elutq_pool **out) {
     elutq_pool *pool = aligned_alloc(CACHE_LINE, sizeof *pool);
     if (pool == NULL)
         return ELUTQ_ERROR_MEMORY;
-    *pool = (elutq_pool){.n_threads = n_threads};
+    *pool = (elutq_pool){.n_threads = n_threads, .process = getpid()};
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = calloc(n_threads, sizeof *pool->threads);
@@ -119,7 +138,7 @@ int elutq_pool_create(unsigned n_threads, elutq_pool **out) {
     }
     for (unsigned thread = 0; thread < n_threads; thread++)
         atomic_init(&pool->ranges[thread].taken, 0);
-    int status = start_workers(pool);
+    int status = start_workers_with_stack(pool);
     if (status != ELUTQ_OK) {
         elutq_pool_destroy(pool);
         return status;
@@ -128,25 +147,37 @@ int elutq_pool_create(unsigned n_threads, elutq_pool **out) {
     return ELUTQ_OK;
 }
 
-void elutq_pool_destroy(elutq_pool *pool) {
-    if (pool == NULL)
-        return;
+static void stop_workers(elutq_pool *pool) {
     pool->stopping = true;
     publish(pool, &pool->generation, atomic_load(&pool->generation) + 1);
     for (unsigned i = 0; i < pool->n_started; i++)
         pthread_join(pool->threads[i], NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->mutex);
+}
+
+int elutq_pool_destroy(elutq_pool *pool) {
+    if (pool == NULL)
+        return ELUTQ_OK;
+    if (atomic_exchange(&pool->running, true))
+        return ELUTQ_ERROR_IN_USE;
+    if (!has_lost_threads(pool)) /* else there is nobody to stop, and the mutex may be held by one who is not there */
+        stop_workers(pool);
     free(pool->threads);
     free(pool->ranges);
     free(pool);
+    return ELUTQ_OK;
 }
 
 unsigned elutq_pool_threads(const elutq_pool *pool) {
     return pool->n_threads;
 }
 
-void elutq_pool_run(elutq_pool *pool, elutq_task task, void *context) {
+int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context) {
+    if (has_lost_threads(pool))
+        return ELUTQ_ERROR_FORKED;
+    if (atomic_exchange(&pool->running, true))
+        return ELUTQ_ERROR_IN_USE;
     if (pool->n_threads > 1) {
         pool->task = task;
         pool->context = context;
@@ -154,6 +185,8 @@ void elutq_pool_run(elutq_pool *pool, elutq_task task, void *context) {
     }
     task(context, 0, pool->n_threads);
     elutq_pool_barrier(pool);
+    atomic_store(&pool->running, false);
+    return ELUTQ_OK;
 }
 
 void elutq_pool_barrier(elutq_pool *pool) {

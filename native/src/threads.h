@@ -14,13 +14,22 @@
 
 #define ELUTQ_MAX_THREADS 256
 
+/*
+ * Bytes of stack of a pool's threads, whatever the system's default (128 KB under musl). A task may take half of it; the
+ * rest is for the C library, thread-local storage and the frames of signal handlers.
+ */
+#define ELUTQ_STACK_BYTES (1 << 20)
+
 /* Runs on every thread of the pool, thread = 0 .. n_threads - 1; thread 0 is the caller of elutq_pool_run. */
 typedef void (*elutq_task)(void *context, unsigned thread, unsigned n_threads);
 
 unsigned elutq_pool_threads(const elutq_pool *pool);
 
-/* Runs `task` on all threads and returns when all have finished. `context` is the task's own. */
-void elutq_pool_run(elutq_pool *pool, elutq_task task, void *context);
+/*
+ * Runs `task` on all threads and returns when all have finished. `context` is the task's own. ELUTQ_ERROR_IN_USE while
+ * another task runs, ELUTQ_ERROR_FORKED in a process that has not the threads: then the task does not run at all.
+ */
+__attribute__((warn_unused_result)) int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context);
 
 /* Called by all threads of a running task: returns in each when the last has arrived, and refills the work queue. */
 void elutq_pool_barrier(elutq_pool *pool);

@@ -26,7 +26,7 @@ static int runs(int status, const char *error) {
     return status == ELUTQ_OK || (status == ELUTQ_ERROR_FORMAT && error[0] != '\0');
 }
 
-static void run(const elutq_model *model) {
+static void run(elutq_model *model) {
     char error[160] = "";
     struct elutq_model_info info;
     elutq_session *session;

@@ -1,6 +1,6 @@
 /*
  * Takes the model file away from under a running model: cut short, written to, renamed over, deleted; before a call, and
- * beneath one under way.
+ * beneath one under way. And its threads: by a fork.
  *
  *     fault_check MODEL
  */
@@ -37,6 +37,7 @@ static char path[] = "/tmp/elutq-fault-XXXXXX";
 
 static void write_copy(void) {
     FILE *file = fopen(path, "wb");
+    contents[n_bytes / 2] ^= 1; /* never what it was */
     if (file == NULL || fwrite(contents, 1, n_bytes, file) != n_bytes || fclose(file) != 0)
         exit(1);
 }
@@ -125,11 +126,41 @@ static int in_child(void (*function)(void)) {
     return status;
 }
 
+static bool succeeded(int status) {
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/* ---- fork ---- */
+
+static struct running before_fork;
+
+static void use_after_fork(void) {
+    char error[256] = "";
+    alarm(60); /* a child that hangs has failed */
+    expect(&before_fork, ELUTQ_ERROR_FORKED, "forked", "a session of another process");
+    check(elutq_session_destroy(before_fork.session) == ELUTQ_OK, "a session of another process", "not freed");
+    if (elutq_session_create(before_fork.model, 64, ELUTQ_CACHE_F16, 3, &before_fork.session, error, sizeof error) != ELUTQ_OK)
+        _exit(1);
+    expect(&before_fork, ELUTQ_OK, "", "a session opened after a fork");
+    stop(&before_fork);
+    if (failed)
+        _exit(1);
+}
+
+static void check_fork(void) {
+    before_fork = start(3);
+    expect(&before_fork, ELUTQ_OK, "", "before a fork");
+    check(succeeded(in_child(use_after_fork)), "fork", "the child failed");
+    expect(&before_fork, ELUTQ_OK, "", "after a fork");
+    stop(&before_fork);
+}
+
 /* Reads the weights of a file that is gone, without the look at it that elutq_session_eval takes first. */
 static void read_lost_pages(void) {
     struct running running = start(3);
     cut();
-    elutq_session_read_weights(running.session);
+    float read;
+    elutq_session_read_weights(running.session, &read);
     char error[256] = "";
     write_copy();
     check(evaluate(&running, error, sizeof error) == ELUTQ_ERROR_IO, "after pages were lost", error);
@@ -167,10 +198,6 @@ static void survive_after_own_handler(void) {
 static void send_to_itself(void) {
     elutq_survive_lost_pages();
     raise(SIGBUS);
-}
-
-static bool succeeded(int status) {
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 /* ---- beneath a call ---- */
@@ -215,6 +242,7 @@ int main(int n_arguments, char **arguments) {
     fclose(file);
 
     check_changes();
+    check_fork();
     check(!succeeded(in_child(read_lost_pages)), "lost pages without a handler", "the process lived: the test tests nothing");
     check(!succeeded(in_child(survive_and_read_of_another)), "SIGBUS of another mapping", "the process lived");
     check(!succeeded(in_child(send_to_itself)), "SIGBUS sent by the process", "the process lived");

@@ -62,7 +62,7 @@ static void check_pool(unsigned n_threads) {
     if (!check(elutq_pool_create(n_threads, &counting.pool) == ELUTQ_OK, "pool of %u threads", n_threads))
         return;
     for (unsigned task = 0; task < 3; task++)
-        elutq_pool_run(counting.pool, count, &counting);
+        check(elutq_pool_run(counting.pool, count, &counting) == ELUTQ_OK, "%u threads: a task was refused", n_threads);
     for (unsigned item = 0; item < 512; item++)
         check(atomic_load(&counting.taken[item]) == 60, "%u threads: item %u was taken %u times", n_threads, item,
               atomic_load(&counting.taken[item]));
@@ -72,7 +72,7 @@ static void check_pool(unsigned n_threads) {
 /* ---- passes ---- */
 
 struct run {
-    const elutq_model *model;
+    elutq_model *model;
     uint32_t vocab_size;
     enum elutq_cache_type cache_type;
     unsigned n_threads;
@@ -109,7 +109,7 @@ static void check_same(const struct run *found, const struct run *wanted, const 
     check(memcmp(found->logits, wanted->logits, n_bytes) == 0, "%s: logits differ: %s", isa, what);
 }
 
-static struct run new_run(const elutq_model *model, enum elutq_cache_type cache_type, unsigned n_threads, size_t step) {
+static struct run new_run(elutq_model *model, enum elutq_cache_type cache_type, unsigned n_threads, size_t step) {
     struct elutq_model_info info;
     elutq_model_describe(model, &info);
     struct run run = {model, info.vocab_size, cache_type, n_threads, step, calloc((size_t)N_TOKENS * info.vocab_size, 4)};
@@ -118,13 +118,13 @@ static struct run new_run(const elutq_model *model, enum elutq_cache_type cache_
     return run;
 }
 
-static struct run finished_run(const elutq_model *model, enum elutq_cache_type cache_type, unsigned n_threads, size_t step) {
+static struct run finished_run(elutq_model *model, enum elutq_cache_type cache_type, unsigned n_threads, size_t step) {
     struct run run = new_run(model, cache_type, n_threads, step);
     evaluate(&run);
     return run;
 }
 
-static void check_side_by_side(const elutq_model *model, const struct run *alone, const char *isa) {
+static void check_side_by_side(elutq_model *model, const struct run *alone, const char *isa) {
     pthread_t threads[N_SIDE_BY_SIDE];
     struct run runs[N_SIDE_BY_SIDE];
     for (unsigned i = 0; i < N_SIDE_BY_SIDE; i++) {
@@ -144,7 +144,7 @@ static void *cancel(void *session) {
     return NULL;
 }
 
-static void check_one_session(const elutq_model *model, const struct run *alone, const char *isa) {
+static void check_one_session(elutq_model *model, const struct run *alone, const char *isa) {
     char error[256] = "";
     elutq_session *session;
     int32_t tokens[N_TOKENS + 1];
@@ -183,7 +183,93 @@ static void check_one_session(const elutq_model *model, const struct run *alone,
     free(logits);
 }
 
-static void check_refused(const elutq_model *model) {
+/* ---- used where it cannot be ---- */
+
+struct evaluation {
+    elutq_session *session;
+    size_t n_tokens;
+    atomic_bool begun, ended;
+    int status;
+};
+
+static void *evaluate_once(void *argument) {
+    struct evaluation *evaluation = argument;
+    int32_t *tokens = calloc(evaluation->n_tokens, sizeof *tokens);
+    if (tokens == NULL)
+        exit(1);
+    atomic_store(&evaluation->begun, true);
+    do /* until the other thread does not come first */
+        evaluation->status = elutq_session_eval(evaluation->session, tokens, evaluation->n_tokens, NULL, 0, NULL, 0);
+    while (evaluation->status == ELUTQ_ERROR_IN_USE);
+    atomic_store(&evaluation->ended, true);
+    free(tokens);
+    return NULL;
+}
+
+/* Calls from a second thread are refused while one is under way, and so is freeing the session beneath it. */
+static void check_in_use(elutq_model *model, uint32_t n_tokens, const char *isa) {
+    char error[256] = "";
+    const int32_t outside = -1;
+    struct evaluation evaluation = {.n_tokens = n_tokens};
+    if (elutq_session_create(model, n_tokens, ELUTQ_CACHE_F16, 2, &evaluation.session, error, sizeof error) != ELUTQ_OK)
+        exit(1);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, evaluate_once, &evaluation) != 0)
+        exit(1);
+    while (!atomic_load(&evaluation.begun))
+        ;
+    while (!atomic_load(&evaluation.ended)) {
+        const int status = elutq_session_eval(evaluation.session, &outside, 1, NULL, 0, error, sizeof error);
+        check(status == ELUTQ_ERROR_ARGUMENT || status == ELUTQ_ERROR_CONTEXT || status == ELUTQ_ERROR_IN_USE,
+              "%s: a second thread's call returned %d", isa, status);
+    }
+    pthread_join(thread, NULL);
+    check(evaluation.status == ELUTQ_OK && elutq_session_position(evaluation.session) == n_tokens,
+          "%s: a call that others met returned %d", isa, evaluation.status);
+    check(elutq_session_destroy(evaluation.session) == ELUTQ_OK, "%s: a session that nobody uses is not freed", isa);
+}
+
+struct nested {
+    elutq_pool *pool;
+    atomic_uint n_refused;
+};
+
+static void run_and_destroy_within(void *context, unsigned thread, unsigned n_threads) {
+    struct nested *nested = context;
+    (void)thread, (void)n_threads;
+    atomic_fetch_add(&nested->n_refused, elutq_pool_run(nested->pool, run_and_destroy_within, nested) == ELUTQ_ERROR_IN_USE);
+    atomic_fetch_add(&nested->n_refused, elutq_pool_destroy(nested->pool) == ELUTQ_ERROR_IN_USE);
+}
+
+static void check_running_pool(void) {
+    struct nested nested = {.n_refused = 0};
+    if (!check(elutq_pool_create(3, &nested.pool) == ELUTQ_OK, "pool of 3 threads"))
+        return;
+    check(elutq_pool_run(nested.pool, run_and_destroy_within, &nested) == ELUTQ_OK && atomic_load(&nested.n_refused) == 6,
+          "a pool that runs a task was used or freed");
+    check(elutq_pool_destroy(nested.pool) == ELUTQ_OK, "a pool that runs nothing is not freed");
+}
+
+/* The file stays for a session whose model was closed. */
+static void check_closed_beneath_a_session(const char *path, const char *isa) {
+    char error[256] = "";
+    elutq_model *model;
+    elutq_session *sessions[2];
+    const int32_t token = 0;
+    if (elutq_model_open(path, isa, &model, error, sizeof error) != ELUTQ_OK)
+        exit(1);
+    for (unsigned i = 0; i < 2; i++)
+        if (elutq_session_create(model, 2, ELUTQ_CACHE_F16, 1 + i, &sessions[i], error, sizeof error) != ELUTQ_OK)
+            exit(1);
+    elutq_model_close(model);
+    for (unsigned i = 0; i < 2; i++) {
+        check(elutq_session_eval(sessions[i], &token, 1, NULL, 0, error, sizeof error) == ELUTQ_OK, "%s: closed model: %s", isa,
+              error);
+        elutq_session_destroy(sessions[i]);
+    }
+}
+
+static void check_refused(elutq_model *model) {
     char error[64] = "";
     struct elutq_model_info info;
     elutq_session *session;
@@ -197,7 +283,7 @@ static void check_refused(const elutq_model *model) {
 }
 
 /* Runs with one type of cache give the same bits, whatever runs them; `reference` is made by the first kernel set. */
-static void check_cache_type(const elutq_model *model, enum elutq_cache_type type, const char *isa, struct run *reference) {
+static void check_cache_type(elutq_model *model, enum elutq_cache_type type, const char *isa, struct run *reference) {
     struct run single = finished_run(model, type, 1, 1), batch = finished_run(model, type, 1, N_TOKENS);
     struct run pooled = finished_run(model, type, 3, 1), wide = finished_run(model, type, 3, N_TOKENS);
     check_same(&pooled, &single, "3 threads, token by token", isa);
@@ -227,8 +313,11 @@ static void check_model(const char *path) {
             continue;
         if (!check(elutq_model_open(path, isa, &model, error, sizeof error) == ELUTQ_OK, "%s: %s", path, error))
             return;
-        if (n_sets++ == 0)
+        if (n_sets++ == 0) {
             check_refused(model);
+            check_in_use(model, N_TOKENS, isa);
+            check_closed_beneath_a_session(path, isa);
+        }
         check_cache_type(model, ELUTQ_CACHE_F16, isa, &references[ELUTQ_CACHE_F16]);
         check_cache_type(model, ELUTQ_CACHE_Q8, isa, &references[ELUTQ_CACHE_Q8]);
         elutq_model_close(model);
@@ -250,6 +339,7 @@ int main(int n_arguments, char **arguments) {
     static const unsigned POOLS[] = {1, 2, 3, 8};
     for (size_t i = 0; i < sizeof POOLS / sizeof POOLS[0]; i++)
         check_pool(POOLS[i]);
+    check_running_pool();
     for (int i = 1; i < n_arguments; i++)
         check_model(arguments[i]);
     return n_failures == 0 ? 0 : 1;

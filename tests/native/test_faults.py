@@ -8,7 +8,7 @@ import threading
 import pytest
 from make_models import golden_config, write_random
 
-from elutq_native import Model, NativeError
+from elutq_native import Model, NativeError, survive_lost_pages
 
 TOKENS = list(range(1, 9))
 
@@ -25,9 +25,15 @@ def cut(path):
 
 
 def overwrite(path):
+    change_byte(path, path.stat().st_size - 1)
+
+
+def change_byte(path, at):
     with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"\0")
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
 
 
 @pytest.mark.parametrize(("change", "message"), [(cut, "was cut short while in use"), (overwrite, "was written to")])
@@ -54,7 +60,27 @@ def test_a_file_deleted_or_replaced_is_still_there_for_an_open_model(how, path, 
         assert (session.eval(TOKENS) == before).all()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_only_who_asks_for_it_gets_a_handler_for_lost_pages(path):
+    program = f"""
+import signal
+from pathlib import Path
+from elutq_native import Model, survive_lost_pages
+def handled():
+    caught = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> signal.SIGBUS - 1 & 1)
+with Model({str(path)!r}) as model, model.session(8, 1) as session:
+    session.eval([1])
+    print(handled())
+survive_lost_pages()
+print(handled())
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (finished.stdout, finished.returncode) == ("False\nTrue\n", 0), finished.stderr
+
+
 def test_cut_short_beneath_running_calls(path):
+    survive_lost_pages()
     sound = path.read_bytes()
     for delay in range(20):
         path.write_bytes(sound)
@@ -72,7 +98,8 @@ def test_lost_pages_end_a_pass_and_not_the_process(path):
     """Reading the weights takes no look at the file first, so that this meets SIGBUS for certain."""
     program = f"""
 import os
-from elutq_native import Model, NativeError
+from elutq_native import Model, NativeError, survive_lost_pages
+survive_lost_pages()
 model = Model({str(path)!r})
 session = model.session(threads=2)
 os.truncate({str(path)!r}, 4096)

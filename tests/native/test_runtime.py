@@ -275,9 +275,10 @@ def test_states_that_do_not_fit_are_refused(novels_2bit):
             with pytest.raises(NativeError, match="not finite"):
                 session.import_state(state[:, :, :, :6])
         assert session.position == 10
-        assert lib.elutq_session_export(session._handle, 11, 0, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
-        assert lib.elutq_session_export(session._handle, 5, 2**32 - 1, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
-        assert lib.elutq_session_import(session._handle, ffi.NULL, 2**32 - 1) == lib.ELUTQ_ERROR_CONTEXT
+        with session._handle.use() as pointer:
+            assert lib.elutq_session_export(pointer, 11, 0, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
+            assert lib.elutq_session_export(pointer, 5, 2**32 - 1, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
+            assert lib.elutq_session_import(pointer, ffi.NULL, 2**32 - 1) == lib.ELUTQ_ERROR_CONTEXT
 
 
 def test_a_state_of_int8_with_a_scale_that_is_not_finite_is_refused(novels_2bit):

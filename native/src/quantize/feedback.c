@@ -93,6 +93,5 @@ int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t
         return ELUTQ_ERROR_ARGUMENT;
     struct feedback_task task = {pool,   weights,       n_rows,      row_stride, bits,  group_size,
                                  factor, factor_stride, half_scales, centers,    codes, errors};
-    elutq_pool_run(pool, feedback_rows, &task);
-    return ELUTQ_OK;
+    return elutq_pool_run(pool, feedback_rows, &task);
 }

@@ -289,6 +289,5 @@ int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_co
         return ELUTQ_ERROR_ARGUMENT;
     struct fit_task task = {pool,       weights,  n_rows,       n_columns, row_stride,  bits,    group_size, importance,
                             starts,     n_starts, n_iterations, proximity, half_scales, centers, codes};
-    elutq_pool_run(pool, fit_rows, &task);
-    return ELUTQ_OK;
+    return elutq_pool_run(pool, fit_rows, &task);
 }

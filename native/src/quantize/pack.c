@@ -108,6 +108,6 @@ int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits,
         .codes = codes,
         .blocks = blocks,
     };
-    elutq_pool_run(pool, pack_superblocks, &task);
-    return task.unsound ? ELUTQ_ERROR_ARGUMENT : ELUTQ_OK;
+    const int status = elutq_pool_run(pool, pack_superblocks, &task);
+    return task.unsound ? ELUTQ_ERROR_ARGUMENT : status;
 }

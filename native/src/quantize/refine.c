@@ -45,6 +45,9 @@ struct tile {
     uint16_t half_scales[MAX_BITS][LANES], centers[LANES];
 };
 
+_Static_assert(2 * (sizeof(struct tile) + 2 * sizeof(((struct tile *)0)->values)) < ELUTQ_STACK_BYTES,
+               "refine_tile's locals are what most of a thread's stack is for");
+
 /* values[i] = the level of codes[i], in each lane. */
 WITHIN void look_up(const float levels[][LANES], unsigned n_levels, const uint32_t codes[][LANES], unsigned size,
                     float values[][LANES]) {
@@ -275,6 +278,5 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
     for (unsigned j = 0; j < group_size; j++)
         task.total += (double)task.column_sums[j];
     memset(grown, 0, n_rows * group_size * sizeof *grown);
-    elutq_pool_run(pool, refine_rows, &task);
-    return ELUTQ_OK;
+    return elutq_pool_run(pool, refine_rows, &task);
 }
