@@ -207,11 +207,18 @@ static int parse(struct elutq_gguf *gguf, const struct elutq_error *error) {
     return status != ELUTQ_OK ? status : check_names(gguf, error);
 }
 
+/* What is before the first tensor's data. */
+static size_t header_bytes(const struct elutq_gguf *gguf) {
+    return gguf->n_tensors > 0 ? (size_t)(gguf->tensors[0].data - gguf->mapping.data) : gguf->mapping.n_bytes;
+}
+
 int elutq_gguf_open(const char *path, struct elutq_gguf *gguf, const struct elutq_error *error) {
     *gguf = (struct elutq_gguf){.mapping = ELUTQ_NO_MAPPING};
     int status = elutq_mapping_open(path, HEADER_BYTES, &gguf->mapping, error);
     if (status == ELUTQ_OK)
         status = parse(gguf, error);
+    if (status == ELUTQ_OK)
+        status = elutq_mapping_remember(&gguf->mapping, header_bytes(gguf), error);
     if (gguf->mapping.data != NULL) { /* what was read counts only if the file could be read */
         const int change = elutq_mapping_check(&gguf->mapping, error);
         status = change != ELUTQ_OK ? change : status;

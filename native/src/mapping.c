@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "contents.h"
 #include "elutq.h"
 
 /*
@@ -102,12 +103,13 @@ int elutq_survive_lost_pages(void) {
 
 /* ---- mappings ---- */
 
-static struct timespec modified(const struct stat *info) {
+static int64_t modified(const struct stat *info) {
 #if defined(__APPLE__)
-    return info->st_mtimespec;
+    const struct timespec time = info->st_mtimespec;
 #else
-    return info->st_mtim;
+    const struct timespec time = info->st_mtim;
 #endif
+    return (int64_t)((uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec);
 }
 
 int elutq_mapping_open(const char *path, size_t smallest, struct elutq_mapping *mapping, const struct elutq_error *error) {
@@ -147,15 +149,35 @@ void elutq_mapping_close(struct elutq_mapping *mapping) {
     *mapping = ELUTQ_NO_MAPPING;
 }
 
-int elutq_mapping_check(const struct elutq_mapping *mapping, const struct elutq_error *error) {
+static int cannot_look(const struct elutq_error *error) {
+    return elutq_fail(error, ELUTQ_ERROR_IO, "the model file cannot be looked at any more: %s", strerror(errno));
+}
+
+int elutq_mapping_remember(struct elutq_mapping *mapping, size_t n_head_bytes, const struct elutq_error *error) {
+    struct stat info;
+    mapping->n_head_bytes = n_head_bytes;
+    if (!elutq_contents_digest(mapping->file, mapping->n_bytes, n_head_bytes, &mapping->digest) ||
+        fstat(mapping->file, &info) != 0)
+        return cannot_look(error);
+    if (modified(&info) != atomic_load(&mapping->modified))
+        return elutq_fail(error, ELUTQ_ERROR_IO, "it was written to while it was opened; open it again");
+    return ELUTQ_OK;
+}
+
+int elutq_mapping_check(struct elutq_mapping *mapping, const struct elutq_error *error) {
     struct stat info;
     if (fstat(mapping->file, &info) != 0)
-        return elutq_fail(error, ELUTQ_ERROR_IO, "the model file cannot be looked at any more: %s", strerror(errno));
+        return cannot_look(error);
     if ((uint64_t)info.st_size < mapping->n_bytes)
         return elutq_fail(error, ELUTQ_ERROR_IO, "the model file was cut short while in use; restore it and open it again");
-    const struct timespec now = modified(&info);
-    if (now.tv_sec != mapping->modified.tv_sec || now.tv_nsec != mapping->modified.tv_nsec)
-        return elutq_fail(error, ELUTQ_ERROR_IO, "the model file was written to while in use; open it again");
+    if (modified(&info) != atomic_load_explicit(&mapping->modified, memory_order_relaxed)) {
+        uint64_t digest;
+        if (!elutq_contents_digest(mapping->file, mapping->n_bytes, mapping->n_head_bytes, &digest))
+            return cannot_look(error);
+        if (digest != mapping->digest)
+            return elutq_fail(error, ELUTQ_ERROR_IO, "the model file was written to while in use; open it again");
+        atomic_store(&mapping->modified, modified(&info)); /* touched: from now on this is its time */
+    }
     if (mapping->slot >= 0 && atomic_load(&guarded[mapping->slot].lost))
         return elutq_fail(error, ELUTQ_ERROR_IO,
                           "a part of the model file could not be read; check the disk, and that nothing changes the file");

@@ -5,9 +5,9 @@
 #ifndef ELUTQ_MAPPING_H
 #define ELUTQ_MAPPING_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <sys/types.h>
-#include <time.h>
 
 #include "error.h"
 
@@ -15,7 +15,9 @@ struct elutq_mapping {
     const uint8_t *data; /* NULL: nothing is mapped */
     size_t n_bytes;
     int file;                 /* kept open to look at the file's size and time; -1: none */
-    struct timespec modified; /* when the file was opened */
+    _Atomic int64_t modified; /* the file's time when it was opened, or last found to hold the same; in ns */
+    size_t n_head_bytes;      /* looked at in whole when it changes; the rest in places */
+    uint64_t digest;          /* of what it held */
     int slot;                 /* where the SIGBUS handler finds the mapping; -1: it does not */
 };
 
@@ -25,10 +27,14 @@ struct elutq_mapping {
 int elutq_mapping_open(const char *path, size_t smallest, struct elutq_mapping *mapping, const struct elutq_error *error);
 void elutq_mapping_close(struct elutq_mapping *mapping);
 
+/* Remembers what the file holds; n_head_bytes of it are what is not to change at all. ELUTQ_ERROR_IO when it cannot be read. */
+int elutq_mapping_remember(struct elutq_mapping *mapping, size_t n_head_bytes, const struct elutq_error *error);
+
 /*
- * ELUTQ_ERROR_IO when the file was cut short or written to after it was opened, or when a page of it could not be read.
- * One fstat: cheap enough before and after every call that reads weights. Thread-safe.
+ * ELUTQ_ERROR_IO when the file was cut short or holds other things than it did (elutq_contents_digest), or when a page of it
+ * could not be read. One fstat, unless the file's time changed: cheap enough before and after every call that reads
+ * weights. Thread-safe.
  */
-int elutq_mapping_check(const struct elutq_mapping *mapping, const struct elutq_error *error);
+int elutq_mapping_check(struct elutq_mapping *mapping, const struct elutq_error *error);
 
 #endif

@@ -99,6 +99,13 @@ static void check_changes(void) {
     stop(&running);
 
     running = start(2);
+    const struct timespec times[2] = {{1000, 0}, {1000, 0}};
+    if (utimensat(AT_FDCWD, path, times, 0) != 0)
+        exit(1);
+    expect(&running, ELUTQ_OK, "", "touched");
+    stop(&running);
+
+    running = start(2);
     char aside[sizeof path + 8];
     snprintf(aside, sizeof aside, "%s.new", path);
     FILE *other = fopen(aside, "wb");

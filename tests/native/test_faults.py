@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from make_models import golden_config, write_random
 
@@ -36,6 +38,11 @@ def change_byte(path, at):
         file.write(bytes([byte ^ 1]))
 
 
+def touch(path, later=10):
+    """Gives the file another time, whatever the grain of the file system's clock."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + later * 10**9))
+
+
 @pytest.mark.parametrize(("change", "message"), [(cut, "was cut short while in use"), (overwrite, "was written to")])
 def test_a_change_between_calls(change, message, path):
     with Model(path) as model, model.session(context_size=32, threads=2) as session:
@@ -58,6 +65,70 @@ def test_a_file_deleted_or_replaced_is_still_there_for_an_open_model(how, path, 
             (tmp_path / "other").replace(path)
         session.rewind(0)
         assert (session.eval(TOKENS) == before).all()
+
+
+@pytest.mark.parametrize("later", [10, -10])
+def test_a_touched_file_goes_on(later, path):
+    with Model(path) as model, model.session(context_size=32, threads=2) as session:
+        before = session.eval(TOKENS)
+        for _ in range(2):
+            touch(path, later)
+            session.rewind(0)
+            assert (session.eval(TOKENS) == before).all()
+        path.write_bytes(path.read_bytes())  # rewritten, with what it held
+        touch(path, later)
+        session.rewind(0)
+        assert (session.eval(TOKENS) == before).all()
+        change_byte(path, path.stat().st_size // 2)
+        touch(path, later)
+        with pytest.raises(NativeError, match="was written to"):
+            session.eval(TOKENS)
+
+
+def test_every_byte_of_a_small_file_counts_when_its_time_changed(path):
+    n_bytes = path.stat().st_size
+    places = [0, 8, n_bytes - 1, *np.random.default_rng(4).integers(n_bytes, size=20).tolist()]
+    with Model(path) as model, model.session(context_size=32, threads=1) as session:
+        for place in places:
+            change_byte(path, place)
+            touch(path)
+            with pytest.raises(NativeError, match="was written to"):
+                session.eval([1])
+            change_byte(path, place)
+            touch(path, -20)
+            session.eval([1])
+
+
+def test_a_large_file_is_compared_in_its_metadata_and_in_places_to_its_end(tmp_path):
+    """Above 16 MB, written over in a stretch longer than what lies between two places."""
+    config = replace(golden_config("llama2-gqa-sharded"), vocab_size=1 << 18, max_position_embeddings=32)
+    path = tmp_path / "large.gguf"
+    write_random(path, config, bits=4, group_size=32, half="embed_tokens")
+    n_bytes = path.stat().st_size
+    assert n_bytes > 24 << 20
+    with Model(path) as model, model.session(threads=1) as session:
+        session.eval([1])
+        touch(path)
+        session.eval([1])
+        stretch = n_bytes // 100
+        for at in (100, n_bytes // 3, n_bytes - stretch):
+            with path.open("r+b") as file:
+                file.seek(at)
+                before = file.read(stretch)
+                file.seek(at)
+                file.write(bytes(len(before)))
+                file.flush()
+                touch(path)
+                with pytest.raises(NativeError, match="was written to"):
+                    session.eval([1])
+                file.seek(at)
+                file.write(before)
+        touch(path)
+        session.eval([1])
+        change_byte(path, 40)  # in the metadata
+        touch(path)
+        with pytest.raises(NativeError, match="was written to"):
+            session.eval([1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
