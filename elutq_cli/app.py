@@ -11,7 +11,7 @@ from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import run_command
 from elutq_cli.commands.serve import serve_command
-from elutq_cli.streams import prepare_streams
+from elutq_cli.streams import prepare_streams, shown_line
 from elutq_cli.version import __version__
 from elutq_formats.errors import ElutqError
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _leave(message: str, status: int) -> None:
-    print(f"elutq: {message}", file=sys.stderr)
+    print(f"elutq: {shown_line(message)}", file=sys.stderr)
     sys.exit(status)
 
 

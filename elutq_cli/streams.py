@@ -1,8 +1,19 @@
 """Standard streams that the caller has closed, or that cannot hold what is written to them."""
 
+import logging
 import os
 import sys
 from pathlib import Path
+
+# A terminal obeys what it is sent, and a stranger's file or a model may hold anything: controls are shown as pictures.
+_CONTROLS = {code: 0x2400 + code for code in range(32)} | {
+    code: ord("\N{REPLACEMENT CHARACTER}") for code in range(127, 160)
+}
+_CONTROLS_IN_TEXT = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
+# These turn the rest of a line around, so that a name ends in another suffix than it has.
+_CONTROLS_IN_LINE = _CONTROLS | {
+    code: ord("\N{REPLACEMENT CHARACTER}") for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 def prepare_streams() -> None:
@@ -27,3 +38,21 @@ def prepare_streams() -> None:
 def printable(path: str | os.PathLike[str]) -> str:
     """Return a path as text for JSON and metadata: bytes that are no text as a backslash and their number."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shown_text(text: str) -> str:
+    """Return a text that a terminal shows and does not obey: line feeds and tabs are kept, no other control."""
+    return text.translate(_CONTROLS_IN_TEXT)
+
+
+def shown_line(text: object) -> str:
+    """Return a name, or a message with names in it, that a terminal shows in one line and does not obey."""
+    return str(text).translate(_CONTROLS_IN_LINE)
+
+
+class ShownLines(logging.Formatter):
+    """Messages of a log as a terminal may show them: they have names out of files in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a message."""
+        return shown_line(super().format(record))

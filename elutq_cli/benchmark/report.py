@@ -5,6 +5,8 @@ import io
 import json
 from collections.abc import Callable, Iterable
 
+from elutq_cli.streams import shown_line
+
 Row = dict[str, object]
 
 
@@ -20,7 +22,7 @@ def to_jsonl(rows: Iterable[Row]) -> str:
 
 def to_csv(rows: Iterable[Row]) -> str:
     """Returns a table with a header; lists are left to the JSON forms."""
-    flat = [{key: value for key, value in row.items() if not isinstance(value, list | dict)} for row in rows]
+    flat = [{key: _cell(value) for key, value in row.items() if not isinstance(value, list | dict)} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, flat[0].keys(), lineterminator="\n")
     writer.writeheader()
@@ -34,7 +36,7 @@ def to_markdown(rows: Iterable[Row]) -> str:
     first = rows[0]
     size = float(str(first["model_size"])) / 1e9
     lines = [
-        f"{first['model_filename']}: {size:.2f} GB | {first['cpu_info']} | {first['isa']}",
+        f"{shown_line(first['model_filename'])}: {size:.2f} GB | {first['cpu_info']} | {first['isa']}",
         "",
         "| test | threads | tokens/s | read GB/s | roof tokens/s | of roof | J/token |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -64,6 +66,10 @@ FORMATS: dict[str, Callable[[Iterable[Row]], str]] = {
     "json": to_json,
     "jsonl": to_jsonl,
 }
+
+
+def _cell(value: object) -> object:
+    return shown_line(value) if isinstance(value, str) else value
 
 
 def _test_name(row: Row) -> str:

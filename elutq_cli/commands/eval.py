@@ -13,7 +13,7 @@ import typer
 from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
-from elutq_cli.streams import printable
+from elutq_cli.streams import printable, shown_line
 from elutq_cli.text_input import read_text
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def eval_command(
         rows = [*opened, *([] if other is None else [other])]
         for row in rows:
             for note in row.notes:
-                print(f"{row.name}: {note}", file=sys.stderr)
+                print(shown_line(f"{row.name}: {note}"), file=sys.stderr)
         windows = tokenize_windows(opened, other, text, ctx_size, chunks, stride, checked_rule(rule))
         results = measure(opened, other, windows)
     if json_output:
@@ -100,27 +100,28 @@ def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, wind
 
 def print_result(result: Evaluation, windows: Windows, model: EvaluatedModel, reference: EvaluatedModel | None) -> None:
     """Print one model's result for a reader."""
-    print(f"model       {model.name} ({model.kind})")
+    print(f"model       {shown_line(model.name)} ({model.kind})")
     blocks = "" if model.block_bits_per_weight is None else f" ({model.block_bits_per_weight:.3f} in the blocks)"
     print(f"size        {model.size_bytes / 1e6:.2f} MB, {model.bits_per_weight:.3f} bits per weight{blocks}")
     print(f"perplexity  {result.ppl:.4f} +- {result.ppl_stderr:.4f}  (nll {result.nll:.5f} nats per token)")
     print(f"scored      {result.n_tokens} tokens in {result.windows} windows of {result.ctx}: {windows.description}")
     if reference is not None and result.kl is not None and result.top1 is not None:
         agreement = f"KL divergence {result.kl:.5f} nats, top-1 agreement {100 * result.top1:.2f} %"
-        print(f"reference   {reference.name}: {agreement}")
+        print(f"reference   {shown_line(reference.name)}: {agreement}")
 
 
 def print_table(results: list[Evaluation], windows: Windows, rows: list[EvaluatedModel]) -> None:
     """Print several models' results for a reader."""
     n_scored = results[0].n_tokens
     print(f"{n_scored} tokens in {len(windows)} windows of {windows.ctx}: {windows.description}\n")
-    width = max(len(row.name) for row in rows)
+    names = [shown_line(row.name) for row in rows]
+    width = max(map(len, names))
     compared = results[0].kl is not None
     heads = f"{'model':{width}} {'bits/weight':>11} {'MB':>10} {'perplexity':>20}"
     print(heads + (f" {'KL, nats':>9} {'top-1, %':>9}" if compared else ""))
-    for row, result in zip(rows, results, strict=True):
+    for name, row, result in zip(names, rows, results, strict=True):
         figures = f"{result.ppl:.4f} +- {result.ppl_stderr:.4f}"
-        line = f"{row.name:{width}} {row.bits_per_weight:>11.3f} {row.size_bytes / 1e6:>10.2f} {figures:>20}"
+        line = f"{name:{width}} {row.bits_per_weight:>11.3f} {row.size_bytes / 1e6:>10.2f} {figures:>20}"
         if result.kl is not None and result.top1 is not None:
             line += f" {result.kl:>9.5f} {100 * result.top1:>9.2f}"
         print(line)

@@ -13,7 +13,7 @@ import typer
 from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
-from elutq_cli.streams import printable
+from elutq_cli.streams import printable, shown_line
 
 if TYPE_CHECKING:
     from elutq_formats.model_file import ModelFile
@@ -80,7 +80,7 @@ def print_description(model: ModelFile) -> None:
     config = model.config
     bits = f"{model.bits_per_weight():.3f} bits per weight ({model.block_bits_per_weight():.3f} in the blocks)"
     size = f"{model.size_bytes / 1e6:.1f} MB, {bits}"
-    print(f"{model.name}: {config.model_type}, {size}")
+    print(f"{shown_line(model.name)}: {config.model_type}, {size}")
     print(
         f"{config.num_hidden_layers} blocks, hidden size {config.hidden_size}, inner {config.intermediate_size}, "
         f"{config.num_attention_heads} heads of {config.head_dim} ({config.num_key_value_heads} KV), "
@@ -91,11 +91,11 @@ def print_description(model: ModelFile) -> None:
         print(f"the author's sampling: {', '.join(f'{name} {value:g}' for name, value in model.sampling.items())}")
     print(f"\n{'tensor':28} {'shape':>16} {'bits':>8} {'bytes':>14} {'error':>8}")
     for line in tensor_lines(model):
-        print(line)
+        print(shown_line(line))
     if model.provenance:
         print()
         for key, value in model.provenance.items():
-            print(f"{key:28} {value}")
+            print(f"{shown_line(key):28} {shown_line(value)}")
 
 
 def tensor_lines(model: ModelFile) -> list[str]:

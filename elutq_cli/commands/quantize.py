@@ -15,7 +15,7 @@ import typer
 
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.streams import printable
+from elutq_cli.streams import ShownLines, printable, shown_line
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def quantize_command(
         return
     if output is None:
         raise ElutqError("say where the model file goes: -o FILE (or --dry-run to see the plan alone)")
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(ShownLines())
+    logging.basicConfig(handlers=[log], level=logging.INFO if verbose else logging.WARNING)
     with ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
         stack.enter_context(logging_redirect_tqdm())
@@ -153,7 +155,7 @@ def quantize_command(
         print(json.dumps({"model": printable(model), "output": printable(output)} | asdict(summary)))
     else:
         print(
-            f"{output}: {summary.bits_per_weight:.3f} bits per weight, {summary.size_bytes / 1e6:.2f} MB, "
+            f"{shown_line(output)}: {summary.bits_per_weight:.3f} bits per weight, {summary.size_bytes / 1e6:.2f} MB, "
             f"{summary.seconds:.1f} s"
         )
 
@@ -209,7 +211,7 @@ def print_forecast(
     from elutq_cli.pipeline.preparation import prepare
 
     for note in checkpoint.notes:
-        print(note, file=sys.stderr)
+        print(shown_line(note), file=sys.stderr)
     with make_backend(device, threads) as backend:
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
         run = prepare(checkpoint, output, recipe, text, backend, max_memory, device)

@@ -18,6 +18,7 @@ from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offl
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.streams import shown_text
 from elutq_cli.text_input import decode, decode_file, read_template, read_text
 from elutq_formats.errors import ElutqError
 
@@ -161,7 +162,7 @@ def run_command(
             options = replace(options, n_predict=DEFAULT_N_PREDICT)
         tokens = language_model.encode_text(text, add_special_tokens=template is None)
         if verbose:
-            print(f"{text}\n{tokens}\n", file=sys.stderr)
+            print(f"{shown_text(text)}\n{tokens}\n", file=sys.stderr)
         one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, json_output, begin)
 
 

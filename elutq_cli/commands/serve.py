@@ -12,6 +12,7 @@ from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offl
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.streams import shown_line
 from elutq_cli.text_input import read_template
 from elutq_formats.errors import ElutqError
 
@@ -86,7 +87,7 @@ def serve_command(
         name = (alias or language_model.file.name).encode(errors="replace").decode()
         template = language_model.chat_template  # a broken one is told now, not to the first client
         context = describe_context(language_model.ctx_size, language_model.kv_bytes)
-        lines = [f"{name}: {url(listener)}, {context}"]
+        lines = [f"{shown_line(name)}: {url(listener)}, {context}"]
         if template is None:
             lines.append("no chat template in the file: texts are continued, /v1/chat/completions is refused")
         if not is_local(listener) and api_key is None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from elutq_cli.generation.generate import Generation
 from elutq_cli.generation.language_model import LanguageModel
+from elutq_cli.streams import shown_line
 from elutq_formats.atomic import atomic_output, check_output
 from elutq_formats.errors import ElutqError
 from elutq_native import CACHE_TYPES, NativeError
@@ -49,7 +50,9 @@ class PromptCache:
             except (OSError, EOFError, ElutqError, NativeError) as error:
                 model.clear()
                 reason = error.strerror if isinstance(error, OSError) else str(error)
-                print(f"{path}: {reason or 'damaged or cut short'}; the prompt is computed", file=sys.stderr)
+                print(
+                    f"{shown_line(path)}: {reason or 'damaged or cut short'}; the prompt is computed", file=sys.stderr
+                )
 
     def keep(self, generation: Generation) -> None:
         """Write the first text's prompt, as far as it was computed; later calls do nothing.

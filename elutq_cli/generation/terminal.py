@@ -14,6 +14,7 @@ from elutq_cli.generation.interruption import interruptible
 from elutq_cli.generation.prompt_cache import PromptCache
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.statistics import describe_context, more_room, reply_note
+from elutq_cli.streams import shown_line, shown_text
 from elutq_cli.text_input import read_text
 from elutq_formats.errors import ElutqError
 
@@ -24,11 +25,6 @@ COMMANDS = """/help         show this
 /read FILE    put a text file before the next message
 \\ at the end   go on in the next line
 Ctrl-C        stop a reply; at the prompt, leave"""
-
-# A model may write anything, and a terminal obeys what it is sent: controls other than line feed and tab are shown.
-_SHOWN_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
-    code: ord("\N{REPLACEMENT CHARACTER}") for code in range(127, 160)
-}
 
 
 def prepare_stream(stream: TextIO) -> None:
@@ -45,7 +41,7 @@ def prepare_stream(stream: TextIO) -> None:
 def write_text(text: str) -> None:
     """Write a piece of a model's text to stdout at once."""
     if text:
-        print(text.translate(_SHOWN_CONTROLS) if sys.stdout.isatty() else text, end="", flush=True)
+        print(shown_text(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def stream_text(generation: Generation, quiet: bool = False) -> list[GeneratedToken]:
@@ -101,7 +97,7 @@ class Chat:
         """
         model = self._conversation.model
         prepare_keyboard()
-        _say(f"{model.file.name}: {describe_context(model.ctx_size, model.kv_bytes)}\n{COMMANDS}\n")
+        _say(f"{shown_line(model.file.name)}: {describe_context(model.ctx_size, model.kv_bytes)}\n{COMMANDS}\n")
         if first is not None:
             self._reply(first)
         while (line := read_message()) is not None:
@@ -137,7 +133,7 @@ class Chat:
         try:
             text = read_text(_path(name)) if name else ""
         except ElutqError as error:
-            _say(f"[{error}]")
+            _say(f"[{shown_line(error)}]")
             return
         if not text:
             _say("[nothing to read: /read FILE]")
@@ -156,7 +152,7 @@ class Chat:
             )
             return
         except ElutqError as error:
-            _say(f"[{error}]")
+            _say(f"[{shown_line(error)}]")
             return
         try:
             with unseen_keyboard():
@@ -211,4 +207,4 @@ def read_message() -> str | None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(shown_text(text), file=sys.stderr, flush=True)

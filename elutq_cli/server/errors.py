@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.streams import shown_line
 from elutq_formats.errors import ElutqError
 from elutq_native import NativeError
 
@@ -133,4 +134,4 @@ def _response(error: Exception) -> Response:
 def _log(error: Exception) -> None:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    _logger.error("a request failed: %s: %s%s", type(error).__name__, " ".join(str(error).split()), place)
+    _logger.error("a request failed: %s: %s%s", type(error).__name__, shown_line(" ".join(str(error).split())), place)
