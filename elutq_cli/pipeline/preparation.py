@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from elutq_cli.generation.template import ChatTemplate
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.recipe import Plan, Recipe
@@ -51,9 +52,10 @@ def prepare(
         device: torch's name of where to tune.
 
     Raises:
-        ElutqError: the recipe does not fit the model, the tokenizer is damaged, or memory or disk are short.
+        ElutqError: the recipe does not fit the model, its tokenizer or template cannot be used, or memory or disk are
+            short.
     """
-    checkpoint.tokenizer()  # a broken one is told now, not by who runs the file
+    _check_texts(checkpoint)
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     plan = Plan.make(config, recipe)
     if recipe.target_bpw is not None and calibration is None:
@@ -66,3 +68,14 @@ def prepare(
     forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads)
     forecast.check(output, max_memory)
     return Preparation(config, plan, n_tokens, forecast)
+
+
+def _check_texts(checkpoint: Checkpoint) -> None:
+    """Refuse a tokenizer and a chat template that those who run the file could not use."""
+    tokenizer = checkpoint.tokenizer()
+    if checkpoint.chat_template is None:
+        return
+    try:
+        ChatTemplate.for_tokenizer(checkpoint.chat_template, tokenizer)
+    except ElutqError as error:
+        raise ElutqError(f"{checkpoint.path}: {error}: mend it, or take it away") from error

@@ -184,6 +184,7 @@ def missing_tensor(hub):
         (lambda hub: change_config(hub, model_type="phi3"), {}, "model type 'phi3' is not supported"),
         (lambda hub: change_config(hub, vocab_size=77), {}, "embed_tokens.weight has shape"),
         (lambda hub: hub.files.update({"tokenizer.json": b"<html>"}), {}, "tokenizer.json is damaged"),
+        (lambda hub: hub.files.update({"chat_template.jinja": b"{% if %}"}), {}, "template is not valid Jinja"),
         (missing_tensor, {}, "has no tensor model.norm.weight"),
         (lambda hub: hub.files.update({SHARD: b"<html>" * 9}), {}, f"'{SHARD}' is damaged or no safetensors file"),
         (lambda hub: hub.files.pop(SHARD), {}, f"its index names '{SHARD}', which it does not have"),

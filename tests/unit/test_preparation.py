@@ -1,0 +1,64 @@
+"""A run that cannot succeed is refused before a weight is read, with and without a text, in a dry run too."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from elutq_cli.commands.quantize import print_forecast
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.preparation import prepare
+from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.safetensors_file import SafetensorsFile
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+TINY = GOLDEN / "llama-linear-rope"
+SMALL = Recipe(group_size=32)
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 1234567\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(SafetensorsFile, "load", lambda *_: pytest.fail("a weight was read"))
+    return shutil.copytree(TINY, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("tokenizer.json", POINTER, "is a Git LFS pointer"),
+        ("tokenizer.json", "<html>", "is damaged"),
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("chat_template.jinja", "{% for %}", "the chat template is not valid Jinja"),
+        ("chat_template.jinja", POINTER, "is a Git LFS pointer"),
+        ("tokenizer_config.json", json.dumps({"chat_template": "{{ a"}), "the chat template is not valid Jinja"),
+    ],
+)
+def test_a_tokenizer_or_template_that_nobody_could_use_is_refused_before_work(
+    folder, name, contents, message, tmp_path
+):
+    (folder / name).unlink(missing_ok=True)
+    if contents is not None:
+        (folder / name).write_text(contents)
+    with pytest.raises(ElutqError, match=message) as refusal, Checkpoint.open(folder) as checkpoint:
+        with pytest.raises(ElutqError, match=message), NativeBackend(1) as backend:
+            quantize(checkpoint, tmp_path / "out.gguf", SMALL, None, backend)
+        print_forecast(checkpoint, None, SMALL, [], "cpu", 1, None, False)
+    assert "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_plan_needs_no_output_and_is_that_of_the_rotated_model():
+    with Checkpoint.open(GOLDEN / "llama32-tied-head-dim") as checkpoint, NativeBackend(1) as backend:
+        plain, rotated = (
+            prepare(checkpoint, None, Recipe(group_size=32, rotate=rotate), None, backend, None, "cpu")
+            for rotate in (False, True)
+        )
+    assert (plain.config.tie_word_embeddings, plain.plan.head) == (True, None)
+    assert not rotated.config.tie_word_embeddings
+    assert rotated.plan.head is not None
+    assert plain.forecast.output_bytes < rotated.forecast.output_bytes
