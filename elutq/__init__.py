@@ -8,10 +8,11 @@ from elutq_cli.api import generate, load, quantize
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.version import __version__
 from elutq_formats.errors import CheckpointError, ElutqError, FormatError, UnsupportedModelError
-from elutq_native.errors import NativeError
+from elutq_native.errors import ClosedError, NativeError
 
 __all__ = [
     "CheckpointError",
+    "ClosedError",
     "ElutqError",
     "FormatError",
     "NativeError",

@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+
+from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from elutq_cli.generation import Generation, LanguageModel, Message
     from elutq_cli.pipeline.progress import Progress
     from elutq_cli.pipeline.quantize import Summary
     from elutq_cli.pipeline.recipe import Recipe
 
+    Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
+
+Value = TypeVar("Value")
 PathLike = str | os.PathLike[str]
 
 
@@ -54,12 +62,31 @@ def load(
     return LanguageModel(file, ctx_size=ctx_size, threads=threads, cache_type=cache_type, chat_template=chat_template)
 
 
+# How many texts come back is the prompt's doing; what the options are is said once, below.
+@overload
 def generate(
     model: LanguageModel,
-    prompt: str | Sequence[int] | Sequence[Message],
-    n_predict: int = -1,
+    prompt: Prompt,
+    n_predict: int | None = None,
+    **options: Any,  # noqa: ANN401 (each its own type)
+) -> Generation: ...
+@overload
+def generate(
+    model: LanguageModel,
+    prompt: list[str],
+    n_predict: int | None = None,
+    **options: Any,  # noqa: ANN401
+) -> list[Generation]: ...
+
+
+def generate(  # type: ignore[misc]  # the options of the two above are these, by name
+    model: LanguageModel,
+    prompt: Prompt | list[str],
+    n_predict: int | None = None,
     *,
+    max_tokens: int | None = None,
     temp: float | None = None,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
@@ -74,7 +101,7 @@ def generate(
     stop_token_ids: Sequence[int] = (),
     min_tokens: int = 0,
     logit_bias: Mapping[int, float] | None = None,
-) -> Generation:
+) -> Generation | list[Generation]:
     """Continue a text or a conversation. Nothing is computed before the result is iterated over or read.
 
     The same file, seed, options and instruction set give the same text, with any number of threads, when the context
@@ -84,10 +111,12 @@ def generate(
     Args:
         model: from ``load``.
         prompt: a text (the tokenizer adds its BOS), token ids (taken as they are), or messages, for a model with a chat
-            template.
-        n_predict: tokens to generate at most; -1: until the context is full.
+            template; a list of texts makes as many results, each of its own.
+        n_predict: tokens to generate at most; -1, or None: until the context is full.
+        max_tokens: another name of ``n_predict``.
         temp: temperature; 0 takes the likeliest token. None, here and in the next four: the model's own
             (``model.file.sampling``), else that of ``SamplingOptions``: 0.8.
+        temperature: another name of ``temp``.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens until their probabilities reach p; 1 keeps all.
         min_p: drop tokens less likely than min_p times the likeliest; 0 drops none.
@@ -95,7 +124,7 @@ def generate(
         repeat_last_n: how many tokens the penalties look back; -1: all.
         presence_penalty: taken off the logit of every recent token; 0 is off.
         frequency_penalty: taken off once for each time it occurs; 0 is off.
-        seed: of the draws.
+        seed: of the draws; -1: a new one.
         stop: strings that end the text; neither they nor what follows them is handed out.
         ignore_eos: go on past the model's end-of-text tokens.
         logprobs: report each token's probability, and those of so many of the likeliest; None: do not.
@@ -108,11 +137,12 @@ def generate(
         attributes.
 
     Raises:
-        ElutqError: an option is out of range, the prompt is empty or longer than the context, the model has no such
-            token, or no chat template.
+        ElutqError: an option is out of range or given by both of its names, the prompt is empty or longer than the
+            context, the model has no such token, or no chat template.
     """
     from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 
+    limit = _one_name("n_predict", n_predict, "max_tokens", max_tokens)
     options = SamplingOptions.of(
         model.file.sampling,
         repeat_penalty=repeat_penalty,
@@ -122,13 +152,32 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
-        temp=temp,
+        temp=_one_name("temp", temp, "temperature", temperature),
         seed=seed,
         logit_bias=tuple((logit_bias or {}).items()),
     )
     reply = any(isinstance(entry, Mapping) for entry in prompt)
-    ending = TextOptions(n_predict, tuple(stop), ignore_eos, logprobs, tuple(stop_token_ids), min_tokens, reply)
-    return Generation(model, model.encode(prompt), Sampler(options), ending)
+    ending = TextOptions(
+        -1 if limit is None else limit, tuple(stop), ignore_eos, logprobs, tuple(stop_token_ids), min_tokens, reply
+    )
+
+    def continuation(of: Prompt) -> Generation:
+        return Generation(model, model.encode(of), Sampler(options), ending)
+
+    if isinstance(prompt, list) and prompt and all(isinstance(entry, str) for entry in prompt):
+        return [continuation(text) for text in prompt]
+    return continuation(prompt)  # type: ignore[arg-type]  # it is no list of texts
+
+
+def _one_name(name: str, value: Value | None, other_name: str, other: Value | None) -> Value | None:
+    """Return an option that has two names.
+
+    Raises:
+        ElutqError: both are given.
+    """
+    if value is not None and other is not None:
+        raise ElutqError(f"{name} and {other_name} are the same: give one of them")
+    return other if value is None else value
 
 
 def quantize(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elutq_cli.commands.options import CacheType
+from elutq_cli.commands.options import CacheType, one_of
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.streams import printable
 from elutq_formats.errors import ElutqError
@@ -21,21 +21,41 @@ if TYPE_CHECKING:
     from elutq_cli.benchmark.measure import Test
 
 
+def _shapes(incomplete: str) -> list[str]:
+    from elutq_cli.shapes import SHAPES
+
+    return one_of(*SHAPES)(incomplete)
+
+
 def bench_command(
     model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Model file of elutq.")] = None,
     synthetic: Annotated[
         str | None,
-        typer.Option(metavar="SHAPE", help="Instead of a file: random weights of a shape, such as llama2-7b."),
+        typer.Option(
+            metavar="SHAPE",
+            help="Instead of a file: random weights of a shape, such as llama2-7b.",
+            autocompletion=_shapes,
+        ),
     ] = None,
-    bits: Annotated[int, typer.Option(help="Bits per weight of --synthetic.", min=1, max=4)] = 2,
-    group_size: Annotated[int, typer.Option(help="Group size of --synthetic.")] = 128,
+    bits: Annotated[
+        int,
+        typer.Option(help="Bits per weight of --synthetic.", min=1, max=4, autocompletion=one_of(1, 2, 3, 4)),
+    ] = 2,
+    group_size: Annotated[
+        int, typer.Option(help="Group size of --synthetic.", autocompletion=one_of(32, 64, 128))
+    ] = 128,
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt sizes, as 64,512; 0: none.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to generate; 0: none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before.")] = "0",
     threads: Annotated[str | None, typer.Option("-t", "--threads", help="Thread counts, as 1,2,4.")] = None,
     cache_type: CacheType = "f16",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Repetitions of each test.", min=1)] = 5,
-    output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o", "--output", help="md, csv, json or jsonl.", autocompletion=one_of("md", "csv", "json", "jsonl")
+        ),
+    ] = "md",
     profile: Annotated[bool, typer.Option("--profile", help="Also show where the time goes.")] = False,
 ) -> None:
     """Time prefill and decode beside the memory roof.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elutq_cli.commands.options import CacheType, Threads
+from elutq_cli.commands.options import CacheType, Threads, one_of
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.streams import printable, shown_line
@@ -33,7 +33,11 @@ def eval_command(
         int | None, typer.Option(help="Tokens from one window to the next; default: windows do not overlap.")
     ] = None,
     rule: Annotated[
-        str, typer.Option(help="Which tokens are scored: papers (all but each window's first) or llama.cpp.")
+        str,
+        typer.Option(
+            help="Which tokens are scored: papers (all but each window's first) or llama.cpp.",
+            autocompletion=one_of("papers", "llama.cpp"),
+        ),
     ] = "papers",
     reference: Annotated[
         Path | None,

@@ -48,7 +48,10 @@ def run_command(
     n_predict: Annotated[
         int | None,
         typer.Option(
-            "-n", "--n-predict", help="Tokens at most; -1: no limit. Default: 128 for plain text, no limit for a reply."
+            "-n",
+            "--n-predict",
+            "--max-tokens",
+            help="Tokens at most; -1: no limit. Default: 128 for plain text, no limit for a reply.",
         ),
     ] = None,
     ctx_size: Annotated[
@@ -57,9 +60,15 @@ def run_command(
     ] = None,
     threads: Threads = None,
     seed: Annotated[
-        int, typer.Option("-s", "--seed", help="Seed of the draws: the same one, the same text from an empty context.")
+        int,
+        typer.Option(
+            "-s", "--seed", help="Seed of the draws: the same one, the same text from an empty context; -1: a new one."
+        ),
     ] = 0,
-    temp: Annotated[float | None, typer.Option(help=f"Temperature; 0 takes the likeliest token. {OWN} 0.8.")] = None,
+    temp: Annotated[
+        float | None,
+        typer.Option("--temp", "--temperature", help=f"Temperature; 0 takes the likeliest token. {OWN} 0.8."),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help=f"Keep the k likeliest tokens; 0: all. {OWN} 40.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help=f"Keep the likeliest tokens up to this probability; 1: all. {OWN} 0.95.")

@@ -176,6 +176,11 @@ class Generation(Iterator[GeneratedToken]):
         return (self.prompt_tokens - self.reused_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
+    def seed(self) -> int:
+        """The seed that the draws began with."""
+        return self._sampler.options.seed
+
+    @property
     def tokens_per_second(self) -> float:
         """Speed of decode, the first token (which prefill paid for) left out; 0 with fewer than two tokens."""
         return (len(self.tokens) - 1) / self.seconds if len(self.tokens) > 1 and self.seconds else 0.0

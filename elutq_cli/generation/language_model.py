@@ -2,10 +2,11 @@
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +145,7 @@ class LanguageModel:
         self._session = self.native.session(ctx_size, self._threads or choose_threads(self.native), self.cache_type)
         return self._session
 
-    def encode(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
+    def encode(self, prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt: a text, token ids as they are, or messages.
 
         Raises:
@@ -155,8 +156,10 @@ class LanguageModel:
         self.native.check_open()
         if isinstance(prompt, str):
             return self.encode_text(prompt, add_special_tokens=True)
-        ids = [entry for entry in prompt if isinstance(entry, int)]
-        messages = [entry for entry in prompt if not isinstance(entry, int)]
+        ids = [int(entry) for entry in prompt if isinstance(entry, (int, np.integer))]
+        messages = [entry for entry in prompt if isinstance(entry, Mapping)]
+        if len(ids) + len(messages) != len(prompt):
+            raise ElutqError("a prompt is a text, a sequence of token ids, or a list of messages")
         if not messages:
             return ids
         if ids:

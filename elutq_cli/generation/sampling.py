@@ -1,6 +1,7 @@
 """Choosing the next token: greedy, temperature, top-k, top-p, min-p and three penalties."""
 
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import SamplingDefaults
+
+NEW_SEED = -1
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,15 @@ class SamplingOptions:
 
         Args:
             defaults: The model's own, as its file has them.
-            given: The user's, by name; None is not given.
+            given: The user's, by name; None is not given. A seed of NEW_SEED stands for one that nobody knows yet.
 
         Raises:
             ElutqError: One is out of range.
         """
-        return cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
+        options = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+        if options.get("seed") == NEW_SEED:
+            options["seed"] = random.getrandbits(32)
+        return cls(**options)
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -69,7 +75,7 @@ class SamplingOptions:
             ("top-p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1"),
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
             ("temperature", self.temp, self.temp >= 0, "0 or more"),
-            ("seed", self.seed, self.seed >= 0, "0 or more"),
+            ("seed", self.seed, self.seed >= 0, "0 or more, or -1 for a new one"),
         )
         for name, value, valid, range_ in checks:
             if not (valid and math.isfinite(value)):

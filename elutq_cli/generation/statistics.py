@@ -13,6 +13,7 @@ def summarize(generation: Generation, model: LanguageModel, load_seconds: float)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "finish_reason": generation.finish_reason,
+        "seed": generation.seed,
         "n_prompt": generation.prompt_tokens,
         "n_reused": generation.reused_tokens,
         "n_gen": len(generation.tokens),

@@ -5,7 +5,7 @@ import json
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import elutq_cli
+import elutq
 from elutq_cli.server.endpoint import make_app
 from elutq_cli.server.engine import Engine
 
@@ -13,7 +13,7 @@ from elutq_cli.server.engine import Engine
 @contextmanager
 def serving(path, ctx_size=512, **options):
     """Yield a client of an application that serves a model file; options are those of ``make_app``."""
-    with elutq_cli.load(path, ctx_size=ctx_size) as model, Engine(model, 8) as engine:
+    with elutq.load(path, ctx_size=ctx_size) as model, Engine(model, 8) as engine:
         yield Client(make_app(engine, "tested", **options), model, engine)
 
 

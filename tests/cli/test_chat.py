@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import CHAT_TEMPLATE, NOVELS
 
-import elutq_cli
+import elutq
 from elutq_cli.generation import ChatTemplate, Conversation, Sampler, SamplingOptions, TextOptions
 from elutq_cli.generation.context import ContextOverflowError
 from elutq_formats.errors import ElutqError
@@ -245,7 +245,7 @@ def test_no_terminal_no_chat(chat_model):
 
 @pytest.fixture
 def model(chat_model):
-    with elutq_cli.load(chat_model, ctx_size=512, threads=1) as model:
+    with elutq.load(chat_model, ctx_size=512, threads=1) as model:
         yield model
 
 
@@ -352,5 +352,5 @@ def test_system_prompt_without_template(model):
 )
 def test_the_file_carries_the_template_of_the_checkpoint(tmp_path, name, text):
     folder = checkpoint_with(tmp_path / "checkpoint", name, text)
-    elutq_cli.quantize(folder, tmp_path / "model.gguf", threads=2)
+    elutq.quantize(folder, tmp_path / "model.gguf", threads=2)
     assert ModelFile.open(tmp_path / "model.gguf").chat_template == CHAT_TEMPLATE

@@ -92,7 +92,16 @@ def test_no_arguments_show_the_help():
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("elutq ru", {"run"}), ("elutq run --top", {"--top-k", "--top-p"}), ("elutq inf", {"info"})]
+    ("words", "expected"),
+    [
+        ("elutq ru", {"run"}),
+        ("elutq run --top", {"--top-k", "--top-p"}),
+        ("elutq inf", {"info"}),
+        ("elutq run --cache-type ", {"f16", "q8"}),
+        ("elutq eval --rule pa", {"papers"}),
+        ("elutq bench -o json", {"json", "jsonl"}),
+        ("elutq bench --synthetic llama3-", {"llama3-8b", "llama3-70b"}),
+    ],
 )
 def test_completion(words, expected):
     result = elutq(_ELUTQ_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from processes import started
 from safetensors.numpy import save
 
-import elutq_cli
+import elutq
 from elutq_cli.hub import find_checkpoint, is_repository, open_headers
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.checkpoint import Checkpoint
@@ -197,7 +197,7 @@ def missing_tensor(hub):
 def test_what_cannot_succeed_is_refused_before_weights_are_downloaded(hub, here, tmp_path, spoil, options, message):
     spoil(hub)
     with pytest.raises(ElutqError, match=message):
-        elutq_cli.quantize(here, tmp_path / "out.gguf", **({"recipe": Recipe(group_size=32)} | options), threads=1)
+        elutq.quantize(here, tmp_path / "out.gguf", **({"recipe": Recipe(group_size=32)} | options), threads=1)
     assert not SHARDS & set(hub.downloads())
     assert not (tmp_path / "out.gguf").exists()
 

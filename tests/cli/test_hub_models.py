@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hub_server import hub_environment, serving, use_here
 
-import elutq_cli
+import elutq
 from elutq_cli.commands.model_argument import find_model_file
 from elutq_cli.hub import find_model
 from elutq_formats.errors import ElutqError
@@ -30,21 +30,21 @@ def here(hub, tmp_path, monkeypatch):
 def test_a_model_is_loaded_from_the_hub_and_then_from_the_cache(hub, here, novels_2bit, monkeypatch):
     def text(model):
         with model:
-            return elutq_cli.generate(model, "It was a", 4, temp=0).read()
+            return elutq.generate(model, "It was a", 4, temp=0).read()
 
-    expected = text(elutq_cli.load(novels_2bit, ctx_size=64))
-    assert text(elutq_cli.load("someone/tiny", ctx_size=64)) == expected
+    expected = text(elutq.load(novels_2bit, ctx_size=64))
+    assert text(elutq.load("someone/tiny", ctx_size=64)) == expected
     assert hub.downloads() == ["tiny.gguf"]
-    assert text(elutq_cli.load("someone/tiny", filename="tiny.gguf", revision="v1", ctx_size=64)) == expected
+    assert text(elutq.load("someone/tiny", filename="tiny.gguf", revision="v1", ctx_size=64)) == expected
     assert hub.downloads() == ["tiny.gguf"]
     hub.requested.clear()
-    assert text(elutq_cli.load("someone/tiny", offline=True, ctx_size=64)) == expected
+    assert text(elutq.load("someone/tiny", offline=True, ctx_size=64)) == expected
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert text(elutq_cli.load("someone/tiny:tiny", ctx_size=64)) == expected
+    assert text(elutq.load("someone/tiny:tiny", ctx_size=64)) == expected
     with pytest.raises(ElutqError, match=r"no GGUF file 'other' in the cache: it has 'tiny\.gguf'"):
-        elutq_cli.load("someone/tiny:other")
+        elutq.load("someone/tiny:other")
     with pytest.raises(ElutqError, match="someone/else is not in the cache"):
-        elutq_cli.load("someone/else")
+        elutq.load("someone/else")
     assert hub.requested == []
 
 
@@ -81,7 +81,7 @@ def test_of_several_files_one_is_chosen_by_its_name_or_a_part_of_it(hub, here):
 def test_what_is_no_model_of_ours_is_refused_before_it_is_downloaded(hub, here, files, message):
     hub.files = files
     with pytest.raises(ElutqError, match=f"^someone/tiny.* {message}"):
-        elutq_cli.load("someone/tiny")
+        elutq.load("someone/tiny")
     assert hub.downloads() == []
 
 

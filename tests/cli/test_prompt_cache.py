@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import elutq_cli
+import elutq
 from elutq_cli.generation.prompt_cache import MAGIC, PromptCache
 from elutq_formats.errors import ElutqError
 
@@ -24,10 +24,10 @@ def load(novels_2bit):
     opened = []
 
     def load(path, prompt=SYSTEM, n_predict=4, model=novels_2bit, ctx_size=512, cache_type="f16"):
-        model = elutq_cli.load(model, ctx_size=ctx_size, threads=1, cache_type=cache_type)
+        model = elutq.load(model, ctx_size=ctx_size, threads=1, cache_type=cache_type)
         opened.append(model)
         cache = PromptCache(path, model)
-        generation = elutq_cli.generate(model, prompt, n_predict, temp=0)
+        generation = elutq.generate(model, prompt, n_predict, temp=0)
         generation.read()
         cache.keep(generation)
         return generation
@@ -49,7 +49,7 @@ def test_the_same_prompt_is_not_computed_again_and_goes_on_the_same(load, cache)
     assert with_cache.reused_tokens == with_cache.prompt_tokens - 1
     # The last token alone or with others: the kernels' tables round differently, so compare with the same split.
     fresh = load(cache.with_name("none"))
-    again = elutq_cli.generate(fresh._model, SYSTEM, 4, temp=0)
+    again = elutq.generate(fresh._model, SYSTEM, 4, temp=0)
     assert again.read() == with_cache.text
 
 
@@ -71,9 +71,9 @@ def test_a_shorter_context_takes_what_it_holds(load, cache):
 
 
 def test_an_interrupted_prompt_keeps_what_was_done(novels_2bit, tmp_path):
-    with elutq_cli.load(novels_2bit, ctx_size=1024, threads=1) as model:
+    with elutq.load(novels_2bit, ctx_size=1024, threads=1) as model:
         cache = PromptCache(tmp_path / "prompt.cache", model)
-        generation = elutq_cli.generate(model, [7] * 600, 1)
+        generation = elutq.generate(model, [7] * 600, 1)
         evaluate = model.session.eval
 
         def cancel_after(batch):
@@ -86,7 +86,7 @@ def test_an_interrupted_prompt_keeps_what_was_done(novels_2bit, tmp_path):
         assert generation.finish_reason == "cancelled"
         cache.keep(generation)
         assert len(model.tokens) == 512
-    with elutq_cli.load(novels_2bit, ctx_size=1024, threads=1) as model:
+    with elutq.load(novels_2bit, ctx_size=1024, threads=1) as model:
         PromptCache(tmp_path / "prompt.cache", model)
         assert len(model.tokens) == 512
 

@@ -251,3 +251,14 @@ def test_a_checkpoint_in_the_place_of_a_model_file_is_told_what_to_do(tmp_path, 
 def test_full_context_is_in_the_statistics(novels_2bit):
     result = elutq(novels_2bit, "-p", PROMPT, "-n", -1, "-c", 16, "--ignore-eos")
     assert b"context 16 tokens, KV cache 0.0 MB, full" in result.stderr
+
+
+def test_flags_have_the_names_of_other_programs_too(novels_2bit):
+    ours = elutq(novels_2bit, "-p", PROMPT, "-n", 6, "--temp", 0)
+    assert text_of(elutq(novels_2bit, "-p", PROMPT, "--max-tokens", 6, "--temperature", 0)) == text_of(ours)
+
+
+def test_seed_minus_one_is_a_new_one_that_is_told(novels_2bit):
+    options = (novels_2bit, "-p", PROMPT, "-n", 1, "--seed", -1, "--json")
+    first, second = (json.loads(text_of(elutq(*options)))["seed"] for _ in range(2))
+    assert first != second

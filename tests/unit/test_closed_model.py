@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-import elutq_cli
+import elutq
 from elutq_cli.generation import LanguageModel
 from elutq_native import ClosedError, NativeError
 
@@ -13,8 +13,8 @@ PROMPT = "It was a dark night, and"
 
 @pytest.mark.parametrize("n_before", [0, 1, 5])
 def test_a_text_read_after_its_with_block_says_that_the_model_is_closed(n_before, novels_2bit):
-    with elutq_cli.load(novels_2bit, threads=1) as model:
-        generation = elutq_cli.generate(model, PROMPT, temp=0, ignore_eos=True)
+    with elutq.load(novels_2bit, threads=1) as model:
+        generation = elutq.generate(model, PROMPT, temp=0, ignore_eos=True)
         for _ in range(n_before):
             next(generation)
     with pytest.raises(ClosedError, match="the model is closed"):
@@ -26,8 +26,8 @@ def test_a_text_read_after_its_with_block_says_that_the_model_is_closed(n_before
 @pytest.mark.parametrize(
     "call",
     [
-        lambda model: elutq_cli.generate(model, PROMPT),
-        lambda model: elutq_cli.generate(model, [1, 2, 3]),
+        lambda model: elutq.generate(model, PROMPT),
+        lambda model: elutq.generate(model, [1, 2, 3]),
         lambda model: model.encode(PROMPT),
         lambda model: model.start(64),
         lambda model: model.session,
@@ -50,7 +50,7 @@ def test_a_closed_model_computes_nothing(started, call, novels_2bit):
 def test_closing_a_model_ends_the_text_that_another_thread_makes(novels_2bit, monkeypatch):
     monkeypatch.setenv("ELUTQ_ISA", "scalar")
     model = LanguageModel(novels_2bit, ctx_size=1024, threads=2)
-    generation, begun = elutq_cli.generate(model, PROMPT, temp=0, ignore_eos=True), threading.Event()
+    generation, begun = elutq.generate(model, PROMPT, temp=0, ignore_eos=True), threading.Event()
     closing = threading.Thread(target=lambda: (begun.wait(), model.close()))
     closing.start()
     with pytest.raises(ClosedError, match="is closed"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import elutq_cli
+import elutq
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 from elutq_cli.generation.context import ContextOverflowError, check_context, choose_context, fit_context
 from elutq_cli.pipeline.recipe import Recipe
@@ -18,17 +18,17 @@ PROMPT = "It was a dark night, and"
 
 @pytest.fixture(scope="module")
 def model(novels_2bit):
-    with elutq_cli.load(novels_2bit, ctx_size=512, threads=1) as model:
+    with elutq.load(novels_2bit, ctx_size=512, threads=1) as model:
         yield model
 
 
 def text(model, prompt=PROMPT, n_predict=40, **options):
     model.clear()
-    return elutq_cli.generate(model, prompt, n_predict, **options).read()
+    return elutq.generate(model, prompt, n_predict, **options).read()
 
 
 def test_text_is_that_of_the_tokens(model):
-    generation = elutq_cli.generate(model, PROMPT, 40, seed=3)
+    generation = elutq.generate(model, PROMPT, 40, seed=3)
     tokens = list(generation)
     assert [token.token_id for token in tokens] == generation.tokens
     assert "".join(token.text for token in tokens) == generation.text == model.tokenizer.decode(generation.tokens)
@@ -46,7 +46,7 @@ def test_exactly_one_bos(model):
 def test_same_seed_same_text_with_any_number_of_threads(novels_2bit):
     texts = set()
     for threads in (1, 2, 1):
-        with elutq_cli.load(novels_2bit, ctx_size=256, threads=threads) as model:
+        with elutq.load(novels_2bit, ctx_size=256, threads=threads) as model:
             texts.add(text(model, seed=11, n_predict=100))
     assert len(texts) == 1
 
@@ -56,7 +56,7 @@ def test_another_seed_another_text(model):
 
 
 def test_greedy_takes_the_likeliest_of_logits_computed_afresh(model):
-    generation = elutq_cli.generate(model, PROMPT, 5, temp=0)
+    generation = elutq.generate(model, PROMPT, 5, temp=0)
     generation.read()
     tokens = model.encode(PROMPT)
     with model.native.session(64, 1) as session:
@@ -67,21 +67,21 @@ def test_greedy_takes_the_likeliest_of_logits_computed_afresh(model):
 
 
 def test_nothing_is_computed_before_it_is_asked_for(model):
-    generation = elutq_cli.generate(model, PROMPT, 5)
+    generation = elutq.generate(model, PROMPT, 5)
     assert generation.tokens == []
     assert generation.prompt_seconds == 0
     assert generation.tokens_per_second == 0
 
 
 def test_no_tokens_asked_for(model):
-    generation = elutq_cli.generate(model, PROMPT, 0)
+    generation = elutq.generate(model, PROMPT, 0)
     assert generation.read() == ""
     assert generation.finish_reason == "length"
 
 
 def test_context_that_fills_up_ends_the_text(model):
     prompt = model.encode(PROMPT) * 20
-    generation = elutq_cli.generate(model, prompt, -1, ignore_eos=True)
+    generation = elutq.generate(model, prompt, -1, ignore_eos=True)
     generation.read()
     assert generation.finish_reason == "context"
     assert len(model.tokens) == model.ctx_size
@@ -90,38 +90,38 @@ def test_context_that_fills_up_ends_the_text(model):
 
 
 def test_prompt_as_long_as_the_context_gives_one_token(model):
-    generation = elutq_cli.generate(model, [5] * model.ctx_size, 10)
+    generation = elutq.generate(model, [5] * model.ctx_size, 10)
     generation.read()
     assert len(generation.tokens) == 1
 
 
 def test_prompt_longer_than_the_context(model):
     with pytest.raises(ContextOverflowError, match="513 tokens, the context holds 512"):
-        elutq_cli.generate(model, [5] * 513)
+        elutq.generate(model, [5] * 513)
 
 
 @pytest.mark.parametrize("prompt", [[], ()])
 def test_prompt_without_tokens(model, prompt):
     with pytest.raises(ElutqError, match="no tokens"):
-        elutq_cli.generate(model, prompt)
+        elutq.generate(model, prompt)
 
 
 def test_messages_need_a_chat_template(model):
     with pytest.raises(ElutqError, match="no chat template"):
-        elutq_cli.generate(model, [{"role": "user", "content": "Hello"}])
+        elutq.generate(model, [{"role": "user", "content": "Hello"}])
     with pytest.raises(ElutqError, match="either token ids or messages"):
-        elutq_cli.generate(model, [1, {"role": "user", "content": "Hello"}])
+        elutq.generate(model, [1, {"role": "user", "content": "Hello"}])
 
 
 def test_every_eos_token_ends_the_text_and_is_not_shown(model, monkeypatch):
     model.clear()
-    plain = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    plain = elutq.generate(model, PROMPT, 20, temp=0)
     plain.read()
     eos = plain.tokens[6]
     first = plain.tokens.index(eos)
     monkeypatch.setattr(model.tokenizer, "eos_token_ids", (9999, eos))
     model.clear()
-    generation = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    generation = elutq.generate(model, PROMPT, 20, temp=0)
     assert generation.read() == model.tokenizer.decode(plain.tokens[:first])
     assert generation.finish_reason == "stop"
     assert generation.tokens == plain.tokens[: first + 1]
@@ -133,7 +133,7 @@ def test_stop_strings_end_the_text_before_them(model):
     whole = text(model, temp=0, n_predict=60)
     for stop in (whole[20:23], whole[11:12], whole[30:50]):
         model.clear()
-        generation = elutq_cli.generate(model, PROMPT, 60, temp=0, stop=[stop, "never seen"])
+        generation = elutq.generate(model, PROMPT, 60, temp=0, stop=[stop, "never seen"])
         assert generation.read() == whole[: whole.index(stop)]
         assert generation.finish_reason == "stop"
         assert generation.stop_string_found
@@ -145,24 +145,24 @@ def test_text_held_back_for_a_stop_string_comes_at_the_end(model):
 
 
 def test_context_is_reused_and_the_text_the_same(novels_2bit):
-    with elutq_cli.load(novels_2bit, ctx_size=256, threads=1) as model:
-        first = elutq_cli.generate(model, PROMPT, 30, temp=0)
+    with elutq.load(novels_2bit, ctx_size=256, threads=1) as model:
+        first = elutq.generate(model, PROMPT, 30, temp=0)
         first.read()
         longer = [*model.encode(PROMPT), *first.tokens]
-        second = elutq_cli.generate(model, longer, 10, temp=0)
+        second = elutq.generate(model, longer, 10, temp=0)
         second.read()
         assert second.reused_tokens == len(longer) - 1
-        other = elutq_cli.generate(model, "Quite another text", 5)
+        other = elutq.generate(model, "Quite another text", 5)
         other.read()
         assert other.reused_tokens == 1  # BOS
-    with elutq_cli.load(novels_2bit, ctx_size=256, threads=1) as model:
-        assert elutq_cli.generate(model, PROMPT, 40, temp=0).read() == first.text + second.text
+    with elutq.load(novels_2bit, ctx_size=256, threads=1) as model:
+        assert elutq.generate(model, PROMPT, 40, temp=0).read() == first.text + second.text
 
 
 def test_texts_that_take_turns_do_not_mix(model):
     alone = [text(model, prompt, 6, temp=0) for prompt in ("The sea", "My dear")]
     model.clear()
-    pair = [elutq_cli.generate(model, prompt, 6, temp=0) for prompt in ("The sea", "My dear")]
+    pair = [elutq.generate(model, prompt, 6, temp=0) for prompt in ("The sea", "My dear")]
     for _ in range(6):
         for generation in pair:
             next(generation)
@@ -170,7 +170,7 @@ def test_texts_that_take_turns_do_not_mix(model):
 
 
 def test_logprobs_are_those_of_the_model_before_the_sampler(model):
-    made = list(elutq_cli.generate(model, PROMPT, 4, seed=5, temp=1.5, top_k=0, logprobs=3))
+    made = list(elutq.generate(model, PROMPT, 4, seed=5, temp=1.5, top_k=0, logprobs=3))
     tokens = model.encode(PROMPT)
     with model.native.session(64, 1) as session:
         for token in made:
@@ -185,7 +185,7 @@ def test_logprobs_are_those_of_the_model_before_the_sampler(model):
 
 
 def test_logprobs_of_the_chosen_token_alone(model):
-    (token,) = elutq_cli.generate(model, PROMPT, 1, logprobs=0)
+    (token,) = elutq.generate(model, PROMPT, 1, logprobs=0)
     assert token.alternatives == ()
     assert token.logprob < 0
 
@@ -195,7 +195,7 @@ def test_stop_tokens_end_the_text_and_are_not_shown(model):
     tokens = model.tokenizer.encode(plain)
     for options in ({}, {"ignore_eos": True}):
         model.clear()
-        generation = elutq_cli.generate(model, PROMPT, 20, temp=0, stop_token_ids=[tokens[6]], **options)
+        generation = elutq.generate(model, PROMPT, 20, temp=0, stop_token_ids=[tokens[6]], **options)
         assert generation.read() == model.tokenizer.decode(tokens[: tokens.index(tokens[6])])
         assert generation.finish_reason == "stop"
         assert generation.tokens[-1] == tokens[6]
@@ -203,19 +203,19 @@ def test_stop_tokens_end_the_text_and_are_not_shown(model):
 
 def test_nothing_ends_the_text_before_min_tokens(model, monkeypatch):
     model.clear()
-    plain = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    plain = elutq.generate(model, PROMPT, 20, temp=0)
     plain.read()
     first, second = plain.tokens[0], plain.tokens[1]
     monkeypatch.setattr(model.tokenizer, "eos_token_ids", (second,))
-    made = elutq_cli.generate(model, PROMPT, 20, temp=0, stop_token_ids=[first], min_tokens=5)
+    made = elutq.generate(model, PROMPT, 20, temp=0, stop_token_ids=[first], min_tokens=5)
     made.read()
     assert {first, second}.isdisjoint(made.tokens[:5])
     assert len(made.tokens) >= 5
     # Under ignore_eos an end-of-text token is one like any other.
-    free = elutq_cli.generate(model, PROMPT, 20, temp=0, stop_token_ids=[first], min_tokens=5, ignore_eos=True, seed=1)
+    free = elutq.generate(model, PROMPT, 20, temp=0, stop_token_ids=[first], min_tokens=5, ignore_eos=True, seed=1)
     free.read()
     assert first not in free.tokens[:5]
-    assert elutq_cli.generate(model, PROMPT, 5, temp=0, min_tokens=5, ignore_eos=True).read()[:1] == plain.text[:1]
+    assert elutq.generate(model, PROMPT, 5, temp=0, min_tokens=5, ignore_eos=True).read()[:1] == plain.text[:1]
 
 
 def test_a_stop_string_before_min_tokens_is_text(model):
@@ -229,14 +229,14 @@ def test_a_stop_string_before_min_tokens_is_text(model):
 
 def test_a_bias_bans_a_token_or_forces_it(model):
     model.clear()
-    first, second = elutq_cli.generate(model, PROMPT, 2, temp=0, logprobs=2), None
+    first, second = elutq.generate(model, PROMPT, 2, temp=0, logprobs=2), None
     (token, _) = list(first)
     first, second = (other.token_id for other in token.alternatives)
-    made = elutq_cli.generate(model, PROMPT, 20, temp=0, logit_bias={first: -100})
+    made = elutq.generate(model, PROMPT, 20, temp=0, logit_bias={first: -100})
     made.read()
     assert made.tokens[0] == second
     assert first not in made.tokens
-    forced = elutq_cli.generate(model, PROMPT, 4, seed=3, logit_bias={second: 100}, logprobs=0)
+    forced = elutq.generate(model, PROMPT, 4, seed=3, logit_bias={second: 100}, logprobs=0)
     logprobs = [token.logprob for token in forced]
     assert forced.tokens == [second] * 4
     assert min(logprobs) < -1  # reported as the model gave them
@@ -245,7 +245,7 @@ def test_a_bias_bans_a_token_or_forces_it(model):
 @pytest.mark.parametrize("options", [{"stop_token_ids": [1 << 20]}, {"logit_bias": {-1: 5.0}}])
 def test_options_that_name_a_token_that_is_not_there(model, options):
     with pytest.raises(ElutqError, match=rf"{next(iter(options))} has token \S+, and the model's are 0 to 409\d"):
-        elutq_cli.generate(model, PROMPT, 5, **options)
+        elutq.generate(model, PROMPT, 5, **options)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_options_out_of_range(options, word):
 
 
 def test_cancel_before_the_first_token(model):
-    generation = elutq_cli.generate(model, PROMPT, 50)
+    generation = elutq.generate(model, PROMPT, 50)
     generation.cancel()
     assert generation.read() == ""
     assert generation.finish_reason == "cancelled"
@@ -274,7 +274,7 @@ def test_cancel_before_the_first_token(model):
 @pytest.mark.parametrize("over", [True, False])
 def test_cancel_of_a_text_that_does_not_run_leaves_the_running_one_alone(model, monkeypatch, over):
     """Neither of a text that is over nor of one that has not begun: the prompt of another is evaluated once."""
-    other = elutq_cli.generate(model, PROMPT, 2)
+    other = elutq.generate(model, PROMPT, 2)
     if over:
         other.read()
     batches, cancelled, evaluate = [], [], model.session.eval
@@ -286,7 +286,7 @@ def test_cancel_of_a_text_that_does_not_run_leaves_the_running_one_alone(model, 
 
     monkeypatch.setattr(model.session, "cancel", lambda: cancelled.append(True))
     monkeypatch.setattr(model.session, "eval", evaluate_and_count)
-    generation = elutq_cli.generate(model, PROMPT, 3, temp=0)
+    generation = elutq.generate(model, PROMPT, 3, temp=0)
     generation.read()
     assert (len(batches), cancelled, generation.finish_reason) == (3, [], "length")
     assert len(other.tokens) == (2 if over else 0)
@@ -303,7 +303,7 @@ def test_cancel_that_comes_as_an_evaluation_ends_costs_the_next_text_nothing(mod
 def test_cancel_between_tokens_keeps_what_there_is(model):
     whole = text(model, temp=0, n_predict=20)
     model.clear()
-    generation = elutq_cli.generate(model, PROMPT, 20, temp=0)
+    generation = elutq.generate(model, PROMPT, 20, temp=0)
     for _ in range(5):
         next(generation)
     generation.cancel()
@@ -314,7 +314,7 @@ def test_cancel_between_tokens_keeps_what_there_is(model):
 
 def test_cancel_from_another_thread_stops_a_prompt(novels_2bit, monkeypatch):
     monkeypatch.setenv("ELUTQ_ISA", "scalar")
-    with elutq_cli.load(novels_2bit, ctx_size=1024, threads=1) as model:
+    with elutq.load(novels_2bit, ctx_size=1024, threads=1) as model:
         generation = Generation(model, [7] * 1000, Sampler(SamplingOptions()), TextOptions(-1))
         timer = threading.Timer(0.1, generation.cancel)
         timer.start()
@@ -354,20 +354,20 @@ def test_context_for_one_text(asked, n_prompt, n_predict, expected):
 
 def test_quantize_and_load(tmp_path):
     golden = Path(__file__).parent.parent / "data" / "golden" / "qwen3"
-    summary = elutq_cli.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32), threads=1)
+    summary = elutq.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32), threads=1)
     assert summary.size_bytes == (tmp_path / "model.gguf").stat().st_size
-    with elutq_cli.load(tmp_path / "model.gguf", threads=1) as model:
+    with elutq.load(tmp_path / "model.gguf", threads=1) as model:
         record = model.file.tensors["blk.0.attn_q.weight"]
         assert record.n_bytes == tensor_bytes(record.rows, record.columns, 3, 32)
-        assert elutq_cli.generate(model, "The quick", 4, temp=0).read()
+        assert elutq.generate(model, "The quick", 4, temp=0).read()
     with pytest.raises(ElutqError, match="--force"):
-        elutq_cli.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32))
+        elutq.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32))
 
 
 def test_an_emptied_context_gives_the_logits_of_a_new_one(model, novels_2bit):
     """Whatever it held before, which may move the logits that are computed on top of it."""
     prompt = model.encode(PROMPT)
-    with elutq_cli.load(novels_2bit, ctx_size=model.ctx_size) as new:
+    with elutq.load(novels_2bit, ctx_size=model.ctx_size) as new:
         expected = new.evaluate(prompt)
     model.clear()
     for token in prompt[:-1]:

@@ -3,7 +3,7 @@
 import pytest
 from conftest import sentencepiece_decoder, sentencepiece_tokenizer
 
-import elutq_cli
+import elutq
 from elutq_cli.generation import ChatTemplate, Conversation, Generation, SamplingOptions, TextOptions
 from elutq_cli.server.response import ChatResponder, CompletionResponder
 
@@ -24,7 +24,7 @@ class Script:
 
 @pytest.fixture(scope="module")
 def byte_level(novels_2bit):
-    with elutq_cli.load(novels_2bit, ctx_size=256, threads=1) as model:
+    with elutq.load(novels_2bit, ctx_size=256, threads=1) as model:
         yield model
 
 
@@ -88,7 +88,7 @@ def test_generate_takes_messages_for_a_prompt_of_a_reply(llama, monkeypatch):
     force = dict.fromkeys(ids(llama, "▁I"), 100.0)
     monkeypatch.delitem(llama.__dict__, "chat_template", raising=False)
     for prompt, expected in (([{"role": "user", "content": "said,"}], "I"), ("said,", " I"), (ids(llama, ","), " I")):
-        assert elutq_cli.generate(llama, prompt, 1, temp=0, logit_bias=force).read() == expected
+        assert elutq.generate(llama, prompt, 1, temp=0, logit_bias=force).read() == expected
     llama.__dict__.pop("chat_template")
 
 

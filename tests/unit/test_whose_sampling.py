@@ -9,7 +9,7 @@ import typer
 from conftest import NOVELS
 from typer.testing import CliRunner
 
-import elutq_cli
+import elutq
 from elutq_cli.app import app
 from elutq_cli.generation import SamplingOptions
 from elutq_cli.server.request import read_completion
@@ -30,7 +30,7 @@ def greedy_file(make_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def greedy(greedy_file):
-    with elutq_cli.load(greedy_file, ctx_size=64, threads=1) as model:
+    with elutq.load(greedy_file, ctx_size=64, threads=1) as model:
         yield model
 
 
@@ -51,7 +51,7 @@ def test_a_users_value_comes_before_the_authors_and_his_before_ours():
 def test_python_takes_the_authors_sampling(greedy):
     def text(**options):
         greedy.clear()
-        return elutq_cli.generate(greedy, PROMPT, 12, **options).read()
+        return elutq.generate(greedy, PROMPT, 12, **options).read()
 
     assert greedy.file.sampling == {"temp": 0.0, "top_k": 7, "repeat_penalty": 1.3}
     assert text(seed=1) == text(seed=2) == text(temp=0, repeat_penalty=1.3)
@@ -70,8 +70,8 @@ def test_run_takes_the_authors_sampling_below_its_flags(greedy_file):
 
 def test_the_server_takes_the_authors_sampling_below_a_requests_fields(greedy):
     body = {"prompt": PROMPT}
-    assert read_completion(body, greedy).sampling == SamplingOptions(temp=0.0, top_k=7, repeat_penalty=1.3)
-    asked = read_completion(body | {"temperature": 0.5, "top_k": 0, "top_p": 0.9}, greedy).sampling
+    assert read_completion(body, greedy, None).sampling == SamplingOptions(temp=0.0, top_k=7, repeat_penalty=1.3)
+    asked = read_completion(body | {"temperature": 0.5, "top_k": 0, "top_p": 0.9}, greedy, None).sampling
     assert asked == SamplingOptions(temp=0.5, top_k=0, top_p=0.9, repeat_penalty=1.3)
 
 

@@ -1,0 +1,70 @@
+"""The package `elutq`: what it exports, and the forms that prompts and options may have."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import elutq
+
+PROMPT = "It was a dark night, and"
+
+
+@pytest.fixture(scope="module")
+def model(novels_2bit):
+    with elutq.load(novels_2bit, ctx_size=256, threads=1) as opened:
+        yield opened
+
+
+def test_everything_that_is_exported_is_there():
+    assert {"load", "generate", "quantize", "Recipe", "ElutqError", "NativeError"} <= set(elutq.__all__)
+    assert all(hasattr(elutq, name) for name in elutq.__all__)
+    assert issubclass(elutq.CheckpointError, elutq.ElutqError)
+
+
+def test_the_command_loads_no_numpy_before_it_has_set_the_threads_of_its_blas():
+    code = "import sys, elutq_cli.app; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_options_have_the_names_of_other_packages_too(model):
+    ours = elutq.generate(model, PROMPT, 6, temp=0)
+    model.clear()
+    assert elutq.generate(model, PROMPT, max_tokens=6, temperature=0).read() == ours.read()
+    with pytest.raises(elutq.ElutqError, match="temp and temperature are the same: give one of them"):
+        elutq.generate(model, PROMPT, temp=0, temperature=0.5)
+    with pytest.raises(elutq.ElutqError, match="n_predict and max_tokens are the same"):
+        elutq.generate(model, PROMPT, 6, max_tokens=6)
+
+
+def test_a_list_of_texts_makes_a_text_of_each(model):
+    texts = [generation.read() for generation in elutq.generate(model, [PROMPT, "My dear"], 5, temp=0)]
+    alone = []
+    for prompt in (PROMPT, "My dear"):
+        model.clear()
+        alone.append(elutq.generate(model, prompt, 5, temp=0).read())
+    assert texts == alone
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint32])
+def test_token_ids_may_be_numpys(model, dtype):
+    ids = model.encode(PROMPT)
+    expected = elutq.generate(model, ids, 5, temp=0).read()
+    for prompt in (np.array(ids, dtype=dtype), list(np.array(ids, dtype=dtype))):
+        model.clear()
+        assert elutq.generate(model, prompt, 5, temp=0).read() == expected
+
+
+@pytest.mark.parametrize("prompt", [np.ones((2, 3), np.int64), np.ones(3), ["a", 1], [1.0], [None]])
+def test_what_is_no_prompt_is_told(model, prompt):
+    with pytest.raises(elutq.ElutqError, match="a prompt is a text, a sequence of token ids, or a list of messages"):
+        elutq.generate(model, prompt)
+
+
+def test_a_seed_of_minus_one_is_a_new_one_each_time(model):
+    seeds = {elutq.generate(model, PROMPT, 1, seed=-1).seed for _ in range(4)}
+    assert len(seeds) == 4
+    assert elutq.generate(model, PROMPT, 1, seed=7).seed == 7
+    with pytest.raises(elutq.ElutqError, match="seed is -2"):
+        elutq.generate(model, PROMPT, 1, seed=-2)
