@@ -72,10 +72,14 @@ def prepare(
 
 def _check_texts(checkpoint: Checkpoint) -> None:
     """Refuse a tokenizer and a chat template that those who run the file could not use."""
-    tokenizer = checkpoint.tokenizer()
-    if checkpoint.chat_template is None:
+    tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
+    if source is None:
         return
+    own = checkpoint.path / "chat_template.jinja"
+    file = own if own.exists() else checkpoint.path / "tokenizer_config.json"
     try:
-        ChatTemplate.for_tokenizer(checkpoint.chat_template, tokenizer)
+        ChatTemplate.for_tokenizer(source, tokenizer)
+        if "messages" not in source:
+            raise ElutqError("the chat template writes no messages, it is something else")
     except ElutqError as error:
-        raise ElutqError(f"{checkpoint.path}: {error}: mend it, or take it away") from error
+        raise ElutqError(f"{file}: {error}: mend it, or take it away") from error

@@ -1,13 +1,12 @@
 """`elutq serve` as OpenAI's own client sees it, and what it says of wrong requests and options."""
 
-import shutil
 import socket
 import subprocess
 
 import numpy as np
 import openai
 import pytest
-from conftest import CHAT_TEMPLATE, NOVELS
+from conftest import CHAT_TEMPLATE
 from served import DEADLINE, ELUTQ, Server
 
 from elutq_cli.generation.template import ChatTemplate
@@ -303,13 +302,11 @@ def test_port_in_use_is_one_line(server, chat_model):
     assert f"cannot listen on 127.0.0.1, port {server.port}" in result.stderr
 
 
-def test_broken_template_is_told_at_the_start(make_model, tmp_path):
-    folder = tmp_path / "broken"
-    shutil.copytree(NOVELS, folder)
-    (folder / "chat_template.jinja").write_text("{% for %}")
-    result = subprocess.run(
-        [ELUTQ, "serve", make_model(folder), "--port", "0"], capture_output=True, text=True, timeout=DEADLINE
-    )
+def test_broken_template_is_told_at_the_start(chat_model, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    assert chat_model.read_bytes().count(b"{% endfor %}") == 1
+    broken.write_bytes(chat_model.read_bytes().replace(b"{% endfor %}", b"{% for    %}"))
+    result = subprocess.run([ELUTQ, "serve", broken, "--port", "0"], capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 2
     assert "not valid Jinja" in result.stderr
 

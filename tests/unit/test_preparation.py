@@ -33,9 +33,15 @@ def folder(tmp_path, monkeypatch):
         ("tokenizer.json", POINTER, "is a Git LFS pointer"),
         ("tokenizer.json", "<html>", "is damaged"),
         ("tokenizer.json", None, "has no tokenizer.json"),
-        ("chat_template.jinja", "{% for %}", "the chat template is not valid Jinja"),
+        ("chat_template.jinja", "{% for %}", r"chat_template\.jinja: the chat template is not valid Jinja"),
+        ("chat_template.jinja", "{{ messages }}" + " " * (1 << 17), "more than a conversation needs"),
+        ("chat_template.jinja", "<html>404: Not Found</html>", "writes no messages"),
         ("chat_template.jinja", POINTER, "is a Git LFS pointer"),
-        ("tokenizer_config.json", json.dumps({"chat_template": "{{ a"}), "the chat template is not valid Jinja"),
+        (
+            "tokenizer_config.json",
+            json.dumps({"chat_template": "{{ a"}),
+            r"config\.json: the chat template is not valid",
+        ),
     ],
 )
 def test_a_tokenizer_or_template_that_nobody_could_use_is_refused_before_work(
