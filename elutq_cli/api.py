@@ -228,18 +228,18 @@ def quantize(
     from elutq_formats.atomic import check_output
     from elutq_formats.checkpoint import Checkpoint
 
-    recipe, target = recipe or Recipe(), Path(output)
     files = [calibration] if isinstance(calibration, str | os.PathLike) else calibration or []
+    chosen, target = (recipe or Recipe()).resolved(bool(files)), Path(output)
     check_output(target, force)
 
     def read_text(source: Checkpoint) -> CalibrationText | None:
-        return CalibrationText.read([Path(file) for file in files], source, recipe) if files else None
+        return CalibrationText.read([Path(file) for file in files], source, chosen) if files else None
 
     def check(source: Checkpoint) -> None:
-        prepare(source, target, recipe, read_text(source), backend, max_memory, device)
+        prepare(source, target, chosen, read_text(source), backend, max_memory, device)
 
     with make_backend(device, threads) as backend:
         folder = find_checkpoint(Path(checkpoint), revision, offline, check)
         with Checkpoint.open(folder) as source:
             text = read_text(source)
-            return run_pipeline(source, target, recipe, text, backend, force, resume, max_memory, progress, device)
+            return run_pipeline(source, target, chosen, text, backend, force, resume, max_memory, progress, device)

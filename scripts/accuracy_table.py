@@ -76,6 +76,7 @@ METHODS: dict[str, tuple[str, type[NativeBackend], bool, dict[str, Any]]] = {
     "uniform": ("uniform, round to nearest", UniformBackend, False, {}),
     "uniform-feedback": ("uniform + feedback (GPTQ)", UniformBackend, True, {"method": "feedback"}),
     "fit": ("HLQ fit, weights only", NativeBackend, False, {}),
+    "fit-weighted": ("HLQ fit, columns weighted by the diagonal of H", NativeBackend, True, {"method": "fit"}),
     "fixed-codes": (
         "HLQ + feedback, codes fixed first (the authors')",
         FixedCodesBackend,
@@ -107,21 +108,18 @@ class Job:
 
 def jobs(options: argparse.Namespace) -> list[Job]:
     """Returns the rows that were asked for."""
-    common = {
-        "output_bits": 16,
-        "embedding_bits": 16,
-        "seed": options.seed,
-        "num_samples": options.num_samples,
-    }
+    common = {"output_bits": 16, "embedding_bits": 16, "seed": options.seed}
+    text = {"num_samples": options.num_samples}
     found = []
     for bits in sorted(options.bits):
         for group_size in sorted(options.group_sizes, reverse=True):
             for method in sorted(options.methods, key=list(METHODS).index):
                 label, backend, calibrated, chosen = METHODS[method]
+                chosen = chosen | text if calibrated else chosen
                 recipe = Recipe(bits=bits, group_size=group_size, **common, **chosen)
                 found.append(Job(label, backend, calibrated, recipe))
     for target in options.targets:
-        recipe = Recipe(target_bpw=target, **common)
+        recipe = Recipe(target_bpw=target, **common, **text)
         found.append(Job(f"--target-bpw {target:g}", NativeBackend, True, recipe))
     return found
 

@@ -43,7 +43,7 @@ STAGES = {
     "refine, groups": (("backend", "NativeBackend.refine_group"),),
     "tune, block": (("quantize", "_Run.tune_block"),),
     TUNE_ALL: (("quantize", "_Run.tune_end_to_end"),),
-    "error": (("fit", "measure"), ("quantize", "measure")),
+    "error": (("quantize", "measure"), ("measure", "measure")),
     "dequantize": (("quantize", "dequantize"),),
     "pack": (("backend", "NativeBackend.pack"),),
     "scratch files": (("spool", "Spool.add"), ("spool", "Spool.finish_unit"), ("spool", "Spool.open_streams")),
@@ -257,7 +257,9 @@ def main() -> None:
     from elutq_formats.checkpoint import Checkpoint
     from elutq_native import default_threads
 
-    options: dict[str, Any] = {"method": arguments.method} if arguments.method else {}
+    options: dict[str, Any] = {"method": arguments.method}
+    if arguments.calibration is not None:
+        options |= {"num_samples": arguments.num_samples, "sequence_length": arguments.sequence_length}
     if arguments.tune:
         options["tune"] = tuple(arguments.tune.split(","))
     recipe = Recipe(
@@ -265,8 +267,6 @@ def main() -> None:
         group_size=arguments.group_size,
         embedding_bits=arguments.embedding_bits,
         output_bits=arguments.output_bits,
-        num_samples=arguments.num_samples,
-        sequence_length=arguments.sequence_length,
         **options,
     )
     with Checkpoint.open(arguments.checkpoint) as checkpoint:

@@ -51,12 +51,13 @@ def quantize_command(
         ),
     ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What calibrated linears go through: fit, feedback, refine, correct (those three, all with the same "
-            "bits) or allocate (with bits chosen for each at the same total size)."
+            help="What linears go through: fit (with a text, columns weighted by their inputs), feedback, refine, "
+            "correct (those three, all with the same bits) or allocate (with bits chosen for each at the same total "
+            "size); default: allocate with --calibration, fit without."
         ),
-    ] = "allocate",
+    ] = None,
     tune: Annotated[
         str | None,
         typer.Option(
@@ -73,8 +74,8 @@ def quantize_command(
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub; default: main.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
-    num_samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 64,
-    sequence_length: Annotated[int, typer.Option(help="Tokens in a calibration sequence.")] = 512,
+    num_samples: Annotated[int | None, typer.Option(help="Calibration sequences; default: 64.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence; default: 512.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the calibration sequences.")] = 0,
     threads: Annotated[
         int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=256)
@@ -109,6 +110,10 @@ def quantize_command(
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.atomic import check_output
 
+    asked = {"num_samples": num_samples, "sequence_length": sequence_length}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and not calibration:
+        raise ElutqError(f"--{next(iter(given)).replace('_', '-')} is of calibration sequences: add --calibration")
     recipe = Recipe(
         bits=bits,
         group_size=group_size,
@@ -119,10 +124,9 @@ def quantize_command(
         rotate=rotate,
         output_bits=output_bits,
         embedding_bits=embedding_bits,
-        num_samples=num_samples,
-        sequence_length=sequence_length,
         seed=seed,
-    )
+        **given,
+    ).resolved(bool(calibration))
     if dry_run:
         if output is not None:
             check_output(output, force)

@@ -20,7 +20,8 @@ from elutq_cli.pipeline.by_rows import RowSource, embed
 from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import map_few, measure, multiply, quiet
+from elutq_cli.pipeline.measure import measure, sample_rows
+from elutq_cli.pipeline.products import map_few, multiply, quiet
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Block, Head, Positions, Transformer
@@ -80,19 +81,29 @@ def allocate(
 
     Args:
         source: the checkpoint.
-        recipe: has the budget; linears that its tensor_types fix are left out but count towards it.
+        recipe: has the budget. Linears that its tensor_types fix are left out, and take nothing from the others, unless
+            it names a total.
         tokens: (sequences, n) calibration sequences.
         backend: runs the stages.
         advance: called with the number of weights just measured.
         make_room: for activations.
 
+    Returns:
+        Those of each linear that is not fixed; nothing is measured where all are.
+
     Raises:
         ElutqError: the target is below or above what the choices reach.
     """
-    free, fixed_bits, n_weights = _free_linears(source, recipe)
+    free, fixed = _split_linears(source, recipe)
+    if not free:
+        if recipe.target_bpw is not None:
+            raise ElutqError(
+                f"tensor types fix every linear, at {fixed.bits / fixed.n_weights:.3f} bits per weight: "
+                f"leave out the target of {recipe.target_bpw:g}"
+            )
+        return {}
     found = measure_candidates(source, recipe, free, tokens, backend, advance, make_room)
-    budget = recipe.budget * n_weights - fixed_bits
-    chosen = spend(found, budget, recipe.budget)
+    chosen = spend(found, recipe.budget, NONE_FIXED if recipe.target_bpw is None else fixed)
     for candidate in found:
         bits, group_size = chosen[candidate.name]
         log.info(
@@ -101,39 +112,53 @@ def allocate(
     return chosen
 
 
-def _free_linears(source: RowSource, recipe: Recipe) -> tuple[set[str], float, int]:
-    """Return the linears that no tensor type fixes, the bits of the others, and the number of weights of all."""
+@dataclass(frozen=True)
+class Fixed:
+    """Linears that count towards a budget, and about which there is nothing to choose: their bits and weights."""
+
+    bits: float
+    n_weights: int
+
+
+NONE_FIXED = Fixed(0.0, 0)
+
+
+def _split_linears(source: RowSource, recipe: Recipe) -> tuple[set[str], Fixed]:
+    """Return the linears that no tensor type fixes, and the others."""
     shapes = source.config.tensor_shapes()
     impossible = (0, 1)  # a choice that no recipe makes: what still has it afterwards is free
     names = [name for layer in range(source.config.num_hidden_layers) for name in source.config.linear_names(layer)]
     plan = Plan.make(source.config, recipe, dict.fromkeys(names, impossible))
-    free, fixed_bits = set(), 0.0
+    free, fixed_bits, n_fixed = set(), 0.0, 0
     for entry in (entry for block in plan.blocks for entry in block):
+        n_weights = math.prod(shapes[entry.name])
         if (entry.bits, entry.group_size) == impossible:
             free.add(entry.name)
         else:
             size = 16.0 if entry.group_size is None else bits_per_weight(entry.bits, entry.group_size)
-            fixed_bits += size * float(np.prod(shapes[entry.name]))
-    return free, fixed_bits, sum(int(np.prod(shapes[name])) for name in names)
+            fixed_bits += size * n_weights
+            n_fixed += n_weights
+    return free, Fixed(fixed_bits, n_fixed)
 
 
-def spend(candidates: Sequence[Candidate], budget: float, target: float) -> dict[str, Choice]:
+def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FIXED) -> dict[str, Choice]:
     """Give each linear a choice so that the sum of harms is small and the sum of bits within the budget.
 
     All start with the smallest choice. Along the lower convex hull of each linear's harms over bits, the steps are
     taken in the order of the harm they take away per bit, as far as the budget goes.
 
     Args:
-        candidates: the linears.
-        budget: bits for all of them.
-        target: bits per weight that the user asked for, for the message.
+        candidates: the linears, one at least.
+        target: bits per weight of all of them, and of those that are fixed.
+        fixed: the latter.
 
     Raises:
         ElutqError: the budget is below the smallest choices, or above what the largest can use.
     """
     steps: list[tuple[float, float, str, Choice]] = []
     chosen: dict[str, Choice] = {}
-    spent = most = 0.0
+    n_weights = fixed.n_weights + sum(candidate.n_weights for candidate in candidates)
+    budget, spent, most = target * n_weights, fixed.bits, fixed.bits
     for candidate in candidates:
         hull = _lower_hull(
             [
@@ -149,8 +174,7 @@ def spend(candidates: Sequence[Candidate], budget: float, target: float) -> dict
     if not spent <= budget * (1 + 1e-9) or not budget <= most * (1 + 1e-9):
         raise ElutqError(
             f"{target:g} bits per weight cannot be reached: this model's linears can have "
-            f"{spent / sum(candidate.n_weights for candidate in candidates):.3f} to "
-            f"{most / sum(candidate.n_weights for candidate in candidates):.3f}"
+            f"{spent / n_weights:.3f} to {most / n_weights:.3f}"
         )
     stopped: set[str] = set()
     for _, bits, name, choice in sorted(steps, key=lambda step: -step[0]):
@@ -257,7 +281,7 @@ def change_rows(weights: Array, hessian: Array, factor: Array, choice: Choice, b
     rows = _spread_rows(len(weights), CHANGED_ROWS)
     original = weights[rows]
     tensor = feedback(original, factor, *choice, backend)
-    error = measure(original, tensor, hessian, backend).error ** 2 * len(original) / len(weights)
+    error = measure(sample_rows(original), tensor, hessian, backend) ** 2 * len(original) / len(weights)
     return ChangedRows(rows, tensor.dequantize(), error)
 
 
@@ -267,7 +291,7 @@ def measure_errors(
     """Return the squared relative error under H at each choice, measured on SAMPLED_ROWS rows of the matrix."""
     rows = weights[_spread_rows(len(weights), SAMPLED_ROWS)]
     return {
-        choice: measure(rows, feedback(rows, factor, *choice, backend), hessian, backend).error ** 2
+        choice: measure(sample_rows(rows), feedback(rows, factor, *choice, backend), hessian, backend) ** 2
         for choice in options
     }
 

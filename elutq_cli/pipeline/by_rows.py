@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, measure, measured_rows, pieces
+from elutq_cli.pipeline.measure import measure, measured_rows
+from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, pieces
 from elutq_cli.pipeline.recipe import EMBEDDING, MatrixPlan
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference.transformer import Array, WeightSource
@@ -111,5 +112,5 @@ class MatrixByRows:
             return TensorRecord(name, self.plan.bits, rows, columns)
         weights = self.backend.xp.concatenate([weights for weights, _ in self._measured])
         tensor = HLQTensor.concatenate([tensor for _, tensor in self._measured])
-        error = measure(weights, tensor, hessian, self.backend).error
+        error = measure(weights, tensor, hessian, self.backend)
         return TensorRecord(name, self.plan.bits, rows, columns, self.plan.group_size, error)

@@ -182,8 +182,7 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
     Raises:
         ElutqError: H is not finite, or no damping up to MOST_DAMPING helps.
     """
-    if not all(bool(backend.xp.isfinite(hessian[rows]).all()) for rows in pieces(len(hessian))):
-        raise ElutqError(f"{name}: activations overflow on the calibration text: use other text, or none")
+    check_finite(hessian, backend, name)
     mean = mean_diagonal(hessian)
     if mean <= 0.0:  # the layer's input is always zero: any rounding is as good
         return backend.place(np.eye(len(hessian), dtype=np.float32))
@@ -201,6 +200,16 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
             log.warning("%s: its Hessian is not positive definite: damping raised to %g", name, damping)
             continue
         return factor
+
+
+def check_finite(hessian: Array, backend: Backend, name: str) -> None:
+    """Refuse a Hessian (n, n) of inputs that overflow.
+
+    Raises:
+        ElutqError: naming the linear whose inputs these are.
+    """
+    if not all(bool(backend.xp.isfinite(hessian[rows]).all()) for rows in pieces(len(hessian))):
+        raise ElutqError(f"{name}: activations overflow on the calibration text: use other text, or none")
 
 
 def invert_to_factor(matrix: Array, backend: Backend) -> None:

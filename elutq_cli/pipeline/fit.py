@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import LARGEST_HALF, CodeArray, FloatArray, HalfArray, levels, nearest, signs
-from elutq_cli.pipeline.products import measure
-from elutq_cli.pipeline.stage import Backend, Quantized
+from elutq_cli.pipeline.stage import Backend
+from elutq_cli.reference.transformer import Array
 from elutq_formats.hlq import HLQTensor
 
 DoubleArray = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ equations solvable when fewer than bits + 1 levels are in use, and is too small 
 GROUPS_AT_ONCE = 8192
 
 
-def fit(weights: FloatArray, hessian: FloatArray | None, bits: int, group_size: int, backend: Backend) -> Quantized:
+def fit(weights: FloatArray, hessian: Array | None, bits: int, group_size: int, backend: Backend) -> HLQTensor:
     """Quantize a matrix group by group, each column weighted by its diagonal element of the Hessian if there is one.
 
     Args:
@@ -44,10 +44,10 @@ def fit(weights: FloatArray, hessian: FloatArray | None, bits: int, group_size: 
     importance = None
     if hessian is not None:
         # Where no input of a group is ever used, any levels do as well; the weights' own are as good as others.
-        by_group = np.diagonal(hessian).reshape(-1, group_size)
+        by_group = backend.fetch(hessian.diagonal()).reshape(-1, group_size)
         importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
     half_scales, centers, codes = backend.fit_groups(weights, bits, group_size, importance)
-    return measure(weights, HLQTensor(half_scales, centers, codes, group_size), hessian, backend)
+    return HLQTensor(half_scales, centers, codes, group_size)
 
 
 def starting_points(bits: int) -> DoubleArray:

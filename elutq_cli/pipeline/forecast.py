@@ -14,7 +14,6 @@ from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, InputS
 from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
@@ -22,6 +21,7 @@ from elutq_cli.pipeline.spool import work_folder
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.tune.budget import tuning_bytes, tuning_products
 from elutq_cli.reference import SHARED_INPUTS
+from elutq_cli.reference.transformer import Array
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
@@ -65,6 +65,7 @@ class Forecast:
     @classmethod
     def make(cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, threads: int) -> "Forecast":
         """Plan a run that calibrates on so many tokens, 0 for weights alone, on so many threads."""
+        recipe = recipe.resolved(n_tokens > 0)
         shapes = {**config.tensor_shapes()}
         matrices = {entry.name: entry for entry in plan.matrices()}
         if plan.head is not None:
@@ -178,6 +179,7 @@ def _calibrated(sharing: list[tuple[int, ...]], adds_to_stream: bool, exact: flo
 
 def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, backend: Backend) -> float:
     """Time the stages on a small matrix and scale them up; good to about a factor of 1.5 on a quiet machine."""
+    recipe = recipe.resolved(n_tokens > 0)
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((PROBE_ROWS, PROBE_COLUMNS), dtype=np.float32)
     shapes = {**config.tensor_shapes()}
@@ -195,11 +197,18 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
 
     if n_tokens == 0:
         return sum(map(alone, plan.matrices()))
-    x = rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32)
-    product = _seconds(lambda: x @ x) / PROBE_COLUMNS**3 / backend.threads
-    hessian = np.asarray(x.T @ x / np.float32(len(x)), dtype=np.float32)
-    stages = _seconds(lambda: _run_stages(weights, hessian, recipe, backend)) / weights.size
-    squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
+    x = backend.place(rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32))
+
+    def multiply() -> None:
+        backend.fetch(x @ x)  # a device is waited for
+
+    multiply()  # a device's first product takes its time
+    product = _seconds(multiply) / PROBE_COLUMNS**3 / (backend.threads if isinstance(x, np.ndarray) else 1)
+    hessian = x.T @ x / len(x)
+    stages = _seconds(lambda: _run_stages(backend.place(weights), hessian, recipe, backend)) / weights.size
+    squares = 0.0
+    if recipe.method != "fit":
+        squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     seconds = alone(plan.embedding)
     for entry in (entry for block in plan.blocks for entry in block):
         rows, columns = shapes[entry.name]
@@ -216,9 +225,9 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
     return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)
 
 
-def _run_stages(weights: FloatArray, hessian: FloatArray, recipe: Recipe, backend: Backend) -> None:
+def _run_stages(weights: Array, hessian: Array, recipe: Recipe, backend: Backend) -> None:
     if recipe.method == "fit":
-        fit(weights, None, recipe.bits, recipe.group_size, backend)
+        fit(backend.fetch(weights), hessian, recipe.bits, recipe.group_size, backend)
         return
     tensor = feedback(weights, hessian, recipe.bits, recipe.group_size, backend)
     if recipe.method != "feedback":

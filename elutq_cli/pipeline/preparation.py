@@ -52,18 +52,18 @@ def prepare(
         device: torch's name of where to tune.
 
     Raises:
-        ElutqError: the recipe does not fit the model, its tokenizer or template cannot be used, or memory or disk are
-            short.
+        ElutqError: the recipe does not fit the model or the text, a tokenizer or template cannot be used, or memory or
+            disk are short.
     """
     _check_texts(checkpoint)
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
+    recipe = recipe.resolved(calibration is not None)
     plan = Plan.make(config, recipe)
-    if recipe.target_bpw is not None and calibration is None:
-        raise ElutqError("a target of bits per weight needs a text to measure on: add --calibration")
-    if recipe.tune:
-        if calibration is None:
-            raise ElutqError("tuning needs a text to learn from: add --calibration")
+    if recipe.tune and calibration is not None:
         prepare_torch(device, backend.threads, "--tune")
+        from elutq_cli.pipeline.tune.descent import split_sequences
+
+        split_sequences(len(calibration.tokens))
     n_tokens = 0 if calibration is None else calibration.tokens.size
     forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads)
     forecast.check(output, max_memory)

@@ -1,6 +1,5 @@
 """Large products in tiles of fixed size, on the backend's threads: the result does not depend on their number."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -8,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.stage import Backend, Item, Quantized, Result
+from elutq_cli.pipeline.stage import Backend, Item, Result
 from elutq_cli.reference.transformer import Array
 from elutq_formats.hlq import HLQTensor
 
@@ -26,9 +25,6 @@ RESTORED_AT_ONCE = 1 << 18
 
 ROWS_AT_ONCE = 1 << 13
 """Rows of a matrix that go through the stages together: a head may have ten times as many, and needs no more memory."""
-
-MEASURED_ROWS = 128
-"""Rows on which the error of a matrix is measured, evenly spaced: it only informs, and costs two products with H."""
 
 AT_ONCE = 4
 """Items of ``map_few`` that are in memory together, so that it does not depend on the number of threads."""
@@ -128,26 +124,6 @@ def mean_diagonal(matrix: Array) -> float:
 def squared_norm(matrix: Array, hessian: Array | None) -> float:
     """Return trace(A H A^T) of a matrix A: (rows, columns), or its squared Frobenius norm when H is None."""
     return float((matrix * (matrix if hessian is None else matrix @ hessian)).sum())
-
-
-def measured_rows(n_rows: int) -> slice:
-    """Return the rows on which the error of a matrix is measured."""
-    return slice(0, n_rows, -(-n_rows // MEASURED_ROWS))
-
-
-def measure(weights: Array, tensor: HLQTensor, hessian: Array | None, backend: Backend) -> Quantized:
-    """Measure a quantized matrix against its weights (rows, columns) float32, on MEASURED_ROWS of its rows at most."""
-    step = measured_rows(tensor.rows).step
-
-    def part(rows: slice) -> tuple[float, float]:
-        rows = slice(rows.start * step, rows.stop * step, step)
-        original = backend.place(weights[rows])
-        difference = original - backend.place(tensor.of_rows(rows).dequantize())
-        return squared_norm(difference, hessian), squared_norm(original, hessian)
-
-    parts = backend.map(part, pieces(-(-tensor.rows // step), MEASURED_ROWS // 8))
-    error, norm = (sum(column) for column in zip(*parts, strict=True))
-    return Quantized(tensor, math.sqrt(max(0.0, error) / norm) if norm > 0.0 else 0.0)
 
 
 def dequantize(tensor: HLQTensor, backend: Backend) -> FloatArray:

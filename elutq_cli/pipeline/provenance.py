@@ -11,7 +11,7 @@ from elutq_formats.model_writer import Provenance
 
 
 def describe_origin(checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationText | None) -> Provenance:
-    """Return what the file records of its origin."""
+    """Return what the file records of its origin; the recipe is that of the run, resolved."""
     source, revision = source_name(checkpoint.path)
     provenance: dict[str, str | int | float | bool | list[str]] = {
         "version": __version__,
@@ -43,17 +43,15 @@ def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
     if not calibrated:
         return (*first, "fit")
     tuned = {"block": "block reconstruction", "e2e": "end-to-end tuning"}
-    return (
-        *first,
-        *{
-            "fit": ("calibrate", "fit"),
-            "feedback": ("calibrate", "feedback"),
-            "refine": ("calibrate", "feedback", "refine"),
-            "correct": ("calibrate", "correct", "feedback", "refine"),
-            "allocate": ("allocate", "calibrate", "correct", "feedback", "refine"),
-        }[recipe.method],
-        *(tuned[name] for name in recipe.tune),
-    )
+    stages = {
+        "fit": ("calibrate", "fit"),
+        "feedback": ("calibrate", "feedback"),
+        "refine": ("calibrate", "feedback", "refine"),
+        "correct": ("calibrate", "correct", "feedback", "refine"),
+        "allocate": ("allocate", "calibrate", "correct", "feedback", "refine"),
+    }
+    assert recipe.method is not None  # resolved
+    return (*first, *stages[recipe.method], *(tuned[name] for name in recipe.tune))
 
 
 def read_license(folder: Path) -> str | None:

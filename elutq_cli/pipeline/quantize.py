@@ -13,24 +13,25 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.allocate import allocate
 from elutq_cli.pipeline.by_rows import MatrixByRows, look_up
-from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics, input_statistics, token_batches
+from elutq_cli.pipeline.calibrate import InputStatistics, block_statistics, input_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.correct import Correction
-from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.feedback import check_finite, feedback, inverse_factor
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.levels import FloatArray, HalfArray
+from elutq_cli.pipeline.measure import measure, measure_block, sample_rows
 from elutq_cli.pipeline.preparation import prepare
-from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, measure, multiply, pieces
+from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, multiply, pieces
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_origin, source_name
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
-from elutq_cli.pipeline.stage import Backend, Quantized
-from elutq_cli.reference import Block, Positions, block_tensor_names
+from elutq_cli.pipeline.stage import Backend
+from elutq_cli.reference import Block, block_tensor_names
 from elutq_cli.reference.transformer import Array, rms_norm
 from elutq_formats.atomic import check_output
 from elutq_formats.checkpoint import Checkpoint
@@ -49,11 +50,11 @@ class LinearInputs:
 
     Attributes:
         hessian: (columns, columns) float32, X^T X over the number of tokens.
-        factor: (columns, columns) float32, U of ``inverse_factor``.
+        factor: (columns, columns) float32, U of ``inverse_factor``; None where nothing but fit is to run.
     """
 
     hessian: Array
-    factor: Array
+    factor: Array | None
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,13 @@ def quantize(
     """
     begin = time.perf_counter()
     check_output(output, force)
+    recipe = recipe.resolved(calibration is not None)
     source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend)
     plan = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device).plan
     for note in checkpoint.notes:
         log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
-        if calibration is not None and recipe.method == "allocate":
+        if recipe.method == "allocate" and calibration is not None:
             found = spool.remember(
                 partial(allocate, source, recipe, calibration.tokens, backend, make_room=spool.make_room)
             )
@@ -267,34 +269,35 @@ class _Run:
             targets = {name: weights if correct is None else correct(weights) for name, weights in originals.items()}
             del statistics, originals, correct
             for name in list(targets):
-                matrix = self.quantize_matrix(by_name[name], targets.pop(name), inputs)
+                sample = sample_rows(block.weights[name.removeprefix(prefix)])
+                matrix = self.quantize_matrix(by_name[name], targets.pop(name), inputs, sample)
                 if before is None:
                     self.add_matrix(matrix)
                 else:
                     matrices[name.removeprefix(prefix)] = matrix
                 block.weights[name.removeprefix(prefix)] = self.backend.place(matrix.restore(self.backend))
         if before is not None and exact is not None:
-            for matrix in self.tune_block(block, matrices, before, exact):
-                self.add_matrix(matrix)
-            positions = Positions.of(self.config, before.shape[1], convert=self.backend.place)
-            for x, out in zip(token_batches(before), token_batches(hidden), strict=True):
-                out[...] = self.backend.fetch(block(self.backend.place(x), positions))
+            matrices = self.tune_block(block, matrices, before, exact)
+            hidden[...] = before
+            tensors = {name: of.contents for name, of in matrices.items() if isinstance(of.contents, HLQTensor)}
+            errors = measure_block(block, hidden, tensors, self.load, self.backend, self.spool.make_room)
+            for name, matrix in matrices.items():
+                self.add_matrix(Matrix(replace(matrix.record, error=errors.get(name)), matrix.contents))
 
     def tune_block(
         self, block: Block, matrices: Mapping[str, Matrix], inputs: FloatArray, outputs: FloatArray
-    ) -> list[Matrix]:
-        """Tune a block whose linears are quantized; its weights become the tuned ones."""
+    ) -> dict[str, Matrix]:
+        """Tune a block whose linears are quantized; its weights become those of the matrices that are returned."""
         from elutq_cli.pipeline.tune.block import tune_block
 
         starts = {name: matrix.contents for name, matrix in matrices.items() if isinstance(matrix.contents, HLQTensor)}
         tuned = tune_block(block, starts, inputs, outputs, self.recipe.seed, self.device, self.progress.note)
         log.info("blk.%d: output error %.4f, %.4f before tuning", block.layer, tuned.after, tuned.before)
-        found = []
-        for name, matrix in matrices.items():
-            if tuned.after < tuned.before and name in tuned.matrices:
-                matrix = Matrix(replace(matrix.record, error=None), tuned.matrices[name])
-                block.weights[name] = self.backend.place(matrix.restore(self.backend))
-            found.append(matrix)
+        found = dict(matrices)
+        if tuned.after < tuned.before:
+            for name, tensor in tuned.matrices.items():
+                found[name] = Matrix(matrices[name].record, tensor)
+                block.weights[name] = self.backend.place(found[name].restore(self.backend))
         return found
 
     def tune_end_to_end(self, tokens: npt.NDArray[np.int64]) -> Iterable[TensorSource]:
@@ -313,7 +316,11 @@ class _Run:
             tuning.run_epoch(exact, self.progress)
             log.info("epoch %d: KL %.5f, %.5f before tuning", tuning.n_epochs_done, tuning.losses[-1], tuning.losses[0])
             self.spool.finish_unit([hidden, exact, *tuning.state()])
-        return tuning.tuned(self.spool.sources())
+        if not tuning.keep_best():
+            return self.spool.sources()
+        stream = self.spool.make_room(hidden.shape)
+        errors = model.measure(tokens, stream, self.load, self.backend, self.spool.make_room)
+        return model.replace_tuned(self.spool.sources(), errors)
 
     def prepare(self, name: str, statistics: InputStatistics) -> tuple[Correction | None, LinearInputs | None]:
         """Return what turns the weights of linears with one input into targets, and what the stages use of that input.
@@ -326,7 +333,8 @@ class _Run:
             ElutqError: the inputs overflow.
         """
         if self.recipe.method == "fit":
-            return None, None
+            check_finite(statistics.hessian, self.backend, gguf_name(name))
+            return None, LinearInputs(statistics.hessian, None)
         factor = inverse_factor(statistics.hessian, self.recipe.damping, self.backend, gguf_name(name))
         correct = Correction(statistics, factor, self.backend) if self.recipe.corrects else None
         return correct, LinearInputs(statistics.hessian, factor)
@@ -352,7 +360,7 @@ class _Run:
         for rows, weights in self.source.load_by_rows(name):
             placed = self.backend.place(weights)
             target = placed if correct is None else correct(placed)
-            restore = matrix.add(rows, placed, target, lambda part: self.run_stages(plan, part, inputs).tensor)
+            restore = matrix.add(rows, placed, target, lambda part: self.run_stages(plan, part, inputs))
             if use is not None:
                 use(rows, weights, restore)
             self.progress.advance(weights.size)
@@ -361,8 +369,15 @@ class _Run:
         _log_done(record, begin)
         self.spool.add(record, matrix.contents)
 
-    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> Matrix:
-        """Quantize a matrix (rows, columns) float32."""
+    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None, sample: Array) -> Matrix:
+        """Quantize a matrix.
+
+        Args:
+            plan: what is to become of it.
+            weights: (rows, columns) float32, what it is to be near.
+            inputs: what is known of its input.
+            sample: ``sample_rows`` of the checkpoint's weights.
+        """
         rows, columns = weights.shape
         name = gguf_name(plan.name)
         begin = time.perf_counter()
@@ -371,9 +386,9 @@ class _Run:
                 TensorRecord(name, plan.bits, rows, columns), self.backend.fetch(weights).astype(np.float16)
             )
         else:
-            quantized = self.run_stages(plan, weights, inputs)
-            record = TensorRecord(name, plan.bits, rows, columns, plan.group_size, quantized.error)
-            matrix = Matrix(record, quantized.tensor)
+            tensor = self.run_stages(plan, weights, inputs)
+            error = measure(sample, tensor, None if inputs is None else inputs.hessian, self.backend)
+            matrix = Matrix(TensorRecord(name, plan.bits, rows, columns, plan.group_size, error), tensor)
         _log_done(matrix.record, begin)
         self.progress.advance(rows * columns)
         return matrix
@@ -386,19 +401,20 @@ class _Run:
         else:
             self.spool.add(matrix.record, contents)
 
-    def run_stages(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> Quantized:
+    def run_stages(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> HLQTensor:
         """Run the stages that the recipe and the calibration call for, on a matrix that is to be quantized."""
         bits, group_size = plan.bits, plan.group_size
         assert group_size is not None
-        if inputs is None:
-            return fit(self.backend.fetch(weights), None, bits, group_size, self.backend)
+        if inputs is None or inputs.factor is None:
+            hessian = None if inputs is None else inputs.hessian
+            return fit(self.backend.fetch(weights), hessian, bits, group_size, self.backend)
         parts = []
         for rows in pieces(len(weights), ROWS_AT_ONCE):
             part = feedback(weights[rows], inputs.factor, bits, group_size, self.backend)
             if self.recipe.method != "feedback":
                 part = refine(weights[rows], inputs.hessian, part, self.recipe.damping, self.backend)
             parts.append(part)
-        return measure(weights, HLQTensor.concatenate(parts), inputs.hessian, self.backend)
+        return HLQTensor.concatenate(parts)
 
     def add_vector(self, name: str) -> FloatArray:
         """Copy a norm or a bias."""

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
 from elutq_formats.config import ModelConfig
@@ -17,6 +17,12 @@ HEAD = "lm_head.weight"
 HALF_BITS = 16
 TUNINGS = ("block", "e2e")
 METHODS = ("fit", "feedback", "refine", "correct", "allocate")
+_OF_CALIBRATION = {
+    "num_samples": "a number of samples",
+    "sequence_length": "a sequence length",
+    "damping": "damping",
+}
+"""Options that mean nothing without a calibration text, as messages call them."""
 
 
 def bits_per_weight(bits: int, group_size: int) -> float:
@@ -38,14 +44,16 @@ class Recipe:
         sequence_length: tokens in each of them.
         seed: chooses the sequences.
         damping: added to a Hessian's diagonal before it is factored, relative to the diagonal's mean.
-        method: what is done to calibrated linears: fit alone, feedback, feedback and refine, those two aimed at what
-            corrects the quantized prefix, or this with bits and group size chosen for each linear at the same total
-            size. Without calibration there is only fit.
+        method: what is done to linears: fit alone, each column weighted by the diagonal of the Hessian where there is a
+            calibration text; or, with a text, feedback, feedback and refine, those two aimed at what corrects the
+            quantized prefix, or this with bits and group size chosen for each linear at the same total size. None:
+            allocate with a text, fit without.
         tune: what is learned by gradients after that: ``block``, a block's levels and bits by its output; ``e2e``, all
             levels by the model's predictions; in this order.
         rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.
         target_bpw: bits per weight of the blocks' linears, scales and centers included, when bits and group size are
-            chosen for each of them. None: what ``bits`` and ``group_size`` would take.
+            chosen for each of them. None: what ``bits`` and ``group_size`` would take for those that ``tensor_types``
+            leaves free.
         tensor_types: REGEX=BITS or REGEX=BITSgGROUP for matrices whose name in the file (without ``.weight``) has a
             match; the last one that matches counts, before anything else.
     """
@@ -58,7 +66,7 @@ class Recipe:
     sequence_length: int = 512
     seed: int = 0
     damping: float = 0.1
-    method: str = "allocate"
+    method: str | None = None
     tune: tuple[str, ...] = ()
     rotate: bool = False
     target_bpw: float | None = None
@@ -83,16 +91,35 @@ class Recipe:
             raise ElutqError(f"seed is {self.seed}: it must not be negative")
         if not 0.0 < self.damping <= 1.0:
             raise ElutqError(f"damping is {self.damping}: it must be above 0 and at most 1")
-        if self.method not in METHODS:
+        if self.method is not None and self.method not in METHODS:
             raise ElutqError(f"method {self.method} is not known: choose {', '.join(METHODS[:-1])} or {METHODS[-1]}")
         if self.tune not in ((), *((name,) for name in TUNINGS), TUNINGS):
             raise ElutqError(f"tuning {','.join(self.tune)} is not known: choose block, e2e or block,e2e")
         if self.target_bpw is not None and not 0.0 < self.target_bpw < HALF_BITS:
             raise ElutqError(f"target {self.target_bpw:g} bits per weight: it must be above 0 and below {HALF_BITS}")
-        if self.target_bpw is not None and self.method != "allocate":
+        if self.target_bpw is not None and self.method not in (None, "allocate"):
             raise ElutqError(f"a target of bits per weight needs method allocate, not {self.method}")
         for entry in self.tensor_types:
             TensorType.parse(entry, self.group_size)
+
+    def resolved(self, calibrated: bool) -> "Recipe":
+        """Return the recipe with its method chosen, for a run with a calibration text or without.
+
+        Raises:
+            ElutqError: it asks for something that only a text, or another method, could honour.
+        """
+        method = self.method or ("allocate" if calibrated else "fit")
+        changed = {name for name in _OF_CALIBRATION if getattr(self, name) != getattr(Recipe, name)}
+        if not calibrated:
+            wanted = [f"method {method}"] if method != "fit" else []
+            wanted += ["a target of bits per weight"] if self.target_bpw is not None else []
+            wanted += ["tuning"] if self.tune else []
+            wanted += [what for name, what in _OF_CALIBRATION.items() if name in changed]
+            if wanted:
+                raise ElutqError(f"{wanted[0]} needs a text to calibrate on: add --calibration")
+        if method == "fit" and "damping" in changed:
+            raise ElutqError("method fit factors no Hessian: it takes no damping")
+        return replace(self, method=method)
 
     @property
     def corrects(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the stages share: the machine they compute on, and the result they return.
+"""What the stages share: the machine they compute on.
 
 A stage is a function of a linear's weights, of what it needs of its inputs' Hessian, and of its own options; it returns
 a ``HLQTensor``. A stage that improves on another takes that one's as well.
@@ -8,7 +8,6 @@ Arrays; what a stage returns, and what its inner loops see, is numpy.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -74,17 +73,3 @@ class Backend(Protocol):
 
     def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
         """See ``elutq_formats.hlq.pack``."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A quantized linear.
-
-    Attributes:
-        tensor: what the model file will hold.
-        error: root of the squared error over the squared norm, both under the Hessian where there is one: 0 is exact,
-            1 is as bad as zeros. 0 when the norm is 0.
-    """
-
-    tensor: HLQTensor
-    error: float

@@ -29,7 +29,8 @@ class TensorRecord:
         rows: output features of a matrix, elements of a vector.
         columns: input features of a matrix, 1 for a vector.
         group_size: columns that share scales, for an HLQ matrix.
-        error: relative error against the checkpoint's weight, for an HLQ matrix whose error was measured.
+        error: relative error against the checkpoint's weight, rotated where the model is, for an HLQ matrix whose error
+            was measured; of a calibrated one what it does to its inputs on the calibration text.
     """
 
     name: str

@@ -191,7 +191,7 @@ def missing_tensor(hub):
         (lambda hub: None, {"recipe": Recipe(group_size=128)}, "groups of 128 do not divide"),
         (lambda hub: None, {"max_memory": 0.001}, "above --max-memory"),
         (lambda hub: None, {"calibration": "absent.txt"}, "sequences of 512 tokens are longer than the model's"),
-        (lambda hub: None, {"recipe": Recipe(group_size=32, target_bpw=3.0)}, "needs a text to measure on"),
+        (lambda hub: None, {"recipe": Recipe(group_size=32, target_bpw=3.0)}, "needs a text to calibrate on"),
     ],
 )
 def test_what_cannot_succeed_is_refused_before_weights_are_downloaded(hub, here, tmp_path, spoil, options, message):

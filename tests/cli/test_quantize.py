@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from processes import paused_quantize, started
 
+from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.model_file import ModelFile
 
 DATA = Path(__file__).parent.parent / "data"
@@ -100,6 +101,12 @@ def test_numpy_waits_until_its_threads_are_chosen():
     assert subprocess.run([sys.executable, "-c", check], timeout=60, check=False).returncode == 0
 
 
+def test_help_tells_the_recipes_own_defaults():
+    said = " ".join(run("--help").stdout.split())
+    assert f"Calibration sequences; default: {Recipe().num_samples}." in said
+    assert f"Tokens in a calibration sequence; default: {Recipe().sequence_length}." in said
+
+
 def test_refusals(tmp_path):
     output = tmp_path / "out.gguf"
     assert "is not a checkpoint folder" in refusal(tmp_path / "nowhere", "-o", output)
@@ -109,6 +116,11 @@ def test_refusals(tmp_path):
     assert "does not exist" in refusal(TINY, "-o", tmp_path / "no" / "out.gguf", "--group-size", 32)
     assert "method best is not known" in refusal(TINY, "-o", output, "--group-size", 32, "--method", "best")
     assert "add --calibration" in refusal(TINY, "-o", output, "--group-size", 32, "--target-bpw", 3)
+    feedback = ["--group-size", 32, "--method", "feedback"]
+    assert "method feedback needs a text to calibrate on: add --calibration" in refusal(TINY, "-o", output, *feedback)
+    for option, value in (("--num-samples", 64), ("--sequence-length", 512)):  # their defaults, but asked for
+        said = refusal(TINY, "-o", output, "--group-size", 32, option, value)
+        assert said == f"elutq: {option} is of calibration sequences: add --calibration\n"
     assert "write REGEX=BITS" in refusal(TINY, "-o", output, "--group-size", 32, "--tensor-type", "attn=9")
     missing = ["--group-size", 32, "--calibration", tmp_path / "none.txt", "--sequence-length", 64]
     assert "cannot read" in refusal(TINY, "-o", output, *missing)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, Candidate, allocate, measure_candidates, spend
+from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, Candidate, Fixed, allocate, measure_candidates, spend
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
@@ -52,7 +52,7 @@ def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
     ]
     tables = [{c: candidate.sensitivity * error for c, error in candidate.errors.items()} for candidate in candidates]
     for target in (1.5, 2.0, 2.5, 3.0, 4.0):
-        chosen = spend(candidates, target * 6000, target)
+        chosen = spend(candidates, target)
         assert sum(itertools.starmap(bits_per_weight, chosen.values())) <= 6 * target
         harm = sum(table[chosen[str(index)]] for index, table in enumerate(tables))
         possible = (
@@ -62,9 +62,11 @@ def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
         )
         assert harm <= 1.5 * min(possible)  # a hull's steps leave less than one step of the budget
     with pytest.raises(ElutqError, match=r"1\.1 bits per weight cannot be reached: .* 1\.250 to 4\.625"):
-        spend(candidates, 1.1 * 6000, 1.1)
+        spend(candidates, 1.1)
     with pytest.raises(ElutqError, match="cannot be reached"):
-        spend(candidates, 5.0 * 6000, 5.0)
+        spend(candidates, 5.0)
+    with pytest.raises(ElutqError, match=r"1\.5 bits per weight cannot be reached: .* 2\.625 to 4\.312"):
+        spend(candidates, 1.5, Fixed(6000 * 4.0, 6000))
 
 
 def test_sensitivity_is_the_divergence_when_one_linear_is_quantized(backend):
@@ -97,6 +99,46 @@ def test_tensor_types_are_left_alone_and_count(backend):
     spent = sum(bits_per_weight(entry.bits, entry.group_size) * np.prod(shapes[entry.name]) for entry in entries)
     assert 3.0 * weights < spent <= 3.5 * weights
     assert [entry.bits for entry in entries if entry.name == "model.layers.0.mlp.down_proj.weight"] == [4]
+
+
+def test_a_fixed_tensor_takes_nothing_from_the_others(backend):
+    free_rate = {}
+    for types in ((), (r"blk\.0\.ffn=16",), (r"blk\.0\.ffn=1g32",)):
+        recipe = replace(RECIPE, target_bpw=None, tensor_types=types)
+        with Checkpoint.open(TINY) as checkpoint:
+            chosen = allocate(checkpoint, recipe, tokens_of(checkpoint), backend)
+            shapes = checkpoint.config.tensor_shapes()
+        spent = sum(bits_per_weight(*choice) * np.prod(shapes[name]) for name, choice in chosen.items())
+        free_rate[types] = spent / sum(np.prod(shapes[name]) for name in chosen)
+    rate = bits_per_weight(RECIPE.bits, RECIPE.group_size)
+    assert all(0.8 * rate < found <= rate for found in free_rate.values()), free_rate
+
+
+def refuse_to_measure(*arguments):
+    raise AssertionError("nothing is to be measured")
+
+
+def test_when_every_linear_is_fixed_nothing_is_measured(tmp_path, backend, monkeypatch):
+    monkeypatch.setattr("elutq_cli.pipeline.allocate.measure_candidates", refuse_to_measure)
+    recipe = replace(RECIPE, tensor_types=(r"^blk=3g32", r"ffn=2g32"), target_bpw=None)
+    text = tmp_path / "text.txt"
+    text.write_text("A quick brown fox and some dogs. " * 40)
+    with Checkpoint.open(TINY) as checkpoint:
+        assert allocate(checkpoint, recipe, tokens_of(checkpoint), backend) == {}
+        with pytest.raises(
+            ElutqError, match=r"tensor types fix every linear, at 4\.\d+ bits .*: leave out the target of 3"
+        ):
+            allocate(checkpoint, replace(recipe, target_bpw=3.0), tokens_of(checkpoint), backend)
+        quantize(checkpoint, tmp_path / "out", recipe, CalibrationText.read([text], checkpoint, recipe), backend)
+    records = ModelFile.open(tmp_path / "out").tensors
+    assert {records[f"blk.1.{name}.weight"].bits for name in ("attn_q", "attn_output")} == {3}
+    assert {records[f"blk.1.{name}.weight"].bits for name in ("ffn_up", "ffn_down")} == {2}
+
+
+def test_one_short_sequence_is_enough(backend):
+    recipe = replace(RECIPE, num_samples=1, sequence_length=2)
+    with Checkpoint.open(TINY) as checkpoint:
+        assert allocate(checkpoint, recipe, tokens_of(checkpoint)[:1, :2], backend)
 
 
 def test_the_file_has_the_bits_that_were_chosen(tmp_path, backend):

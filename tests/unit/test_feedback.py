@@ -10,7 +10,7 @@ from elutq_cli.pipeline.backend import NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_to_factor, quantize_group
 from elutq_cli.pipeline.fit import fit, fit_groups
 from elutq_cli.pipeline.levels import levels
-from elutq_cli.pipeline.products import measure
+from elutq_cli.pipeline.measure import measure
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 
@@ -56,10 +56,10 @@ def test_error_under_h_is_below_the_plain_fit_and_the_authors_way(bits, seed):
     factor = inverse_factor(hessian, DAMPING, NumpyBackend())
     tensor = feedback(weights, factor, bits, 64, NumpyBackend())
     ours = measure(weights, tensor, hessian, NumpyBackend())
-    error = error_under(hessian, weights, ours.tensor.dequantize())
-    assert ours.error == pytest.approx(np.sqrt(error / error_under(hessian, weights, 0.0)), rel=1e-4)
+    error = error_under(hessian, weights, tensor.dequantize())
+    assert ours == pytest.approx(np.sqrt(error / error_under(hessian, weights, 0.0)), rel=1e-4)
     for plain in (fit(weights, None, bits, 64, NumpyBackend()), fit(weights, hessian, bits, 64, NumpyBackend())):
-        assert error < error_under(hessian, weights, plain.tensor.dequantize())
+        assert error < error_under(hessian, weights, plain.dequantize())
     for weighted in (False, True):
         assert error < error_under(hessian, weights, bits_fixed_first(weights, hessian, bits, 64, weighted))
 
@@ -100,7 +100,7 @@ def test_the_last_columns_compensate_what_the_first_cannot():
     weights = rng.normal(size=(64, 64)).astype(np.float32)
     pairs = np.kron(np.eye(32), np.ones((2, 2))).astype(np.float32)
     ours = feedback(weights, inverse_factor(pairs, 1e-4, NumpyBackend()), 2, 32, NumpyBackend()).dequantize()
-    plain = fit(weights, pairs, 2, 32, NumpyBackend()).tensor.dequantize()
+    plain = fit(weights, pairs, 2, 32, NumpyBackend()).dequantize()
     assert error_under(pairs, weights, ours) < 0.8 * error_under(pairs, weights, plain)
 
 
@@ -156,10 +156,10 @@ def test_columns_whose_input_is_always_zero():
     hessian[64:, :] = hessian[:, 64:] = 0.0
     result = feedback(weights, inverse_factor(hessian, DAMPING, NumpyBackend()), 2, 64, NumpyBackend())
     assert np.isfinite(result.dequantize()).all()
-    assert 0.0 < measure(weights, result, hessian, NumpyBackend()).error < 0.5
+    assert 0.0 < measure(weights, result, hessian, NumpyBackend()) < 0.5
     none = np.zeros_like(hessian)
     nothing = feedback(weights, inverse_factor(none, DAMPING, NumpyBackend()), 2, 64, NumpyBackend())
-    assert measure(weights, nothing, none, NumpyBackend()).error == 0.0
+    assert measure(weights, nothing, none, NumpyBackend()) == 0.0
     assert np.isfinite(nothing.dequantize()).all()
 
 

@@ -30,14 +30,8 @@ from elutq_native import Model
 DATA = Path(__file__).parent.parent / "data"
 NOVELS, SAMPLED = DATA / "novels-6m", DATA / "sampled.txt"
 CHANNELS, N_BLOCKS = 5, 2
-RECIPE = {
-    "bits": 3,
-    "output_bits": 16,
-    "embedding_bits": 16,
-    "num_samples": 8,
-    "sequence_length": 128,
-    "method": "correct",
-}
+RECIPE = {"bits": 3, "output_bits": 16, "embedding_bits": 16}
+CALIBRATED = {"num_samples": 8, "sequence_length": 128, "method": "correct"}
 PLAIN, ACTIVATIONS, WEIGHTS = 1.0, 0.01, 100.0
 """What the columns are multiplied by: with ACTIVATIONS their inputs are 100 times as large."""
 
@@ -94,7 +88,8 @@ def measured(tmp_path_factory):
         key = (factor, calibrated, *options)
         if key not in found:
             path = folder / f"{len(found)}"
-            recipe, output = Recipe(**RECIPE, **options), path.with_suffix(".gguf")
+            recipe = Recipe(**RECIPE, **(CALIBRATED if calibrated else {}), **options)
+            output = path.with_suffix(".gguf")
             with Checkpoint.open(write_scaled(path, factor)) as checkpoint, NativeBackend(2) as backend:
                 text = CalibrationText.read([SAMPLED], checkpoint, recipe) if calibrated else None
                 quantize(checkpoint, output, recipe, text, backend)

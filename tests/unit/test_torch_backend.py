@@ -12,8 +12,9 @@ from elutq_cli.api import quantize
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.forecast import estimate_seconds
 from elutq_cli.pipeline.quantize import quantize as run_pipeline
-from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.recipe import METHODS, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
@@ -23,7 +24,7 @@ DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
 TINY = DATA / "golden" / "llama2-gqa-sharded"
 SAMPLED = DATA / "sampled.txt"
-TOLERANCE, MEAN_TOLERANCE = 0.03, 0.005  # relative, of a matrix's error and of the mean over the model's
+TOLERANCE, MEAN_TOLERANCE = 0.05, 0.005  # relative, of a matrix's error and of the mean over the model's
 
 
 def test_without_torch_one_line_names_the_extra(tmp_path):
@@ -73,7 +74,16 @@ def test_the_stages_take_tensors(on_torch):
     assert errors[1] == pytest.approx(errors[0], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("method", ["correct", "allocate"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_time_of_a_run_there_is_estimated(on_torch, method):
+    """What --dry-run prints."""
+    recipe = Recipe(method=method, group_size=32)
+    with Checkpoint.open(TINY) as checkpoint:
+        plan = Plan.make(checkpoint.config, recipe)
+        assert 0.0 < estimate_seconds(checkpoint.config, plan, recipe, 1024, on_torch) < 600.0
+
+
+@pytest.mark.parametrize("method", ["fit", "correct", "allocate"])
 def test_a_model_made_on_torch_is_as_good(on_torch, method, tmp_path):
     recipe = Recipe(method=method, num_samples=8, sequence_length=128)
     with Checkpoint.open(NOVELS) as checkpoint, NativeBackend(2) as native:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,12 +12,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
+from elutq_cli.pipeline.calibrate import MakeRoom
 from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.measure import measure_block
+from elutq_cli.pipeline.products import multiply
 from elutq_cli.pipeline.progress import Progress
+from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.tune.budget import END_TO_END_STEPS, END_TO_END_TOKENS
 from elutq_cli.pipeline.tune.descent import PATIENCE, Descent, Sequences, Tensor, shuffled_batches, split_sequences
 from elutq_cli.pipeline.tune.matrix import LearnedMatrix
-from elutq_cli.reference import Head, Positions, Transformer
+from elutq_cli.reference import Block, Head, Positions, Transformer, block_tensor_names
 from elutq_formats.config import ModelConfig
 from elutq_formats.hlq import HLQTensor, pack, unpack
 from elutq_formats.model_writer import TensorSource
@@ -62,6 +66,46 @@ class QuantizedModel:
         if gguf_name(name) in self.learned:
             return self.learned[gguf_name(name)].dequantize()
         return torch.asarray(_dequantize(self._constants[gguf_name(name)]), device=self.device)
+
+    def measure(
+        self,
+        tokens: npt.NDArray[np.int64],
+        hidden: FloatArray,
+        original: Callable[[str], FloatArray],
+        backend: Backend,
+        make_room: MakeRoom,
+    ) -> dict[str, float]:
+        """Return the error of every matrix that learned, by its name in the file: see ``measure_block``.
+
+        Args:
+            tokens: (sequences, n) to measure on.
+            hidden: (sequences, n, hidden_size) float32, room for the residual stream.
+            original: returns a weight of the checkpoint by its name there.
+            backend: runs the blocks and the products.
+            make_room: see ``block_statistics``.
+        """
+        for place, sequence in zip(hidden, tokens, strict=True):
+            place[...] = _fetch(self.embed(sequence))
+        errors: dict[str, float] = {}
+        for layer in range(self.config.num_hidden_layers):
+            prefix = f"model.layers.{layer}."
+            names = block_tensor_names(self.config)
+            weights = {name: backend.place(_fetch(self.load(prefix + name))) for name in names}
+            learned = {name: self.learned.get(gguf_name(prefix + name)) for name in names}
+            tensors = {name: matrix.tensor() for name, matrix in learned.items() if matrix is not None}
+            block = Block(self.config, layer, weights, backend.xp, partial(multiply, backend=backend))
+            found = measure_block(block, hidden, tensors, original, backend, make_room)
+            errors |= {gguf_name(prefix + name): error for name, error in found.items()}
+        return errors
+
+    def replace_tuned(self, sources: Iterable[TensorSource], errors: Mapping[str, float]) -> Iterator[TensorSource]:
+        """Yield the tensors of the run, those that learned as they are now, with their errors."""
+        for record, contents in sources:
+            if record.name in self.learned:
+                matrix = self.learned[record.name]
+                yield replace(record, error=errors[record.name]), partial(_packed, matrix)
+            else:
+                yield record, contents
 
     def head(self, norm: FloatArray, weight: FloatArray) -> Head:
         """Return another model's last norm and head on this one's device."""
@@ -172,19 +216,10 @@ class EndToEnd:
         ):
             self._set(part, values)
 
-    def tuned(self, sources: Iterable[TensorSource]) -> Iterator[TensorSource]:
-        """Yield the tensors of the run, with the levels that were best on held-out sequences.
-
-        The errors of tuned matrices are not recorded: they were those of other levels.
-        """
-        gained = min(self.losses) < self.losses[0]
+    def keep_best(self) -> bool:
+        """Give the model the levels that were best on held-out sequences; return whether they are not its first."""
         self._set(self._descent.parameters, self._best)
-        for record, contents in sources:
-            if gained and record.name in self._model.learned:
-                matrix = self._model.learned[record.name]
-                yield replace(record, error=None), partial(_packed, matrix)
-            else:
-                yield record, contents
+        return min(self.losses) < self.losses[0]
 
     def _measure(self, exact: FloatArray) -> float:
         """Return the mean KL divergence on the held-out sequences."""
@@ -247,6 +282,10 @@ def _read(record: TensorRecord, contents: npt.NDArray[Any]) -> HLQTensor | npt.N
 
 def _dequantize(tensor: HLQTensor | npt.NDArray[Any]) -> FloatArray:
     return tensor.dequantize() if isinstance(tensor, HLQTensor) else np.array(tensor, dtype=np.float32)
+
+
+def _fetch(tensor: Tensor) -> FloatArray:
+    return np.asarray(tensor.numpy(force=True))
 
 
 def _packed(matrix: LearnedMatrix) -> npt.NDArray[np.uint8]:

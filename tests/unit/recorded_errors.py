@@ -1,0 +1,51 @@
+"""The errors that a model file records, against what is computed from the file, the checkpoint and the text alone."""
+
+import numpy as np
+import pytest
+
+from elutq_cli.reference import SHARED_INPUTS, Transformer
+from elutq_formats.model_file import ModelFile
+from elutq_formats.names import gguf_name
+
+MEASURED_ROWS = 128
+
+
+def assert_recorded_errors_are_true(path, weights, tokens, head=True):
+    """Check every HLQ matrix of a calibrated model on the inputs that it has in the model as the file holds it.
+
+    Args:
+        path: of the model file.
+        weights: the checkpoint, rotated where the model is.
+        tokens: (sequences, n) of its calibration text.
+        head: whether the head was quantized after everything before it had its last value.
+    """
+    file = ModelFile.open(path)
+    model = Transformer(file)
+    hidden = model.embed(tokens)
+    for layer in range(file.config.num_hidden_layers):
+        inputs = {}
+        hidden = model.block(layer)(hidden, observe=inputs.__setitem__)
+        for first, linears in SHARED_INPUTS.items():
+            for linear in linears:
+                check_recorded_error(file, weights, f"model.layers.{layer}.{linear}.weight", inputs[first])
+    if head and "output.weight" in file.tensors:
+        norm = model.load("model.norm.weight")
+        root = np.sqrt((hidden**2).mean(axis=-1, keepdims=True) + file.config.rms_norm_eps)
+        check_recorded_error(file, weights, "lm_head.weight", hidden / root * norm)
+    check_recorded_error(file, weights, "model.embed_tokens.weight", None)
+
+
+def check_recorded_error(file, weights, name, inputs):
+    record = file.tensors[gguf_name(name)]
+    if record.group_size is None:
+        assert record.error is None
+        return
+    every = -(-record.rows // MEASURED_ROWS)
+    stored = name if weights.has(name) else "model.embed_tokens.weight"  # a tied head
+    original = weights.load(stored)[::every].astype(np.float64)
+    difference = original - file.load(name)[::every]
+    if inputs is not None:
+        x = inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
+        original, difference = original @ x.T, difference @ x.T
+    expected = np.linalg.norm(difference) / np.linalg.norm(original)
+    assert record.error == pytest.approx(expected, rel=2e-3), name
