@@ -78,9 +78,10 @@ def eval_command(
         names: dict[str, Any] = {"file": printable(file), "rule": rule, "stride": stride}
         names |= {} if reference is None else {"reference": printable(reference)}
         entries = [row.describe() | result.to_dict() for row, result in zip(rows, results, strict=True)]
-        print(json.dumps(names | (entries[0] if len(models) == 1 else {"models": entries})))
+        own = {} if other is None else {f"reference_{key}": entries[-1][key] for key in ("ppl", "ppl_stderr", "nll")}
+        print(json.dumps(names | (entries[0] | own if len(models) == 1 else {"models": entries})))
     elif len(models) == 1:
-        print_result(results[0], windows, opened[0], other)
+        print_result(results, windows, opened[0], other)
     else:
         print_table(results, windows, rows)
 
@@ -102,8 +103,11 @@ def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, wind
         )
 
 
-def print_result(result: Evaluation, windows: Windows, model: EvaluatedModel, reference: EvaluatedModel | None) -> None:
-    """Print one model's result for a reader."""
+def print_result(
+    results: list[Evaluation], windows: Windows, model: EvaluatedModel, reference: EvaluatedModel | None
+) -> None:
+    """Print one model's result for a reader, and its reference's."""
+    result, own = results[0], results[-1]
     print(f"model       {shown_line(model.name)} ({model.kind})")
     blocks = "" if model.block_bits_per_weight is None else f" ({model.block_bits_per_weight:.3f} in the blocks)"
     print(f"size        {model.size_bytes / 1e6:.2f} MB, {model.bits_per_weight:.3f} bits per weight{blocks}")
@@ -111,7 +115,8 @@ def print_result(result: Evaluation, windows: Windows, model: EvaluatedModel, re
     print(f"scored      {result.n_tokens} tokens in {result.windows} windows of {result.ctx}: {windows.description}")
     if reference is not None and result.kl is not None and result.top1 is not None:
         agreement = f"KL divergence {result.kl:.5f} nats, top-1 agreement {100 * result.top1:.2f} %"
-        print(f"reference   {shown_line(reference.name)}: {agreement}")
+        figures = f"perplexity {own.ppl:.4f} +- {own.ppl_stderr:.4f}, {agreement}"
+        print(f"reference   {shown_line(reference.name)}: {figures}")
 
 
 def print_table(results: list[Evaluation], windows: Windows, rows: list[EvaluatedModel]) -> None:

@@ -107,11 +107,23 @@ def test_default_uses_every_whole_window_and_says_which_rule(text):
     assert "KL" not in result.stdout
 
 
-def test_readable_output_names_the_reference(text):
-    output = run(GOLDEN / "qwen3", "-f", text, "-c", 32, "--reference", GOLDEN / "qwen2").stdout
-    assert "KL divergence" in output
-    assert "top-1 agreement" in output
-    assert str(GOLDEN / "qwen2") in output
+def test_readable_output_names_the_reference_and_its_own_perplexity(text):
+    flags = ("-f", text, "-c", 32)
+    alone = json.loads(run(GOLDEN / "qwen2", *flags, "--json").stdout)
+    output = run(GOLDEN / "qwen3", *flags, "--reference", GOLDEN / "qwen2").stdout
+    (line,) = [line for line in output.splitlines() if line.startswith("reference")]
+    figures = f"perplexity {alone['ppl']:.4f} +- {alone['ppl_stderr']:.4f}, KL divergence"
+    assert line.startswith(f"reference   {GOLDEN / 'qwen2'}: {figures}")
+    assert "top-1 agreement" in line
+
+
+def test_json_of_one_model_has_the_references_own_perplexity(text):
+    flags = ("-f", text, "-c", 32, "--json")
+    alone = json.loads(run(GOLDEN / "qwen2", *flags).stdout)
+    values = json.loads(run(GOLDEN / "qwen3", *flags, "--reference", GOLDEN / "qwen2").stdout)
+    for key in ("ppl", "ppl_stderr", "nll"):
+        assert values[f"reference_{key}"] == alone[key] != values[key]
+    assert "reference_ppl" not in alone
 
 
 def test_model_file_has_the_perplexity_of_its_dequantized_weights(model_file):
