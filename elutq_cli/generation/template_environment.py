@@ -24,6 +24,8 @@ LARGEST_INDENT = 64
 LARGEST_DATE = 1024
 """Characters of a date's format."""
 
+_LONGEST_ESCAPE = len("&quot;")
+
 _UNSAFE_METHODS = frozenset(("encode", "from_bytes", "maketrans", "to_bytes", "translate"))
 """Methods of texts and numbers that no template needs, and whose work is hard to foresee."""
 
@@ -138,9 +140,9 @@ class TemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def join_texts(self, context: jinja2.runtime.Context, parts: Sequence[Any]) -> str:
         """Return the texts of values, one after another."""
-        work = _work(context)
-        work.spend(sum(map(work.text_size, parts)))
-        return "".join(map(str, parts))
+        _spend_written(context, parts)
+        join = jinja2.runtime.markup_join if context.eval_ctx.autoescape else jinja2.runtime.str_join
+        return join(parts)
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -180,9 +182,13 @@ class _GenerationBlock(jinja2.ext.Extension):
 @jinja2.pass_context
 def _written(context: jinja2.runtime.Context, value: object) -> object:
     """Count what ``{{ }}`` writes."""
-    work = _work(context)
-    work.spend(work.text_size(value))
+    _spend_written(context, (value,))
     return value
+
+
+def _spend_written(context: jinja2.runtime.Context, values: Sequence[object]) -> None:
+    work = _work(context)
+    work.spend(sum(map(work.text_size, values)) * (_LONGEST_ESCAPE if context.eval_ctx.autoescape else 1))
 
 
 def _strftime_now(form: str) -> str:
