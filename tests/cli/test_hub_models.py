@@ -71,7 +71,7 @@ def test_of_several_files_one_is_chosen_by_its_name_or_a_part_of_it(hub, here):
     [
         (
             {"config.json": b"{}", "model.safetensors": b""},
-            "is a checkpoint, not a model file: elutq quantize",
+            "is a checkpoint, not a model file: elutq quantize someone/tiny -o",
         ),
         ({"peer.gguf": PEER}, "'peer.gguf' is not a file that elutq made"),
         ({"page.gguf": b"<html>"}, "'page.gguf' is not a file that elutq made"),

@@ -239,13 +239,13 @@ def test_numpy_is_not_loaded_for_help():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["a/folder", "organisation/name"])
-def test_a_checkpoint_in_the_place_of_a_model_file_is_told_what_to_do(tmp_path, name):
+def test_a_checkpoint_in_the_place_of_a_model_file_is_told_what_to_do(tmp_path):
     (tmp_path / "a" / "folder").mkdir(parents=True)
-    result = subprocess.run([ELUTQ, "run", name, "-p", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = [ELUTQ, "run", "a/folder", "-p", "x"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert f"elutq quantize {name} -o model.gguf" in result.stderr
+    assert "elutq quantize a/folder -o model.gguf" in result.stderr
 
 
 def test_full_context_is_in_the_statistics(novels_2bit):
