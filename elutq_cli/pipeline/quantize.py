@@ -20,10 +20,11 @@ from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import check_finite, feedback, inverse_factor
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.levels import FloatArray, HalfArray
+from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.linear import LinearInputs, Matrix
 from elutq_cli.pipeline.measure import measure, measure_block, sample_rows
 from elutq_cli.pipeline.preparation import prepare
-from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, multiply, pieces
+from elutq_cli.pipeline.products import ROWS_AT_ONCE, multiply, pieces
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_origin, source_name
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
@@ -42,19 +43,6 @@ from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LinearInputs:
-    """What the stages use of the inputs that some linears share.
-
-    Attributes:
-        hessian: (columns, columns) float32, X^T X over the number of tokens.
-        factor: (columns, columns) float32, U of ``inverse_factor``; None where nothing but fit is to run.
-    """
-
-    hessian: Array
-    factor: Array | None
 
 
 @dataclass(frozen=True)
@@ -137,25 +125,6 @@ def quantize(
     file = ModelFile.open(output)
     errors = {record.name: record.error for record in file.tensors.values() if record.error is not None}
     return Summary(file.bits_per_weight(), file.size_bytes, time.perf_counter() - begin, errors)
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix as the file will hold it.
-
-    Attributes:
-        record: of the file.
-        contents: HLQ, or (rows, columns) float16.
-    """
-
-    record: TensorRecord
-    contents: HLQTensor | HalfArray
-
-    def restore(self, backend: Backend) -> FloatArray:
-        """Return it dequantized: (rows, columns) float32."""
-        if isinstance(self.contents, HLQTensor):
-            return dequantize(self.contents, backend)
-        return self.contents.astype(np.float32)
 
 
 class _Run:

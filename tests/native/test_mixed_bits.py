@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import DATA, NOVELS
 
-import elutq_cli
+import elutq
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.reference import Transformer
 from elutq_formats.model_file import ModelFile
@@ -50,9 +50,9 @@ def mixed(request, tmp_path_factory):
     text = DATA / "sampled.txt"
     if request.param == "by default":
         recipe = Recipe(num_samples=2, sequence_length=48)
-        elutq_cli.quantize(checkpoint, path, recipe, calibration=text, threads=2)
+        elutq.quantize(checkpoint, path, recipe, calibration=text, threads=2)
     else:
-        elutq_cli.quantize(checkpoint, path, Recipe(tensor_types=EVERY_KIND), threads=2)
+        elutq.quantize(checkpoint, path, Recipe(tensor_types=EVERY_KIND), threads=2)
     file = ModelFile.open(path)
     blocks = [record for record in file.tensors.values() if record.name.startswith("blk.") and record.bits != 32]
     kinds = {(record.bits, record.group_size) for record in blocks}
