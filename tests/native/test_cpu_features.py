@@ -7,7 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import DATA
+from typer.testing import CliRunner
 
+from elutq_cli.app import app
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_native import ffi, lib, supported_kernels
 
@@ -63,6 +66,15 @@ def test_a_compiler_whose_own_probe_finds_nothing_changes_nothing(tmp_path):
             assert has() == (NEEDED[name] <= present), name
 
 
+@pytest.fixture
+def fresh_command():
+    """A process in which no command has run yet."""
+    prepare_runtime.cache_clear()
+    yield
+    prepare_runtime.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_command")
 @pytest.mark.parametrize(
     ("machine", "sets", "asked", "warns"),
     [
@@ -80,11 +92,29 @@ def test_commands_say_once_that_a_fast_machine_runs_slow_kernels(machine, sets, 
     monkeypatch.delenv("ELUTQ_ISA", raising=False)
     if asked is not None:
         monkeypatch.setenv("ELUTQ_ISA", asked)
-    prepare_runtime.cache_clear()
     for _ in range(2):
         prepare_runtime()
-    prepare_runtime.cache_clear()
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == warns
     assert ("scalar kernels" in shown.err) == warns
+
+
+@pytest.mark.usefixtures("fresh_command")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "MODEL", "-p", "It was", "-n", "1"],
+        ["info", "MODEL", "--no-measure"],
+        ["bench", "MODEL", "-p", "1", "-n", "0", "-r", "1"],
+        ["eval", "MODEL", "-f", str(DATA / "sampled.txt"), "-c", "8", "--chunks", "1"],
+        ["serve", "MODEL", "--host", "203.0.113.7"],  # an address that no machine has: it ends there
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_each_command_that_runs_a_model_says_it(arguments, novels_2bit, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("elutq_native.supported_kernels", lambda: ("scalar",))
+    monkeypatch.delenv("ELUTQ_ISA", raising=False)
+    result = CliRunner().invoke(app, [str(novels_2bit) if part == "MODEL" else part for part in arguments])
+    assert result.stderr.count("only the scalar kernels run here") == 1

@@ -9,6 +9,7 @@ import traceback
 import numpy as np
 import pytest
 
+from elutq_cli.generation import LanguageModel
 from elutq_native import Model, NativeError, lib
 from elutq_native.quantizer import Quantizer
 
@@ -75,6 +76,21 @@ def test_a_session_of_one_thread_goes_on_in_a_child(novels_2bit):
         session.rewind(0)
         session.import_state(state)
         in_child(lambda: np.testing.assert_array_equal(session.eval(PROMPT[3:]), wanted))
+
+
+def test_a_language_model_goes_on_in_a_child_once_its_session_is_started_anew(novels_2bit):
+    with LanguageModel(novels_2bit, ctx_size=32, threads=2) as model:
+        wanted = model.evaluate(PROMPT)
+
+        def child():
+            refused(lambda: model.evaluate([*PROMPT, 6]))
+            model.start(32)
+            np.testing.assert_array_equal(model.evaluate(PROMPT), wanted)
+            model.close()
+
+        in_child(child)
+        model.clear()
+        np.testing.assert_array_equal(model.evaluate(PROMPT), wanted)
 
 
 def test_a_quantizer_is_refused_in_a_child():
