@@ -252,7 +252,8 @@ def main() -> None:
     arguments = parser.parse_args()
     configure_blas(1)
     from elutq_cli.api import quantize
-    from elutq_cli.pipeline.recipe import Recipe
+    from elutq_cli.pipeline.forecast import Forecast
+    from elutq_cli.pipeline.recipe import Plan, Recipe
     from elutq_cli.pipeline.tune.budget import tuning_products
     from elutq_formats.checkpoint import Checkpoint
     from elutq_native import default_threads
@@ -295,9 +296,13 @@ def main() -> None:
     whole = tuning_products(replace(config, num_hidden_layers=blocks), end_to_end)
     growth = whole / tuning_products(config, end_to_end)
     total, alone = print_table(watch, slice_blocks, blocks, threads, growth)
+    n_tokens = arguments.num_samples * arguments.sequence_length if arguments.calibration else 0
+    bound = Forecast.make(
+        config, Plan.make(config, recipe), recipe, n_tokens, arguments.threads or default_threads()
+    ).memory_bytes
     print(
         f"measured: {summary.seconds:.1f} s for {slice_blocks} blocks on {os.cpu_count()} cores, peak memory "
-        f"{peak / 1e9:.2f} GB without mapped files, load average {os.getloadavg()[0]:.1f}"
+        f"{peak / 1e9:.2f} GB without mapped files of {bound / 1e9:.2f} foretold, load average {os.getloadavg()[0]:.1f}"
     )
     to_itself = f", {alone / 60:.1f} minutes with {threads} cores to itself" if threads else ""
     print(f"extrapolated to {blocks} blocks: {total / 60:.1f} minutes as busy as now{to_itself}")

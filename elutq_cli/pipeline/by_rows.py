@@ -35,20 +35,21 @@ def runs_of_rows(n_rows: int) -> list[slice]:
 
 
 def look_up(out: FloatArray, tokens: npt.NDArray[np.int64], rows: slice, values: FloatArray) -> None:
-    """Fill in the rows of a matrix that tokens (...) stand for, as far as they are here.
+    """Fill in the rows of a matrix that tokens stand for, as far as they are here.
 
     Args:
-        out: (..., columns) float32.
-        tokens: (...) rows of the matrix.
+        out: (sequences, n, columns) float32.
+        tokens: (sequences, n) rows of the matrix.
         rows: those that are here.
         values: (rows, columns) float32, what they hold.
     """
-    here = (tokens >= rows.start) & (tokens < rows.stop)
-    out[here] = values[tokens[here] - rows.start]
+    for sequence, place in zip(tokens, out, strict=True):
+        here = (sequence >= rows.start) & (sequence < rows.stop)
+        place[here] = values[sequence[here] - rows.start]
 
 
 def embed(source: RowSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
-    """Return what the embedding makes of tokens (...): (..., hidden_size) float32."""
+    """Return what the embedding makes of tokens (sequences, n): (sequences, n, hidden_size) float32."""
     config = source.config
     found = np.empty((*tokens.shape, config.hidden_size), dtype=np.float32)
     for rows in runs_of_rows(config.vocab_size):

@@ -4,39 +4,30 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from elutq_cli.pipeline.allocate import HESSIAN_SEQUENCES, PROBE_SEQUENCES, PROBE_TOKENS
-from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, InputStatistics
+from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, PROBE_TOKENS
+from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics
 from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.products import ROWS_AT_ONCE
-from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe
+from elutq_cli.pipeline.peak_memory import PROCESS_BYTES, peak_memory
+from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import work_folder
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.tune.budget import tuning_bytes, tuning_products
-from elutq_cli.reference import SHARED_INPUTS
 from elutq_cli.reference.transformer import Array
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
 
-PROCESS_BYTES = 250_000_000
-"""Python, numpy and the rest, with what the C library keeps of freed memory."""
-
-# Bytes of memory for each weight of a matrix, or each element of its Hessian, at the worst moment of a stage; measured.
-WEIGHTS_ALONE, HALF, RESTORED = 7.5, 6.0, 4.5
-CODES, STAGE_WEIGHT, STAGE_SQUARE = 2.5, 10.5, 9.0
-FACTOR_SQUARE = 10.0
-ACTIVATIONS = 4
-"""Arrays of a batch's tokens by the intermediate size that a thread holds during a forward pass."""
-MARGIN = 1.1
+SHORT_SEQUENCE = 512
+"""Tokens of a sequence that is advised where memory is short: fewer save nothing."""
 
 TUNING_OVERHEAD = 2.5
 """Time of a tuning step over that of its products alone, measured on novels-6m."""
@@ -54,6 +45,7 @@ class Forecast:
         scratch_bytes: most that lies in the work folder beside it.
         memory_bytes: an upper bound of the process's memory, without the page cache.
         tuning_bytes: what tuning takes of it, on its device; 0 without.
+        alternatives: the bound with other options, by what to change, the least change first.
     """
 
     records: tuple[TensorRecord, ...]
@@ -61,6 +53,7 @@ class Forecast:
     scratch_bytes: int
     memory_bytes: int
     tuning_bytes: int
+    alternatives: dict[str, int]
 
     @classmethod
     def make(cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, threads: int) -> "Forecast":
@@ -75,10 +68,22 @@ class Forecast:
         stream = 4 * config.hidden_size * n_tokens
         inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in ADDED_TO_STREAM)
         scratch = output_bytes + 2 * stream * (2 if recipe.keeps_exact else 1) + inputs
-        tuning = tuning_bytes(config, recipe)
-        # The streams before a block stay in memory until it is tuned.
-        memory = max(_memory(config, plan, shapes, recipe, n_tokens, threads), PROCESS_BYTES + tuning)
-        return cls(records, output_bytes, scratch, memory + (stream if "block" in recipe.tune else 0), tuning)
+
+        def memory(recipe: Recipe, n_tokens: int) -> int:
+            peak = peak_memory(config, plan, shapes, recipe, n_tokens, threads)
+            # The streams before a block stay in memory until it is tuned.
+            return max(peak, PROCESS_BYTES + tuning_bytes(config, recipe)) + (stream if "block" in recipe.tune else 0)
+
+        alternatives = {}
+        if recipe.tune:
+            alternatives["without --tune"] = memory(replace(recipe, tune=()), n_tokens)
+        if n_tokens > 0 and recipe.sequence_length > SHORT_SEQUENCE:
+            shorter = replace(recipe, sequence_length=SHORT_SEQUENCE)
+            alternatives[f"with --sequence-length {SHORT_SEQUENCE}"] = memory(shorter, n_tokens)
+        if n_tokens > 0:
+            alternatives["without --calibration"] = memory(replace(recipe, tune=()), 0)
+        now = memory(recipe, n_tokens)
+        return cls(records, output_bytes, scratch, now, tuning_bytes(config, recipe), alternatives)
 
     def check(self, output: Path | None, max_memory: float | None) -> None:
         """Refuse a run that cannot succeed.
@@ -93,7 +98,7 @@ class Forecast:
         if max_memory is not None and self.memory_bytes > max_memory * 1e9:
             raise ElutqError(
                 f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, above --max-memory {max_memory:g}: "
-                "calibration takes the most, leave it out or use a machine with more"
+                f"{self._advice(max_memory * 1e9)}"
             )
         if output is None:
             return
@@ -104,6 +109,22 @@ class Forecast:
         if needed > free:
             raise ElutqError(f"{work.absolute().parent} has {_size(free)} free, and this run needs {_size(needed)}")
 
+    def describe_shortage(self, available: int | None) -> str | None:
+        """Return a warning where the run may take more memory than can be had; None where it does not or who knows."""
+        if available is None or self.memory_bytes <= available:
+            return None
+        return (
+            f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB can be had: "
+            f"{self._advice(available)}"
+        )
+
+    def _advice(self, limit: float) -> str:
+        fitting = [(what, n_bytes) for what, n_bytes in self.alternatives.items() if n_bytes <= limit]
+        if not fitting:
+            return "use a machine with more"
+        what, n_bytes = fitting[0]
+        return f"{what} it takes {n_bytes / 1e9:.1f} GB at most"
+
 
 def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
@@ -113,68 +134,6 @@ def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> Tens
     if entry is None:
         return TensorRecord(gguf_name(name), 32, shape[0])
     return TensorRecord(gguf_name(name), entry.bits, shape[0], shape[1], entry.group_size)
-
-
-def _memory(
-    config: ModelConfig,
-    plan: Plan,
-    shapes: dict[str, tuple[int, ...]],
-    recipe: Recipe,
-    n_tokens: int,
-    threads: int,
-) -> int:
-    def alone(entry: MatrixPlan, also: float = 0.0) -> float:
-        return (also + (HALF if entry.bits == HALF_BITS else WEIGHTS_ALONE)) * math.prod(shapes[entry.name])
-
-    if n_tokens == 0:
-        return PROCESS_BYTES + int(MARGIN * max(alone(entry) for entry in plan.matrices()))
-    peaks = [alone(plan.embedding, RESTORED)]
-    own = 0.0
-    for layer, block in enumerate(plan.blocks):
-        own = 4.0 * sum(math.prod(shapes[entry.name]) for entry in block)
-        exact = 0.0  # weights of the exact block, kept until its stream has passed the half that they belong to
-        for first, linears in SHARED_INPUTS.items():
-            sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
-            peaks.append(own + _calibrated(sharing, first in ADDED_TO_STREAM, exact))
-            exact = 0.0 if first in ADDED_TO_STREAM else 4.0 * sum(map(math.prod, sharing))
-    if recipe.method == "allocate":
-        # Beside a block and a Hessian: a probe's residual stream for each linear of the model, and the head's logits.
-        n_linears = sum(map(len, plan.blocks))
-        tokens = PROBE_SEQUENCES * min(PROBE_TOKENS, recipe.sequence_length)
-        streams = 4.0 * config.hidden_size * (n_linears * tokens + HESSIAN_SEQUENCES * recipe.sequence_length)
-        for entry in plan.blocks[0]:
-            rows, columns = shapes[entry.name]
-            peaks.append(own + (FACTOR_SQUARE - 4.0) * columns**2 + 4.0 * rows * columns + streams)
-        head = config.vocab_size * config.hidden_size
-        logits = 40.0 * min(PROBE_TOKENS, recipe.sequence_length) * config.vocab_size
-        peaks.append(4.0 * head + streams + PROBE_SEQUENCES * logits)
-    if plan.head is not None:
-        shape = shapes[plan.head.name]
-        calibrated = 4.0 * math.prod(shape) + _calibrated([shape], False, 0.0)
-        peaks.append(alone(plan.head) if plan.head.bits == HALF_BITS else calibrated)
-    activations = threads * ACTIVATIONS * 4 * TOKENS_AT_ONCE * config.intermediate_size
-    return PROCESS_BYTES + int(MARGIN * (max(peaks) + activations))
-
-
-def _calibrated(sharing: list[tuple[int, ...]], adds_to_stream: bool, exact: float) -> float:
-    """Return the bytes that the stages take for matrices (rows, columns) that share an input, beside their block.
-
-    Args:
-        sharing: their shapes.
-        adds_to_stream: whether their output joins the residual stream.
-        exact: bytes of exact weights in memory until the input's moments are known.
-    """
-    rows, columns = sharing[0]
-    square, targets = columns**2, sum(map(math.prod, sharing))
-    largest = max(rows for rows, _ in sharing)
-    stages = (CODES * largest + STAGE_WEIGHT * min(largest, ROWS_AT_ONCE)) * columns
-    second = 4.0 * (rows if adds_to_stream else columns) * columns  # the moment beside the Hessian
-    return max(
-        exact + 4.0 * square + second,
-        FACTOR_SQUARE * square + second,
-        8.0 * square + 3.0 * second + 4.0 * targets,  # two products of the correction beside it
-        STAGE_SQUARE * square + 4.0 * targets + stages,
-    )
 
 
 def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, backend: Backend) -> float:

@@ -1,18 +1,21 @@
 """What can be checked before a weight is read: a run that cannot succeed is refused before it takes hours."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elutq_cli.generation.template import ChatTemplate
-from elutq_cli.pipeline.allocate import check_target
+from elutq_cli.machine.memory import available_memory
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.torch_device import prepare_torch
+from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
-from elutq_formats.source import ModelSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Preparation:
 
 
 def prepare(
-    checkpoint: ModelSource,
+    checkpoint: Checkpoint,
     output: Path | None,
     recipe: Recipe,
     calibration: CalibrationText | None,
@@ -41,7 +44,7 @@ def prepare(
     max_memory: float | None,
     device: str,
 ) -> Preparation:
-    """Check and plan a run.
+    """Check and plan a run; warn of one that may take more memory than can be had.
 
     Args:
         checkpoint: the model; its weights are not read.
@@ -60,7 +63,6 @@ def prepare(
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     recipe = recipe.resolved(calibration is not None)
     plan = Plan.make(config, recipe)
-    check_target(config, recipe)
     if recipe.tune and calibration is not None:
         prepare_torch(device, backend.threads, "--tune")
         from elutq_cli.pipeline.tune.descent import split_sequences
@@ -69,17 +71,22 @@ def prepare(
     n_tokens = 0 if calibration is None else calibration.tokens.size
     forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads)
     forecast.check(output, max_memory)
+    shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None
+    if shortage is not None:
+        log.warning("%s", shortage)
     return Preparation(config, plan, n_tokens, forecast)
 
 
-def _check_texts(checkpoint: ModelSource) -> None:
+def _check_texts(checkpoint: Checkpoint) -> None:
     """Refuse a tokenizer and a chat template that those who run the file could not use."""
     tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
     if source is None:
         return
+    own = checkpoint.path / "chat_template.jinja"
+    file = own if own.exists() else checkpoint.path / "tokenizer_config.json"
     try:
         ChatTemplate.for_tokenizer(source, tokenizer)
         if "messages" not in source:
             raise ElutqError("the chat template writes no messages, it is something else")
     except ElutqError as error:
-        raise ElutqError(f"{checkpoint.chat_template_place}: {error}: mend it, or take it away") from error
+        raise ElutqError(f"{file}: {error}: mend it, or take it away") from error

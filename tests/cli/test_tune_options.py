@@ -11,8 +11,6 @@ from processes import paused_quantize
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
 from elutq_cli.pipeline.recipe import Plan, Recipe
-from elutq_cli.pipeline.tune.budget import tuning_bytes
-from elutq_cli.shapes import named_shape
 from elutq_formats.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent.parent / "data"
@@ -89,8 +87,3 @@ def test_a_run_killed_between_epochs_ends_the_same(tmp_path):
     result = subprocess.run([*command, "-o", output], capture_output=True, text=True, timeout=120, check=False)
     assert "going on after the" in result.stderr
     assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
-
-
-@pytest.mark.parametrize("tune", ["block", "e2e"])
-def test_llama3_8b_fits_in_24_gb(tune):
-    assert 4e9 < tuning_bytes(named_shape("llama3-8b"), Recipe(tune=(tune,))) < 24e9

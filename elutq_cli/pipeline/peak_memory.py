@@ -1,0 +1,160 @@
+"""An upper bound of the memory that a run takes, without the page cache: every phase of it in bytes.
+
+Arrays are counted at the worst moment of a phase. What lies on disk (activations, finished tensors) is mapped, and not
+counted. Nothing grows with the number of threads but what each of them holds by itself.
+"""
+
+import math
+
+from elutq_cli.pipeline.allocate import CHANGED_ROWS, HESSIAN_SEQUENCES, PROBE_SEQUENCES, PROBE_TOKENS
+from elutq_cli.pipeline.by_rows import runs_of_rows
+from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE
+from elutq_cli.pipeline.products import AT_ONCE, ROWS_AT_ONCE
+from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe, bits_per_weight
+from elutq_cli.pipeline.rotate import WEIGHTS_AT_ONCE
+from elutq_cli.reference import SHARED_INPUTS
+from elutq_cli.reference.transformer import QUERY_ROWS
+from elutq_formats.config import ModelConfig
+
+PROCESS_BYTES = 100_000_000
+"""Python, numpy and the rest, with what the C library keeps of freed memory."""
+
+THREAD_BYTES = 12_000_000
+"""A thread's tile of a product, and BLAS's buffers for it."""
+
+MARGIN = 1.1
+
+# Bytes for each weight of a matrix, or each element of its Hessian, at the worst moment of a stage; measured.
+ALONE, HALF = 7.5, 6.0
+CODES, STAGE_WEIGHT, STAGE_SQUARE = 2.5, 10.5, 9.0
+FACTOR_SQUARE = 10.0
+ROTATED = 40.0
+LOGIT, LOGIT_COMPARED = 8.0, 32.0
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe, n_tokens: int, threads: int) -> int:
+    """Return the most bytes that a run takes.
+
+    Args:
+        config: of the model.
+        plan: what becomes of its matrices.
+        shapes: of all tensors, by name.
+        recipe: how to quantize.
+        n_tokens: of the calibration text; 0 without.
+        threads: of the run.
+    """
+    rotation = ROTATED * max(WEIGHTS_AT_ONCE, config.head_dim * config.hidden_size) if recipe.rotate else 0.0
+    outer = [plan.embedding, *([] if plan.head is None else [plan.head])]
+    if n_tokens == 0:
+        peaks = [_alone(entry, shapes[entry.name], True) for entry in outer]
+        peaks += [_alone(entry, shapes[entry.name], False) for block in plan.blocks for entry in block]
+    else:
+        batch = _batch_bytes(config, recipe.sequence_length, 2 if recipe.keeps_exact else 1)
+        flight = batch * min(AT_ONCE, -(-n_tokens // TOKENS_AT_ONCE))
+        restored = 4.0 * _run(shapes[plan.embedding.name])
+        peaks = [_alone(plan.embedding, shapes[plan.embedding.name], True) + restored]
+        peaks += [_block(plan, layer, shapes, flight) for layer in range(len(plan.blocks))]
+        if recipe.method == "allocate":
+            peaks += _allocate(config, plan, shapes, recipe, flight)
+        if plan.head is not None:
+            peaks.append(_head(plan.head, shapes[plan.head.name], flight))
+    return PROCESS_BYTES + THREAD_BYTES * threads + int(MARGIN * (max(peaks) + rotation))
+
+
+def _run(shape: tuple[int, ...]) -> int:
+    """Return the weights of the rows of a matrix that go through the stages together."""
+    first: slice = runs_of_rows(shape[0])[0]
+    return int(first.stop) * shape[1]
+
+
+def _stored(entry: MatrixPlan, shape: tuple[int, ...]) -> float:
+    """Return the bytes of a matrix as the file holds it, with what fills up its tiles."""
+    bits = 16.0 if entry.group_size is None else bits_per_weight(entry.bits, entry.group_size)
+    return bits / 8 * (math.prod(shape) + 32 * shape[1])
+
+
+def _alone(entry: MatrixPlan, shape: tuple[int, ...], by_rows: bool) -> float:
+    """Return what a matrix takes that is fitted by itself, read by rows or as a whole."""
+    run = _run(shape)
+    read = 0.0 if by_rows else 4.0 * (math.prod(shape) - run)
+    return read + (HALF if entry.bits == HALF_BITS else ALONE) * run + _stored(entry, shape)
+
+
+def _block(plan: Plan, layer: int, shapes: Shapes, flight: float) -> float:
+    """Return what a block takes with its stages: its weights, and the inputs of its linears one after the other."""
+    own = 4.0 * sum(math.prod(shapes[entry.name]) for entry in plan.blocks[layer])
+    exact = 0.0  # weights of the exact block, kept until its stream has passed the half that they belong to
+    peaks = []
+    for first, linears in SHARED_INPUTS.items():
+        sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
+        peaks.append(_calibrated(sharing, first in ADDED_TO_STREAM, exact + flight))
+        exact = 0.0 if first in ADDED_TO_STREAM else 4.0 * sum(map(math.prod, sharing))
+    return own + max(peaks)
+
+
+def _head(entry: MatrixPlan, shape: tuple[int, ...], flight: float) -> float:
+    if entry.bits == HALF_BITS:
+        return _alone(entry, shape, True)
+    run = _run(shape)
+    return _stored(entry, shape) + 4.0 * run + _calibrated([(run // shape[1], shape[1])], False, flight)
+
+
+def _calibrated(sharing: list[tuple[int, ...]], adds_to_stream: bool, forward: float) -> float:
+    """Return the bytes that the stages take for matrices (rows, columns) that share an input, beside their block.
+
+    Args:
+        sharing: their shapes.
+        adds_to_stream: whether their output joins the residual stream.
+        forward: bytes in memory until the input's moments are known.
+    """
+    rows, columns = sharing[0]
+    square, targets = columns**2, sum(map(math.prod, sharing))
+    largest = max(rows for rows, _ in sharing)
+    stages = (CODES * largest + STAGE_WEIGHT * min(largest, ROWS_AT_ONCE)) * columns
+    second = 4.0 * (rows if adds_to_stream else columns) * columns  # the moment beside the Hessian
+    return max(
+        forward + 4.0 * square + second,
+        FACTOR_SQUARE * square + second,
+        8.0 * square + 3.0 * second + 4.0 * targets,  # two products of the correction beside it
+        STAGE_SQUARE * square + 4.0 * targets + stages,
+    )
+
+
+def _batch_bytes(config: ModelConfig, sequence_length: int, streams: int, n_sequences: int | None = None) -> float:
+    """Return what a batch of sequences takes on its way through half a block, its results included.
+
+    Args:
+        config: of the model.
+        sequence_length: tokens of a sequence.
+        streams: 2 where the exact model's runs beside it.
+        n_sequences: of the batch; None: a calibration batch's.
+    """
+    n_sequences = n_sequences or max(1, TOKENS_AT_ONCE // sequence_length)
+    tokens = n_sequences * sequence_length
+    heads, kv_heads = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    scores = 5 * n_sequences * config.num_attention_heads * min(QUERY_ROWS, sequence_length) * sequence_length
+    mlp = (3 + streams) * config.intermediate_size
+    attention = (7 + streams) * heads + 4 * kv_heads
+    return 4.0 * (tokens * (max(mlp, attention) + (2 + 2 * streams) * config.hidden_size) + scores)
+
+
+def _allocate(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe, flight: float) -> list[float]:
+    """Return what the phases of choosing bits take, beside every linear's variant of the residual stream."""
+    tokens = min(PROBE_TOKENS, recipe.sequence_length)
+    n_linears = sum(map(len, plan.blocks))
+    hidden = HESSIAN_SEQUENCES * recipe.sequence_length
+    streams = 4.0 * config.hidden_size * ((n_linears + len(plan.blocks[0])) * PROBE_SEQUENCES * tokens + hidden)
+    block = [shapes[entry.name] for entry in plan.blocks[0]]
+    own = streams + 4.0 * sum(map(math.prod, block))
+    changed = [(min(CHANGED_ROWS, rows), columns) for rows, columns in block]
+    own += 4.0 * sum(map(math.prod, changed))
+    logit_bytes = PROBE_SEQUENCES * LOGIT + AT_ONCE * LOGIT_COMPARED
+    probes = AT_ONCE * _batch_bytes(config, tokens, 1, PROBE_SEQUENCES)
+    return [
+        own + 4.0 * max(columns for _, columns in block) ** 2 + flight,
+        own + max(FACTOR_SQUARE * columns**2 + 2 * STAGE_WEIGHT * rows * columns for rows, columns in changed),
+        own + 4.0 * max(map(math.prod, block)) + probes,
+        streams + (4.0 * config.hidden_size + logit_bytes * tokens) * config.vocab_size,
+    ]

@@ -1,0 +1,61 @@
+"""A program that quantizes a checkpoint and prints the most memory it took, and how much the forecast had said.
+
+    python tests/peak_of_run.py FOLDER OUTPUT THREADS '{"options": "of the recipe"}' [TEXT]
+
+Memory is that of the process without mapped files, sampled. Tuning is cut to a few steps: each takes the same.
+"""
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+from elutq_cli.pipeline.blas import configure_blas
+
+configure_blas(1)
+
+from elutq_cli.pipeline import preparation, quantize  # noqa: E402 (BLAS first)
+from elutq_cli.pipeline.backend import NativeBackend  # noqa: E402
+from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
+from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
+from elutq_formats.checkpoint import Checkpoint  # noqa: E402
+
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+def few_steps():
+    from elutq_cli.pipeline.tune import block, end_to_end
+
+    block.BLOCK_STEPS = end_to_end.END_TO_END_STEPS = 2
+
+
+def main():
+    folder, output, threads, options, *texts = sys.argv[1:]
+    options = json.loads(options)
+    recipe = Recipe(**options | {"tune": tuple(options.get("tune", ()))})
+    if recipe.tune:
+        few_steps()
+    samples, ended = [resident()], threading.Event()
+
+    def sample():
+        while not ended.wait(0.003):
+            samples.append(resident())
+
+    sampler = threading.Thread(target=sample)
+    with Checkpoint.open(Path(folder)) as checkpoint, NativeBackend(int(threads)) as backend:
+        text = CalibrationText.read(list(map(Path, texts)), checkpoint, recipe) if texts else None
+        forecast = preparation.prepare(checkpoint, None, recipe, text, backend, None, "cpu").forecast
+        sampler.start()
+        try:
+            quantize.quantize(checkpoint, Path(output), recipe, text, backend)
+        finally:
+            ended.set()
+            sampler.join()
+    print(json.dumps({"peak": max(samples), "bound": forecast.memory_bytes}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The forecast of memory: above what real runs take, whatever the threads; and what is said where it is too much."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file
+
+from elutq_cli.pipeline import preparation
+from elutq_cli.pipeline.backend import NumpyBackend
+from elutq_cli.pipeline.forecast import Forecast
+from elutq_cli.pipeline.peak_memory import PROCESS_BYTES, THREAD_BYTES
+from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.shapes import SHAPES, named_shape
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+
+TESTS = Path(__file__).parent.parent
+NOVELS, SAMPLED = TESTS / "data" / "novels-6m", TESTS / "data" / "sampled.txt"
+
+
+def forecast(shape, n_tokens=1 << 15, threads=2, **options):
+    config = named_shape(shape)
+    recipe = Recipe(**{"method": "allocate"} | options)
+    return Forecast.make(config, Plan.make(config, recipe), recipe, n_tokens, threads)
+
+
+def bound(shape, **options):
+    return forecast(shape, **options).memory_bytes
+
+
+# ---- against measured peaks
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The first block of the bundled model, with room for longer sequences."""
+    folder = tmp_path_factory.mktemp("small")
+    shutil.copy(NOVELS / "tokenizer.json", folder)
+    config = json.loads((NOVELS / "config.json").read_text())
+    config |= {"num_hidden_layers": 1, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    with Checkpoint.open(NOVELS) as checkpoint:
+        names = [name for name in checkpoint.names if ".layers." not in name or ".layers.0." in name]
+        save_file({name: checkpoint.load(name) for name in names}, folder / "model.safetensors")
+    return folder
+
+
+def measure(folder, output, threads, texts=(SAMPLED,), **options):
+    command = [sys.executable, TESTS / "peak_of_run.py", folder, output, threads, json.dumps(options), *texts]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout).values()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory is not mapped files")
+@pytest.mark.parametrize(
+    ("threads", "options"),
+    [
+        (1, {"texts": ()}),
+        (2, {"method": "correct", "num_samples": 12, "sequence_length": 512}),
+        (8, {"method": "allocate", "num_samples": 4, "sequence_length": 2048}),
+        (8, {"method": "refine", "num_samples": 8, "sequence_length": 512, "rotate": True, "output_bits": 16}),
+    ],
+    ids=["weights only", "calibrated", "long sequences", "rotated"],
+)
+def test_measured_peaks_are_below_the_forecast(small, tmp_path, threads, options):
+    peak, above = measure(small, tmp_path / "out.gguf", threads, **options)
+    print(f"peak {peak / 1e6:.0f} MB, forecast {above / 1e6:.0f}")
+    assert peak < above < PROCESS_BYTES + 4 * peak
+
+
+@pytest.mark.parametrize("tune", ["block", "e2e"])
+def test_measured_peaks_of_tuning_are_below_the_forecast(small, tmp_path, tune):
+    pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
+    options = {"method": "correct", "num_samples": 16, "sequence_length": 512, "tune": [tune]}
+    peak, above = measure(small, tmp_path / "out.gguf", 2, **options)
+    print(f"peak {peak / 1e6:.0f} MB, forecast {above / 1e6:.0f}")
+    assert peak < above < PROCESS_BYTES + 4 * peak
+
+
+# ---- what it depends on
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n_tokens", [0, 1 << 15])
+def test_threads_add_what_each_holds_by_itself_and_no_more(shape, n_tokens):
+    two, many = (bound(shape, n_tokens=n_tokens, threads=threads, group_size=64) for threads in (2, 64))
+    assert many - two == 62 * THREAD_BYTES < 1e9
+
+
+def test_an_8b_model_takes_what_the_documentation_says():
+    assert bound("llama3-8b", n_tokens=0) < 1e9
+    assert bound("llama3-8b") < 6e9
+    assert bound("llama3-8b", threads=64) < 7e9
+
+
+def test_rotation_and_long_sequences_are_counted():
+    assert bound("llama3-8b") < bound("llama3-8b", rotate=True) < 1.02 * bound("llama3-8b")
+    assert bound("llama3-8b", n_tokens=0) < bound("llama3-8b", n_tokens=0, rotate=True)
+    lengths = [bound("llama3-8b", sequence_length=length) for length in (512, 1024, 2048, 4096)]
+    assert lengths == sorted(lengths)
+    assert lengths[3] - lengths[1] > 4 * 3072 * 4 * 4 * 14336  # four sequences, four arrays each
+
+
+# ---- where it is too much
+
+
+@pytest.mark.parametrize(
+    ("options", "max_memory", "advice"),
+    [
+        ({"n_tokens": 0}, 0.5, "use a machine with more"),
+        ({}, 0.5, "use a machine with more"),
+        ({}, 2, r"without --calibration it takes 0\.\d GB at most"),
+        ({"sequence_length": 4096}, 6, r"with --sequence-length 512 it takes \d\.\d GB at most"),
+        ({"sequence_length": 4096}, 2, r"without --calibration it takes 0\.\d GB at most"),
+        ({"tune": ("e2e",)}, 10, r"without --tune it takes \d\.\d GB at most"),
+    ],
+)
+def test_a_refusal_advises_what_would_fit(options, max_memory, advice):
+    with pytest.raises(ElutqError, match=f"above --max-memory {max_memory}: {advice}$") as refused:
+        forecast("llama3-8b", **options).check(None, max_memory)
+    assert ("calibration" in str(refused.value)) == ("calibration" in advice)
+
+
+def test_a_run_that_may_not_fit_into_memory_is_told(monkeypatch, caplog):
+    recipe = Recipe(group_size=32)
+    with Checkpoint.open(TESTS / "data" / "golden" / "llama1-mha") as checkpoint, caplog.at_level(logging.WARNING):
+        for available, device in ((10**12, "cpu"), (None, "cpu"), (10**8, "cuda")):
+            monkeypatch.setattr(preparation, "available_memory", lambda available=available: available)
+            preparation.prepare(checkpoint, None, recipe, None, NumpyBackend(), None, device)
+        assert caplog.messages == []
+        monkeypatch.setattr(preparation, "available_memory", lambda: 10**8)
+        preparation.prepare(checkpoint, None, recipe, None, NumpyBackend(), None, "cpu")
+    assert caplog.messages == ["this run may take 0.1 GB of memory, and 0.1 GB can be had: use a machine with more"]
