@@ -25,7 +25,7 @@ NOVELS, SAMPLED = TESTS / "data" / "novels-6m", TESTS / "data" / "sampled.txt"
 
 def forecast(shape, n_tokens=1 << 15, threads=2, **options):
     config = named_shape(shape)
-    recipe = Recipe(**{"method": "allocate"} | options)
+    recipe = Recipe(**options)
     return Forecast.make(config, Plan.make(config, recipe), recipe, n_tokens, threads)
 
 
