@@ -14,7 +14,7 @@ from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics
 from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.peak_memory import PROCESS_BYTES, peak_memory
+from elutq_cli.pipeline.peak_memory import MARGIN, PROCESS_BYTES, peak_memory
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import work_folder
@@ -71,8 +71,9 @@ class Forecast:
 
         def memory(recipe: Recipe, n_tokens: int) -> int:
             peak = peak_memory(config, plan, shapes, recipe, n_tokens, threads)
+            peak = max(peak, PROCESS_BYTES + int(MARGIN * tuning_bytes(config, recipe)))
             # The streams before a block stay in memory until it is tuned.
-            return max(peak, PROCESS_BYTES + tuning_bytes(config, recipe)) + (stream if "block" in recipe.tune else 0)
+            return peak + (stream if "block" in recipe.tune else 0)
 
         alternatives = {}
         if recipe.tune:

@@ -23,6 +23,7 @@ THREAD_BYTES = 12_000_000
 """A thread's tile of a product, and BLAS's buffers for it."""
 
 MARGIN = 1.1
+"""What fragments of freed memory, and what is not counted, add."""
 
 # Bytes for each weight of a matrix, or each element of its Hessian, at the worst moment of a stage; measured.
 ALONE, HALF = 7.5, 6.0
