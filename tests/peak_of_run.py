@@ -44,16 +44,14 @@ def main():
         while not ended.wait(0.003):
             samples.append(resident())
 
-    sampler = threading.Thread(target=sample)
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
     with Checkpoint.open(Path(folder)) as checkpoint, NativeBackend(int(threads)) as backend:
         text = CalibrationText.read(list(map(Path, texts)), checkpoint, recipe) if texts else None
         forecast = preparation.prepare(checkpoint, None, recipe, text, backend, None, "cpu").forecast
-        sampler.start()
-        try:
-            quantize.quantize(checkpoint, Path(output), recipe, text, backend)
-        finally:
-            ended.set()
-            sampler.join()
+        quantize.quantize(checkpoint, Path(output), recipe, text, backend)
+    ended.set()
+    sampler.join()
     print(json.dumps({"peak": max(samples), "bound": forecast.memory_bytes}))
 
 

@@ -56,8 +56,19 @@ class Forecast:
     alternatives: dict[str, int]
 
     @classmethod
-    def make(cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, threads: int) -> "Forecast":
-        """Plan a run that calibrates on so many tokens, 0 for weights alone, on so many threads."""
+    def make(
+        cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, threads: int, encoding_bytes: int = 0
+    ) -> "Forecast":
+        """Plan a run.
+
+        Args:
+            config: of the model.
+            plan: what becomes of its matrices.
+            recipe: how to quantize.
+            n_tokens: to calibrate on; 0 for weights alone.
+            threads: of the run.
+            encoding_bytes: memory that it takes to encode the calibration text.
+        """
         recipe = recipe.resolved(n_tokens > 0)
         shapes = {**config.tensor_shapes()}
         matrices = {entry.name: entry for entry in plan.matrices()}
@@ -71,6 +82,8 @@ class Forecast:
 
         def memory(recipe: Recipe, n_tokens: int) -> int:
             peak = peak_memory(config, plan, shapes, recipe, n_tokens, threads)
+            if n_tokens > 0:
+                peak = max(peak, PROCESS_BYTES + encoding_bytes)
             peak = max(peak, PROCESS_BYTES + int(MARGIN * tuning_bytes(config, recipe)))
             # The streams before a block stay in memory until it is tuned.
             return peak + (stream if "block" in recipe.tune else 0)

@@ -69,7 +69,8 @@ def prepare(
 
         split_sequences(len(calibration.tokens))
     n_tokens = 0 if calibration is None else calibration.tokens.size
-    forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads)
+    encoding = 0 if calibration is None else calibration.encoding_bytes
+    forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads, encoding)
     forecast.check(output, max_memory)
     shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None
     if shortage is not None:

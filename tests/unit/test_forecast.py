@@ -74,6 +74,16 @@ def test_measured_peaks_are_below_the_forecast(small, tmp_path, threads, options
     assert peak < above < PROCESS_BYTES + 4 * peak
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory is not mapped files")
+def test_the_memory_that_a_long_text_takes_is_counted(small, tmp_path):
+    text = tmp_path / "long.txt"
+    text.write_text(SAMPLED.read_text() * 80)
+    options = {"method": "fit", "num_samples": 1, "sequence_length": 128}
+    peak, above = measure(small, tmp_path / "out.gguf", 1, (text,), **options)
+    print(f"peak {peak / 1e6:.0f} MB, forecast {above / 1e6:.0f}")
+    assert 80 * text.stat().st_size < peak < above < 2 * peak
+
+
 @pytest.mark.parametrize("tune", ["block", "e2e"])
 def test_measured_peaks_of_tuning_are_below_the_forecast(small, tmp_path, tune):
     pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
