@@ -20,8 +20,8 @@ JSONL = ".jsonl"
 log = logging.getLogger(__name__)
 
 ENCODED_BYTE, ENCODED_TOKEN = 60, 250
-"""Memory that each byte of a text and each of its tokens take while it is encoded; measured: 131 for a byte where a token
-has three."""
+"""Memory that each byte of a text and each of its tokens take while it is encoded; measured: 131 for a byte where
+a token has three."""
 
 
 @dataclass(frozen=True)
