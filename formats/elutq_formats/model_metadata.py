@@ -42,6 +42,14 @@ class Metadata:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def has_type(self, key: str, value_type: ValueType) -> bool:
+        """Return whether a value, or an array's elements, are of this type."""
+        return self._types.get(key) is value_type
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the keys that the file has, in its order."""
+        return iter(self._values)
+
     def string(self, key: str) -> str:
         """Return a STRING."""
         return cast(str, self._value(key, ValueType.STRING))
@@ -67,6 +75,10 @@ class Metadata:
     def real(self, key: str) -> float:
         """Return a FLOAT32, as the shortest decimal that stands for it."""
         return float(str(np.float32(cast(float, self._value(key, ValueType.FLOAT32)))))
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """Return a BOOL; ``default`` when there is none."""
+        return cast(bool, self._value(key, ValueType.BOOL)) if key in self else default
 
     def array(self, key: str, element_type: ValueType) -> list[Any]:
         """Return an array of this type."""
