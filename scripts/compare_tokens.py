@@ -6,7 +6,7 @@ For each file: texts of every kind (see mixed_text.py), with the file's special 
 the text files. transformers reads the same GGUF file, and llama.cpp through llama-cpp-python; a peer that is not
 installed is left out, and the script says so. Prints the number of texts that differ by kind.
 
-Both peers part from the model's original tokenizer here and there (see gguf_tokenizer.py). Where texts differ they are
+Both peers part from the model's original tokenizer here and there (docs/families.md). Where texts differ they are
 compared once more without that: with the original's pre-tokenizer and normalizer in transformers, and with texts
 that llama.cpp treats as the original does: composed ones, that do not spell what it alone has end a text, and without
 bytes that are not in the vocabulary, beside which it does not merge. Exits 1 if any differs then.

@@ -20,6 +20,10 @@ _SCORES = "tokenizer.ggml.scores"
 _MERGES = "tokenizer.ggml.merges"
 
 
+_LONGEST = 4096
+"""Characters of a token, many more than any has: cutting one in two everywhere takes their number squared."""
+
+
 class TokenType(IntEnum):
     """What a token is for, with GGUF's number for it."""
 
@@ -82,6 +86,8 @@ def read_vocabulary(metadata: Metadata, n_embeddings: int | None = None) -> Voca
         metadata.refuse("it has no tokens")
     if n_embeddings is not None and len(tokens) != n_embeddings:
         metadata.refuse(f"it has {len(tokens)} tokens, but the embedding has {n_embeddings} rows")
+    if len(longest := max(tokens, key=len)) > _LONGEST:
+        metadata.refuse(f"token {tokens.index(longest)} has {len(longest)} characters, more than {_LONGEST}")
     ids = {token: at for at, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         first = next(at for at, token in enumerate(tokens) if ids[token] != at)

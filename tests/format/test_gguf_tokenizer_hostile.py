@@ -32,6 +32,10 @@ WRONG = {
         {"model": "gpt2", "tokens": ["a", "b", "c", "b"], "merges": ["a b"]},
         "tokens 1 and 3 are both 'b'",
     ),
+    "a token without end": (
+        SOME_TOKENS | {"tokens": ["a", "b" * 5000, "ab"]},
+        "token 1 has 5000 characters, more than 4096",
+    ),
     "too few types": (SOME_TOKENS | {"token_type": [1, 1]}, "it has 9 tokens, but 2 types of tokens"),
     "too many types": (SOME_TOKENS | {"token_type": [1] * 10}, "it has 9 tokens, but 10 types of tokens"),
     "an unknown type": (SOME_TOKENS | {"token_type": [1] * 8 + [7]}, "token 8 is of unknown type 7"),
