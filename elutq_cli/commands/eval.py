@@ -1,8 +1,7 @@
-"""`elutq eval`: perplexity of a text, and agreement with the checkpoint a model was made from."""
+"""`elutq eval`: perplexity of a text, agreement with the checkpoint a model was made from, answers to questions."""
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,15 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elutq_cli.commands.eval_report import print_json, print_text
 from elutq_cli.commands.options import CacheType, Threads, one_of
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.streams import printable, shown_line
 from elutq_cli.text_input import read_text
+from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     from elutq_cli.evaluation import Evaluation, Windows
     from elutq_cli.evaluation.models import EvaluatedModel
+    from elutq_cli.evaluation.tasks import Question, TaskResult
+
+
+DEFAULT_WINDOW = 512
 
 
 def eval_command(
@@ -26,8 +31,15 @@ def eval_command(
         list[Path],
         typer.Argument(metavar="MODEL", help="Model files of elutq, checkpoint folders, or org/name on the hub."),
     ],
-    file: Annotated[Path, typer.Option("-f", "--file", help="UTF-8 text to evaluate on.")],
-    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens in a window.")] = 512,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="UTF-8 text to evaluate on.")] = None,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSONL of multiple-choice questions, answered by log-likelihood; repeatable."),
+    ] = None,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Tokens in a window: 512; for questions the model's context."),
+    ] = None,
     chunks: Annotated[int | None, typer.Option(help="Evaluate only the first so many windows.")] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens from one window to the next; default: windows do not overlap.")
@@ -52,38 +64,78 @@ def eval_command(
     """Measure perplexity, and what quantization changed.
 
     The latter with --reference: KL divergence and top-1 agreement. Several models make a table. Perplexities compare
-    only under the same text, window size and rule; the rule is part of the output.
+    only under the same text, window size and rule; the rule is part of the output. --tasks has questions answered, as
+    lm-evaluation-harness does: acc and acc_norm.
 
     Example: elutq eval model.gguf -f text.txt -c 256
     """
     configure_blas(threads)
     from elutq_cli.evaluation.models import open_model, tokenize_windows
+    from elutq_cli.evaluation.tasks import read_questions
     from elutq_cli.evaluation.windows import check_sizes, checked_rule
     from elutq_cli.generation.context import checked_cache_type
 
     prepare_runtime()
     checked_cache_type(cache_type)
-    check_sizes(ctx_size, chunks, stride, checked_rule(rule))
-    text = read_text(file)
+    check_options(file, tasks, chunks, stride, rule)
+    window = DEFAULT_WINDOW if ctx_size is None else ctx_size
+    check_sizes(window, chunks, stride, checked_rule(rule))
+    text = None if file is None else read_text(file)
+    questions = {path: read_questions(path) for path in tasks or []}
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_model(path, ctx_size, threads, cache_type)) for path in models]
-        other = None if reference is None else stack.enter_context(open_model(reference, ctx_size, threads, cache_type))
-        rows = [*opened, *([] if other is None else [other])]
+        n_tokens = ctx_size if text is None else window
+        paths = [*models, *([] if reference is None else [reference])]
+        rows = [stack.enter_context(open_model(path, n_tokens, threads, cache_type)) for path in paths]
+        opened, other = rows[: len(models)], None if reference is None else rows[-1]
         for row in rows:
             for note in row.notes:
                 print(shown_line(f"{row.name}: {note}"), file=sys.stderr)
-        windows = tokenize_windows(opened, other, text, ctx_size, chunks, stride, checked_rule(rule))
-        results = measure(opened, other, windows)
+        windows, results = None, []
+        if text is not None:
+            windows = tokenize_windows(opened, other, text, window, chunks, stride, checked_rule(rule))
+            results = measure(opened, other, windows)
+        answers = {path: [answer(row, found, ctx_size) for row in rows] for path, found in questions.items()}
     if json_output:
-        names: dict[str, Any] = {"file": printable(file), "rule": rule, "stride": stride}
-        names |= {} if reference is None else {"reference": printable(reference)}
-        entries = [row.describe() | result.to_dict() for row, result in zip(rows, results, strict=True)]
-        own = {} if other is None else {f"reference_{key}": entries[-1][key] for key in ("ppl", "ppl_stderr", "nll")}
-        print(json.dumps(names | (entries[0] | own if len(models) == 1 else {"models": entries})))
-    elif len(models) == 1:
-        print_result(results, windows, opened[0], other)
+        given: dict[str, Any] = {} if file is None else {"file": printable(file), "rule": rule, "stride": stride}
+        given |= {} if reference is None else {"reference": printable(reference)}
+        print_json(given, rows, len(models), results, answers)
     else:
-        print_table(results, windows, rows)
+        print_text(rows, len(models), windows, results, answers)
+
+
+def check_options(
+    file: Path | None, tasks: list[Path] | None, chunks: int | None, stride: int | None, rule: str
+) -> None:
+    """Refuse a call that measures nothing, and what is said about a text that is not given.
+
+    Raises:
+        ElutqError: it is one.
+    """
+    if file is None and not tasks:
+        raise ElutqError("there is nothing to measure: give a text (-f) or questions (--tasks)")
+    about_text = {"--chunks": chunks is not None, "--stride": stride is not None, "--rule": rule != "papers"}
+    given = [flag for flag, is_given in about_text.items() if is_given]
+    if file is None and given:
+        raise ElutqError(f"{given[0]} is about windows of a text: give one with -f, or leave it out")
+
+
+def answer(model: EvaluatedModel, questions: list[Question], ctx_size: int | None) -> TaskResult:
+    """Have a model answer questions, with progress where stderr is a terminal."""
+    from tqdm import tqdm
+
+    from elutq_cli.evaluation.tasks import answer_questions
+
+    total = sum(len(question.choices) for question in questions)
+    form = "{l_bar}{bar}| {n:.0f}/{total_fmt} choices [{elapsed}<{remaining}]"
+    with tqdm(total=total, bar_format=form, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+        room = ctx_size or model.config.max_position_embeddings
+        result = answer_questions(model.continuations, model.tokenizer, questions, room, bar.update)
+    if result.n_cut:
+        cut = (
+            f"{result.n_cut} of {result.n_questions} questions are longer than {room} tokens: their beginnings are cut"
+        )
+        print(shown_line(f"{model.name}: {cut}"), file=sys.stderr)
+    return result
 
 
 def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, windows: Windows) -> list[Evaluation]:
@@ -101,36 +153,3 @@ def measure(models: list[EvaluatedModel], reference: EvaluatedModel | None, wind
             None if reference is None else reference.logits_model,
             advance=lambda n_windows: bar.update(n_windows),
         )
-
-
-def print_result(
-    results: list[Evaluation], windows: Windows, model: EvaluatedModel, reference: EvaluatedModel | None
-) -> None:
-    """Print one model's result for a reader, and its reference's."""
-    result, own = results[0], results[-1]
-    print(f"model       {shown_line(model.name)} ({model.kind})")
-    blocks = "" if model.block_bits_per_weight is None else f" ({model.block_bits_per_weight:.3f} in the blocks)"
-    print(f"size        {model.size_bytes / 1e6:.2f} MB, {model.bits_per_weight:.3f} bits per weight{blocks}")
-    print(f"perplexity  {result.ppl:.4f} +- {result.ppl_stderr:.4f}  (nll {result.nll:.5f} nats per token)")
-    print(f"scored      {result.n_tokens} tokens in {result.windows} windows of {result.ctx}: {windows.description}")
-    if reference is not None and result.kl is not None and result.top1 is not None:
-        agreement = f"KL divergence {result.kl:.5f} nats, top-1 agreement {100 * result.top1:.2f} %"
-        figures = f"perplexity {own.ppl:.4f} +- {own.ppl_stderr:.4f}, {agreement}"
-        print(f"reference   {shown_line(reference.name)}: {figures}")
-
-
-def print_table(results: list[Evaluation], windows: Windows, rows: list[EvaluatedModel]) -> None:
-    """Print several models' results for a reader."""
-    n_scored = results[0].n_tokens
-    print(f"{n_scored} tokens in {len(windows)} windows of {windows.ctx}: {windows.description}\n")
-    names = [shown_line(row.name) for row in rows]
-    width = max(map(len, names))
-    compared = results[0].kl is not None
-    heads = f"{'model':{width}} {'bits/weight':>11} {'MB':>10} {'perplexity':>20}"
-    print(heads + (f" {'KL, nats':>9} {'top-1, %':>9}" if compared else ""))
-    for name, row, result in zip(names, rows, results, strict=True):
-        figures = f"{result.ppl:.4f} +- {result.ppl_stderr:.4f}"
-        line = f"{name:{width}} {row.bits_per_weight:>11.3f} {row.size_bytes / 1e6:>10.2f} {figures:>20}"
-        if result.kl is not None and result.top1 is not None:
-            line += f" {result.kl:>9.5f} {100 * result.top1:>9.2f}"
-        print(line)

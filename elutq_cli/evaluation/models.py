@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.evaluation.score import AnyLogitsModel
+from elutq_cli.evaluation.continuations import ContinuationModel, NativeContinuations, ReferenceContinuations
+from elutq_cli.evaluation.score import Advance, WindowLogitsModel
 from elutq_cli.evaluation.windows import Rule, Windows, split_windows
 from elutq_cli.hub import find_checkpoint
 from elutq_cli.reference import Transformer
@@ -20,7 +21,7 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer
-from elutq_native import Model, Session
+from elutq_native import Model
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EvaluatedModel:
         config: its hyper-parameters.
         tokenizer: its tokenizer.
         logits_model: gives its logits.
+        continuations: gives those of continuations.
         size_bytes: of its weight files.
         bits_per_weight: over all of them.
         block_bits_per_weight: over the matrices of the blocks; None for a checkpoint.
@@ -43,7 +45,8 @@ class EvaluatedModel:
     kind: str
     config: ModelConfig
     tokenizer: Tokenizer
-    logits_model: AnyLogitsModel
+    logits_model: WindowLogitsModel
+    continuations: ContinuationModel
     size_bytes: int
     bits_per_weight: float
     block_bits_per_weight: float | None = None
@@ -60,23 +63,35 @@ class EvaluatedModel:
 
 
 class NativeLogits:
-    """A session of the C runtime, started afresh for every sequence."""
+    """A model file in the C runtime, a session of which is started afresh for every sequence."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, model: Model, threads: int | None, cache_type: str) -> None:
+        self._model, self._threads, self._cache_type = model, threads, cache_type
 
-    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the logits (n, vocab_size) after each of tokens: (n,)."""
-        self.session.rewind(0)
-        return self.session.eval(tokens.astype("int32"), all_logits=True)
+    def window_logits(self, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits (n, vocab_size) of each of windows: (n_windows, n)."""
+        with self._model.session(windows.shape[1], self._threads, self._cache_type) as session:
+            for window in windows:
+                session.rewind(0)
+                logits = session.eval(window.astype("int32"), all_logits=True)
+                advance(1.0)
+                yield logits
 
 
 @contextmanager
-def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str = "f16") -> Iterator[EvaluatedModel]:
+def open_model(
+    path: Path, ctx_size: int | None, threads: int | None, cache_type: str = "f16"
+) -> Iterator[EvaluatedModel]:
     """Open a checkpoint, a folder or org/name on the hub, for the reference, or a model file for the C runtime.
 
+    Args:
+        path: where it is.
+        ctx_size: tokens that it will be given; None: no more than its context.
+        threads: of the C runtime.
+        cache_type: of the C runtime.
+
     Raises:
-        ElutqError: there is no such file, it cannot be used, or its context is shorter than a window.
+        ElutqError: there is no such file, it cannot be used, or its context is shorter than ctx_size.
     """
     name, path = str(path), find_checkpoint(path)
     if path.is_dir():
@@ -87,7 +102,8 @@ def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str =
                 "checkpoint, float32 reference",
                 checkpoint.config,
                 checkpoint.tokenizer(),
-                Transformer(checkpoint),
+                transformer := Transformer(checkpoint),
+                ReferenceContinuations(transformer),
                 size_bytes := sum(file.stat().st_size for file in checkpoint.weight_files()),
                 8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
                 notes=checkpoint.notes,
@@ -97,26 +113,27 @@ def open_model(path: Path, ctx_size: int, threads: int | None, cache_type: str =
         raise ElutqError(f"{path} does not exist: give a model file or a checkpoint folder")
     model_file = ModelFile.open(path)
     check_context(path, model_file.config, ctx_size)
-    with Model(path) as model, model.session(ctx_size, threads, cache_type) as session:
+    with Model(path) as model:
         yield EvaluatedModel(
             name,
             f"C runtime, {model.info.isa} kernels",
             model_file.config,
             model_file.tokenizer(),
-            NativeLogits(session),
+            NativeLogits(model, threads, cache_type),
+            NativeContinuations(model, threads, cache_type),
             model_file.size_bytes,
             model_file.bits_per_weight(),
             model_file.block_bits_per_weight(),
         )
 
 
-def check_context(path: Path, config: ModelConfig, ctx_size: int) -> None:
+def check_context(path: Path, config: ModelConfig, ctx_size: int | None) -> None:
     """Refuse windows longer than the model was made for.
 
     Raises:
         ElutqError: they are.
     """
-    if ctx_size > config.max_position_embeddings:
+    if ctx_size is not None and ctx_size > config.max_position_embeddings:
         raise ElutqError(
             f"context size {ctx_size} is larger than the context of {path}, {config.max_position_embeddings} tokens: "
             "use a smaller -c"

@@ -7,7 +7,8 @@ count: `elutq_cli.evaluation.windows`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,6 +26,9 @@ CHUNK_ELEMENTS = 1 << 20
 
 MAX_NLL = 700.0
 """Nats: beyond this, perplexity is not a float64; a uniform guess over 128k tokens costs 12."""
+
+
+DAMAGED = "the logits are not finite or absurdly large: the weights are damaged; make the model again"
 
 
 class LogitsModel(Protocol):
@@ -125,17 +129,20 @@ def evaluate_all(
         ElutqError: the vocabularies differ in size, or the logits are not finite.
     """
     tallies = [_Tally(reference is not None) for _ in models]
-    streams = [_stream(model, windows.tokens, advance) for model in models]
     reference_tally = _Tally(compared=False)
-    reference_stream = None if reference is None else _stream(reference, windows.tokens, advance)
-    for window, first in zip(windows.tokens, windows.first_scored, strict=True):
-        # The logits before a token predict it; those after the last predict something outside the window.
-        scored, targets = slice(first - 1, len(window) - 1), window[first:]
-        expected = None if reference_stream is None else next(reference_stream)[scored]
-        if expected is not None:
-            reference_tally.add(expected, targets)
-        for tally, stream in zip(tallies, streams, strict=True):
-            tally.add(next(stream)[scored], targets, expected)
+    with ExitStack() as stack:  # what a stream holds is given back before the model it is of
+        streams = [stack.enter_context(closing(_stream(model, windows.tokens, advance))) for model in models]
+        reference_stream = None
+        if reference is not None:
+            reference_stream = stack.enter_context(closing(_stream(reference, windows.tokens, advance)))
+        for window, first in zip(windows.tokens, windows.first_scored, strict=True):
+            # The logits before a token predict it; those after the last predict something outside the window.
+            scored, targets = slice(first - 1, len(window) - 1), window[first:]
+            expected = None if reference_stream is None else next(reference_stream)[scored]
+            if expected is not None:
+                reference_tally.add(expected, targets)
+            for tally, stream in zip(tallies, streams, strict=True):
+                tally.add(next(stream)[scored], targets, expected)
     if reference is not None:
         tallies.append(reference_tally)
     return [tally.result(windows) for tally in tallies]
@@ -175,9 +182,7 @@ class _Tally:
         nll = float(losses.mean())
         finite = np.isfinite(losses).all() and (divergences is None or np.isfinite(divergences).all())
         if not finite or nll > MAX_NLL:
-            raise ElutqError(
-                "the logits are not finite or absurdly large: the weights are damaged; make the model again"
-            )
+            raise ElutqError(DAMAGED)
         ppl = math.exp(nll)
         return Evaluation(
             ppl=ppl,
@@ -191,7 +196,9 @@ class _Tally:
         )
 
 
-def _stream(model: AnyLogitsModel, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
+def _stream(
+    model: AnyLogitsModel, windows: NDArray[np.int64], advance: Advance
+) -> Generator[NDArray[np.float32], None, None]:
     """Yield the logits of each window."""
     if isinstance(model, WindowLogitsModel):
         yield from model.window_logits(windows, advance)

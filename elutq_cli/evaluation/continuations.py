@@ -1,0 +1,143 @@
+"""What models hold of given continuations of given contexts, each context evaluated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elutq_cli.evaluation.score import Advance
+from elutq_cli.reference import Block, Positions, Transformer
+from elutq_cli.reference.transformer import HIDDEN_BYTES, Array, KeyValueCache
+from elutq_native import Model
+
+Logits = Generator[NDArray[np.float32], None, None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens whose probabilities are wanted.
+
+    Attributes:
+        context: token ids, at least one.
+        continuation: token ids that may follow, at least one.
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def n_evaluated(self) -> int:
+        """Tokens that the model has to be given: the last one only has to be predicted."""
+        return len(self.context) + len(self.continuation) - 1
+
+
+class ContinuationModel(Protocol):
+    """Anything that predicts continuations; requests of one context stand together, so that it is evaluated once."""
+
+    def continuation_logits(self, requests: Sequence[Request], advance: Advance) -> Logits:
+        """Yield for each request the logits (len(continuation), vocab_size) that predict its continuation.
+
+        Args:
+            requests: contexts and continuations.
+            advance: progress; its calls add up to the number of requests.
+        """
+
+
+class NativeContinuations:
+    """A model file in the C runtime: what a context has in common with the one before stays in its cache."""
+
+    def __init__(self, model: Model, threads: int | None, cache_type: str) -> None:
+        self._model, self._threads, self._cache_type = model, threads, cache_type
+
+    def continuation_logits(self, requests: Sequence[Request], advance: Advance) -> Logits:
+        """See `ContinuationModel`."""
+        n_tokens = max(request.n_evaluated for request in requests)
+        with self._model.session(n_tokens, self._threads, self._cache_type) as session:
+            held: tuple[int, ...] = ()
+            for context, group in groupby(requests, key=lambda request: request.context):
+                n_shared = min(common_length(held, context), len(context) - 1)
+                session.rewind(n_shared)
+                first = session.eval(context[n_shared:])[None]
+                held = context
+                for request in group:
+                    session.rewind(len(context))
+                    more = request.continuation[:-1]
+                    rows = np.concatenate([first, session.eval(more, all_logits=True)]) if more else first
+                    advance(1.0)
+                    yield rows
+
+
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with in common."""
+    differing = (index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+    return next(differing, min(len(left), len(right)))
+
+
+class _Prompt:
+    """A context with its continuations, on their way through the blocks; the latter go side by side.
+
+    Attributes:
+        lengths: tokens of each continuation but its last.
+        context: (n_context, hidden_size) float32
+        hidden: (len(lengths), max(lengths), hidden_size) float32; what is behind a shorter one's end is not looked at.
+    """
+
+    def __init__(self, requests: Sequence[Request], embedding: Array) -> None:
+        """Look up the tokens that the model has to be given; the requests have one context."""
+        self.lengths = [len(request.continuation) - 1 for request in requests]
+        given = np.zeros((len(requests), max(self.lengths)), np.int64)
+        for row, request, length in zip(given, requests, self.lengths, strict=True):
+            row[:length] = request.continuation[:-1]
+        self.context, self.hidden = embedding[list(requests[0].context)], embedding[given]
+
+    def run(self, block: Block, convert: Callable[[NDArray[np.float32]], Array]) -> None:
+        """Run a block: the context's keys and values are those of each continuation's past."""
+        cache: KeyValueCache = {}
+        n_context, (n_continuations, n_tokens, _) = len(self.context), self.hidden.shape
+        self.context = block(self.context, Positions.of(block.config, n_context, convert=convert), cache=cache)
+        if n_tokens == 0:
+            return
+        keys, values = (block.xp.stack([past] * n_continuations) for past in cache[block.layer])
+        positions = Positions.of(block.config, n_tokens, n_context, convert)
+        self.hidden = block(self.hidden, positions, cache={block.layer: (keys, values)})
+
+
+class ReferenceContinuations:
+    """A checkpoint, in float32; each of its blocks is read once for as many contexts as fit into memory."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        self._transformer = transformer
+
+    def continuation_logits(self, requests: Sequence[Request], advance: Advance) -> Logits:
+        """See `ContinuationModel`."""
+        together: list[list[Request]] = []
+        n_tokens, most = 0, HIDDEN_BYTES // (4 * self._transformer.config.hidden_size)
+        for context, group in groupby(requests, key=lambda request: request.context):
+            asked = list(group)
+            n_more = len(context) + len(asked) * max(len(request.continuation) - 1 for request in asked)
+            if together and n_tokens + n_more > most:
+                yield from self._run(together, advance)
+                together, n_tokens = [], 0
+            together.append(asked)
+            n_tokens += n_more
+        yield from self._run(together, advance)
+
+    def _run(self, together: list[list[Request]], advance: Advance) -> Logits:
+        """Yield the logits of some contexts' continuations."""
+        model = self._transformer
+        embedding = model.load("model.embed_tokens.weight")
+        prompts = [_Prompt(asked, embedding) for asked in together]
+        del embedding
+        for block in model.blocks():
+            for prompt in prompts:
+                prompt.run(block, model.convert)
+                advance(len(prompt.lengths) / model.config.num_hidden_layers)
+        head = model.load_head()
+        for prompt in prompts:
+            for hidden, length in zip(prompt.hidden, prompt.lengths, strict=True):
+                yield head(model.xp.concatenate((prompt.context[-1:], hidden[:length])))
