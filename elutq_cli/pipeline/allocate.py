@@ -26,6 +26,7 @@ from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Block, Head, Positions, Transformer
 from elutq_cli.reference.transformer import Array
+from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
@@ -48,6 +49,9 @@ blocks after it."""
 
 CHANGED_ROWS = 512
 """Rows of a linear that are quantized to see what its errors do to the predictions."""
+
+ROUNDING = 1 + 1e-9
+"""A budget counts as kept when it is exceeded by no more than the rounding of sums."""
 
 log = logging.getLogger(__name__)
 
@@ -92,15 +96,11 @@ def allocate(
         Those of each linear that is not fixed; nothing is measured where all are.
 
     Raises:
-        ElutqError: the target is below or above what the choices reach.
+        ElutqError: as ``check_target``.
     """
-    free, fixed = _split_linears(source, recipe)
+    check_target(source.config, recipe)
+    free, fixed = _split_linears(source.config, recipe)
     if not free:
-        if recipe.target_bpw is not None:
-            raise ElutqError(
-                f"tensor types fix every linear, at {fixed.bits / fixed.n_weights:.3f} bits per weight: "
-                f"leave out the target of {recipe.target_bpw:g}"
-            )
         return {}
     found = measure_candidates(source, recipe, free, tokens, backend, advance, make_room)
     chosen = spend(found, recipe.budget, NONE_FIXED if recipe.target_bpw is None else fixed)
@@ -123,12 +123,39 @@ class Fixed:
 NONE_FIXED = Fixed(0.0, 0)
 
 
-def _split_linears(source: RowSource, recipe: Recipe) -> tuple[set[str], Fixed]:
+def check_target(config: ModelConfig, recipe: Recipe) -> None:
+    """Refuse a total of bits per weight that no choice of bits and group sizes makes; nothing is measured for that.
+
+    Raises:
+        ElutqError: it is below or above what the linears can have.
+    """
+    if recipe.target_bpw is None:
+        return
+    free, fixed = _split_linears(config, recipe)
+    least = most = fixed.bits
+    n_weights = fixed.n_weights
+    for rows, columns in (config.tensor_shapes()[name] for name in free):
+        sizes = [bits_per_weight(*choice) for choice in _options(columns, recipe.group_size)]
+        least, most = least + min(sizes) * rows * columns, most + max(sizes) * rows * columns
+        n_weights += rows * columns
+    if not free:
+        raise ElutqError(
+            f"tensor types fix every linear, at {fixed.bits / n_weights:.3f} bits per weight: "
+            f"leave out the target of {recipe.target_bpw:g}"
+        )
+    if not least <= recipe.target_bpw * n_weights * ROUNDING or not recipe.target_bpw * n_weights <= most * ROUNDING:
+        raise ElutqError(
+            f"{recipe.target_bpw:g} bits per weight cannot be reached: this model's linears can have "
+            f"{least / n_weights:.3f} to {most / n_weights:.3f}"
+        )
+
+
+def _split_linears(config: ModelConfig, recipe: Recipe) -> tuple[set[str], Fixed]:
     """Return the linears that no tensor type fixes, and the others."""
-    shapes = source.config.tensor_shapes()
+    shapes = config.tensor_shapes()
     impossible = (0, 1)  # a choice that no recipe makes: what still has it afterwards is free
-    names = [name for layer in range(source.config.num_hidden_layers) for name in source.config.linear_names(layer)]
-    plan = Plan.make(source.config, recipe, dict.fromkeys(names, impossible))
+    names = [name for layer in range(config.num_hidden_layers) for name in config.linear_names(layer)]
+    plan = Plan.make(config, recipe, dict.fromkeys(names, impossible))
     free, fixed_bits, n_fixed = set(), 0.0, 0
     for entry in (entry for block in plan.blocks for entry in block):
         n_weights = math.prod(shapes[entry.name])
@@ -148,17 +175,14 @@ def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FI
     taken in the order of the harm they take away per bit, as far as the budget goes.
 
     Args:
-        candidates: the linears, one at least.
-        target: bits per weight of all of them, and of those that are fixed.
+        candidates: the linears.
+        target: bits per weight of all of them, and of those that are fixed; see ``check_target``.
         fixed: the latter.
-
-    Raises:
-        ElutqError: the budget is below the smallest choices, or above what the largest can use.
     """
     steps: list[tuple[float, float, str, Choice]] = []
     chosen: dict[str, Choice] = {}
     n_weights = fixed.n_weights + sum(candidate.n_weights for candidate in candidates)
-    budget, spent, most = target * n_weights, fixed.bits, fixed.bits
+    budget, spent = target * n_weights * ROUNDING, fixed.bits
     for candidate in candidates:
         hull = _lower_hull(
             [
@@ -168,17 +192,11 @@ def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FI
         )
         chosen[candidate.name] = hull[0][2]
         spent += hull[0][0]
-        most += max(bits_per_weight(*choice) for choice in candidate.errors) * candidate.n_weights
         for (bits, harm, _), (next_bits, next_harm, choice) in pairwise(hull):
             steps.append(((harm - next_harm) / (next_bits - bits), next_bits - bits, candidate.name, choice))
-    if not spent <= budget * (1 + 1e-9) or not budget <= most * (1 + 1e-9):
-        raise ElutqError(
-            f"{target:g} bits per weight cannot be reached: this model's linears can have "
-            f"{spent / n_weights:.3f} to {most / n_weights:.3f}"
-        )
     stopped: set[str] = set()
     for _, bits, name, choice in sorted(steps, key=lambda step: -step[0]):
-        if name not in stopped and spent + bits <= budget * (1 + 1e-9):
+        if name not in stopped and spent + bits <= budget:
             spent += bits
             chosen[name] = choice
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from elutq_cli.generation.template import ChatTemplate
 from elutq_cli.machine.memory import available_memory
+from elutq_cli.pipeline.allocate import check_target
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.recipe import Plan, Recipe
@@ -63,6 +64,7 @@ def prepare(
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     recipe = recipe.resolved(calibration is not None)
     plan = Plan.make(config, recipe)
+    check_target(config, recipe)
     if recipe.tune and calibration is not None:
         prepare_torch(device, backend.threads, "--tune")
         from elutq_cli.pipeline.tune.descent import split_sequences

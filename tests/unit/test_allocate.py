@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, Candidate, Fixed, allocate, measure_candidates, spend
+from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, Candidate, allocate, measure_candidates, spend
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.reference import Transformer
@@ -61,12 +62,32 @@ def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
             if sum(itertools.starmap(bits_per_weight, combination)) <= 6 * target
         )
         assert harm <= 1.5 * min(possible)  # a hull's steps leave less than one step of the budget
-    with pytest.raises(ElutqError, match=r"1\.1 bits per weight cannot be reached: .* 1\.250 to 4\.625"):
-        spend(candidates, 1.1)
-    with pytest.raises(ElutqError, match="cannot be reached"):
-        spend(candidates, 5.0)
-    with pytest.raises(ElutqError, match=r"1\.5 bits per weight cannot be reached: .* 2\.625 to 4\.312"):
-        spend(candidates, 1.5, Fixed(6000 * 4.0, 6000))
+
+
+@pytest.mark.parametrize(
+    ("target", "types", "message"),
+    [
+        (1.1, (), r"^1\.1 bits per weight cannot be reached: this model's linears can have 1\.\d+ to 6\.500$"),
+        (6.6, (), r"^6\.6 bits .* can have 1\.\d+ to 6\.500$"),
+        (1.5, (r"ffn=4g32",), r"^1\.5 bits per weight cannot be reached: .* can have [34]\.\d+ to 6\.500$"),
+        (
+            3.0,
+            (r"^blk=3g32", r"ffn=2g32"),
+            r"tensor types fix every linear, at 4\.\d+ bits .*: leave out the target of 3",
+        ),
+    ],
+)
+def test_a_total_that_cannot_be_reached_is_refused_before_anything_is_measured(
+    backend, monkeypatch, target, types, message
+):
+    monkeypatch.setattr("elutq_cli.pipeline.allocate.measure_candidates", refuse_to_measure)
+    recipe = replace(RECIPE, target_bpw=target, tensor_types=types)
+    with Checkpoint.open(TINY) as checkpoint:
+        with pytest.raises(ElutqError, match=message):
+            allocate(checkpoint, recipe, tokens_of(checkpoint), backend)
+        calibration = CalibrationText(tokens_of(checkpoint), (), ())
+        with pytest.raises(ElutqError, match=message):  # what a dry run does
+            prepare(checkpoint, None, recipe, calibration, backend, None, "cpu")
 
 
 def test_sensitivity_is_the_divergence_when_one_linear_is_quantized(backend):
@@ -125,10 +146,6 @@ def test_when_every_linear_is_fixed_nothing_is_measured(tmp_path, backend, monke
     text.write_text("A quick brown fox and some dogs. " * 40)
     with Checkpoint.open(TINY) as checkpoint:
         assert allocate(checkpoint, recipe, tokens_of(checkpoint), backend) == {}
-        with pytest.raises(
-            ElutqError, match=r"tensor types fix every linear, at 4\.\d+ bits .*: leave out the target of 3"
-        ):
-            allocate(checkpoint, replace(recipe, target_bpw=3.0), tokens_of(checkpoint), backend)
         quantize(checkpoint, tmp_path / "out", recipe, CalibrationText.read([text], checkpoint, recipe), backend)
     records = ModelFile.open(tmp_path / "out").tensors
     assert {records[f"blk.1.{name}.weight"].bits for name in ("attn_q", "attn_output")} == {3}
