@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from elutq_cli.pipeline.progress import Progress
     from elutq_cli.pipeline.quantize import Summary
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.source import ModelSource
 
     Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
 
@@ -232,10 +233,10 @@ def quantize(
     chosen, target = (recipe or Recipe()).resolved(bool(files)), Path(output)
     check_output(target, force)
 
-    def read_text(source: Checkpoint) -> CalibrationText | None:
+    def read_text(source: ModelSource) -> CalibrationText | None:
         return CalibrationText.read([Path(file) for file in files], source, chosen) if files else None
 
-    def check(source: Checkpoint) -> None:
+    def check(source: ModelSource) -> None:
         prepare(source, target, chosen, read_text(source), backend, max_memory, device)
 
     with make_backend(device, threads) as backend:

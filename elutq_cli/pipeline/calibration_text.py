@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.text_input import decode_file, read_bytes
-from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.source import ModelSource
 
 JSONL = ".jsonl"
 
@@ -42,7 +42,7 @@ class CalibrationText:
     encoding_bytes: int = 0
 
     @classmethod
-    def read(cls, files: Sequence[Path], checkpoint: Checkpoint, recipe: Recipe) -> "CalibrationText":
+    def read(cls, files: Sequence[Path], checkpoint: ModelSource, recipe: Recipe) -> "CalibrationText":
         """Cut files into sequences that do not overlap nor span two files, and choose some by the recipe's seed.
 
         A file whose name ends in .jsonl holds one JSON object a line, whose ``text`` fields are joined by empty lines;

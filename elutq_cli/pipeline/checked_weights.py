@@ -8,12 +8,11 @@ from elutq_cli.pipeline.by_rows import runs_of_rows
 from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
 from elutq_cli.pipeline.products import pieces
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD
-from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.stage import Backend
-from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.safetensors_file import ALL_ROWS
+from elutq_formats.source import Weights
 
 CHECKED_AT_ONCE = 1 << 20
 
@@ -25,7 +24,7 @@ class CheckedWeights:
         config: hyper-parameters of the model.
     """
 
-    def __init__(self, source: Checkpoint | RotatedCheckpoint, backend: Backend) -> None:
+    def __init__(self, source: Weights, backend: Backend) -> None:
         """Read nothing yet; the backend's threads will."""
         self.config: ModelConfig = source.config
         self._source = source

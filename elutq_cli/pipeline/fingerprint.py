@@ -11,13 +11,13 @@ import elutq_native
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.version import __version__
-from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.source import ModelSource
 
 CHECKPOINT, CALIBRATION, CODE = "checkpoint", "calibration", "elutq"
 
 
 def fingerprint(
-    checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationText | None, device: str
+    checkpoint: ModelSource, recipe: Recipe, calibration: CalibrationText | None, device: str
 ) -> dict[str, str]:
     """Describe a run: two with the same fingerprint make the same file."""
     found = {CHECKPOINT: checkpoint.identity(), "device": device}

@@ -12,9 +12,9 @@ from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.torch_device import prepare_torch
-from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+from elutq_formats.source import ModelSource
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Preparation:
 
 
 def prepare(
-    checkpoint: Checkpoint,
+    checkpoint: ModelSource,
     output: Path | None,
     recipe: Recipe,
     calibration: CalibrationText | None,
@@ -80,16 +80,14 @@ def prepare(
     return Preparation(config, plan, n_tokens, forecast)
 
 
-def _check_texts(checkpoint: Checkpoint) -> None:
+def _check_texts(checkpoint: ModelSource) -> None:
     """Refuse a tokenizer and a chat template that those who run the file could not use."""
     tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
     if source is None:
         return
-    own = checkpoint.path / "chat_template.jinja"
-    file = own if own.exists() else checkpoint.path / "tokenizer_config.json"
     try:
         ChatTemplate.for_tokenizer(source, tokenizer)
         if "messages" not in source:
             raise ElutqError("the chat template writes no messages, it is something else")
     except ElutqError as error:
-        raise ElutqError(f"{file}: {error}: mend it, or take it away") from error
+        raise ElutqError(f"{checkpoint.chat_template_place}: {error}: mend it, or take it away") from error

@@ -26,7 +26,7 @@ from elutq_cli.pipeline.measure import measure, measure_block, sample_rows
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, multiply, pieces
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.pipeline.provenance import describe_origin, source_name
+from elutq_cli.pipeline.provenance import describe_origin
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
@@ -34,12 +34,13 @@ from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Block, block_tensor_names
 from elutq_cli.reference.transformer import Array, rms_norm
+from elutq_cli.streams import printable
 from elutq_formats.atomic import check_output
-from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import TensorSource, write_model
 from elutq_formats.names import gguf_name
+from elutq_formats.source import ModelSource
 from elutq_formats.tensor_record import TensorRecord
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Summary:
 
 
 def quantize(
-    checkpoint: Checkpoint,
+    checkpoint: ModelSource,
     output: Path,
     recipe: Recipe,
     calibration: CalibrationText | None,
@@ -114,7 +115,7 @@ def quantize(
             output,
             source.config,
             sources,
-            name=source_name(checkpoint.path)[0],
+            name=printable(checkpoint.origin().name),
             tokenizer_json=checkpoint.tokenizer_json,
             chat_template=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,

@@ -9,7 +9,6 @@ Source: SliceGPT (Ashkboos et al. 2024) for the folding; QuaRot and SpinQuant fo
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,8 @@ import numpy.typing as npt
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import pieces
 from elutq_cli.pipeline.recipe import EMBEDDING, HEAD
-from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.safetensors_file import ALL_ROWS, Run
+from elutq_formats.source import Weights
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -79,28 +78,13 @@ def _replace(
 class RotatedCheckpoint:
     """A checkpoint seen through a rotation; every tensor is rotated when it is loaded. Its head is never tied."""
 
-    def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
+    def __init__(self, checkpoint: Weights, seed: int) -> None:
         """Draw a rotation of the residual stream and one of the value heads, of each block its own."""
         self.checkpoint = checkpoint
         self.config = replace(checkpoint.config, tie_word_embeddings=False)
         rng = np.random.default_rng(seed)
         self.stream = Rotation(self.config.hidden_size, rng)
         self.values = [Rotation(self.config.head_dim, rng) for _ in range(self.config.num_hidden_layers)]
-
-    @property
-    def path(self) -> Path:
-        """The checkpoint's folder."""
-        return self.checkpoint.path
-
-    @property
-    def tokenizer_json(self) -> str:
-        """The checkpoint's tokenizer.json."""
-        return self.checkpoint.tokenizer_json
-
-    @property
-    def chat_template(self) -> str | None:
-        """The checkpoint's chat template."""
-        return self.checkpoint.chat_template
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""

@@ -1,41 +1,29 @@
 """A Hugging Face checkpoint folder: configuration, tokenizer, and weights read one tensor at a time."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.config import ModelConfig, quantization_method
-from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelError
-from elutq_formats.folder_texts import read_chat_template, read_json, read_optional_json, read_tokenizer
-from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, check_tensors, model_names, name_prefix
+from elutq_formats.errors import UnsupportedModelError
+from elutq_formats.folder_texts import read_chat_template, read_json, read_license, read_optional_json, read_tokenizer
+from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names, name_prefix
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
-from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from elutq_formats.source import ModelSource, Origin
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
 from elutq_formats.stored_weights import StoredTensor, WeightFile, open_weights
-from elutq_formats.tokenizer import Tokenizer
 
 _MODEL = "model."
 
 
-class Checkpoint:
-    """An open checkpoint; a context manager.
-
-    Attributes:
-        path: the folder.
-        config: its hyper-parameters; the head counts as tied when the checkpoint has none of its own.
-        names: every tensor of the model, block by block.
-        chat_template: the Jinja source of its chat template, if it has one.
-        special_tokens: how its tokenizer spells special tokens, by name; None when it says nothing about them.
-        sampling: how its author has tokens drawn.
-        notes: what its user may not expect of how it was read, each in one line.
-    """
+class Checkpoint(ModelSource):
+    """An open checkpoint folder: see ``ModelSource``."""
 
     def __init__(
         self,
@@ -47,28 +35,28 @@ class Checkpoint:
         quantization: str | None = None,
     ) -> None:
         """Check what ``open`` found: ``tensors`` by their stored names, ``quantization`` by what config.json says."""
-        self.path = path
-        self.special_tokens = special_tokens
-        self.sampling = sampling or {}
         prefix = name_prefix(tensors)
         names = model_names(tensors, prefix)
-        self._tensors = {names[stored]: tensor for stored, tensor in tensors.items()}
+        found = {names[stored]: tensor for stored, tensor in tensors.items()}
         notes = []
         if prefix != _MODEL:
-            self._check_head(config)
+            _check_head(found, config, path)
             notes.append(f"the tensors' names begin with {prefix!r}, not {_MODEL!r}: nothing but the names differs")
         if quantization is not None:
-            self._check_plain(config, quantization)
+            _check_plain(found, config, quantization)
             notes.append(f"config.json names a quantization ({quantization!r:.40}), but no tensor is quantized")
-        self.config = replace(config, tie_word_embeddings=self._head_is_tied(config))
-        if config.tie_word_embeddings and not self.config.tie_word_embeddings:
+        tied = _head_is_tied(found, config)
+        if config.tie_word_embeddings and not tied:
             notes.append(f"config.json ties the head to the embedding, but another is stored ({HEAD}): it is used")
-        elif self.config.tie_word_embeddings and not config.tie_word_embeddings:
+        elif tied and not config.tie_word_embeddings:
             notes.append(f"no head is stored ({HEAD}), though config.json does not tie it: the embedding is used")
-        check_tensors(self._tensors, self.config, path)
-        self.names = tuple(self.config.tensor_shapes())
-        self._tensors = {name: self._tensors[name] for name in self.names}
+        super().__init__(path, replace(config, tie_word_embeddings=tied), found)
+        own = path / "chat_template.jinja"
         self.chat_template = read_chat_template(path)
+        self.chat_template_place = own if own.exists() else path / "tokenizer_config.json"
+        self.tokenizer_place = path / "tokenizer.json"
+        self.special_tokens = special_tokens
+        self.sampling = sampling or {}
         self.notes = tuple(notes)
 
     @classmethod
@@ -101,93 +89,49 @@ class Checkpoint:
         sampling = read_sampling_defaults(generation_config)
         return cls(path, model_config, tensors, special_tokens, sampling, quantization_method(config))
 
-    def identity(self) -> str:
-        """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
-        digest = hashlib.sha256(repr(self.config).encode())
-        for file in self._weight_files():
-            digest.update(f"{file.path.name!r} {file.identity}\n".encode())
-        return digest.hexdigest()
-
-    def weight_files(self) -> tuple[Path, ...]:
-        """Return the files that hold the tensors."""
-        return tuple(file.path for file in self._weight_files())
-
-    def close(self) -> None:
-        """Forget the files; arrays already loaded stay valid."""
-        self._tensors = {}
-
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def tokenizer_json(self) -> str:
-        """The contents of ``tokenizer.json``; see ``read_tokenizer``.
-
-        Raises:
-            CheckpointError: there is none, or it cannot be read.
-        """
+        """The contents of ``tokenizer.json``; see ``read_tokenizer``."""
         return read_tokenizer(self.path)
 
-    def tokenizer(self) -> Tokenizer:
-        """Return its tokenizer.
+    def origin(self) -> Origin:
+        """Return the folder's name, or the repository's when it is a snapshot in the Hugging Face cache."""
+        name, revision = _repository(self.path.resolve())
+        return Origin(name, revision, read_license(self.path))
 
-        Raises:
-            CheckpointError: there is none, or it cannot be read.
-        """
-        text = self.tokenizer_json
-        try:
-            return Tokenizer.from_json(text, self.config, self.special_tokens)
-        except FormatError as error:
-            raise CheckpointError(f"{self.path / 'tokenizer.json'} is damaged: {error}") from error
 
-    def has(self, name: str) -> bool:
-        """Whether the model has this tensor."""
-        return name in self._tensors
+def _head_is_tied(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> bool:
+    """Whether the head is the embedding: no head stored, or declared tied and stored as an equal copy."""
+    head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
+    if head is None or embedding is None:
+        return head is None
+    same_kind = head.dtype == embedding.dtype
+    return config.tie_word_embeddings and same_kind and _equal(head.pieces(), embedding.pieces())
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape."""
-        return self._tensor(name).shape
 
-    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
-        """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads."""
-        return self._tensor(name).load(run, rows)
+def _check_head(tensors: Mapping[str, StoredTensor], config: ModelConfig, path: Path) -> None:
+    """Refuse a base model saved without the head that its configuration calls for."""
+    if HEAD not in tensors and not config.tie_word_embeddings:
+        raise UnsupportedModelError(
+            f"{path} is a base model without its head ({HEAD}), and config.json does not tie it to the "
+            "embedding: save the whole model for causal language modelling"
+        )
 
-    def _weight_files(self) -> list[WeightFile]:
-        return sorted({tensor.file for tensor in self._tensors.values()}, key=lambda file: file.path)
 
-    def _tensor(self, name: str) -> StoredTensor:
-        if name not in self._tensors:
-            raise CheckpointError(f"{self.path} has no tensor {name}")
-        return self._tensors[name]
-
-    def _head_is_tied(self, config: ModelConfig) -> bool:
-        """Whether the head is the embedding: no head stored, or declared tied and stored as an equal copy."""
-        head, embedding = self._tensors.get(HEAD), self._tensors.get(EMBEDDING)
-        if head is None or embedding is None:
-            return head is None
-        same_kind = head.dtype == embedding.dtype
-        return config.tie_word_embeddings and same_kind and _equal(head.pieces(), embedding.pieces())
-
-    def _check_head(self, config: ModelConfig) -> None:
-        """Refuse a base model saved without the head that its configuration calls for."""
-        if HEAD not in self._tensors and not config.tie_word_embeddings:
-            raise UnsupportedModelError(
-                f"{self.path} is a base model without its head ({HEAD}), and config.json does not tie it to the "
-                "embedding: save the whole model for causal language modelling"
-            )
-
-    def _check_plain(self, config: ModelConfig, quantization: str) -> None:
-        """Refuse a checkpoint that is quantized, and not merely called so by a left-over of its configuration."""
-        if not are_plain(self._tensors, config):
-            raise UnsupportedModelError(f"the checkpoint is already quantized ({quantization!r:.40}): use the original")
+def _check_plain(tensors: Mapping[str, StoredTensor], config: ModelConfig, quantization: str) -> None:
+    """Refuse a checkpoint that is quantized, and not merely called so by a left-over of its configuration."""
+    if not are_plain(tensors, config):
+        raise UnsupportedModelError(f"the checkpoint is already quantized ({quantization!r:.40}): use the original")
 
 
 def _equal(left: Iterator[npt.NDArray[np.uint8]], right: Iterator[npt.NDArray[np.uint8]]) -> bool:
     """Whether two tensors hold the same bytes, read piece by piece so that a difference is found early."""
     none = np.zeros(0, dtype=np.uint8)
     return all(np.array_equal(ours, theirs) for ours, theirs in zip_longest(left, right, fillvalue=none))
+
+
+def _repository(folder: Path) -> tuple[str, str | None]:
+    """Return a folder's name; or, for a snapshot in the Hugging Face cache, the repository's and the revision."""
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
+    return folder.name, None

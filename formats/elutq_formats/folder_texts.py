@@ -88,3 +88,19 @@ def read_chat_template(folder: Path) -> str | None:
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[0].get("template") if named else None
     return template if isinstance(template, str) else None
+
+
+def read_license(folder: Path) -> str | None:
+    """Return the licence that a checkpoint's README.md has in its front matter, as the hub spells it."""
+    if not (folder / "README.md").exists():
+        return None
+    from huggingface_hub import metadata_load
+
+    try:
+        fields = metadata_load(folder / "README.md") or {}
+    except Exception:  # no text, or whatever a parser of YAML raises: then it says nothing
+        return None
+    found = fields.get("license")
+    if found == "other":
+        found = fields.get("license_name", found)
+    return found if isinstance(found, str) and found else None

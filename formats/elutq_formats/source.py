@@ -1,0 +1,168 @@
+"""Where a model comes from: what can be asked of a checkpoint, whatever container it is in.
+
+One file a container opens it: ``checkpoint.py`` a folder in Hugging Face's form, ``gguf_source.py`` a GGUF file. What
+wraps a source (checks, a rotation) offers no more than its ``Weights``.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import CheckpointError, FormatError
+from elutq_formats.model_tensors import check_tensors
+from elutq_formats.safetensors_file import ALL_ROWS, Run
+from elutq_formats.sampling_defaults import SamplingDefaults
+from elutq_formats.stored_weights import StoredTensor, WeightFile
+from elutq_formats.tokenizer import Tokenizer
+
+Source = TypeVar("Source", bound="ModelSource")
+
+
+class Weights(Protocol):
+    """Tensors of a model, under their Hugging Face names."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Hyper-parameters."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+
+    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model file records of where its weights come from.
+
+    Attributes:
+        name: of the model.
+        revision: of the repository, where it is of one.
+        license: as the hub spells it; None where nothing says it.
+    """
+
+    name: str
+    revision: str | None = None
+    license: str | None = None
+
+
+class ModelSource(ABC):
+    """An open source of a model; a context manager.
+
+    Attributes:
+        path: the folder or the file.
+        config: hyper-parameters; the head counts as tied when the source has none of its own.
+        names: every tensor of the model, block by block.
+        chat_template: the Jinja source of its chat template, if it has one.
+        chat_template_place: where that stands, for who has to mend it.
+        tokenizer_place: the same of its tokenizer.
+        special_tokens: how its tokenizer spells special tokens, by name; None when it says nothing about them.
+        sampling: how its author has tokens drawn.
+        notes: what its user may not expect of how it was read, each in one line.
+    """
+
+    path: Path
+    config: ModelConfig
+    chat_template: str | None
+    chat_template_place: Path
+    tokenizer_place: Path
+    special_tokens: Mapping[str, str] | None
+    sampling: SamplingDefaults
+    notes: tuple[str, ...]
+
+    def __init__(self, path: Path, config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> None:
+        """Check that these are the model's tensors, by name, and hold them.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        check_tensors(tensors, config, path)
+        self.path = path
+        self.config = config
+        self.names = tuple(config.tensor_shapes())
+        self._tensors = {name: tensors[name] for name in self.names}
+
+    @property
+    @abstractmethod
+    def tokenizer_json(self) -> str:
+        """The contents of its ``tokenizer.json``.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+
+    @abstractmethod
+    def origin(self) -> Origin:
+        """Return where it comes from."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Return its tokenizer.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        text = self.tokenizer_json
+        try:
+            return Tokenizer.from_json(text, self.config, self.special_tokens)
+        except FormatError as error:
+            raise CheckpointError(f"{self.tokenizer_place} is damaged: {error}") from error
+
+    def identity(self) -> str:
+        """Return a hash of the configuration and of the weight files: their headers, sizes and times of last change."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for file in self._files():
+            digest.update(f"{file.path.name!r} {file.identity}\n".encode())
+        return digest.hexdigest()
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """Return the files that hold the tensors."""
+        return tuple(file.path for file in self._files())
+
+    def has(self, name: str) -> bool:
+        """Whether the model has this tensor."""
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self._tensor(name).shape
+
+    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads.
+
+        Raises:
+            CheckpointError: there is none of this name, or the file cannot be read or is another than was opened.
+        """
+        return self._tensor(name).load(run, rows)
+
+    def close(self) -> None:
+        """Forget the files; arrays already loaded stay valid."""
+        self._tensors = {}
+
+    def __enter__(self: Source) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _files(self) -> list[WeightFile]:
+        files: Iterable[WeightFile] = {tensor.file for tensor in self._tensors.values()}
+        return sorted(files, key=lambda file: file.path)
+
+    def _tensor(self, name: str) -> StoredTensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.path} has no tensor {name}")
+        return self._tensors[name]
