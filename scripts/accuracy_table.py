@@ -1,225 +1,321 @@
-"""Makes docs/accuracy.md's table: every method at 2, 3 and 4 bits, and chosen bits at some targets.
+"""Make docs/accuracy.md's tables: every method on trained models, at 2, 3 and 4 bits.
 
-    .venv/bin/python scripts/accuracy_table.py tests/data/novels-6m --calibration CALIBRATION.txt \
-        --texts HOUND.txt GARDEN.txt
+    python scripts/accuracy_table.py --models smollm2-135m=FOLDER --texts wikitext2=TEST.txt novels=NOVEL.txt \
+        --calibration CALIBRATION.txt
+    python scripts/accuracy_table.py --render docs/accuracy.md
 
-Every model file is made by the pipeline and evaluated in the C runtime against the checkpoint; head and embedding are
-fp16. Rows appear as they are done.
+Models: checkpoints (scripts/real_models.py makes them). Each file that the pipeline makes is evaluated in the C runtime
+against the checkpoint in float32, head and embedding being float16 in it. The runtime's own error, the KL divergence
+from the same file's dequantized weights in float32, is measured on the first windows of the first text.
+
+Rows go to a JSON file as they are made, with the commit, the date and the command; those that are there, by model,
+text, method, bits and group size, are not made again, and a run that was stopped goes on within the file it was making.
+A row that fails is a line on stderr, and the others are made.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
+import hashlib
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from elutq_cli.pipeline.blas import configure_blas
 
-configure_blas(1)  # before numpy: the stages run products on threads of their own
+configure_blas(None)  # before numpy: the reference uses all cores, the pipeline one thread in each of its own
 
 import numpy as np  # noqa: E402
+from accuracy_methods import HEAD_BITS, METHODS, largest_group_size, recipe  # noqa: E402
+from accuracy_rows import CIRCUMSTANCES, Row, Table, header, insert, line  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
-from elutq_cli.evaluation import Evaluation, evaluate_all  # noqa: E402
+from elutq_cli.evaluation import Windows, evaluate, evaluate_all, split_windows  # noqa: E402
 from elutq_cli.evaluation.models import open_model  # noqa: E402
-from elutq_cli.evaluation.windows import Windows, split_windows  # noqa: E402
 from elutq_cli.pipeline.backend import NativeBackend, make_backend  # noqa: E402
 from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
-from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest  # noqa: E402
+from elutq_cli.pipeline.fingerprint import code_digest  # noqa: E402
 from elutq_cli.pipeline.quantize import quantize  # noqa: E402
-from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
+from elutq_cli.pipeline.spool import work_folder  # noqa: E402
 from elutq_cli.reference import Transformer  # noqa: E402
+from elutq_cli.text_input import read_bytes, read_text  # noqa: E402
 from elutq_formats.checkpoint import Checkpoint  # noqa: E402
+from elutq_formats.errors import ElutqError  # noqa: E402
 from elutq_formats.model_file import ModelFile  # noqa: E402
+from elutq_formats.source import ModelSource  # noqa: E402
+from elutq_native import NativeError, default_threads  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+DIRTY = "-dirty"
 
 
-class UniformBackend(NativeBackend):
-    """Evenly spaced levels from a group's smallest to its largest weight, in place of fitted ones."""
+class KeptReference:
+    """A checkpoint's logits on one text, computed from what its head is given: that is kept on disk.
 
-    def fit_groups(
-        self,
-        weights: FloatArray,
-        bits: int,
-        group_size: int,
-        importance: FloatArray | None = None,
-        n_starts: int | None = None,
-    ) -> tuple[HalfArray, HalfArray, CodeArray]:
-        """See ``fit.fit_groups``; importance and starts are not looked at."""
-        groups = weights.reshape(len(weights), -1, group_size)
-        low, high = groups.min(axis=-1), groups.max(axis=-1)
-        step = (high - low) / (2**bits - 1)
-        half_scales = (step[..., None] * 2.0 ** np.arange(bits) / 2).astype(np.float16)
-        centers = ((low + high) / 2).astype(np.float16)
-        return half_scales, centers, nearest(groups, levels(half_scales, centers)).reshape(weights.shape)
+    It is exact: the same float32 values go through the same head. Logits themselves would take a hundred times the
+    room (12 GB for 40 windows of 512 tokens over 151,936), and half of that in float16 would change a KL divergence;
+    the head's product takes a tenth of the whole pass, or less.
+    """
 
+    def __init__(self, source: ModelSource, windows: Windows, path: Path) -> None:
+        """Compute what is not kept yet, (windows, tokens, hidden_size) float32 in a file."""
+        self._model, self._path = Transformer(source), path
+        if path.exists():
+            return
+        new = path.with_suffix(".new")
+        shape = (*windows.tokens.shape, source.config.hidden_size)
+        kept = np.lib.format.open_memmap(new, "w+", dtype=np.float32, shape=shape)
+        index = 0
+        for group in self._model.window_hidden(windows.tokens):
+            for hidden in group:
+                kept[index], index = hidden, index + 1
+        kept.flush()
+        new.replace(path)
 
-class FixedCodesBackend(NativeBackend):
-    """Error feedback as ELUTQ's own code has it: the codes are chosen before a group's columns are compensated."""
-
-    def feedback_columns(
-        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
-    ) -> tuple[CodeArray, FloatArray]:
-        """See ``feedback.feedback_columns``."""
-        group_levels = levels(half_scales, centers)
-        codes, compensated = nearest(weights, group_levels), weights.copy()
-        fixed = np.take_along_axis(group_levels, codes.astype(np.intp), axis=1)
-        errors = np.empty_like(weights)
-        for column in range(weights.shape[1]):
-            errors[:, column] = (compensated[:, column] - fixed[:, column]) / factor[column, column]
-            compensated[:, column + 1 :] -= errors[:, column, None] * factor[column, column + 1 :]
-        return codes, errors
+    def window_logits(
+        self, windows: NDArray[np.int64], advance: Callable[[float], None]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits of each window."""
+        head = self._model.load_head()
+        for hidden in np.load(self._path, mmap_mode="r"):
+            yield head(hidden)
+            advance(1.0)
 
 
-METHODS: dict[str, tuple[str, type[NativeBackend], bool, dict[str, Any]]] = {
-    "uniform": ("uniform, round to nearest", UniformBackend, False, {}),
-    "uniform-feedback": ("uniform + feedback (GPTQ)", UniformBackend, True, {"method": "feedback"}),
-    "fit": ("HLQ fit, weights only", NativeBackend, False, {}),
-    "fit-weighted": ("HLQ fit, columns weighted by the diagonal of H", NativeBackend, True, {"method": "fit"}),
-    "fixed-codes": (
-        "HLQ + feedback, codes fixed first (the authors')",
-        FixedCodesBackend,
-        True,
-        {"method": "feedback"},
-    ),
-    "feedback": ("HLQ + feedback", NativeBackend, True, {"method": "feedback"}),
-    "refine": ("+ refine", NativeBackend, True, {"method": "refine"}),
-    "correct": ("+ correct", NativeBackend, True, {"method": "correct"}),
-    "rotate": ("+ correct, rotated first", NativeBackend, True, {"method": "correct", "rotate": True}),
-    "allocate": ("+ allocate (the default)", NativeBackend, True, {}),
-    "block": ("+ allocate + tune block", NativeBackend, True, {"tune": ("block",)}),
-    "e2e": ("+ allocate + tune e2e", NativeBackend, True, {"tune": ("e2e",)}),
-    "block-e2e": ("+ allocate + tune block,e2e", NativeBackend, True, {"tune": ("block", "e2e")}),
-}
-"""Name -> label, backend, whether it is calibrated, and the recipe's options; in the order of the stages, which is that
-of the table's rows. Tuning needs torch."""
+@dataclass(frozen=True)
+class Text:
+    """A text, cut into windows for one model.
+
+    Attributes:
+        name: its name in the table.
+        windows: of one model's tokens.
+        reference: that model's logits on them.
+    """
+
+    name: str
+    windows: Windows
+    reference: KeptReference
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row of the table."""
+    """One model file, and the texts that it is evaluated on."""
 
-    label: str
-    backend: type[NativeBackend]
-    calibrated: bool
-    recipe: Recipe
+    model: str
+    method: str
+    bits: int
+    group_size: int
+    texts: list[str]
 
 
-def jobs(options: argparse.Namespace) -> list[Job]:
-    """Returns the rows that were asked for."""
-    common = {"output_bits": 16, "embedding_bits": 16, "seed": options.seed}
-    text = {"num_samples": options.num_samples}
+def jobs(options: argparse.Namespace, table: Table, model: str, source: ModelSource) -> list[Job]:
+    """Return the model files for which rows are missing, or all with --again."""
     found = []
     for bits in sorted(options.bits):
-        for group_size in sorted(options.group_sizes, reverse=True):
-            for method in sorted(options.methods, key=list(METHODS).index):
-                label, backend, calibrated, chosen = METHODS[method]
-                chosen = chosen | text if calibrated else chosen
-                recipe = Recipe(bits=bits, group_size=group_size, **common, **chosen)
-                found.append(Job(label, backend, calibrated, recipe))
-    for target in options.targets:
-        recipe = Recipe(target_bpw=target, **common, **text)
-        found.append(Job(f"--target-bpw {target:g}", NativeBackend, True, recipe))
+        for group_size in options.group_sizes or [largest_group_size(source.config)]:
+            for method in [name for name in METHODS if name in options.methods]:
+                missing = [text for text in options.texts if not table.has((model, text, method, bits, group_size))]
+                if wanted := list(options.texts) if options.again else missing:
+                    found.append(Job(model, method, bits, group_size, wanted))
     return found
 
 
-class RecordedLogits:
-    """The checkpoint's logits on one text, computed once and kept on disk."""
-
-    def __init__(self, checkpoint: Checkpoint, windows: Windows, path: Path) -> None:
-        """Compute them: (windows, tokens, vocab_size) float32."""
-        shape = (*windows.tokens.shape, checkpoint.config.vocab_size)
-        self.recorded = np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=shape)
-        for index, found in enumerate(Transformer(checkpoint).window_logits(windows.tokens)):
-            self.recorded[index] = found
-
-    def window_logits(self, windows: FloatArray, advance: Callable[[float], None]) -> Iterator[FloatArray]:
-        """Yield the logits of each window."""
-        yield from self.recorded
+def cut_text(options: argparse.Namespace, name: str, model: str, source: ModelSource) -> Text:
+    """Tokenize a text, and compute or find what the reference makes of it."""
+    tokens = source.tokenizer().encode(read_text(options.texts[name]))
+    windows = split_windows(tokens, options.ctx_size, options.chunks)
+    digest = hashlib.sha256(source.identity().encode() + windows.tokens.tobytes() + code_digest().encode()).hexdigest()
+    path = options.cache / f"{model}-{name}-{digest[:16]}.npy"
+    for older in options.cache.glob(f"{model}-{name}-*.npy"):
+        if older != path:
+            older.unlink()
+    print(f"{model}: full precision on {name}", file=sys.stderr, flush=True)
+    return Text(name, windows, KeptReference(source, windows, path))
 
 
-def run(
-    job: Job,
-    options: argparse.Namespace,
-    checkpoint: Checkpoint,
-    texts: list[tuple[Windows, RecordedLogits]],
-    folder: Path,
-) -> dict:
-    """Makes one model file, evaluates it on every text and returns the row's figures."""
-    output = folder / "model.gguf"
-    calibration = CalibrationText.read(options.calibration, checkpoint, job.recipe) if job.calibrated else None
-    ours = job.backend is NativeBackend  # the others change its inner loops, and stay on the processor
-    with make_backend(options.device, options.threads) if ours else job.backend(options.threads) as backend:
-        summary = quantize(checkpoint, output, job.recipe, calibration, backend, force=True, device=options.device)
-    results: list[Evaluation] = []
-    with open_model(output, options.ctx_size, options.threads) as model:
-        for windows, reference in texts:
-            results.append(evaluate_all([model.logits_model], windows, reference)[0])
-    return {
-        "label": job.label,
-        "bits": None if job.recipe.target_bpw else job.recipe.bits,
-        "group_size": None if job.recipe.target_bpw else job.recipe.group_size,
-        "bits_per_weight": ModelFile.open(output).block_bits_per_weight(),
-        "kl": [result.kl for result in results],
-        "top1": [result.top1 for result in results],
-        "ppl": [result.ppl for result in results],
-        "seconds": summary.seconds,
-    }
+def make_file(job: Job, options: argparse.Namespace, source: ModelSource, commit: str) -> tuple[Path, float | None]:
+    """Quantize; return the file, and the seconds it took if that was in one go."""
+    name = f"{job.model}-{job.method}-{job.bits}-g{job.group_size}"
+    is_dirty = commit.endswith(DIRTY)
+    output = options.cache / f"{name}-{commit[:12]}{DIRTY if is_dirty else ''}.gguf"
+    for other in options.cache.glob(f"{name}-*.gguf*"):
+        if other.name not in (output.name, work_folder(output).name):  # what another commit left when it was stopped
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    if output.exists() and not is_dirty:
+        return output, None  # a run was stopped as it evaluated
+    was_begun = work_folder(output).exists()
+    method = METHODS[job.method]
+    chosen = recipe(job.method, job.bits, job.group_size, options.num_samples, options.seed)
+    text = CalibrationText.read(options.calibration, source, chosen) if method.is_calibrated else None
+    ours = method.backend is NativeBackend
+    device = options.device if ours else "cpu"
+    with make_backend(device, options.threads) if ours else method.backend(options.threads) as backend:
+        summary = quantize(source, output, chosen, text, backend, force=True, device=device)
+    return output, None if was_begun else summary.seconds
 
 
-def header(names: list[str]) -> str:
-    """Returns the head of the Markdown table for texts of these names."""
-    cells = ["bits", "group", "method", "bits/weight"]
-    cells += [f"{figure} {name}" for figure in ("KL", "top-1, %", "ppl") for name in names] + ["seconds"]
-    return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
+def runtime_error(path: Path, options: argparse.Namespace, windows: Windows) -> float | None:
+    """Return the KL divergence of the C runtime from a file's dequantized weights, on the first windows."""
+    if options.runtime_chunks == 0:
+        return None
+    few = Windows(
+        windows.tokens[: options.runtime_chunks], windows.first_scored[: options.runtime_chunks], windows.description
+    )
+    with open_model(path, options.ctx_size, options.threads) as model:
+        return evaluate(model.logits_model, few, Transformer(ModelFile.open(path))).kl
 
 
-def line(row: dict) -> str:
-    """Returns one line of the Markdown table."""
-    cells = [str(row["bits"] or "chosen"), str(row["group_size"] or "chosen"), row["label"]]
-    cells += [f"{row['bits_per_weight']:.3f}", *(f"{kl:.4f}" for kl in row["kl"])]
-    cells += [*(f"{100 * top1:.1f}" for top1 in row["top1"]), *(f"{ppl:.2f}" for ppl in row["ppl"])]
-    return f"| {' | '.join([*cells, format(row['seconds'], '.0f')])} |"
+def make_rows(
+    job: Job, options: argparse.Namespace, source: ModelSource, texts: dict[str, Text], table: Table
+) -> list[Row]:
+    """Make one model file and its row for every text; each is written as soon as it is known."""
+    commit = current_commit()
+    print(f"{job.model}: {job.method}, {job.bits} bits, groups of {job.group_size}", file=sys.stderr, flush=True)
+    path, seconds = make_file(job, options, source, commit)
+    of_runtime = runtime_error(path, options, texts[job.texts[0]].windows)
+    rows = []
+    for name in job.texts:
+        with open_model(path, options.ctx_size, options.threads) as model:
+            found, full = evaluate_all([model.logits_model], texts[name].windows, texts[name].reference)
+            kernels, bits_per_weight = model.kind, model.block_bits_per_weight
+        row: Row = {
+            "model": job.model,
+            "text": name,
+            "method": job.method,
+            "bits": job.bits,
+            "group_size": job.group_size,
+            "bits_per_weight": bits_per_weight,
+            "kl": found.kl,
+            "top1": found.top1,
+            "ppl": found.ppl,
+            "ppl_stderr": found.ppl_stderr,
+            "reference_ppl": full.ppl,
+            "runtime_kl": of_runtime if name == job.texts[0] else None,
+            "seconds": seconds,
+        }
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        threads = options.threads or default_threads()
+        row |= dict(zip(CIRCUMSTANCES, (now, commit, command(options), kernels, threads, options.device), strict=True))
+        table.put(row)
+        rows.append(row)
+    path.unlink()
+    return rows
+
+
+def current_commit() -> str:
+    """Return the commit that runs; marked when tracked files differ from it, and empty outside a repository."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    return head.stdout.strip() + (DIRTY if changes.stdout else "")
+
+
+def command(options: argparse.Namespace) -> str:
+    """Return the command line, its files by their names alone: where they lie is nobody's business."""
+    words = ["scripts/accuracy_table.py"]
+    for name in ("models", "texts"):
+        words += [f"--{name}", *(f"{key}={path.name}" for key, path in getattr(options, name).items())]
+    words += ["--calibration", *(path.name for path in options.calibration)]
+    words += ["--methods", *options.methods, "--bits", *map(str, options.bits)]
+    words += ["--group-sizes", *map(str, options.group_sizes)] if options.group_sizes else []
+    for name in ("num_samples", "ctx_size", "chunks", "runtime_chunks", "seed"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    words += ["--device", options.device, *(["--threads", str(options.threads)] if options.threads else [])]
+    return shlex.join(words)
+
+
+def settings(options: argparse.Namespace) -> dict[str, object]:
+    """Return what all rows of a JSON file have in common."""
+    calibration = {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in options.calibration}
+    names = ("ctx_size", "chunks", "num_samples", "seed", "runtime_chunks")
+    return {name: getattr(options, name) for name in names} | {"head_bits": HEAD_BITS, "calibration": calibration}
+
+
+def named_paths(words: list[str], parser: argparse.ArgumentParser, flag: str) -> dict[str, Path]:
+    """Read NAME=PATH."""
+    found = {}
+    for word in words:
+        name, _, path = word.partition("=")
+        if not re.fullmatch(r"[\w.-]+", name) or not path:
+            parser.error(f"{flag} {word}: write NAME=PATH")
+        found[name] = Path(path)
+    return found
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calibration", type=Path, required=True, nargs="+")
-    parser.add_argument("--texts", type=Path, required=True, nargs="+")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--group-sizes", type=int, nargs="+", default=[128, 64])
-    parser.add_argument("--targets", type=float, nargs="*", default=[2.5, 3.0])
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FOLDER", help="checkpoints")
+    parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="what is evaluated on")
+    parser.add_argument("--calibration", type=Path, nargs="+", default=[], metavar="FILE")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4], choices=[1, 2, 3, 4])
+    parser.add_argument("--group-sizes", type=int, nargs="+", help="default: the largest that a model has")
     parser.add_argument("--num-samples", type=int, default=64, help="calibration sequences")
     parser.add_argument("--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=40, help="windows of each text")
+    parser.add_argument("--runtime-chunks", type=int, default=8, help="windows for the runtime's own error; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu", help="where to quantize and tune: cpu, or torch's cuda, cuda:N")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    return parser.parse_args(arguments)
+    parser.add_argument("--json", type=Path, default=ROOT / "docs" / "figures" / "accuracy.json", help="the rows")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "accuracy", help="for what is made on the way")
+    parser.add_argument("--again", action="store_true", help="make rows that are there, too")
+    parser.add_argument("--render", type=Path, metavar="PAGE", help="put the tables into a page, and make no row")
+    options = parser.parse_args(arguments)
+    if options.render is None and not (options.models and options.texts and options.calibration):
+        parser.error("give --models, --texts and --calibration, or --render")
+    options.models = named_paths(options.models, parser, "--models")
+    options.texts = named_paths(options.texts, parser, "--texts")
+    has_torch = importlib.util.find_spec("torch") is not None
+    tuned = [name for name in options.methods or METHODS if METHODS[name].is_tuned]
+    if options.methods and tuned and not has_torch:
+        parser.error(f"{' and '.join(tuned)} need torch, which is not installed")
+    if tuned and not has_torch and options.render is None:
+        print(f"torch is not installed: no rows of {', '.join(tuned)}", file=sys.stderr)
+    options.methods = options.methods or [name for name in METHODS if has_torch or name not in tuned]
+    return options
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Make all missing rows; return whether every one of them could be made."""
+    table, whole = Table(options.json, settings(options)), True
+    for name, path in options.texts.items():
+        table.add_text(name, hashlib.sha256(read_bytes(path)).hexdigest())
+    options.cache.mkdir(parents=True, exist_ok=True)
+    for model, path in options.models.items():
+        with Checkpoint.open(path) as source:
+            missing = jobs(options, table, model, source)
+            wanted = [text for text in options.texts if any(text in job.texts for job in missing)]
+            texts = {name: cut_text(options, name, model, source) for name in wanted}
+            print(f"{model}\n{header(wanted)}" if missing else f"{model}: every row is there", flush=True)
+            for job in missing:
+                try:
+                    print(line(wanted, make_rows(job, options, source, texts, table)), flush=True)
+                except (ElutqError, NativeError, OSError, MemoryError) as error:
+                    place = f"{model}, {job.method}, {job.bits} bits, groups of {job.group_size}"
+                    print(f"{place}: {error or 'out of memory'}", file=sys.stderr, flush=True)
+                    whole = False
+    return whole
 
 
 def main() -> None:
-    """Makes the table on stdout."""
+    """Make rows, or render them."""
     options = parse(sys.argv[1:])
-    rows = []
-    with Checkpoint.open(options.model) as checkpoint, tempfile.TemporaryDirectory() as folder:
-        tokenizer = checkpoint.tokenizer()
-        texts = []
-        for index, path in enumerate(options.texts):
-            tokens = tokenizer.encode(path.read_text(encoding="utf-8"))
-            windows = split_windows(tokens, options.ctx_size, options.chunks)
-            texts.append((windows, RecordedLogits(checkpoint, windows, Path(folder) / f"{index}.npy")))
-        print(header([path.stem.rsplit("-", 1)[-1] for path in options.texts]))
-        for job in jobs(options):
-            rows.append(run(job, options, checkpoint, texts, Path(folder)))
-            print(line(rows[-1]), flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    try:
+        if options.render is None:
+            sys.exit(0 if run(options) else 1)
+        rows = Table(options.json, {}).rows
+        options.render.write_text(insert(options.render.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    except ElutqError as error:
+        sys.exit(f"accuracy_table.py: {error}")
 
 
 if __name__ == "__main__":

@@ -381,6 +381,18 @@ class Transformer:
             windows: (n_windows, n) integers.
             advance: called with the number of windows' worth of work just done; the calls add up to n_windows.
         """
+        for group in self.window_hidden(windows, advance):
+            head = self.load_head()
+            for x in group:
+                yield head(x)
+
+    def window_hidden(self, windows: Array, advance: Callable[[float], None] = lambda _: None) -> Iterator[list[Array]]:
+        """Yield what the head is given, (n, hidden_size) for each sequence, for as many at once as fit into memory.
+
+        Args:
+            windows: (n_windows, n) integers.
+            advance: called with the number of windows' worth of work just done; the calls add up to n_windows.
+        """
         n_windows, n_tokens = windows.shape
         positions = Positions.of(self.config, n_tokens, convert=self.convert)
         group = max(1, HIDDEN_BYTES // (4 * n_tokens * self.config.hidden_size))
@@ -390,6 +402,4 @@ class Transformer:
                 for index, x in enumerate(hidden):
                     hidden[index] = block(x, positions)
                     advance(1.0 / self.config.num_hidden_layers)
-            head = self.load_head()
-            for x in hidden:
-                yield head(x)
+            yield hidden

@@ -1,0 +1,120 @@
+"""The methods of the accuracy table: what each is called, what runs it, and the recipe it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import GROUP_SIZES
+
+HEAD_BITS = 16
+"""Of head and embedding, so that the blocks alone are compared."""
+
+
+class UniformBackend(NativeBackend):
+    """Evenly spaced levels from a group's smallest to its largest weight, in place of fitted ones."""
+
+    def fit_groups(
+        self,
+        weights: FloatArray,
+        bits: int,
+        group_size: int,
+        importance: FloatArray | None = None,
+        n_starts: int | None = None,
+    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        """See ``fit.fit_groups``; importance and starts are not looked at."""
+        groups = weights.reshape(len(weights), -1, group_size)
+        low, high = groups.min(axis=-1), groups.max(axis=-1)
+        step = (high - low) / (2**bits - 1)
+        half_scales = (step[..., None] * 2.0 ** np.arange(bits) / 2).astype(np.float16)
+        centers = ((low + high) / 2).astype(np.float16)
+        return half_scales, centers, nearest(groups, levels(half_scales, centers)).reshape(weights.shape)
+
+
+class FixedCodesBackend(NativeBackend):
+    """Error feedback as ELUTQ's own code has it: the codes are chosen before a group's columns are compensated."""
+
+    def feedback_columns(
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+    ) -> tuple[CodeArray, FloatArray]:
+        """See ``feedback.feedback_columns``."""
+        group_levels = levels(half_scales, centers)
+        codes, compensated = nearest(weights, group_levels), weights.copy()
+        fixed = np.take_along_axis(group_levels, codes.astype(np.intp), axis=1)
+        errors = np.empty_like(weights)
+        for column in range(weights.shape[1]):
+            errors[:, column] = (compensated[:, column] - fixed[:, column]) / factor[column, column]
+            compensated[:, column + 1 :] -= errors[:, column, None] * factor[column, column + 1 :]
+        return codes, errors
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        label: what the table calls it.
+        options: of the recipe.
+        backend: what runs the inner loops; another than ours stays on the processor.
+        is_calibrated: whether it sees the calibration text.
+    """
+
+    label: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    backend: type[NativeBackend] = NativeBackend
+    is_calibrated: bool = True
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it needs torch."""
+        return "tune" in self.options
+
+
+METHODS = {
+    "uniform": Method("uniform, round to nearest", backend=UniformBackend, is_calibrated=False),
+    "uniform-feedback": Method("uniform + feedback (GPTQ)", {"method": "feedback"}, UniformBackend),
+    "fit": Method("HLQ fit, weights only", is_calibrated=False),
+    "fit-weighted": Method("HLQ fit, columns weighted by the diagonal of H", {"method": "fit"}),
+    "fixed-codes": Method(
+        "HLQ + feedback, codes fixed first (the authors')", {"method": "feedback"}, FixedCodesBackend
+    ),
+    "feedback": Method("HLQ + feedback", {"method": "feedback"}),
+    "refine": Method("+ refine", {"method": "refine"}),
+    "correct": Method("+ correct", {"method": "correct"}),
+    "rotate": Method("+ correct, rotated first", {"method": "correct", "rotate": True}),
+    "allocate": Method("+ allocate (the default)", {"method": "allocate"}),
+    "block": Method("+ allocate + tune block", {"method": "allocate", "tune": ("block",)}),
+    "e2e": Method("+ allocate + tune e2e", {"method": "allocate", "tune": ("e2e",)}),
+    "block-e2e": Method("+ allocate + tune block,e2e", {"method": "allocate", "tune": ("block", "e2e")}),
+}
+"""By the name that the command line has for it, in the order of the stages, which is that of the table's rows."""
+
+
+def recipe(method: str, bits: int, group_size: int, num_samples: int, seed: int) -> Recipe:
+    """Return how a row's model file is made."""
+    options = dict(METHODS[method].options)
+    if METHODS[method].is_calibrated:
+        options["num_samples"] = num_samples
+    head = {"output_bits": HEAD_BITS, "embedding_bits": HEAD_BITS}
+    return Recipe(bits=bits, group_size=group_size, seed=seed, **head, **options)
+
+
+def largest_group_size(config: ModelConfig) -> int:
+    """Return the largest group size that divides the columns of every matrix in the blocks.
+
+    Raises:
+        ElutqError: none does.
+    """
+    columns = {shape[1] for shape in config.linear_shapes(0).values()}
+    fitting = [size for size in GROUP_SIZES if all(count % size == 0 for count in columns)]
+    if not fitting:
+        raise ElutqError(f"no group size divides all of {sorted(columns)} columns")
+    return max(fitting)

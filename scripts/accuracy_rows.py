@@ -1,0 +1,147 @@
+"""The rows of the accuracy table: one JSON file, written after every row, and the Markdown made of it.
+
+Nothing here computes a figure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accuracy_methods import METHODS
+
+from elutq_formats.errors import ElutqError
+
+Row = dict[str, Any]
+
+KEY = ("model", "text", "method", "bits", "group_size")
+"""Fields that tell rows apart."""
+
+FIGURES = ("bits_per_weight", "kl", "top1", "ppl", "ppl_stderr", "reference_ppl", "runtime_kl", "seconds")
+"""Fields that were measured; ``runtime_kl`` may be None when it was not, ``seconds`` of a run that was resumed."""
+
+CIRCUMSTANCES = ("date", "commit", "command", "kernels", "threads", "device")
+
+BEGIN = "<!-- Made of figures/accuracy.json by scripts/accuracy_table.py --render docs/accuracy.md -->"
+END = "<!-- End of what is made of figures/accuracy.json -->"
+
+
+class Table:
+    """The rows made so far, and what they all have in common.
+
+    Attributes:
+        path: the JSON file.
+        settings: what every row was made with; rows made with anything else do not go into the same file.
+        texts: SHA-256 by name.
+        rows: in the order in which they were made.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Read the file, if it is there.
+
+        Raises:
+            ElutqError: it holds rows that were made with other settings.
+        """
+        self.path, self.settings = path, settings
+        self.texts: dict[str, str] = {}
+        self.rows: list[Row] = []
+        if not path.exists():
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        self.texts, self.rows = found["texts"], found["rows"]
+        for name, value in settings.items():
+            if found["settings"].get(name) != value:
+                theirs = found["settings"].get(name)
+                raise ElutqError(f"{path} was made with {name} {theirs}, not {value}: give another --json")
+
+    def add_text(self, name: str, sha256: str) -> None:
+        """Remember which text a name stands for.
+
+        Raises:
+            ElutqError: it stands for another.
+        """
+        if self.texts.setdefault(name, sha256) != sha256:
+            raise ElutqError(f"{self.path} has rows of another text called {name}: give this one another name")
+
+    def has(self, key: Sequence[Any]) -> bool:
+        """Whether there is a row of this key."""
+        return any(key_of(row) == tuple(key) for row in self.rows)
+
+    def put(self, row: Row) -> None:
+        """Add a row, in place of one of the same key, and write the file."""
+        self.rows = [other for other in self.rows if key_of(other) != key_of(row)] + [row]
+        new = self.path.with_name(self.path.name + ".new")
+        contents = {"settings": self.settings, "texts": self.texts, "rows": self.rows}
+        new.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        new.replace(self.path)
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """Return what tells a row from others."""
+    return tuple(row[name] for name in KEY)
+
+
+def tables(rows: Iterable[Row]) -> str:
+    """Return the Markdown of all rows: a section and a table for each model, its texts side by side."""
+    by_model: dict[str, list[Row]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    sections = []
+    for model in sorted(by_model):
+        texts = list(dict.fromkeys(row["text"] for row in by_model[model]))
+        lines = [f"## {model}\n", header(texts), full_precision(texts, by_model[model])]
+        lines += [line(texts, same) for same in together(by_model[model])]
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections)
+
+
+def together(rows: Iterable[Row]) -> list[list[Row]]:
+    """Return the rows of one model file each, which has a row for every text, in the order of the table."""
+    files: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        files.setdefault((row["bits"], -row["group_size"], list(METHODS).index(row["method"])), []).append(row)
+    return [files[key] for key in sorted(files)]
+
+
+def header(texts: Sequence[str]) -> str:
+    """Return the head of a table."""
+    names = ["bits", "group", "method", "bits/weight"]
+    names += [f"{figure} {text}" for figure in ("KL", "top-1, %", "perplexity") for text in texts]
+    names += ["runtime's KL", "seconds"]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def full_precision(texts: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return the line of the reference."""
+    own = {row["text"]: format(row["reference_ppl"], ".2f") for row in rows}
+    cells = ["", "", "full precision", "", *["0"] * len(texts), *["100"] * len(texts)]
+    return f"| {' | '.join([*cells, *(own[text] for text in texts), '', ''])} |"
+
+
+def line(texts: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return the line of one model file, from its row for each text."""
+    first, by_text = rows[0], {row["text"]: row for row in rows}
+    cells = [str(first["bits"]), str(first["group_size"]), METHODS[first["method"]].label]
+    cells.append(f"{first['bits_per_weight']:.3f}")
+    for name, scale, form in (("kl", 1, ".4f"), ("top1", 100, ".1f"), ("ppl", 1, ",.2f")):
+        cells += [format(scale * by_text[text][name], form) if text in by_text else "" for text in texts]
+    of_runtime = [row["runtime_kl"] for row in rows if row["runtime_kl"] is not None]
+    seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
+    cells.append(f"{of_runtime[0]:.4f}" if of_runtime else "")
+    cells.append(f"{seconds[0]:.0f}" if seconds else "")
+    return f"| {' | '.join(cells)} |"
+
+
+def insert(page: str, rows: Iterable[Row]) -> str:
+    """Return a page with the tables in place of those it has.
+
+    Raises:
+        ElutqError: it does not say where they belong.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ElutqError(f"the page lacks one of the lines between which tables belong:\n{BEGIN}\n{END}")
+    return f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}"

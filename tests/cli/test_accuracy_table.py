@@ -1,0 +1,173 @@
+"""scripts/accuracy_table.py: its rows are what elutq eval says, are made once, and are what docs/accuracy.md shows."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, NOVELS
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import accuracy_rows
+import accuracy_table
+from accuracy_methods import largest_group_size
+
+from elutq_cli.evaluation import evaluate_all, split_windows
+from elutq_cli.evaluation.models import open_model
+from elutq_cli.reference import Transformer
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+
+ROOT = Path(__file__).parents[2]
+SAMPLED = NOVELS.parent / "sampled.txt"
+SIZES = ("--ctx-size", 64, "--chunks", 3, "--runtime-chunks", 1, "--num-samples", 4, "--threads", 2)
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch, capsys):
+    """Returns a function that runs the script; it gives the exit status, stdout, stderr and the rows."""
+    monkeypatch.setattr(accuracy_table, "current_commit", lambda: "0123456789abcdef")
+
+    def run(*flags, methods=("uniform", "fit"), texts=None, model=NOVELS):
+        texts = texts or {"sampled": SAMPLED}
+        words = ["--models", f"small={model}", "--texts", *(f"{name}={path}" for name, path in texts.items())]
+        words += ["--calibration", SAMPLED, "--methods", *methods, "--bits", 2, *SIZES, *flags]
+        words += ["--json", tmp_path / "rows.json", "--cache", tmp_path / "cache"]
+        monkeypatch.setattr(sys, "argv", ["accuracy_table.py", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            accuracy_table.main()
+        path = tmp_path / "rows.json"
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        return caught.value.code, *capsys.readouterr(), rows
+
+    return run
+
+
+def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_model, tmp_path):
+    status, out, _, rows = make()
+    assert status == 0
+    assert [(row["method"], row["bits"], row["group_size"]) for row in rows] == [("uniform", 2, 128), ("fit", 2, 128)]
+    uniform, fit = rows
+    path = make_model(output_bits=16, embedding_bits=16)
+    tokens_of = SAMPLED.read_text(encoding="utf-8")
+    with open_model(path, 64, 1) as model, Checkpoint.open(NOVELS) as checkpoint:
+        windows = split_windows(model.tokenizer.encode(tokens_of), 64, 3)
+        result, full = evaluate_all([model.logits_model], windows, Transformer(checkpoint))
+        bits_per_weight = model.block_bits_per_weight
+    assert fit["kl"] == pytest.approx(result.kl, rel=1e-5)
+    assert fit["ppl"] == pytest.approx(result.ppl, rel=1e-5)
+    assert (fit["top1"], fit["bits_per_weight"]) == (result.top1, bits_per_weight)
+    assert fit["reference_ppl"] == pytest.approx(full.ppl, rel=1e-6)
+    assert uniform["kl"] > 1.2 * fit["kl"]
+    assert 0 < fit["runtime_kl"] < 0.01 * fit["kl"] + 0.002
+    assert fit["seconds"] > 0
+    assert "| 2 | 128 | HLQ fit, weights only | 2.375 |" in out
+    assert str(tmp_path) not in json.dumps(rows)  # it is committed: no path of this machine
+    assert fit["commit"] == "0123456789abcdef"
+    assert not list((tmp_path / "cache").glob("*.gguf*"))
+
+
+def test_rows_that_are_there_are_not_made_again(make, tmp_path, monkeypatch):
+    before = make(methods=("fit",))[3]
+    quantized, quantize = [], accuracy_table.quantize
+    monkeypatch.setattr(accuracy_table, "quantize", lambda *a, **k: quantized.append(a) or quantize(*a, **k))
+    assert make(methods=("fit",))[3] == before
+    assert quantized == []
+    (tmp_path / "other.txt").write_text(SAMPLED.read_text(encoding="utf-8")[3000:], encoding="utf-8")
+    texts = {"sampled": SAMPLED, "other": tmp_path / "other.txt"}
+    both = make(methods=("fit",), texts=texts)[3]
+    assert both[: len(before)] == before
+    assert [row["text"] for row in both] == ["sampled", "other"]
+    assert len(quantized) == 1
+    assert make("--again", methods=("fit",))[3][-1]["date"] >= before[0]["date"]
+    assert len(quantized) == 2
+
+
+def test_a_run_that_was_stopped_as_it_evaluated_does_not_quantize_again(make, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(accuracy_table, "evaluate_all", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(methods=("fit",))
+    monkeypatch.setattr(accuracy_table, "quantize", None)
+    (row,) = make(methods=("fit",))[3]
+    assert row["seconds"] is None  # nobody knows how long it took in all
+    assert row["kl"] > 0
+
+
+def test_a_row_that_fails_is_a_line_and_the_others_are_made(make, monkeypatch):
+    quantize = accuracy_table.quantize
+
+    def fail(source, output, *others, **options):
+        if "uniform" in output.name:
+            raise ElutqError("the disk is full")
+        return quantize(source, output, *others, **options)
+
+    monkeypatch.setattr(accuracy_table, "quantize", fail)
+    status, _, err, rows = make()
+    assert status == 1
+    assert "small, uniform, 2 bits, groups of 128: the disk is full\n" in err
+    assert [row["method"] for row in rows] == ["fit"]
+
+
+def test_rows_of_other_settings_or_another_text_do_not_go_into_the_same_file(make, tmp_path):
+    make(methods=("fit",))
+    assert "was made with chunks 3, not 2: give another --json" in make("--chunks", 2)[0]
+    (tmp_path / "sampled.txt").write_text("Something else. " * 400)
+    status = make(texts={"sampled": tmp_path / "sampled.txt"})[0]
+    assert "has rows of another text called sampled" in status
+
+
+def test_the_kept_reference_is_exact(tmp_path):
+    with Checkpoint.open(GOLDEN / "qwen2") as checkpoint:
+        windows = split_windows(np.arange(100) % 60, 10)
+        expected = list(Transformer(checkpoint).window_logits(windows.tokens))
+        for _ in range(2):  # computed, and found
+            kept = accuracy_table.KeptReference(checkpoint, windows, tmp_path / "kept.npy")
+            found = list(kept.window_logits(windows.tokens, lambda _: None))
+            assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("family", "expected"), [("smollm-tied", 32), (None, 128)])
+def test_the_group_size_is_the_largest_that_divides_all_columns(family, expected):
+    with Checkpoint.open(NOVELS if family is None else GOLDEN / family) as checkpoint:
+        columns = [shape[1] for shape in checkpoint.config.linear_shapes(0).values()]
+        assert largest_group_size(checkpoint.config) == expected
+    assert all(count % expected == 0 for count in columns)
+    assert expected == 128 or any(count % (2 * expected) for count in columns)
+
+
+def test_tables_have_a_line_for_each_file_and_a_column_for_each_text():
+    def row(text, method, bits, kl, **others):
+        figures = {
+            "bits_per_weight": bits + 0.75,
+            "kl": kl,
+            "top1": 0.5,
+            "ppl": 1234.5 if text == "news" else 9,
+            "ppl_stderr": 1.0,
+        }
+        figures |= {"reference_ppl": 20.0, "runtime_kl": None, "seconds": None}
+        key = {"model": "m", "text": text, "method": method, "bits": bits, "group_size": 64}
+        return key | figures | others
+
+    rows = [
+        row("code", "fit", 3, 0.5),
+        row("news", "fit", 2, 0.25, runtime_kl=0.0012, seconds=61.4),
+        row("news", "uniform", 3, 2.0),
+        row("code", "fit", 2, 0.125),
+    ]
+    assert accuracy_rows.tables(rows).splitlines() == [
+        "## m",
+        "",
+        "| bits | group | method | bits/weight | KL code | KL news | top-1, % code | top-1, % news | perplexity code |"
+        " perplexity news | runtime's KL | seconds |",
+        "|" + 12 * "---|",
+        "|  |  | full precision |  | 0 | 0 | 100 | 100 | 20.00 | 20.00 |  |  |",
+        "| 2 | 64 | HLQ fit, weights only | 2.750 | 0.1250 | 0.2500 | 50.0 | 50.0 | 9.00 | 1,234.50 | 0.0012 | 61 |",
+        "| 3 | 64 | uniform, round to nearest | 3.750 |  | 2.0000 |  | 50.0 |  | 1,234.50 |  |  |",
+        "| 3 | 64 | HLQ fit, weights only | 3.750 | 0.5000 |  | 50.0 |  | 9.00 |  |  |  |",
+    ]
