@@ -15,6 +15,7 @@ from elutq_cli.commands.eval import eval_command
 from elutq_cli.generation.terminal import Chat
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.streams import shown_line
 from elutq_cli.text_input import read_template, read_text
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
@@ -62,7 +63,7 @@ def test_a_file_read_in_a_chat_is_that_of_its_lf_twin(tmp_path, capsys, kind):
 def test_a_file_that_a_chat_cannot_read_is_one_line(capsys, name):
     chat = Chat(SimpleNamespace(), None, None)
     chat._read(name)
-    assert capsys.readouterr().err.startswith(f"[cannot read {name}: ")
+    assert capsys.readouterr().err.startswith(f"[cannot read {shown_line(name)}: ")
 
 
 @every_twin
