@@ -6,7 +6,7 @@ Nothing here computes a figure.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,24 @@ FIGURES = ("bits_per_weight", "kl", "top1", "ppl", "ppl_stderr", "reference_ppl"
 
 CIRCUMSTANCES = ("date", "commit", "command", "kernels", "threads", "device")
 
-BEGIN = "<!-- Made of figures/accuracy.json by scripts/accuracy_table.py --render docs/accuracy.md -->"
-END = "<!-- End of what is made of figures/accuracy.json -->"
+TITLES = {
+    "smollm2-135m": "SmolLM2-135M-Instruct",
+    "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B-Instruct",
+    "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B-Instruct",
+}
+"""What the tables call models of these names."""
+
+SUMMARY = (
+    ("fit", 2, "2, weights alone"),
+    ("allocate", 2, "2, calibrated"),
+    ("block-e2e", 2, "2, calibrated and tuned"),
+    ("allocate", 3, "3, calibrated"),
+    ("allocate", 4, "4, calibrated"),
+)
+"""Method and bits of the rows of a summary, and what it calls them."""
+
+BEGIN = "<!-- {} of docs/figures/accuracy.json, by scripts/accuracy_table.py --render THIS_PAGE -->"
+END = "<!-- end of docs/figures/accuracy.json -->"
 
 
 class Table:
@@ -83,15 +99,15 @@ def key_of(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def tables(rows: Iterable[Row]) -> str:
+def tables(rows: Sequence[Row]) -> str:
     """Return the Markdown of all rows: a section and a table for each model, its texts side by side."""
     by_model: dict[str, list[Row]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
     sections = []
-    for model in sorted(by_model):
+    for model in in_order(by_model):
         texts = list(dict.fromkeys(row["text"] for row in by_model[model]))
-        lines = [f"## {model}\n", header(texts), full_precision(texts, by_model[model])]
+        lines = [f"## {TITLES.get(model, model)}\n", header(texts), full_precision(texts, by_model[model])]
         lines += [line(texts, same) for same in together(by_model[model])]
         sections.append("\n".join(lines))
     return "\n\n".join(sections)
@@ -134,14 +150,44 @@ def line(texts: Sequence[str], rows: Sequence[Row]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def insert(page: str, rows: Iterable[Row]) -> str:
-    """Return a page with the tables in place of those it has.
+def in_order(models: Iterable[str]) -> list[str]:
+    """Return the models that have a title in the order of these, and then the others."""
+    return sorted(models, key=lambda model: (list(TITLES).index(model) if model in TITLES else len(TITLES), model))
 
-    Raises:
-        ElutqError: it does not say where they belong.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ElutqError(f"the page lacks one of the lines between which tables belong:\n{BEGIN}\n{END}")
-    return f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}"
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return the Markdown of the SUMMARY of all models, on the first text that each was evaluated on."""
+    lines = ["| | bits | bits per weight of the blocks | perplexity | KL divergence, nats | same likeliest token |"]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    for model in in_order({row["model"] for row in rows}):
+        own = [row for row in rows if row["model"] == model]
+        text = own[0]["text"]
+        found = {(row["method"], row["bits"]): row for row in own if row["text"] == text}
+        first = f"{TITLES.get(model, model)} | full precision | | {own[0]['reference_ppl']:.1f} | | |"
+        lines.append(f"| {first}")
+        for method, bits, name in SUMMARY:
+            if (row := found.get((method, bits))) is not None:
+                figures = (
+                    f"{row['bits_per_weight']:.3g} | {row['ppl']:,.1f} | {row['kl']:.2g} | {100 * row['top1']:.0f} % |"
+                )
+                lines.append(f"| | {name} | {figures}")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[Sequence[Row]], str]] = {"Every row": tables, "A summary": summary}
+"""What a page may hold, between BEGIN with this name and END."""
+
+
+def insert(page: str, rows: Sequence[Row]) -> str:
+    """Return a page with the figures of these rows in place of those that it shows."""
+    for name, render in BLOCKS.items():
+        before, begin, rest = page.partition(BEGIN.format(name))
+        _, end, after = rest.partition(END)
+        if end:
+            page = f"{before}{begin}\n\n{render(rows)}\n\n{end}{after}"
+    return page
+
+
+def shows_rows(page: str) -> bool:
+    """Whether a page has a place for figures."""
+    return any(BEGIN.format(name) in page for name in BLOCKS) and END in page

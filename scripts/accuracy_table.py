@@ -34,7 +34,7 @@ configure_blas(None)  # before numpy: the reference uses all cores, the pipeline
 
 import numpy as np  # noqa: E402
 from accuracy_methods import HEAD_BITS, METHODS, largest_group_size, recipe  # noqa: E402
-from accuracy_rows import CIRCUMSTANCES, Row, Table, header, insert, line  # noqa: E402
+from accuracy_rows import BEGIN, BLOCKS, END, Row, Table, header, insert, line, shows_rows  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from elutq_cli.evaluation import Windows, evaluate, evaluate_all, split_windows  # noqa: E402
@@ -54,6 +54,8 @@ from elutq_native import NativeError, default_threads  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 DIRTY = "-dirty"
+CODE = ("elutq_cli", "formats", "native", "scripts")
+"""What figures depend on."""
 
 
 class KeptReference:
@@ -140,11 +142,11 @@ def cut_text(options: argparse.Namespace, name: str, model: str, source: ModelSo
     return Text(name, windows, KeptReference(source, windows, path))
 
 
-def make_file(job: Job, options: argparse.Namespace, source: ModelSource, commit: str) -> tuple[Path, float | None]:
+def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tuple[Path, float | None]:
     """Quantize; return the file, and the seconds it took if that was in one go."""
     name = f"{job.model}-{job.method}-{job.bits}-g{job.group_size}"
-    is_dirty = commit.endswith(DIRTY)
-    output = options.cache / f"{name}-{commit[:12]}{DIRTY if is_dirty else ''}.gguf"
+    is_dirty = options.commit.endswith(DIRTY)
+    output = options.cache / f"{name}-{options.commit[:12]}{DIRTY if is_dirty else ''}.gguf"
     for other in options.cache.glob(f"{name}-*.gguf*"):
         if other.name not in (output.name, work_folder(output).name):  # what another commit left when it was stopped
             shutil.rmtree(other) if other.is_dir() else other.unlink()
@@ -176,9 +178,8 @@ def make_rows(
     job: Job, options: argparse.Namespace, source: ModelSource, texts: dict[str, Text], table: Table
 ) -> list[Row]:
     """Make one model file and its row for every text; each is written as soon as it is known."""
-    commit = current_commit()
     print(f"{job.model}: {job.method}, {job.bits} bits, groups of {job.group_size}", file=sys.stderr, flush=True)
-    path, seconds = make_file(job, options, source, commit)
+    path, seconds = make_file(job, options, source)
     of_runtime = runtime_error(path, options, texts[job.texts[0]].windows)
     rows = []
     for name in job.texts:
@@ -199,10 +200,13 @@ def make_rows(
             "reference_ppl": full.ppl,
             "runtime_kl": of_runtime if name == job.texts[0] else None,
             "seconds": seconds,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": options.commit,
+            "command": command(options),
+            "kernels": kernels,
+            "threads": options.threads or default_threads(),
+            "device": options.device,
         }
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        threads = options.threads or default_threads()
-        row |= dict(zip(CIRCUMSTANCES, (now, commit, command(options), kernels, threads, options.device), strict=True))
         table.put(row)
         rows.append(row)
     path.unlink()
@@ -210,10 +214,11 @@ def make_rows(
 
 
 def current_commit() -> str:
-    """Return the commit that runs; marked when tracked files differ from it, and empty outside a repository."""
+    """Return the commit that runs; marked when tracked code differs from it, and empty outside a repository."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    status = [*git, "status", "--porcelain", "-uno", "--", *CODE]
+    changes = subprocess.run(status, capture_output=True, text=True)
     return head.stdout.strip() + (DIRTY if changes.stdout else "")
 
 
@@ -286,6 +291,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> bool:
     """Make all missing rows; return whether every one of them could be made."""
+    options.commit = current_commit()  # of what has just been imported, whatever becomes of the files meanwhile
     table, whole = Table(options.json, settings(options)), True
     for name, path in options.texts.items():
         table.add_text(name, hashlib.sha256(read_bytes(path)).hexdigest())
@@ -312,8 +318,11 @@ def main() -> None:
     try:
         if options.render is None:
             sys.exit(0 if run(options) else 1)
-        rows = Table(options.json, {}).rows
-        options.render.write_text(insert(options.render.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        page = options.render.read_text(encoding="utf-8")
+        if not shows_rows(page):
+            lines = [BEGIN.format(name) for name in BLOCKS]
+            raise ElutqError(f"{options.render} has no place for figures: a line {' or '.join(lines)}, and {END}")
+        options.render.write_text(insert(page, Table(options.json, {}).rows), encoding="utf-8")
     except ElutqError as error:
         sys.exit(f"accuracy_table.py: {error}")
 

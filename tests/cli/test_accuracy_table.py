@@ -141,19 +141,13 @@ def test_the_group_size_is_the_largest_that_divides_all_columns(family, expected
     assert expected == 128 or any(count % (2 * expected) for count in columns)
 
 
-def test_tables_have_a_line_for_each_file_and_a_column_for_each_text():
-    def row(text, method, bits, kl, **others):
-        figures = {
-            "bits_per_weight": bits + 0.75,
-            "kl": kl,
-            "top1": 0.5,
-            "ppl": 1234.5 if text == "news" else 9,
-            "ppl_stderr": 1.0,
-        }
-        figures |= {"reference_ppl": 20.0, "runtime_kl": None, "seconds": None}
-        key = {"model": "m", "text": text, "method": method, "bits": bits, "group_size": 64}
-        return key | figures | others
+def row(text, method, bits, kl, **others):
+    figures = {"bits_per_weight": bits + 0.75, "kl": kl, "top1": 0.5, "ppl": 1234.5 if text == "news" else 9}
+    figures |= {"ppl_stderr": 1.0, "reference_ppl": 20.0, "runtime_kl": None, "seconds": None}
+    return {"model": "m", "text": text, "method": method, "bits": bits, "group_size": 64} | figures | others
 
+
+def test_tables_have_a_line_for_each_file_and_a_column_for_each_text():
     rows = [
         row("code", "fit", 3, 0.5),
         row("news", "fit", 2, 0.25, runtime_kl=0.0012, seconds=61.4),
@@ -171,3 +165,39 @@ def test_tables_have_a_line_for_each_file_and_a_column_for_each_text():
         "| 3 | 64 | uniform, round to nearest | 3.750 |  | 2.0000 |  | 50.0 |  | 1,234.50 |  |  |",
         "| 3 | 64 | HLQ fit, weights only | 3.750 | 0.5000 |  | 50.0 |  | 9.00 |  |  |  |",
     ]
+
+
+def test_a_summary_has_the_rows_that_there_are_of_each_models_first_text():
+    rows = [
+        row("code", "allocate", 2, 0.515),
+        row("news", "fit", 2, 4.0),
+        row("code", "fit", 2, 6.85, model="smollm2-135m", reference_ppl=24.3, ppl=26792.6, top1=0.053),
+        row("code", "allocate", 3, 0.0821, top1=0.87, model="smollm2-135m", bits_per_weight=4.0),
+        row("code", "refine", 3, 0.1, model="smollm2-135m"),
+    ]
+    assert accuracy_rows.summary(rows).splitlines()[2:] == [
+        "| SmolLM2-135M-Instruct | full precision | | 24.3 | | |",
+        "| | 2, weights alone | 2.75 | 26,792.6 | 6.8 | 5 % |",
+        "| | 3, calibrated | 4 | 9.0 | 0.082 | 87 % |",
+        "| m | full precision | | 20.0 | | |",
+        "| | 2, calibrated | 2.75 | 9.0 | 0.52 | 50 % |",
+    ]
+
+
+def test_a_page_without_a_place_for_figures_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text("# Nothing\n")
+    monkeypatch.setattr(sys, "argv", ["accuracy_table.py", "--render", str(tmp_path / "page.md")])
+    with pytest.raises(SystemExit) as caught:
+        accuracy_table.main()
+    assert "page.md has no place for figures: a line <!-- Every row of" in str(caught.value.code)
+
+
+@pytest.mark.parametrize("name", accuracy_rows.BLOCKS)
+def test_rendering_again_changes_nothing(name):
+    page = f"# Page\n\n{accuracy_rows.BEGIN.format(name)}\nold\n{accuracy_rows.END}\n\nMore\n"
+    once = accuracy_rows.insert(page, [row("code", "allocate", 2, 0.515)])
+    assert "old" not in once
+    assert "2.750" in once or "2.75 |" in once
+    assert once.startswith("# Page\n\n<!--")
+    assert once.endswith("-->\n\nMore\n")
+    assert accuracy_rows.insert(once, [row("code", "allocate", 2, 0.515)]) == once
