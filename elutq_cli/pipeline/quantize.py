@@ -27,7 +27,7 @@ from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, multiply, pieces
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_origin
-from elutq_cli.pipeline.recipe import EMBEDDING, HEAD, MatrixPlan, Plan, Recipe
+from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
@@ -38,6 +38,7 @@ from elutq_cli.streams import printable
 from elutq_formats.atomic import check_output
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_file import ModelFile
+from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM, HEAD
 from elutq_formats.model_writer import TensorSource, write_model
 from elutq_formats.names import gguf_name
 from elutq_formats.source import ModelSource
@@ -201,7 +202,7 @@ class _Run:
 
     def add_head(self) -> list[FloatArray]:
         """Quantize the output norm and the head, if there is one; return the streams for those who tune all blocks."""
-        norm, streams = self.add_vector("model.norm.weight"), self.spool.open_streams()
+        norm, streams = self.add_vector(FINAL_NORM), self.spool.open_streams()
         if self.plan.head is not None:
             correct, inputs = None, None
             if streams and self.plan.head.group_size is not None:
@@ -275,7 +276,7 @@ class _Run:
         from elutq_cli.pipeline.tune.end_to_end import EndToEnd, QuantizedModel
 
         model = QuantizedModel(self.config, self.spool.sources(), self.device)
-        exact_head = model.head(self.load("model.norm.weight"), self.load(HEAD))
+        exact_head = model.head(self.load(FINAL_NORM), self.load(HEAD))
         tuning = EndToEnd(model, exact_head, tokens, self.recipe.seed)
         hidden, exact, *state = self.spool.open_streams()
         if state:

@@ -10,10 +10,9 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import GROUP_SIZES
+from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.names import gguf_name
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 HALF_BITS = 16
 TUNINGS = ("block", "e2e")
 METHODS = ("fit", "feedback", "refine", "correct", "allocate")

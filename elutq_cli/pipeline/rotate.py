@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import pieces
-from elutq_cli.pipeline.recipe import EMBEDDING, HEAD
+from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM, HEAD
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.source import Weights
 
@@ -30,12 +31,10 @@ READERS = {
 }
 """Linears that read the residual stream, and the norms before them."""
 
-WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 WEIGHTS_AT_ONCE = 1 << 18
 """Weights that are rotated together, or those of a value head when they are more."""
 
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
-FINAL_NORM = "model.norm.weight"
 
 
 class Rotation:
@@ -127,14 +126,14 @@ class RotatedCheckpoint:
                 rotated = np.moveaxis(values(np.moveaxis(by_head, 1, -1)), -1, 1).reshape(rotated.shape)
             if linear == "self_attn.o_proj" and not bias:
                 rotated = values(rotated.reshape(len(rotated), -1, head_dim)).reshape(rotated.shape)
-            if linear in WRITERS:
+            if linear in ADDED_TO_STREAM:
                 rotated = self.stream(rotated.T).T
             return rotated
 
         if tensor.ndim == 1:
             tensor[:] = rotate(tensor)
         else:
-            _replace(tensor, 1 if linear in WRITERS else 0, head_dim, rotate)
+            _replace(tensor, 1 if linear in ADDED_TO_STREAM else 0, head_dim, rotate)
 
     def _stored_name(self, name: str) -> str:
         return EMBEDDING if name == HEAD and self.checkpoint.config.tie_word_embeddings else name

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.fingerprint import explain_difference
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_formats.atomic import derived, output_target, remove_abandoned
+from elutq_formats.atomic import derived, output_target, remove_abandoned, sync
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.tensor_record import TensorRecord
@@ -153,7 +153,7 @@ class Spool:
         unit = {"records": [asdict(record) for record in records], "streams": len(streams)}
         try:
             for path in written:
-                _sync(path)
+                sync(path)
             self._write_json(self.folder / f"{number:05}{_UNIT}", unit)
             for index in range(self._n_streams):
                 self._stream(number - 1, index).unlink(missing_ok=True)
@@ -295,9 +295,9 @@ class Spool:
     def _write_json(self, path: Path, value: object) -> None:
         new = path.with_name(path.name + _NEW)
         new.write_text(json.dumps(value), encoding="utf-8")
-        _sync(new)
+        sync(new)
         new.replace(path)
-        _sync(self.folder)
+        sync(self.folder)
 
     def _reader(self, record: TensorRecord) -> Callable[[], npt.NDArray[Any]]:
         return lambda: np.asarray(np.load(self._tensor(record), mmap_mode="r"))
@@ -315,11 +315,3 @@ class Spool:
         for path in self.folder.iterdir():
             if path.name not in kept and _OWN.fullmatch(path.name):
                 path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -78,9 +78,9 @@ def atomic_output(path: Path, force: bool = False) -> Iterator[Path]:
         yield temporary
         check_output(target, force)
         try:
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(target)
-            _sync(target.parent)
+            sync(target.parent)
         except OSError as error:
             raise ElutqError(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -104,7 +104,8 @@ def _longest_name(folder: Path) -> int:
         return 255
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,7 @@ import numpy as np
 
 from elutq_formats.errors import CheckpointError
 
-_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+SMALLEST_FLOAT32, LARGEST_FLOAT32 = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Fields:
@@ -34,7 +34,11 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """Return a positive number that float32 can hold."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _SMALLEST <= value <= _LARGEST:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32
+        ):
             self._refuse(name, value, "a positive number")
         return float(value)
 

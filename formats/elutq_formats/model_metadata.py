@@ -8,10 +8,9 @@ import numpy as np
 
 from elutq_formats.config import ModelConfig, ModelType, RopeScaling
 from elutq_formats.errors import CheckpointError, FormatError
+from elutq_formats.fields import LARGEST_FLOAT32
 from elutq_formats.gguf import ValueType
 from elutq_formats.sampling_defaults import OPTIONS, SamplingDefaults
-
-_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 MetadataEntry = tuple[str, Any, ValueType]
 
@@ -64,7 +63,7 @@ class Metadata:
     def number(self, key: str) -> float:
         """Return a positive FLOAT32, as the shortest decimal that stands for it."""
         value = self.real(key)
-        if not 0 < value <= _LARGEST_FLOAT32:
+        if not 0 < value <= LARGEST_FLOAT32:
             self.refuse(f"{key} is {value}, not a positive number")
         return value
 

@@ -13,7 +13,7 @@ from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.safetensors_file import DTYPES
 from elutq_formats.stored_weights import StoredTensor
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _MODEL = "model."
 
 # Old Llama checkpoints store the RoPE frequencies, which follow from the configuration.

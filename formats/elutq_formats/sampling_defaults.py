@@ -4,15 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from elutq_formats.errors import CheckpointError
-from elutq_formats.fields import Fields
+from elutq_formats.fields import LARGEST_FLOAT32, SMALLEST_FLOAT32, Fields
 
 SamplingDefaults = Mapping[str, float]
 """Values by the names of our options; one that the author is silent on is not there."""
-
-_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 ALL_TOKENS = -1
 """What other engines write as the top-k that keeps all; here it is 0."""
@@ -50,16 +46,18 @@ class SamplingOption:
             if value == int(value):
                 return int(value)
         kind = "an integer" if self.whole else "a number"
-        wanted = "above 0" if self.least == _TINY else f"from {self.least:g}"
+        wanted = "above 0" if self.least == SMALLEST_FLOAT32 else f"from {self.least:g}"
         raise ValueError(f"must be {kind} {wanted}{' to 1' if self.most == 1 else ''}, found {value!r:.60}")
 
 
 OPTIONS = (
-    SamplingOption("temp", "temperature", "general.sampling.temp", 0, _HUGE),
+    SamplingOption("temp", "temperature", "general.sampling.temp", 0, LARGEST_FLOAT32),
     SamplingOption("top_k", "top_k", "general.sampling.top_k", 0, 2**31 - 1, whole=True),
-    SamplingOption("top_p", "top_p", "general.sampling.top_p", _TINY, 1),
+    SamplingOption("top_p", "top_p", "general.sampling.top_p", SMALLEST_FLOAT32, 1),
     SamplingOption("min_p", "min_p", "general.sampling.min_p", 0, 1),
-    SamplingOption("repeat_penalty", "repetition_penalty", "general.sampling.penalty_repeat", _TINY, _HUGE),
+    SamplingOption(
+        "repeat_penalty", "repetition_penalty", "general.sampling.penalty_repeat", SMALLEST_FLOAT32, LARGEST_FLOAT32
+    ),
 )
 
 

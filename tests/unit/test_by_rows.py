@@ -10,9 +10,10 @@ from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.by_rows import MatrixByRows, embed, look_up, runs_of_rows
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.recipe import EMBEDDING, MatrixPlan, Recipe
+from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.model_tensors import EMBEDDING
 
 NOVELS = Path(__file__).parent.parent / "data" / "novels-6m"
 COLUMNS = 64

@@ -22,13 +22,14 @@ from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
-from elutq_cli.pipeline.recipe import HEAD, Plan, Recipe
+from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.reference import SHARED_INPUTS, Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.folder_texts import read_license
 from elutq_formats.model_file import ModelFile
+from elutq_formats.model_tensors import HEAD
 from elutq_formats.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
