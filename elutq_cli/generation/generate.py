@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from elutq_cli.generation.context import ContextOverflowError
 from elutq_cli.generation.language_model import LanguageModel
-from elutq_cli.generation.sampling import Sampler, log_probabilities
+from elutq_cli.generation.sampling import Sampler, largest, log_probabilities
 from elutq_cli.generation.stopping import StoppableText
 from elutq_formats.errors import ElutqError
 from elutq_native import CancelledError
@@ -143,7 +144,7 @@ class Generation(Iterator[GeneratedToken]):
         # Special tokens alone are no text that could go on.
         continues = not options.reply and not all(map(model.tokenizer.is_hidden, reversed(prompt)))
         self._stream = StoppableText(model.tokenizer, options.stop, continues)
-        self._held_back: deque[GeneratedToken] = deque()
+        self._held_back: deque[Callable[[str], GeneratedToken]] = deque()
         self._run = self._generate()
         self.prompt_tokens = len(prompt)
         self.reused_tokens = 0
@@ -215,7 +216,7 @@ class Generation(Iterator[GeneratedToken]):
     def _certain(self, texts: list[str]) -> Iterator[GeneratedToken]:
         """Yield the oldest tokens held back, whose texts these are."""
         for text in texts:
-            yield replace(self._held_back.popleft(), text=text)
+            yield self._held_back.popleft()(text)
 
     def _evaluate(self) -> NDArray[np.float32] | None:
         """Return the logits after the history, or None when cancelled."""
@@ -233,19 +234,19 @@ class Generation(Iterator[GeneratedToken]):
 
     def _allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits without the tokens that would end the text too early."""
-        ends = [token for token in self._last_tokens if token < len(logits)]
-        if len(self.tokens) >= self._options.min_tokens or not ends:
+        if len(self.tokens) >= self._options.min_tokens:
             return logits
+        ends = [token for token in self._last_tokens if token < len(logits)]
         allowed: NDArray[np.float32] = logits.copy()
         allowed[ends] = -np.inf
         return allowed
 
-    def _describe(self, token: int, logits: NDArray[np.float32]) -> GeneratedToken:
-        """Return a token, its text not known yet."""
+    def _describe(self, token: int, logits: NDArray[np.float32]) -> Callable[[str], GeneratedToken]:
+        """Return what makes a token of its text, which is not known yet."""
         if self._options.logprobs is None:
-            return GeneratedToken(token, "")
+            return partial(GeneratedToken, token)
         logprobs = log_probabilities(logits)
-        likeliest = np.argsort(-logprobs, kind="stable")[: self._options.logprobs]
+        likeliest = largest(logprobs, self._options.logprobs)
         spell = self._model.tokenizer.spell
         alternatives = tuple(Alternative(int(other), spell(int(other)), float(logprobs[other])) for other in likeliest)
-        return GeneratedToken(token, "", float(logprobs[token]), alternatives)
+        return partial(GeneratedToken, token, logprob=float(logprobs[token]), alternatives=alternatives)

@@ -250,8 +250,9 @@ class LanguageModel:
         """
         with self._cancelling:
             cancelled.set()
-            if self._evaluating is cancelled and self._session is not None:
-                self._session.cancel()
+            session = self._session  # which close() may take away meanwhile
+            if self._evaluating is cancelled and session is not None:
+                session.cancel()
 
     def close(self) -> None:
         """Free the session and unmap the file; safe in any thread, where it ends what runs in others.
@@ -259,9 +260,9 @@ class LanguageModel:
         Whatever computes raises ClosedError after it.
         """
         self.native.close()  # first, so that no other thread starts a session anew
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def _evaluate_batch(self, batch: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32]:
         with self._cancelling:

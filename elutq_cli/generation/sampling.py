@@ -108,7 +108,7 @@ class Sampler:
             raise ElutqError("the logits are not finite: the weights are damaged; make the model again")
         if options.temp == 0:
             return int(np.argmax(logits))
-        kept = self._likeliest(logits)
+        kept = largest(logits, options.top_k or len(logits))
         probabilities = _softmax(logits[kept].astype(np.float64))
         if options.top_p < 1:
             n_needed = int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1
@@ -145,15 +145,17 @@ class Sampler:
         penalised[tokens] = values - options.presence_penalty - options.frequency_penalty * times
         return penalised
 
-    def _likeliest(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Returns the top-k tokens, likeliest first, the lower id first among equals."""
-        k = self.options.top_k
-        candidates = np.arange(len(logits))
-        if 0 < k < len(logits):
-            threshold = np.partition(logits, len(logits) - k)[len(logits) - k]
-            candidates = np.flatnonzero(logits >= threshold)
-        order = np.argsort(-logits[candidates], kind="stable")
-        return candidates[order][: k or None]
+
+def largest(values: NDArray[np.floating], n: int) -> NDArray[np.int64]:
+    """Returns the tokens with the n largest of (vocab_size,) values, the largest first, the lower id among equals."""
+    candidates = np.arange(len(values))
+    if n == 0:
+        return candidates[:0]
+    if n < len(values):
+        threshold = np.partition(values, len(values) - n)[len(values) - n]
+        candidates = np.flatnonzero(values >= threshold)
+    order = np.argsort(-values[candidates], kind="stable")
+    return candidates[order][:n]
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
