@@ -75,13 +75,13 @@ void elutq_model_describe(const elutq_model *model, struct elutq_model_info *inf
 
 /*
  * The file stays mapped while a model is open. Renaming or deleting it does no harm, nor does a new time (touch); when it is
- * cut short or written to, elutq_session_eval returns ELUTQ_ERROR_IO, because it looks at the file's size and time before and
- * after each pass, and where the time changed at what it holds: everything in a file of up to 16 MB, the metadata and 128
- * places in a larger one. What happens to a pass under way when pages vanish beneath it, or to one that meets a disk that cannot be read, is SIGBUS,
- * which kills the process, unless this function was called: it installs a handler, for the whole process and once, that
- * puts zeros in the place of such pages of open models, so that the pass ends and returns ELUTQ_ERROR_IO. Any other SIGBUS
- * goes to the handler that was there before. At most 64 models are looked after at a time. A program that installs a
- * SIGBUS handler of its own does so before this call.
+ * cut short or written to, elutq_session_eval returns ELUTQ_ERROR_IO, because it looks at the file's size and time before
+ * and after each pass, and where the time changed at what it holds: everything in a file of up to 16 MB, the metadata and
+ * 128 places in a larger one. What happens to a pass under way when pages vanish beneath it, or to one that meets a disk
+ * that cannot be read, is SIGBUS, which kills the process, unless this function was called: it installs a handler, for the
+ * whole process and once, that puts zeros in the place of such pages of open models, so that the pass ends and returns
+ * ELUTQ_ERROR_IO. Any other SIGBUS goes to the handler that was there before. At most 64 models are looked after at a time.
+ * A program that installs a SIGBUS handler of its own does so before this call.
  */
 int elutq_survive_lost_pages(void);
 

@@ -31,9 +31,8 @@ static bool has_word(const char *list, const char *word) {
 static void unescape(char *field) {
     char *out = field;
     for (; *field != '\0'; field++) {
-        unsigned code;
-        if (*field == '\\' && sscanf(field + 1, "%3o", &code) == 1) {
-            *out++ = (char)code;
+        if (*field == '\\' && strspn(field + 1, "01234567") >= 3) {
+            *out++ = (char)((field[1] - '0') << 6 | (field[2] - '0') << 3 | (field[3] - '0'));
             field += 3;
         } else {
             *out++ = *field;
