@@ -1,5 +1,7 @@
 """Texts that the user gives: UTF-8, or a line that says why not."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from elutq_formats.errors import ElutqError
@@ -48,6 +50,21 @@ def decode(text: bytes, subject: str) -> str:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ElutqError(f"{subject} is not UTF-8 text (byte {error.start}): convert it first") from error
+
+
+def json_lines(text: str, place: str) -> Iterator[tuple[str, object]]:
+    """Yield what each line of a JSONL file says, and where it stands; blank lines are passed over.
+
+    Raises:
+        ElutqError: a line is not JSON.
+    """
+    for number, line in enumerate(text.split("\n"), 1):  # a JSON string may hold other line separators
+        if line.strip():
+            try:
+                value: object = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ElutqError(f"{place}, line {number} is not JSON: {error}") from error
+            yield f"{place}, line {number}", value
 
 
 def read_template(option: str | None) -> str | None:

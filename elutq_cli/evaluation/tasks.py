@@ -7,7 +7,6 @@ the standard error of their means.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,7 +18,7 @@ import numpy as np
 
 from elutq_cli.evaluation.continuations import ContinuationModel, Request
 from elutq_cli.evaluation.score import DAMAGED, Advance, log_softmax
-from elutq_cli.text_input import read_text
+from elutq_cli.text_input import json_lines, read_text
 from elutq_formats.errors import ElutqError
 from elutq_formats.tokenizer import Tokenizer
 
@@ -80,10 +79,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         ElutqError: the file cannot be read, holds no question, or a line is none.
     """
-    found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # a JSON string may hold other line separators
-        if line.strip():
-            found.append(_question(line, f"{path}, line {number}"))
+    found = [_question(entry, place) for place, entry in json_lines(read_text(path), str(path))]
     if not found:
         raise ElutqError(f"{path} has no question: write one JSON object a line")
     return found
@@ -203,16 +199,12 @@ def _mean(right: Sequence[bool]) -> tuple[float, float | None]:
     return mean, math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else None
 
 
-def _question(line: str, place: str) -> Question:
-    """Check one line.
+def _question(entry: object, place: str) -> Question:
+    """Check what one line says.
 
     Raises:
         ElutqError: it is no question.
     """
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ElutqError(f"{place} is not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise ElutqError(f"{place} is not a JSON object: write one question a line")
     context = _field(entry, CONTEXT_FIELDS, place)

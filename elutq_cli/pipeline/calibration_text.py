@@ -1,7 +1,6 @@
 """Calibration sequences: cut from text files, or from JSONL files with one document a line."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.recipe import Recipe
-from elutq_cli.text_input import decode_file, read_bytes
+from elutq_cli.text_input import decode_file, json_lines, read_bytes
 from elutq_formats.errors import ElutqError
 from elutq_formats.source import ModelSource
 
@@ -112,14 +111,8 @@ def _read_file(file: Path) -> tuple[str, str]:
 
 
 def _documents(file: Path, content: str) -> Iterable[str]:
-    """Yield the documents of a JSONL file; blank lines are passed over."""
-    for number, line in enumerate(content.split("\n"), 1):  # a JSON string may hold other line separators
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ElutqError(f"{file}, line {number} is not JSON: {error}") from error
+    """Yield the documents of a JSONL file."""
+    for place, entry in json_lines(content, str(file)):
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-            raise ElutqError(f"{file}, line {number} has no field text that is a string: every line needs one")
+            raise ElutqError(f"{place} has no field text that is a string: every line needs one")
         yield entry["text"]
