@@ -157,7 +157,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         seed=seed,
         logit_bias=tuple((logit_bias or {}).items()),
     )
-    reply = any(isinstance(entry, Mapping) for entry in prompt)
+    reply = not isinstance(prompt, str) and any(isinstance(entry, Mapping) for entry in prompt)
     ending = TextOptions(
         -1 if limit is None else limit, tuple(stop), ignore_eos, logprobs, tuple(stop_token_ids), min_tokens, reply
     )

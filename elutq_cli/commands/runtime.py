@@ -12,10 +12,8 @@ FAST_MACHINES = ("x86_64", "AMD64", "aarch64", "arm64")
 @cache
 def prepare_runtime() -> None:
     """Outlive model files that vanish beneath a call, and warn when only the slowest kernels run unasked; once."""
-    from elutq_native import (
-        supported_kernels,
-        survive_lost_pages,
-    )  # here because it loads numpy, whose BLAS the commands set up first
+    # Here because it loads numpy, whose BLAS the commands set up first.
+    from elutq_native import supported_kernels, survive_lost_pages
 
     survive_lost_pages()
     asked = os.environ.get("ELUTQ_ISA")

@@ -41,9 +41,7 @@ class ChatTemplate:
             raise ElutqError(f"the chat template has {len(source)} characters: more than a conversation needs")
         try:
             self._template = TemplateEnvironment().from_string(source)
-        except (
-            Exception
-        ) as error:  # besides Jinja's own errors, those of Python's compiler, which compiles what it writes
+        except Exception as error:  # Jinja's own errors, and those of Python's compiler, which compiles what it writes
             raise ElutqError(f"the chat template is not valid Jinja: {_one_line(error)}") from error
 
     @classmethod
@@ -90,7 +88,8 @@ class ChatTemplate:
     def _render(self, names: Mapping[str, Any]) -> str:
         try:
             work = Work()
-            context = cast(TemplateContext, self._template.new_context(cast(dict[str, Any], work.admit(names))))
+            admitted = cast(dict[str, Any], work.admit(names))  # held to the end: its weight is known by its address
+            context = cast(TemplateContext, self._template.new_context(admitted))
             context.work = work
             return "".join(self._template.root_render_func(context))
         except ExcessError as error:

@@ -70,10 +70,8 @@ class Forecast:
             encoding_bytes: memory that it takes to encode the calibration text.
         """
         recipe = recipe.resolved(n_tokens > 0)
-        shapes = {**config.tensor_shapes()}
+        shapes = _shapes(config, plan)
         matrices = {entry.name: entry for entry in plan.matrices()}
-        if plan.head is not None:
-            shapes[plan.head.name] = (config.vocab_size, config.hidden_size)
         records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
         output_bytes = sum(record.n_bytes for record in records)
         stream = 4 * config.hidden_size * n_tokens
@@ -144,6 +142,12 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 
+def _shapes(config: ModelConfig, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of the file: of a tied head too, when it is stored apart."""
+    head = {} if plan.head is None else {plan.head.name: (config.vocab_size, config.hidden_size)}
+    return config.tensor_shapes() | head
+
+
 def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> TensorRecord:
     if entry is None:
         return TensorRecord(gguf_name(name), 32, shape[0])
@@ -155,9 +159,7 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
     recipe = recipe.resolved(n_tokens > 0)
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((PROBE_ROWS, PROBE_COLUMNS), dtype=np.float32)
-    shapes = {**config.tensor_shapes()}
-    if plan.head is not None:
-        shapes[plan.head.name] = (config.vocab_size, config.hidden_size)
+    shapes = _shapes(config, plan)
     probed: dict[int, float] = {}
 
     def alone(entry: MatrixPlan) -> float:

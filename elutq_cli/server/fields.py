@@ -17,7 +17,7 @@ SYNONYMS = {
 
 MOST_STOP_STRINGS = 64
 LONGEST_STOP_STRING = 1024
-"""Every token's text is compared with all of them."""
+"""All of them together are as many characters as ``TextOptions`` takes."""
 
 
 def parse_json(body: bytes) -> object:
