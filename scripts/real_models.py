@@ -146,27 +146,40 @@ def convert(gguf: Path, folder: Path) -> None:
     """Make a checkpoint of a GGUF's dequantized weights, in float16.
 
     Raises:
-        FetchError: what it takes is not installed.
+        FetchError: what it takes is not installed, or fails.
     """
     try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+            made = Path(unfinished) / folder.name
+            save_checkpoint(gguf, made)
+            made.rename(folder)
     except ImportError as error:
         raise FetchError(
-            f"{folder} is not made: {error.name or error} is not installed in {sys.executable}; "
-            "pip install torch transformers accelerate gguf tokenizers, or give --gguf-only"
+            f"{folder} is not made: {sys.executable} lacks one of torch, transformers, accelerate, gguf, tokenizers "
+            f"({one_line(error)}): install them, or give --gguf-only"
         ) from error
+    except Exception as error:  # whatever transformers makes of it
+        raise FetchError(f"{folder} is not made: {type(error).__name__}: {one_line(error)}") from error
+
+
+def save_checkpoint(gguf: Path, folder: Path) -> None:
+    """Write what `convert` makes, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float16)
     # The weights are plain by now; saved with these, the checkpoint would say that they are GGUF.
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
     del model.config.quantization_config
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        made = Path(unfinished) / folder.name
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        made.rename(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def one_line(error: Exception) -> str:
+    """Return the beginning of what an error says, on one line."""
+    return f"{' '.join(str(error).split()):.200}"
 
 
 def main() -> None:

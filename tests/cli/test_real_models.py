@@ -107,3 +107,27 @@ def test_a_name_that_is_not_known(tmp_path, monkeypatch, capsys):
         real_models.main()
     assert caught.value.code == 2
     assert "gpt-5 is not known: choose among smollm2-135m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ImportError("no gguf\nhere"),
+            "torch, transformers, accelerate, gguf, tokenizers (no gguf here)",
+        ),
+        (ValueError("architecture\nx" * 300), "small is not made: ValueError: architecture x"),
+    ],
+)
+def test_a_conversion_that_fails_is_a_line_and_leaves_nothing(error, words, tmp_path, monkeypatch):
+    def save(gguf, folder):
+        folder.mkdir()
+        raise error
+
+    monkeypatch.setattr(real_models, "save_checkpoint", save)
+    with pytest.raises(real_models.FetchError) as caught:
+        real_models.convert(tmp_path / "small.gguf", tmp_path / "small")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert list(tmp_path.iterdir()) == []
