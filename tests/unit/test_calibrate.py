@@ -1,4 +1,4 @@
-"""Calibration on sequences that are longer than a batch, and on more batches than are in memory together."""
+"""Calibration: Hessians of a block as it changes, sequences longer than a batch, more batches than memory holds."""
 
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,12 @@ from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, block_
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.products import AT_ONCE, multiply
 from elutq_cli.pipeline.refine import refine
-from elutq_cli.reference import Block, Transformer
+from elutq_cli.reference import SHARED_INPUTS, Block, Transformer
 from elutq_formats.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent.parent / "data"
 FOLDER = DATA / "golden" / "llama2-gqa-sharded"
+GOLDEN = sorted(path for path in (DATA / "golden").iterdir() if path.is_dir())
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,29 @@ def test_long_sequences_give_the_weights_of_a_reference_computation(block):
     found, wanted = ((tensor.dequantize() - weights).astype(np.float64) for tensor in tensors)
     errors = [np.einsum("rc,cd,rd->", error, hessian.astype(np.float64), error) for error in (found, wanted)]
     assert errors[0] == pytest.approx(errors[1], rel=0.005)
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_hessians_are_those_of_the_block_as_changed_so_far(folder):
+    """Every Hessian against a fresh pass through the whole block, with the weights replaced up to then."""
+    rng = np.random.default_rng(0)
+    with Checkpoint.open(folder) as checkpoint:
+        model = Transformer(checkpoint)
+        block = model.block(0)
+        tokens = rng.integers(0, checkpoint.config.vocab_size, (5, 20))
+        start = model.embed(tokens)
+    hidden, backend = start.copy(), NumpyBackend()
+    seen_linears = []
+    for linears, statistics in block_statistics(block, hidden, None, backend):
+        found = statistics.hessian
+        inputs = {}
+        block(start, observe=inputs.__setitem__)
+        x = inputs[linears[0]].reshape(-1, found.shape[0]).astype(np.float64)
+        expected = x.T @ x / len(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        for linear in linears:
+            shape = block.weights[f"{linear}.weight"].shape
+            block.weights[f"{linear}.weight"] = (rng.normal(size=shape) / 8).astype(np.float32)
+        seen_linears += linears
+    assert tuple(seen_linears) == sum(SHARED_INPUTS.values(), ())
+    np.testing.assert_allclose(hidden, block(start), rtol=1e-4, atol=1e-5)

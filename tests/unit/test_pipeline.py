@@ -1,4 +1,4 @@
-"""The pipeline around the stages: recipe and plan, calibration, and the driver's file."""
+"""The driver: what it makes of checkpoints and texts, what it records, and what it refuses."""
 
 import hashlib
 import json
@@ -17,19 +17,17 @@ from elutq_cli.app import app
 from elutq_cli.evaluation import evaluate, split_windows
 from elutq_cli.pipeline import quantize as driver
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.calibrate import block_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
-from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.reference import SHARED_INPUTS, Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.folder_texts import read_license
 from elutq_formats.model_file import ModelFile
-from elutq_formats.model_tensors import HEAD
 from elutq_formats.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
@@ -78,43 +76,6 @@ def damaged_copy(folder, target, change):
     return target
 
 
-# ---- recipe and plan
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"bits": 5}, "bits 5 is not possible: choose 1, 2, 3 or 4"),
-        ({"bits": 0}, "bits 0"),
-        ({"group_size": 48}, "group size 48 is not possible: choose 32, 64 or 128"),
-        ({"output_bits": 8}, "output bits 8 is not possible: choose 1, 2, 3, 4 or 16"),
-        ({"embedding_bits": 32}, "embedding bits 32"),
-        ({"num_samples": 0}, "number of samples is 0"),
-        ({"sequence_length": 1}, "sequence length is 1"),
-        ({"seed": -1}, "seed is -1"),
-        ({"damping": 0.0}, "damping is 0.0"),
-        ({"method": "magic"}, "method magic is not known: choose fit, feedback, refine, correct or allocate"),
-    ],
-)
-def test_impossible_recipes_are_refused(options, message):
-    with pytest.raises(ElutqError, match=message):
-        Recipe(**options)
-
-
-def test_plan_of_a_tied_head():
-    with Checkpoint.open(TIED) as checkpoint:
-        assert Plan.make(checkpoint.config, SMALL).head is None
-        apart = Plan.make(checkpoint.config, Recipe(group_size=32, output_bits=16)).head
-        assert (apart.name, apart.bits, apart.group_size) == (HEAD, 16, None)
-    with Checkpoint.open(UNTIED) as checkpoint:
-        plan = Plan.make(checkpoint.config, SMALL)
-        assert plan.head is not None
-        assert len(plan.blocks) == checkpoint.config.num_hidden_layers
-        shapes = checkpoint.config.tensor_shapes()
-        matrices = {name for name, shape in shapes.items() if len(shape) == 2}
-        assert {entry.name for entry in plan.matrices()} == matrices
-
-
 def test_a_group_that_does_not_divide_is_refused_with_one_that_does(tmp_path, backend):
     with pytest.raises(ElutqError) as caught:
         run(UNTIED, tmp_path / "out.gguf", backend, Recipe(group_size=128))
@@ -126,101 +87,6 @@ def test_a_group_that_does_not_divide_is_refused_with_one_that_does(tmp_path, ba
         run(UNTIED, tmp_path / "out.gguf", backend, Recipe(output_bits=16, embedding_bits=16))
     with pytest.raises(ElutqError, match=r"the 16 columns of .*o_proj\.weight: no supported group size fits"):
         run(NEMO, tmp_path / "out.gguf", backend, ALONE)
-
-
-# ---- calibration
-
-
-def test_calibration_sequences_are_the_seeds_choice_of_the_text(text):
-    with Checkpoint.open(UNTIED) as checkpoint:
-        one = read_text(text, checkpoint)
-        tokens = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT)
-        assert one.tokens.shape == (6, 24)
-        assert one.sha256 == (hashlib.sha256(TEXT.encode()).hexdigest(),)
-        pieces = [tokens[start : start + 24] for start in range(0, len(tokens) - 23, 24)]
-        places = [pieces.index(sequence) for sequence in one.tokens.tolist()]
-        assert places == sorted(places)
-        np.testing.assert_array_equal(read_text(text, checkpoint).tokens, one.tokens)
-        other = read_text(text, checkpoint, Recipe(group_size=32, num_samples=6, sequence_length=24, seed=1))
-        assert not np.array_equal(other.tokens, one.tokens)
-
-
-def test_a_short_text_is_used_whole_with_a_warning(text, caplog):
-    with Checkpoint.open(UNTIED) as checkpoint, caplog.at_level(logging.WARNING):
-        n_tokens = len(Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT))
-        calibration = read_text(text, checkpoint, Recipe(num_samples=10**6, sequence_length=50))
-        assert len(calibration.tokens) == n_tokens // 50
-        assert f"has {n_tokens // 50} calibration sequences of 50 tokens, not 1000000: all are used" in caplog.text
-
-
-def test_calibration_sequences_begin_with_bos_where_the_tokenizer_adds_one(tmp_path):
-    folder, sampled = DATA / "novels-6m", DATA / "sampled.txt"
-    recipe = Recipe(num_samples=6, sequence_length=24)
-    with Checkpoint.open(folder) as checkpoint:
-        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
-        found = CalibrationText.read([sampled], checkpoint, recipe).tokens
-    assert found.shape == (6, 24)
-    assert set(found[:, 0].tolist()) == {0} and tokenizer.token(0) == "<|begin_of_text|>"
-    text = tokenizer.encode(sampled.read_text(encoding="utf-8"))
-    pieces = [text[start : start + 23] for start in range(0, len(text), 23)]
-    assert all(sequence in pieces for sequence in found[:, 1:].tolist())
-
-
-def test_a_sequence_needs_room_after_what_the_tokenizer_puts_first(tmp_path):
-    folder = shutil.copytree(DATA / "novels-6m", tmp_path / "long prefix")
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    template = tokenizer["post_processor"]
-    template["single"].insert(0, template["single"][0])
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with Checkpoint.open(folder) as checkpoint, pytest.raises(ElutqError, match="no room for text after BOS"):
-        CalibrationText.read([DATA / "sampled.txt"], checkpoint, Recipe(sequence_length=2))
-
-
-@pytest.mark.parametrize(
-    ("content", "recipe", "message"),
-    [
-        (b"", SMALL, "has 0 tokens, less than one calibration sequence of 24"),
-        (b"fox", SMALL, "use a longer text or a smaller --sequence-length"),
-        (b"\xff\xfe", SMALL, "is not UTF-8 text"),
-        (TEXT.encode(), Recipe(sequence_length=65), "longer than the model's context of 64"),
-    ],
-)
-def test_unfit_calibration_texts_are_refused(tmp_path, content, recipe, message):
-    path = tmp_path / "text.txt"
-    path.write_bytes(content)
-    with Checkpoint.open(UNTIED) as checkpoint, pytest.raises(ElutqError, match=message):
-        read_text(path, checkpoint, recipe)
-    with Checkpoint.open(UNTIED) as checkpoint, pytest.raises(ElutqError, match="cannot read"):
-        read_text(tmp_path / "nowhere.txt", checkpoint)
-
-
-@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
-def test_hessians_are_those_of_the_block_as_changed_so_far(folder, backend):
-    """Every Hessian against a fresh pass through the whole block, with the weights replaced up to then."""
-    rng = np.random.default_rng(0)
-    with Checkpoint.open(folder) as checkpoint:
-        model = Transformer(checkpoint)
-        block = model.block(0)
-        tokens = rng.integers(0, checkpoint.config.vocab_size, (5, 20))
-        start = model.embed(tokens)
-    hidden = start.copy()
-    seen_linears = []
-    for linears, statistics in block_statistics(block, hidden, None, backend):
-        found = statistics.hessian
-        inputs = {}
-        block(start, observe=inputs.__setitem__)
-        x = inputs[linears[0]].reshape(-1, found.shape[0]).astype(np.float64)
-        expected = x.T @ x / len(x)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-        for linear in linears:
-            shape = block.weights[f"{linear}.weight"].shape
-            block.weights[f"{linear}.weight"] = (rng.normal(size=shape) / 8).astype(np.float32)
-        seen_linears += linears
-    assert tuple(seen_linears) == sum(SHARED_INPUTS.values(), ())
-    np.testing.assert_allclose(hidden, block(start), rtol=1e-4, atol=1e-5)
-
-
-# ---- the driver
 
 
 class Tally(Progress):
@@ -366,11 +232,6 @@ def test_what_only_a_text_can_honour_is_refused_without_one(tmp_path, backend, o
     with pytest.raises(ElutqError, match=f"^{what} needs a text to calibrate on: add --calibration$"):
         run(UNTIED, tmp_path / "out.gguf", backend, replace(ALONE, **options))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fit_takes_no_damping():
-    with pytest.raises(ElutqError, match="takes no damping"):
-        Recipe(method="fit", damping=0.01).resolved(calibrated=True)
 
 
 def test_a_snapshot_of_the_hub_is_named_after_its_repository(tmp_path, backend):

@@ -1,0 +1,96 @@
+"""Calibration sequences: which ones a recipe chooses of a text, what they begin with, and texts that are of no use."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.tokenizer import Tokenizer
+
+DATA = Path(__file__).parent.parent / "data"
+FOLDER = DATA / "golden" / "llama1-mha"
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
+TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 600)) + "\n"
+SMALL = Recipe(num_samples=6, sequence_length=24)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def read_text(path, checkpoint, recipe=SMALL):
+    return CalibrationText.read([path], checkpoint, recipe)
+
+
+def test_calibration_sequences_are_the_seeds_choice_of_the_text(text):
+    with Checkpoint.open(FOLDER) as checkpoint:
+        one = read_text(text, checkpoint)
+        tokens = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT)
+        assert one.tokens.shape == (6, 24)
+        assert one.sha256 == (hashlib.sha256(TEXT.encode()).hexdigest(),)
+        pieces = [tokens[start : start + 24] for start in range(0, len(tokens) - 23, 24)]
+        places = [pieces.index(sequence) for sequence in one.tokens.tolist()]
+        assert places == sorted(places)
+        np.testing.assert_array_equal(read_text(text, checkpoint).tokens, one.tokens)
+        other = read_text(text, checkpoint, Recipe(num_samples=6, sequence_length=24, seed=1))
+        assert not np.array_equal(other.tokens, one.tokens)
+
+
+def test_a_short_text_is_used_whole_with_a_warning(text, caplog):
+    with Checkpoint.open(FOLDER) as checkpoint, caplog.at_level(logging.WARNING):
+        n_tokens = len(Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT))
+        calibration = read_text(text, checkpoint, Recipe(num_samples=10**6, sequence_length=50))
+        assert len(calibration.tokens) == n_tokens // 50
+        assert f"has {n_tokens // 50} calibration sequences of 50 tokens, not 1000000: all are used" in caplog.text
+
+
+def test_calibration_sequences_begin_with_bos_where_the_tokenizer_adds_one(tmp_path):
+    folder, sampled = DATA / "novels-6m", DATA / "sampled.txt"
+    recipe = Recipe(num_samples=6, sequence_length=24)
+    with Checkpoint.open(folder) as checkpoint:
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        found = CalibrationText.read([sampled], checkpoint, recipe).tokens
+    assert found.shape == (6, 24)
+    assert set(found[:, 0].tolist()) == {0} and tokenizer.token(0) == "<|begin_of_text|>"
+    text = tokenizer.encode(sampled.read_text(encoding="utf-8"))
+    pieces = [text[start : start + 23] for start in range(0, len(text), 23)]
+    assert all(sequence in pieces for sequence in found[:, 1:].tolist())
+
+
+def test_a_sequence_needs_room_after_what_the_tokenizer_puts_first(tmp_path):
+    folder = shutil.copytree(DATA / "novels-6m", tmp_path / "long prefix")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    template = tokenizer["post_processor"]
+    template["single"].insert(0, template["single"][0])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(ElutqError, match="no room for text after BOS"):
+        CalibrationText.read([DATA / "sampled.txt"], checkpoint, Recipe(sequence_length=2))
+
+
+@pytest.mark.parametrize(
+    ("content", "recipe", "message"),
+    [
+        (b"", SMALL, "has 0 tokens, less than one calibration sequence of 24"),
+        (b"fox", SMALL, "use a longer text or a smaller --sequence-length"),
+        (b"\xff\xfe", SMALL, "is not UTF-8 text"),
+        (TEXT.encode(), Recipe(sequence_length=65), "longer than the model's context of 64"),
+    ],
+)
+def test_unfit_calibration_texts_are_refused(tmp_path, content, recipe, message):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with Checkpoint.open(FOLDER) as checkpoint, pytest.raises(ElutqError, match=message):
+        read_text(path, checkpoint, recipe)
+    with Checkpoint.open(FOLDER) as checkpoint, pytest.raises(ElutqError, match="cannot read"):
+        read_text(tmp_path / "nowhere.txt", checkpoint)

@@ -1,0 +1,51 @@
+"""Recipes and the plans that they make of a model."""
+
+from pathlib import Path
+
+import pytest
+
+from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+from elutq_formats.model_tensors import HEAD
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 5}, "bits 5 is not possible: choose 1, 2, 3 or 4"),
+        ({"bits": 0}, "bits 0"),
+        ({"group_size": 48}, "group size 48 is not possible: choose 32, 64 or 128"),
+        ({"output_bits": 8}, "output bits 8 is not possible: choose 1, 2, 3, 4 or 16"),
+        ({"embedding_bits": 32}, "embedding bits 32"),
+        ({"num_samples": 0}, "number of samples is 0"),
+        ({"sequence_length": 1}, "sequence length is 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"damping": 0.0}, "damping is 0.0"),
+        ({"method": "magic"}, "method magic is not known: choose fit, feedback, refine, correct or allocate"),
+    ],
+)
+def test_impossible_recipes_are_refused(options, message):
+    with pytest.raises(ElutqError, match=message):
+        Recipe(**options)
+
+
+def test_plan_of_a_tied_head():
+    with Checkpoint.open(GOLDEN / "llama32-tied-head-dim") as checkpoint:
+        assert Plan.make(checkpoint.config, Recipe(group_size=32)).head is None
+        apart = Plan.make(checkpoint.config, Recipe(group_size=32, output_bits=16)).head
+        assert (apart.name, apart.bits, apart.group_size) == (HEAD, 16, None)
+    with Checkpoint.open(GOLDEN / "llama1-mha") as checkpoint:
+        plan = Plan.make(checkpoint.config, Recipe(group_size=32))
+        assert plan.head is not None
+        assert len(plan.blocks) == checkpoint.config.num_hidden_layers
+        shapes = checkpoint.config.tensor_shapes()
+        matrices = {name for name, shape in shapes.items() if len(shape) == 2}
+        assert {entry.name for entry in plan.matrices()} == matrices
+
+
+def test_fit_takes_no_damping():
+    with pytest.raises(ElutqError, match="takes no damping"):
+        Recipe(method="fit", damping=0.01).resolved(calibrated=True)
