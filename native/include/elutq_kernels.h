@@ -33,13 +33,17 @@ struct elutq_matrix {
     uint32_t group_size; /* HLQ: 32, 64 or 128, divides n_columns */
 };
 
+/* The multipliers of a group's cells add up to no more, so that sums of multiplied entries fit 16 bits. */
+#define ELUTQ_MULTIPLIERS 258
+
 /*
  * Lookup tables of one token's activations x[n_columns]. For cell i (columns 4i .. 4i+3) entry[i][b] is the sum of +-x over
- * the cell, + where bit of b is set, divided by the group's scale and rounded to int8.
+ * the cell, + where bit of b is set, divided by the group's scale times the cell's multiplier and rounded to int8.
  */
 struct elutq_tables {
-    int8_t *entries; /* [n_columns / 4][16], 64-byte aligned; some ISAs store them plus 128 as uint8 */
-    float *scales;   /* [n_columns / group_size] */
+    int8_t *entries;      /* [n_columns / 4][16], 64-byte aligned, -127 .. 127 */
+    uint8_t *multipliers; /* [n_columns / 4], 1 .. 127 */
+    float *scales;        /* [n_columns / group_size] */
     float *sums;     /* [n_columns / group_size] float sums of the activations */
 };
 

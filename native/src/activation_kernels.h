@@ -17,9 +17,33 @@ static const float TABLE_SIGNS[4][16] = {
 #define SMALLEST_SCALED 1e-30f
 
 /*
- * Each entry is rounded once, from the float sum: its error is at most scale / 2, where scale = (largest sum of four
- * magnitudes in the group) / 127. A row's result is therefore off by at most
- * sum over groups of scale_g * (group_size / 8) * sum_k |h_k| from rounding the tables.
+ * Multipliers of a group's cells, from the largest sum of each: that over 127 times the group's scale, rounded up. The scale
+ * is such that they add up to at most ELUTQ_MULTIPLIERS, and none is above 127. A cell with large activations thus costs
+ * the others of its group little: its steps are coarse, theirs are not. Returns the scale.
+ */
+INLINE float choose_multipliers(const float *xg, uint32_t n_cells, uint8_t *multipliers) {
+    float sums[128 / ELUTQ_CELL_COLUMNS], total = 0, largest = 0;
+    for (uint32_t cell = 0; cell < n_cells; cell++) {
+        const float *xc = xg + ELUTQ_CELL_COLUMNS * cell;
+        sums[cell] = (fabsf(xc[0]) + fabsf(xc[1])) + (fabsf(xc[2]) + fabsf(xc[3]));
+        total += sums[cell];
+        largest = sums[cell] > largest ? sums[cell] : largest;
+    }
+    const int scaled = largest > SMALLEST_SCALED;
+    const float even = total / (float)(127 * (ELUTQ_MULTIPLIERS - n_cells)), least = largest / (127.0f * 127.0f);
+    const float scale = even > least ? even : least, inverse = scaled ? 1.0f / (127.0f * scale) : 0.0f;
+    for (uint32_t cell = 0; cell < n_cells; cell++) {
+        const float wanted = ceilf(sums[cell] * inverse);
+        multipliers[cell] = (uint8_t)(wanted < 127 ? wanted > 1 ? wanted : 1 : 127);
+    }
+    return scaled ? scale : 0.0f;
+}
+
+/*
+ * Each entry is rounded once, from the float sum: its error is at most half its multiplier times the group's scale. A row's
+ * result is therefore off by at most sum over groups of ELUTQ_MULTIPLIERS / 2 * scale_g * sum_k |h_k| from rounding the
+ * tables, where scale_g is the larger of (sum of the group's magnitudes) / (127 * (ELUTQ_MULTIPLIERS - cells)) and
+ * (largest sum of a cell's magnitudes) / 127^2.
  */
 KERNEL void build_tables(const float *x, uint32_t group_size, uint32_t first_group, uint32_t end_group,
                          struct elutq_tables *tables) {
@@ -28,28 +52,20 @@ KERNEL void build_tables(const float *x, uint32_t group_size, uint32_t first_gro
     const v16 s2 = v16_load(TABLE_SIGNS[2]), s3 = v16_load(TABLE_SIGNS[3]);
     for (uint32_t group = first_group; group < end_group; group++) {
         const float *xg = x + (size_t)group * group_size;
-        float sums[128 / ELUTQ_CELL_COLUMNS][16];
-        v16 largest = v16_set1(0), total = v16_set1(0);
+        int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
+        uint8_t *multipliers = tables->multipliers + (size_t)group * n_cells;
+        const float scale = choose_multipliers(xg, n_cells, multipliers), inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        v16 total = v16_set1(0);
         for (uint32_t i = 0; i < group_size; i += 16)
             total = v16_add(total, v16_load(xg + i));
         for (uint32_t cell = 0; cell < n_cells; cell++) {
             const float *xc = xg + ELUTQ_CELL_COLUMNS * cell;
             v16 first = v16_fma(s1, v16_set1(xc[1]), v16_mul(s0, v16_set1(xc[0])));
             v16 second = v16_fma(s3, v16_set1(xc[3]), v16_mul(s2, v16_set1(xc[2])));
-            v16 sum = v16_add(first, second);
-            largest = v16_max(sum, largest);
-            v16_store(sums[cell], sum);
+            v16_store_i8(entries + 16 * cell,
+                         v16_mul(v16_add(first, second), v16_set1(inverse / (float)multipliers[cell])));
         }
-        float magnitude = v16_largest(largest);
-        int scaled = magnitude > SMALLEST_SCALED;
-        v16 inverse = v16_set1(scaled ? 127.0f / magnitude : 0.0f);
-        int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
-        for (uint32_t cell = 0; cell < n_cells; cell++)
-            v16_store_i8(entries + 16 * cell, v16_mul(v16_load(sums[cell]), inverse));
-        if (ELUTQ_TABLE_BIAS)
-            for (uint32_t i = 0; i < 16 * n_cells; i++)
-                entries[i] = (int8_t)(entries[i] ^ ELUTQ_TABLE_BIAS);
-        tables->scales[group] = scaled ? magnitude / 127.0f : 0.0f;
+        tables->scales[group] = scale;
         tables->sums[group] = v16_sum(total);
     }
 }

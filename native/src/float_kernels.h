@@ -1,8 +1,8 @@
 /*
  * The kernels whose loops are the same on every instruction set, written once over the sixteen-lane operations of a
  * vec16_<isa>.h, which must be included first. Sums run in sixteen strided lanes, so that all sets give the same bits.
- * A file that includes this defines ELUTQ_TABLE_BIAS as well, what its gemv wants added to a table entry (0 or 128), and
- * ELUTQ_F16_TILE, the rows and tokens of an fp16 product that its registers hold sums of.
+ * A file that includes this defines ELUTQ_F16_TILE as well, the rows and tokens of an fp16 product that its registers hold
+ * sums of.
  */
 #ifndef ELUTQ_FLOAT_KERNELS_H
 #define ELUTQ_FLOAT_KERNELS_H

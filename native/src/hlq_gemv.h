@@ -1,9 +1,10 @@
 /*
  * The walk over a chunk, the same for every instruction set. A file includes this after it has defined
  *
- *     add_block(block, bits, n_cells, entries, scale, sum, by_line, f)
+ *     add_block(block, bits, n_cells, entries, multipliers, scale, sum, by_line, f)
  *
- * which adds one block's result to f[32]: f += c * sum + scale * sum_k h_k * (sum of the entries that plane k picks). With
+ * which adds one block's result to f[32]: f += c * sum + scale * sum_k h_k * (sum of the entries that plane k picks, each
+ * times its cell's multiplier). With
  * by_line, a constant, it is to ask_by_line for each of the block's lines where it uses it; scalar, whose time is not
  * memory's, and NEON, which is never called so but by a check, leave that out.
  */
@@ -21,10 +22,11 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
     memset(y, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
         const int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
+        const uint8_t *multipliers = tables->multipliers + (size_t)group * n_cells;
         for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
             if (!by_line)
                 ask_by_page(block, elutq_block_bytes(bits, group_size));
-            add_block(block, bits, n_cells, entries, tables->scales[group], tables->sums[group], by_line,
+            add_block(block, bits, n_cells, entries, multipliers, tables->scales[group], tables->sums[group], by_line,
                       y + tile * ELUTQ_TILE_ROWS);
         }
     }

@@ -1,18 +1,17 @@
 /* The kernels in portable C. They define the result; every other set is held against them. */
 #include "vec16_scalar.h"
 
-#define ELUTQ_TABLE_BIAS 0
 #define ELUTQ_F16_TILE 2
 #include "float_kernels.h"
 #include "hlq_block.h"
 #include "kernel_sets.h"
 
 /*
- * One block: f[row] += c * sum(x) + scale * sum_k h_k * (sum of the table entries that plane k picks).
- * The integer sum is exact: at most 32 cells times 127.
+ * One block: f[row] += c * sum(x) + scale * sum_k h_k * (sum of the table entries that plane k picks,
+ * each times its cell's multiplier). The integer sum is exact, at most ELUTQ_MULTIPLIERS times 127: sixteen bits hold it.
  */
-INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
-                      bool by_line, float *f) {
+INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
+                      float scale, float sum, bool by_line, float *f) {
     (void)by_line;
     const uint16_t *scales = (const uint16_t *)block;
     const uint8_t *planes = block + elutq_scales_bytes(bits);
@@ -23,7 +22,7 @@ INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, con
             const uint8_t *plane = planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES;
             int32_t picked = 0;
             for (uint32_t cell = 0; cell < n_cells; cell++)
-                picked += entries[16 * cell + ((plane[ELUTQ_CELL_BYTES * cell + byte] >> shift) & 15)];
+                picked += multipliers[cell] * entries[16 * cell + ((plane[ELUTQ_CELL_BYTES * cell + byte] >> shift) & 15)];
             float half_scale = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
             u = k == 0 ? half_scale * (float)picked : fmaf(half_scale, (float)picked, u);
         }

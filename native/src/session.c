@@ -65,12 +65,14 @@ static bool allocate_tables(struct elutq_session *session, uint32_t n_columns, u
     struct elutq_tables *tables = allocate(session, n_tokens, sizeof *tables);
     uint64_t entry_bytes = (uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16 + TABLE_PADDING, n_groups = n_columns / group_size + 1;
     int8_t *entries = allocate(session, n_tokens, entry_bytes);
+    uint8_t *multipliers = allocate(session, n_tokens, n_columns / ELUTQ_CELL_COLUMNS);
     float *scales = allocate_floats(session, 2 * n_tokens * n_groups);
-    if (tables == NULL || entries == NULL || scales == NULL)
+    if (tables == NULL || entries == NULL || multipliers == NULL || scales == NULL)
         return false;
     for (uint32_t token = 0; token < n_tokens; token++)
         tables[token] = (struct elutq_tables){
             .entries = entries + token * entry_bytes,
+            .multipliers = multipliers + (size_t)token * (n_columns / ELUTQ_CELL_COLUMNS),
             .scales = scales + 2 * token * n_groups,
             .sums = scales + (2 * token + 1) * n_groups,
         };

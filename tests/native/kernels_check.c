@@ -125,6 +125,7 @@ static struct elutq_tables tables_of(const struct elutq_kernels *kernels, const 
     const uint32_t n_groups = elutq_matrix_groups(matrix);
     struct elutq_tables tables = {
         .entries = guarded((size_t)matrix->n_columns / ELUTQ_CELL_COLUMNS * 16),
+        .multipliers = guarded(matrix->n_columns / ELUTQ_CELL_COLUMNS),
         .scales = guarded(n_groups * sizeof(float)),
         .sums = guarded(n_groups * sizeof(float)),
     };

@@ -1,7 +1,6 @@
 /* NEON of base AArch64 (Cortex-A53, A72 and later): table look-ups with TBL, sums in 16 bits. */
 #include "vec16_neon.h"
 
-#define ELUTQ_TABLE_BIAS 0
 #define ELUTQ_F16_TILE 2
 #include "float_kernels.h"
 #include "hlq_block.h"

@@ -8,7 +8,6 @@
 #endif
 #include "vec16_neon.h"
 
-#define ELUTQ_TABLE_BIAS 0
 #define ELUTQ_F16_TILE 2
 #define ELUTQ_SMMLA 0
 #include "float_kernels.h"

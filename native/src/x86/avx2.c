@@ -2,7 +2,6 @@
 #define ELUTQ_TARGET "avx2,fma,f16c"
 #include "vec16_avx2.h"
 
-#define ELUTQ_TABLE_BIAS 0x80
 #define ELUTQ_F16_TILE 2
 #include "float_kernels.h"
 #include "gemv_avx2.h"

@@ -2,7 +2,6 @@
 #define ELUTQ_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni"
 #include "vec16_avx512.h"
 
-#define ELUTQ_TABLE_BIAS 0
 #define ELUTQ_F16_TILE 4
 #include "float_kernels.h"
 #include "hlq_block.h"
@@ -29,16 +28,23 @@ INLINE struct row_indices four_cells(const uint8_t *cells) {
                                 _mm512_ternarylogic_epi32(_mm512_srli_epi16(rows, 4), nibble, cell, 0xEA)};
 }
 
+/* The multipliers of four cells, in each 32-bit lane: the order in which four_cells leaves a row's bytes. */
+INLINE __m512i four_multipliers(const uint8_t *multipliers) {
+    int32_t four;
+    memcpy(&four, multipliers, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
 struct row_sums {
     __m512i rows_0, rows_16; /* int32 sums of rows 0 .. 15 and 16 .. 31 */
 };
 
 /*
  * Sums the entries that one plane picks: vpermb looks up each row's four nibbles in the tables of four cells at once,
- * vpdpbusd with ones adds the four signed bytes to the row's sum. |sum| <= 32 * 127.
+ * vpdpbusd adds the four signed bytes, times the multipliers of their cells, to the row's sum.
  */
-INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, uint32_t n_cells, bool by_line) {
-    const __m512i ones = _mm512_set1_epi8(1);
+INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells,
+                                 bool by_line) {
     struct row_sums sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < n_cells / 4; i++) {
@@ -46,21 +52,22 @@ INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, ui
             ask_by_line(plane + 64 * i, 64);
         const struct row_indices rows = four_cells(plane + 64 * i);
         __m512i table = _mm512_load_si512(entries + 64 * i);
-        sums.rows_0 = dot_bytes(sums.rows_0, ones, _mm512_permutexvar_epi8(rows.rows_0, table));
-        sums.rows_16 = dot_bytes(sums.rows_16, ones, _mm512_permutexvar_epi8(rows.rows_16, table));
+        const __m512i of_cells = four_multipliers(multipliers + 4 * i);
+        sums.rows_0 = dot_bytes(sums.rows_0, of_cells, _mm512_permutexvar_epi8(rows.rows_0, table));
+        sums.rows_16 = dot_bytes(sums.rows_16, of_cells, _mm512_permutexvar_epi8(rows.rows_16, table));
     }
     return sums;
 }
 
-INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, float scale, float sum,
-                      bool by_line, float *f) {
+INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
+                      float scale, float sum, bool by_line, float *f) {
     __m512 u_0 = _mm512_setzero_ps(), u_16 = u_0;
     if (by_line)
         ask_by_line(block, elutq_scales_bytes(bits));
 #pragma GCC unroll 4
     for (uint32_t k = 0; k < bits; k++) {
         struct row_sums picked =
-            sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, n_cells, by_line);
+            sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line);
         __m512 picked_0 = _mm512_cvtepi32_ps(picked.rows_0), picked_16 = _mm512_cvtepi32_ps(picked.rows_16);
         u_0 = k == 0 ? _mm512_mul_ps(load_scales(block, k, 0), picked_0)
                      : _mm512_fmadd_ps(load_scales(block, k, 0), picked_0, u_0);

@@ -2,7 +2,6 @@
 #define ELUTQ_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
 #include "vec16_avx512.h"
 
-#define ELUTQ_TABLE_BIAS 0x80 /* entries as unsigned bytes, so that they can be summed in pairs */
 #define ELUTQ_F16_TILE 4
 #include "float_kernels.h"
 #include "gemv_avx512bw.h"

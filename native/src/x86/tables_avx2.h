@@ -23,38 +23,43 @@ INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, u
     }
 }
 
-/*
- * Sums as in sum_plane (gemv_avx2.h) for n_tokens tokens, a constant of at most 2. Unrolled four times: unrolled twice, GCC
- * copies sums between registers, and a core that starts four operations a cycle is a tenth slower for it.
- */
-INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, uint32_t n_cells, uint32_t n_tokens,
-                         __m128i picked[2][4]) {
-    struct byte_sums sums[2] = {0};
-#pragma GCC unroll 4
-    for (uint32_t i = 0; i < n_cells / 2; i++) {
-        const __m256i index_0 = _mm256_load_si256((const __m256i *)(indices + 64 * i));
-        const __m256i index_16 = _mm256_load_si256((const __m256i *)(indices + 64 * i + 32));
+INLINE __m256i look_up(__m256i table, const uint8_t *indices) {
+    return _mm256_shuffle_epi8(table, _mm256_load_si256((const __m256i *)indices));
+}
+
+/* Sums as in sum_plane (gemv_avx2.h) for n_tokens tokens, a constant of at most 2. */
+INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, const uint8_t *const *multipliers,
+                         uint32_t n_cells, uint32_t n_tokens, __m128i picked[2][4]) {
+    struct word_sums sums[2] = {0};
+    for (uint32_t i = 0; i < n_cells / 4; i++) {
+        const uint8_t *index = indices + 128 * i; /* cells 0 and 1: rows 0, rows 16; cells 2 and 3 */
 #pragma GCC unroll 2
         for (uint32_t t = 0; t < n_tokens; t++) {
-            const __m256i table = _mm256_load_si256((const __m256i *)(entries[t] + 32 * i));
-            add_bytes(&sums[t], _mm256_shuffle_epi8(table, index_0), _mm256_shuffle_epi8(table, index_16));
+            const __m256i of_cells = four_multipliers(multipliers[t] + 4 * i);
+            const __m256i first = _mm256_load_si256((const __m256i *)(entries[t] + 64 * i));
+            const __m256i second = _mm256_load_si256((const __m256i *)(entries[t] + 64 * i + 32));
+            add_four(&sums[t].low_0, &sums[t].high_0, of_cells, look_up(first, index), look_up(second, index + 64));
+            add_four(&sums[t].low_16, &sums[t].high_16, of_cells, look_up(first, index + 32), look_up(second, index + 96));
         }
     }
 #pragma GCC unroll 2
     for (uint32_t t = 0; t < n_tokens; t++)
-        byte_sums_by_row(&sums[t], n_cells, picked[t]);
+        sums_by_row(&sums[t], picked[t]);
 }
 
 /* One tile and group times n_tokens tokens: the operations of add_block, in its order. */
 INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits, uint32_t n_cells,
                      const struct elutq_tables *tables, uint32_t group, uint32_t n_tokens, float *y) {
     const int8_t *entries[2];
+    const uint8_t *multipliers[2];
     __m256 u[2][4] = {{_mm256_setzero_ps()}};
-    for (uint32_t t = 0; t < n_tokens; t++)
+    for (uint32_t t = 0; t < n_tokens; t++) {
         entries[t] = tables[t].entries + (size_t)group * n_cells * 16;
+        multipliers[t] = tables[t].multipliers + (size_t)group * n_cells;
+    }
     for (uint32_t k = 0; k < bits; k++) {
         __m128i picked[2][4];
-        sum_unpacked(indices + (size_t)k * n_cells * 32, entries, n_cells, n_tokens, picked);
+        sum_unpacked(indices + (size_t)k * n_cells * 32, entries, multipliers, n_cells, n_tokens, picked);
         for (uint32_t t = 0; t < n_tokens; t++)
             for (uint32_t i = 0; i < 4; i++) {
                 const __m256 h = _mm256_load_ps(scales + ELUTQ_TILE_ROWS * k + 8 * i);

@@ -25,7 +25,6 @@ INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, u
 /* One tile and group times n_tokens tokens, a constant of at most 4: the operations of add_block, in its order. */
 INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits, uint32_t n_cells,
                      const struct elutq_tables *tables, uint32_t group, uint32_t n_tokens, float *y) {
-    const __m512i ones = _mm512_set1_epi8(1);
     __m512i sums[4][ELUTQ_HLQ_MAX_BITS][2];
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < n_tokens; t++)
@@ -33,10 +32,12 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
         for (uint32_t k = 0; k < bits; k++)
             sums[t][k][0] = sums[t][k][1] = _mm512_setzero_si512();
     for (uint32_t i = 0; i < n_cells / 4; i++) {
-        __m512i table[4];
+        __m512i table[4], of_cells[4];
 #pragma GCC unroll 4
-        for (uint32_t t = 0; t < n_tokens; t++)
+        for (uint32_t t = 0; t < n_tokens; t++) {
             table[t] = _mm512_load_si512(tables[t].entries + ((size_t)group * n_cells + 4 * i) * 16);
+            of_cells[t] = four_multipliers(tables[t].multipliers + (size_t)group * n_cells + 4 * i);
+        }
 #pragma GCC unroll 4
         for (uint32_t k = 0; k < bits; k++)
 #pragma GCC unroll 2
@@ -44,7 +45,7 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
                 const __m512i index = _mm512_load_si512(indices + ((i * bits + k) * 2 + half) * 64);
 #pragma GCC unroll 4
                 for (uint32_t t = 0; t < n_tokens; t++)
-                    sums[t][k][half] = dot_bytes(sums[t][k][half], ones, _mm512_permutexvar_epi8(index, table[t]));
+                    sums[t][k][half] = dot_bytes(sums[t][k][half], of_cells[t], _mm512_permutexvar_epi8(index, table[t]));
             }
     }
 #pragma GCC unroll 4

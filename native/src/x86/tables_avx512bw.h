@@ -25,38 +25,48 @@ INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, u
 }
 
 /* Sums as in sum_plane (gemv_avx512bw.h) for n_tokens tokens, a constant of at most TABLE_TOKENS. */
-INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, uint32_t n_cells, uint32_t n_tokens,
-                         __m512i picked[TABLE_TOKENS]) {
+INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, const uint8_t *const *multipliers,
+                         uint32_t n_cells, uint32_t n_tokens, __m512i picked[TABLE_TOKENS]) {
     const __m512i zero = _mm512_setzero_si512();
-    struct byte_sums sums[TABLE_TOKENS];
+    struct word_sums sums[TABLE_TOKENS];
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < n_tokens; t++)
-        sums[t] = (struct byte_sums){zero, zero, zero, zero};
-    for (uint32_t i = 0; i < n_cells / 4; i++) {
-        const __m512i index_0 = _mm512_load_si512(indices + 128 * i), index_16 = _mm512_load_si512(indices + 128 * i + 64);
+        sums[t] = (struct word_sums){zero, zero, zero, zero};
+    for (uint32_t i = 0; i < n_cells / 8; i++) {
+        __m512i index[4]; /* of cells 0 .. 3: rows 0, rows 16; of cells 4 .. 7 */
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < 4; j++)
+            index[j] = _mm512_load_si512(indices + 256 * i + 64 * j);
 #pragma GCC unroll 4
         for (uint32_t t = 0; t < n_tokens; t++) {
-            const __m512i table = _mm512_load_si512(entries[t] + 64 * i);
-            add_bytes(&sums[t], _mm512_shuffle_epi8(table, index_0), _mm512_shuffle_epi8(table, index_16));
+            const __m512i of_cells = eight_multipliers(multipliers[t] + 8 * i);
+            const __m512i first = _mm512_load_si512(entries[t] + 128 * i), second = _mm512_load_si512(entries[t] + 128 * i + 64);
+            add_eight(&sums[t].low_0, &sums[t].high_0, of_cells, _mm512_shuffle_epi8(first, index[0]),
+                      _mm512_shuffle_epi8(second, index[2]));
+            add_eight(&sums[t].low_16, &sums[t].high_16, of_cells, _mm512_shuffle_epi8(first, index[1]),
+                      _mm512_shuffle_epi8(second, index[3]));
         }
     }
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < n_tokens; t++)
-        picked[t] = byte_sums_by_row(&sums[t], n_cells);
+        picked[t] = sums_by_row(&sums[t]);
 }
 
 /* One tile and group times n_tokens tokens: the operations of add_block, in its order. */
 INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits, uint32_t n_cells,
                      const struct elutq_tables *tables, uint32_t group, uint32_t n_tokens, float *y) {
     const int8_t *entries[TABLE_TOKENS];
+    const uint8_t *multipliers[TABLE_TOKENS];
     __m512 u[TABLE_TOKENS][2];
 #pragma GCC unroll 4
-    for (uint32_t t = 0; t < n_tokens; t++)
+    for (uint32_t t = 0; t < n_tokens; t++) {
         entries[t] = tables[t].entries + (size_t)group * n_cells * 16;
+        multipliers[t] = tables[t].multipliers + (size_t)group * n_cells;
+    }
 #pragma GCC unroll 4
     for (uint32_t k = 0; k < bits; k++) {
         __m512i picked[TABLE_TOKENS];
-        sum_unpacked(indices + (size_t)k * n_cells * 32, entries, n_cells, n_tokens, picked);
+        sum_unpacked(indices + (size_t)k * n_cells * 32, entries, multipliers, n_cells, n_tokens, picked);
 #pragma GCC unroll 4
         for (uint32_t t = 0; t < n_tokens; t++)
 #pragma GCC unroll 2
