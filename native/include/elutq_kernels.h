@@ -48,14 +48,17 @@ struct elutq_tables {
 };
 
 /*
- * Activations of a batch as int8, for kernels that expand bit-planes to 8-bit levels and multiply: blocks of
- * ELUTQ_LEVELS_TOKENS tokens; n_blocks = ceil(n_tokens / 8), tokens past the last are zero.
+ * Activations of a batch as whole numbers value + 256 * high, for kernels that expand bit-planes to 8-bit levels and
+ * multiply: blocks of ELUTQ_LEVELS_TOKENS tokens; n_blocks = ceil(n_tokens / 8), tokens past the last are zero. Few cells
+ * hold anything high.
  */
 struct elutq_levels {
     int8_t *values; /* [n_blocks][n_columns / 4][8][4] */
+    int8_t *high;   /* [n_blocks][n_columns / 4][8][4] */
+    uint32_t *high_cells; /* [n_blocks][n_columns / group_size][8] bit i: the group's cell i holds something high */
     float *scales;  /* [n_blocks][n_columns / group_size][8] */
     float *sums;    /* [n_blocks][n_columns / group_size][8] float sums of the activations */
-    int32_t *biases; /* [n_blocks][n_columns / group_size][8] -128 * sum of the group's values */
+    int32_t *biases; /* [n_blocks][n_columns / group_size][8] -128 * sum of the group's numbers */
 };
 
 /*

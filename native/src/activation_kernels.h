@@ -72,42 +72,83 @@ KERNEL void build_tables(const float *x, uint32_t group_size, uint32_t first_gro
 
 /*
  * How gemm_levels rounds half scales to whole steps (kernels_scalar.c): scales tried, and the largest, which leaves room
- * for every step to round up.
+ * for every step to round up. At 1 and 2 bits few trials do: what those bits lose is hundreds of times as much.
  */
-#define ELUTQ_LEVELS_TRIALS 4
+#define ELUTQ_LEVELS_TRIALS(bits) ((bits) <= 2 ? 4 : 16)
 #define ELUTQ_LEVELS_TOP(bits) (255.0f - 0.5f * (float)(bits))
 
-/* int8 values with one scale a group: each is off by at most scale / 2, scale = largest magnitude / 127. */
+/*
+ * A group whose largest magnitude is more than ELUTQ_LEVELS_PEAK times the mean one has outliers: those beyond
+ * ELUTQ_LEVELS_OUTLIER times the mean. They do not raise their group's scale, but have high parts, which cost time. In a
+ * group of 128 none is beyond 128 times the mean, so numbers stay below 127 * 128 / 3 = 5419, and so does their sum.
+ */
+#define ELUTQ_LEVELS_PEAK 5.0f
+#define ELUTQ_LEVELS_OUTLIER 3.0f
+
+/* The cells of a block's group, and of `n` of its tokens, that hold something high. */
+INLINE uint32_t high_cells_of(const uint32_t *high_cells, uint32_t n) {
+    uint32_t cells = 0;
+    for (uint32_t t = 0; t < n; t++)
+        cells |= high_cells[t];
+    return cells;
+}
+
+/*
+ * One group of a token: values and high parts at `stride` bytes a cell. Returns the sum of the whole numbers, NaN where an
+ * activation is, and sets the cells that hold something high.
+ */
+INLINE float round_group(const float *xg, uint32_t group_size, float inverse, int8_t *values, int8_t *high, size_t stride,
+                         uint32_t *high_cells) {
+    v16 sum = v16_set1(0); /* of whole numbers, below 2^24: exact */
+    *high_cells = 0;
+    for (uint32_t i = 0; i < group_size; i += 16) {
+        const v16 rounded = v16_round(v16_mul(v16_load(xg + i), v16_set1(inverse)));
+        /* A quarter more, so that 128 becomes 256 - 128. */
+        const v16 above = v16_round(v16_mul(v16_add(rounded, v16_set1(0.25f)), v16_set1(1.0f / 256)));
+        int8_t low_bytes[16], high_bytes[16];
+        sum = v16_add(sum, rounded);
+        v16_store_i8(low_bytes, v16_fma(above, v16_set1(-256), rounded));
+        v16_store_i8(high_bytes, above);
+        for (uint32_t j = 0; j < 16; j += ELUTQ_CELL_COLUMNS) {
+            const uint32_t cell = (i + j) / ELUTQ_CELL_COLUMNS;
+            uint32_t four;
+            memcpy(&four, high_bytes + j, sizeof four);
+            memcpy(values + cell * stride, low_bytes + j, ELUTQ_CELL_COLUMNS);
+            memcpy(high + cell * stride, high_bytes + j, ELUTQ_CELL_COLUMNS);
+            *high_cells |= (uint32_t)(four != 0) << cell;
+        }
+    }
+    return v16_sum(sum);
+}
+
+/*
+ * Whole numbers with one scale a group: each is off by at most scale / 2, where scale is the group's largest magnitude, or
+ * the outliers' bound, over 127.
+ */
 KERNEL __attribute__((unused)) void build_levels(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
                                                  struct elutq_levels *levels) {
     const uint32_t n_groups = n_columns / group_size, lane = token % ELUTQ_LEVELS_TOKENS;
-    const size_t block = token / ELUTQ_LEVELS_TOKENS;
-    int8_t *values = levels->values + block * n_columns * ELUTQ_LEVELS_TOKENS + (size_t)lane * ELUTQ_CELL_COLUMNS;
+    const size_t block = token / ELUTQ_LEVELS_TOKENS, cell_stride = ELUTQ_LEVELS_TOKENS * ELUTQ_CELL_COLUMNS;
+    const size_t first = block * n_columns * ELUTQ_LEVELS_TOKENS + (size_t)lane * ELUTQ_CELL_COLUMNS;
     for (uint32_t group = 0; group < n_groups; group++) {
         const float *xg = x + (size_t)group * group_size;
-        v16 largest = v16_set1(0), total = v16_set1(0);
+        v16 largest = v16_set1(0), total = largest, magnitudes = largest;
         for (uint32_t i = 0; i < group_size; i += 16) {
             v16 xi = v16_load(xg + i);
             total = v16_add(total, xi);
+            magnitudes = v16_add(magnitudes, v16_abs(xi));
             largest = v16_max(v16_abs(xi), largest);
         }
-        float magnitude = v16_largest(largest);
-        int scaled = magnitude > SMALLEST_SCALED;
-        v16 inverse = v16_set1(scaled ? 127.0f / magnitude : 0.0f);
-        v16 value_sum = v16_set1(0); /* of whole numbers below 2^24: exact */
-        for (uint32_t i = 0; i < group_size; i += 16) {
-            v16 rounded = v16_round(v16_mul(v16_load(xg + i), inverse));
-            int8_t bytes[16];
-            value_sum = v16_add(value_sum, rounded);
-            v16_store_i8(bytes, rounded);
-            for (uint32_t j = 0; j < 16; j += ELUTQ_CELL_COLUMNS)
-                memcpy(values + ((size_t)group * group_size + i + j) * ELUTQ_LEVELS_TOKENS, bytes + j, ELUTQ_CELL_COLUMNS);
-        }
-        size_t at = (block * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
+        const float peak = v16_largest(largest), mean = v16_sum(magnitudes) / (float)group_size;
+        const float magnitude = peak > ELUTQ_LEVELS_PEAK * mean ? ELUTQ_LEVELS_OUTLIER * mean : peak;
+        const int scaled = peak > SMALLEST_SCALED;
+        const size_t at = (block * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
+        const size_t cells = first + (size_t)group * group_size * ELUTQ_LEVELS_TOKENS;
+        const float whole = round_group(xg, group_size, scaled ? 127.0f / magnitude : 0.0f, levels->values + cells,
+                                        levels->high + cells, cell_stride, &levels->high_cells[at]);
         levels->scales[at] = scaled ? magnitude / 127.0f : 0.0f;
         levels->sums[at] = v16_sum(total);
-        const float whole = v16_sum(value_sum); /* NaN where an activation is; its sum then makes the result NaN */
-        levels->biases[at] = whole == whole ? -128 * (int32_t)whole : 0;
+        levels->biases[at] = whole == whole ? -128 * (int32_t)whole : 0; /* the result is NaN where the sum is */
     }
 }
 

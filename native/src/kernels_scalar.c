@@ -40,8 +40,8 @@ struct integer_levels {
 };
 
 /*
- * h_k ~ delta * steps[k] for whole steps that add up to at most 255: rounding at a few scales just below 255 / sum h_k, of
- * which the one that leaves the least squares is kept (that is, the largest (h.steps)^2 / steps.steps), roughly halves
+ * h_k ~ delta * steps[k] for whole steps that add up to at most 255: rounding at some scales just below 255 / sum h_k, of
+ * which the one that leaves the least squares is kept (that is, the largest (h.steps)^2 / steps.steps), has a third of
  * the error of rounding at one. Half scales that are negative or not finite, which no sound file holds, make the row NaN.
  */
 static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits, uint32_t row) {
@@ -54,23 +54,24 @@ static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits,
         total += h[k];
     }
     const float inverse = 1.0f / (total > SMALLEST_SCALED ? total : SMALLEST_SCALED);
-    float best_hs = 0, best_ss = 1, sum = 0;
-    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
+    float best_hs = 0, best_ss = 1, best_scale = 0, sum = 0;
+    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS(bits); trial++) {
         const float scale = (ELUTQ_LEVELS_TOP(bits) - (float)trial) * inverse;
-        float steps[ELUTQ_HLQ_MAX_BITS], hs = 0, ss = 0, this_sum = 0;
+        float hs = 0, ss = 0;
         for (uint32_t k = 0; k < bits; k++) {
-            steps[k] = rintf(h[k] * scale);
-            hs = fmaf(h[k], steps[k], hs);
-            ss = fmaf(steps[k], steps[k], ss);
-            this_sum += steps[k];
+            const float step = rintf(h[k] * scale);
+            hs = fmaf(h[k], step, hs);
+            ss = fmaf(step, step, ss);
         }
         if (!(hs * hs * best_ss > best_hs * best_hs * ss)) /* hs^2 / ss grows */
             continue;
         best_hs = hs;
         best_ss = ss;
-        sum = this_sum;
-        for (uint32_t k = 0; k < bits; k++)
-            best.steps[k] = (int32_t)steps[k];
+        best_scale = scale;
+    }
+    for (uint32_t k = 0; k < bits; k++) {
+        best.steps[k] = (int32_t)rintf(h[k] * best_scale);
+        sum += (float)best.steps[k];
     }
     best.step = 2 * (best_hs / best_ss);
     best.middle = fmaf(best.step, fmaf(sum, -0.5f, 128.0f), elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]));
@@ -90,20 +91,20 @@ static void expand_row(const uint8_t *planes, uint32_t bits, uint32_t group_size
     }
 }
 
-/* One row of a block times all tokens: f[token] += middle * sum(x) + step * scale * (levels . values). */
+/* One row of a block times all tokens: f[token] += middle * sum(x) + step * scale * (levels . whole numbers). */
 static void add_row_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                            uint32_t group, const int32_t *weights, float step, float middle, float *f) {
     const uint32_t group_size = matrix->group_size, cell_stride = ELUTQ_CELL_COLUMNS * ELUTQ_LEVELS_TOKENS;
     for (uint32_t token = 0; token < n_tokens; token++, f += ELUTQ_CHUNK_STRIDE) {
         const size_t slot = token / ELUTQ_LEVELS_TOKENS, lane = token % ELUTQ_LEVELS_TOKENS;
         const size_t at = (slot * elutq_matrix_groups(matrix) + group) * ELUTQ_LEVELS_TOKENS + lane;
-        const int8_t *values = levels->values +
-                               (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
-                               lane * ELUTQ_CELL_COLUMNS;
+        const size_t first = (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
+                             lane * ELUTQ_CELL_COLUMNS;
         int32_t product = 0;
-        for (uint32_t column = 0; column < group_size; column++)
-            product += weights[column] *
-                       values[column / ELUTQ_CELL_COLUMNS * cell_stride + column % ELUTQ_CELL_COLUMNS];
+        for (uint32_t column = 0; column < group_size; column++) {
+            const size_t i = first + column / ELUTQ_CELL_COLUMNS * cell_stride + column % ELUTQ_CELL_COLUMNS;
+            product += weights[column] * (levels->values[i] + 256 * levels->high[i]);
+        }
         *f = fmaf(middle, levels->sums[at], *f);
         *f = fmaf((float)product * step, levels->scales[at], *f);
     }
@@ -166,6 +167,6 @@ const struct elutq_kernels elutq_kernels_scalar = {
     .gemm_tables = gemv_each,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
-    .levels_from = {0, 0, 0, 32, 16}, /* as avx512, whose passes these then define */
+    .levels_from = {0, 0, 0, 48, 32}, /* as avx512, whose passes these then define */
     ELUTQ_FLOAT_KERNELS,
 };

@@ -85,12 +85,17 @@ static bool allocate_levels(struct elutq_session *session, uint32_t n_columns, u
     uint64_t n_scales = padded * (n_columns / group_size);
     struct elutq_levels *levels = &session->input.levels[elutq_group_index(group_size)];
     levels->values = allocate(session, padded, n_columns);
+    levels->high = allocate(session, padded, n_columns);
+    levels->high_cells = allocate(session, n_scales, sizeof *levels->high_cells);
     levels->scales = allocate_floats(session, n_scales);
     levels->sums = allocate_floats(session, n_scales);
     levels->biases = allocate(session, n_scales, sizeof *levels->biases);
-    if (levels->values == NULL || levels->scales == NULL || levels->sums == NULL || levels->biases == NULL)
+    if (levels->values == NULL || levels->high == NULL || levels->high_cells == NULL || levels->scales == NULL ||
+        levels->sums == NULL || levels->biases == NULL)
         return false;
     memset(levels->values, 0, padded * n_columns);
+    memset(levels->high, 0, padded * n_columns);
+    memset(levels->high_cells, 0, n_scales * sizeof *levels->high_cells);
     memset(levels->biases, 0, n_scales * sizeof *levels->biases);
     return true;
 }

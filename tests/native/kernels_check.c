@@ -94,6 +94,15 @@ static float *random_floats(size_t n, float largest) {
     return x;
 }
 
+/* Some of them far beyond the others. */
+static float *random_activations(size_t n, float largest) {
+    float *x = random_floats(n, largest);
+    for (size_t i = 0; i < n; i++)
+        if (random_bits() % 64 == 0)
+            x[i] *= random_float(1, 100);
+    return x;
+}
+
 static uint16_t *random_halves(size_t n, float low, float high) {
     uint16_t *x = guarded(n * sizeof *x);
     for (size_t i = 0; i < n; i++)
@@ -146,7 +155,7 @@ static float *gemv(const struct elutq_kernels *kernels, const struct elutq_matri
 
 static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
     struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
-    float *x = random_floats(matrix.n_columns, 1);
+    float *x = random_activations(matrix.n_columns, 1);
     for (uint32_t i = 0; i < group_size / 2; i++)
         x[i] *= 100;
     x[0] = 50; /* large enough that its sign shows in every table entry */
@@ -199,11 +208,15 @@ static float *gemm_levels(const struct elutq_kernels *kernels, const struct elut
     const size_t n_scales = padded * elutq_matrix_groups(matrix), n_chunks = elutq_matrix_chunks(matrix);
     struct elutq_levels levels = {
         .values = guarded(padded * matrix->n_columns),
+        .high = guarded(padded * matrix->n_columns),
+        .high_cells = guarded(n_scales * sizeof(uint32_t)),
         .scales = guarded(n_scales * sizeof(float)),
         .sums = guarded(n_scales * sizeof(float)),
         .biases = guarded(n_scales * sizeof(int32_t)),
     };
     memset(levels.values, 0, padded * matrix->n_columns);
+    memset(levels.high, 0, padded * matrix->n_columns);
+    memset(levels.high_cells, 0, n_scales * sizeof(uint32_t));
     memset(levels.scales, 0, n_scales * sizeof(float));
     memset(levels.sums, 0, n_scales * sizeof(float));
     memset(levels.biases, 0, n_scales * sizeof(int32_t));
@@ -222,7 +235,7 @@ static void check_gemm_levels(const struct elutq_kernels *kernels, uint32_t n_ro
     for (size_t i = 0; i < COUNT(TOKENS); i++) {
         const uint32_t n_tokens = TOKENS[i];
         struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
-        const float *x = random_floats((size_t)n_tokens * matrix.n_columns, 2);
+        const float *x = random_activations((size_t)n_tokens * matrix.n_columns, 2);
         const float *expected = gemm_levels(SCALAR, &matrix, x, n_tokens), *found = gemm_levels(kernels, &matrix, x, n_tokens);
         const size_t n = (size_t)n_tokens * ELUTQ_CHUNK_STRIDE * elutq_matrix_chunks(&matrix);
         for (size_t at = 0; at < n; at++)

@@ -123,18 +123,23 @@ def rows_of(y, n_tokens, n_rows):
     return padded[: n_tokens * STRIDE].reshape(n_tokens, STRIDE)[:, :n_rows]
 
 
+CTYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t", "float32": "float"}
+
+
 def gemm_levels(kernels, matrix, x, memory):
     n_tokens, n_columns = x.shape
     n_slots, n_groups = -(-n_tokens // LANES), n_columns // matrix.group_size
     arrays = {
         "values": memory.array((n_slots, n_columns, LANES), np.int8),
+        "high": memory.array((n_slots, n_columns, LANES), np.int8),
+        "high_cells": memory.array((n_slots, n_groups, LANES), np.uint32),
         "scales": memory.array((n_slots, n_groups, LANES), np.float32),
         "sums": memory.array((n_slots, n_groups, LANES), np.float32),
         "biases": memory.array((n_slots, n_groups, LANES), np.int32),
     }
     levels = ffi.new("struct elutq_levels *")
-    for name, ctype in (("values", "int8_t[]"), ("scales", "float[]"), ("sums", "float[]"), ("biases", "int32_t[]")):
-        setattr(levels, name, ffi.from_buffer(ctype, arrays[name]))
+    for name, array in arrays.items():
+        setattr(levels, name, ffi.from_buffer(f"{CTYPES[array.dtype.name]}[]", array))
     for token, row in enumerate(x):
         kernels.build_levels(floats(memory.copy(row)), n_columns, matrix.group_size, token, levels)
     results = []

@@ -1,6 +1,6 @@
 /*
  * Prefill with products of bytes: the planes of one tile and group become signed 8-bit levels once, in L1, and are then
- * multiplied with the int8 activations of all tokens. Its definition is gemm_levels in kernels_scalar.c. The instructions
+ * multiplied with the activations of all tokens. Its definition is gemm_levels in kernels_scalar.c. The instructions
  * take two signed operands, so levels are stored as u - 128 and the biases of struct elutq_levels are not needed.
  *
  * A file that includes this defines ELUTQ_SMMLA: whether SMMLA multiplies, or SDOT.
@@ -32,35 +32,34 @@ INLINE void add_quad(const struct tile_levels *tile, uint32_t quad, int32x4_t pr
 /* The whole steps of four rows, in all four bytes of a lane, and the step and middle of their levels. */
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int8x16_t *steps, struct tile_levels *out) {
     const float32x4_t zero = vdupq_n_f32(0);
-    float32x4_t h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
-    float32x4_t best_hs = zero, best_ss = vdupq_n_f32(1), sum = zero;
+    float32x4_t h[ELUTQ_HLQ_MAX_BITS], total = zero;
+    float32x4_t best_hs = zero, best_ss = vdupq_n_f32(1), best_scale = zero, sum = zero;
     uint32x4_t sound = vdupq_n_u32(UINT32_MAX);
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = four_scales(block, k, QUAD_ROWS * quad);
         sound = vandq_u32(sound, vcgezq_f32(h[k]));
         total = vaddq_f32(total, h[k]);
-        best[k] = zero;
     }
     const float32x4_t inverse = vdivq_f32(vdupq_n_f32(1), larger(total, vdupq_n_f32(SMALLEST_SCALED)));
-    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
+    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS(bits); trial++) {
         const float32x4_t scale = vmulq_n_f32(inverse, ELUTQ_LEVELS_TOP(bits) - (float)trial);
-        float32x4_t rounded[ELUTQ_HLQ_MAX_BITS], hs = zero, ss = zero, this_sum = zero;
+        float32x4_t hs = zero, ss = zero;
         for (uint32_t k = 0; k < bits; k++) {
-            rounded[k] = vrndnq_f32(vmulq_f32(h[k], scale));
-            hs = vfmaq_f32(hs, h[k], rounded[k]);
-            ss = vfmaq_f32(ss, rounded[k], rounded[k]);
-            this_sum = vaddq_f32(this_sum, rounded[k]);
+            const float32x4_t step = vrndnq_f32(vmulq_f32(h[k], scale));
+            hs = vfmaq_f32(hs, h[k], step);
+            ss = vfmaq_f32(ss, step, step);
         }
         const uint32x4_t better =
             vcgtq_f32(vmulq_f32(vmulq_f32(hs, hs), best_ss), vmulq_f32(vmulq_f32(best_hs, best_hs), ss));
         best_hs = vbslq_f32(better, hs, best_hs);
         best_ss = vbslq_f32(better, ss, best_ss);
-        sum = vbslq_f32(better, this_sum, sum);
-        for (uint32_t k = 0; k < bits; k++)
-            best[k] = vbslq_f32(better, rounded[k], best[k]);
+        best_scale = vbslq_f32(better, scale, best_scale);
     }
-    for (uint32_t k = 0; k < bits; k++)
-        steps[k] = vreinterpretq_s8_s32(vmulq_n_s32(vcvtnq_s32_f32(best[k]), 0x01010101));
+    for (uint32_t k = 0; k < bits; k++) {
+        const float32x4_t best = vrndnq_f32(vmulq_f32(h[k], best_scale));
+        steps[k] = vreinterpretq_s8_s32(vmulq_n_s32(vcvtnq_s32_f32(best), 0x01010101));
+        sum = vaddq_f32(sum, best);
+    }
     out->step[quad] = vmulq_n_f32(vdivq_f32(best_hs, best_ss), 2);
     float32x4_t from_middle = vfmaq_n_f32(vdupq_n_f32(128), sum, -0.5f);
     sound = vandq_u32(sound, vcltq_f32(total, vdupq_n_f32(INFINITY)));
@@ -116,11 +115,12 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
             for (uint32_t t = 0; t < n_tokens; t += STRIP_TOKENS) {
                 const size_t slot = t / ELUTQ_LEVELS_TOKENS, lane = t % ELUTQ_LEVELS_TOKENS;
                 const size_t at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
-                const int8_t *values = levels->values +
-                                       (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
-                                       lane * ELUTQ_CELL_COLUMNS;
+                const size_t first = (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
+                                     lane * ELUTQ_CELL_COLUMNS;
+                const uint32_t high_cells = high_cells_of(levels->high_cells + at, STRIP_TOKENS);
                 for (uint32_t strip = 0; strip < ELUTQ_TILE_ROWS / STRIP_ROWS; strip++)
-                    multiply_strip(&expanded, strip, n_cells, values, levels->scales + at, levels->sums + at, n_tokens - t,
+                    multiply_strip(&expanded, strip, n_cells, levels->values + first, levels->high + first, high_cells,
+                                   levels->scales + at, levels->sums + at, n_tokens - t,
                                    y + (size_t)t * ELUTQ_CHUNK_STRIDE + STRIP_ROWS * strip);
             }
         }

@@ -21,7 +21,7 @@ const struct elutq_kernels elutq_kernels_neon_i8mm = {
     .gemm_tables = gemv_each,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
-    .levels_from = {0, 8, 4, 4, 4},
+    .levels_from = {0, 8, 4, 8, 8},
     ELUTQ_FLOAT_KERNELS,
 };
 

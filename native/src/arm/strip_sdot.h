@@ -25,26 +25,42 @@ INLINE void store_cells(struct tile_levels *tile, uint32_t quad, uint32_t cell, 
         (products)[3] = vdotq_laneq_s32((products)[3], levels, x, 3);                                                          \
     } while (0)
 
+/* Adds one cell's levels, of rows 0 .. 3 and 4 .. 7, times bytes[cell][token][4 columns]. */
+INLINE void multiply_cell(const struct tile_levels *tile, uint32_t strip, uint32_t cell, const int8_t *bytes,
+                          int32x4_t *products_0, int32x4_t *products_4) {
+    const int8_t *levels = tile->levels + at_cell(strip, cell);
+    const int8x16_t levels_0 = vld1q_s8(levels), levels_4 = vld1q_s8(levels + 16);
+    const int8x16_t first = vld1q_s8(bytes + 32 * cell), second = vld1q_s8(bytes + 32 * cell + 16);
+    FOUR_DOTS(products_0, levels_0, first);
+    FOUR_DOTS(products_4, levels_4, first);
+    FOUR_DOTS(products_0 + 4, levels_0, second);
+    FOUR_DOTS(products_4 + 4, levels_4, second);
+}
+
 /*
- * One strip of an expanded block times STRIP_TOKENS tokens: y[token][8 rows] += ... Sixteen sums in registers, four
- * loads for sixteen SDOT: by llvm-mca 16, 32 SDOT (two cells) in 17 cycles on cortex-a76, which starts two a cycle, and in
- * 10.7 on apple-m1, which llvm-mca lets start three. The integer sums are at most 128 * 128 * 127 in magnitude.
+ * One strip of an expanded block times STRIP_TOKENS tokens: y[token][8 rows] += ... The high parts of few cells first, times
+ * 256. Sixteen sums in registers, four loads for sixteen SDOT: by llvm-mca 16, 32 SDOT (two cells) in 17 cycles on
+ * cortex-a76, which starts two a cycle, and in 10.7 on apple-m1, which llvm-mca lets start three. The integer sums are at
+ * most 128 * 5419 in magnitude.
  */
 INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
-                           const float *scales, const float *sums, uint32_t n_tokens, float *y) {
+                           const int8_t *high, uint32_t high_cells, const float *scales, const float *sums,
+                           uint32_t n_tokens, float *y) {
     int32x4_t products[2][STRIP_TOKENS];
     for (uint32_t t = 0; t < STRIP_TOKENS; t++)
         products[0][t] = products[1][t] = vdupq_n_s32(0);
-#pragma GCC unroll 2
-    for (uint32_t cell = 0; cell < n_cells; cell++) {
-        const int8_t *levels = tile->levels + at_cell(strip, cell);
-        int8x16_t levels_0 = vld1q_s8(levels), levels_4 = vld1q_s8(levels + 16);
-        int8x16_t first = vld1q_s8(values + 32 * cell), second = vld1q_s8(values + 32 * cell + 16);
-        FOUR_DOTS(products[0], levels_0, first);
-        FOUR_DOTS(products[1], levels_4, first);
-        FOUR_DOTS(products[0] + 4, levels_0, second);
-        FOUR_DOTS(products[1] + 4, levels_4, second);
+    if (high_cells != 0) {
+        for (; high_cells != 0; high_cells &= high_cells - 1)
+            multiply_cell(tile, strip, (uint32_t)__builtin_ctz(high_cells), high, products[0],
+                          products[1]);
+#pragma GCC unroll 8
+        for (uint32_t t = 0; t < STRIP_TOKENS; t++)
+            for (uint32_t i = 0; i < 2; i++)
+                products[i][t] = vshlq_n_s32(products[i][t], 8);
     }
+#pragma GCC unroll 2
+    for (uint32_t cell = 0; cell < n_cells; cell++)
+        multiply_cell(tile, strip, cell, values, products[0], products[1]);
 #pragma GCC unroll 8
     for (uint32_t t = 0; t < STRIP_TOKENS; t++) {
         if (t >= n_tokens)

@@ -29,28 +29,42 @@ INLINE void store_cells(struct tile_levels *tile, uint32_t quad, uint32_t cell, 
     vst1q_s8(pairs + 16, side_by_side_2(cells[0], cells[1]));
 }
 
+/* Adds the levels of two cells, the first of them even, times bytes[cell][token][4 columns]. */
+INLINE void multiply_cells(const struct tile_levels *tile, uint32_t strip, uint32_t cell, const int8_t *bytes,
+                           int32x4_t products[STRIP_ROWS / 2][2]) {
+    const int8_t *levels = tile->levels + at_cells(strip, cell);
+    const int8x16_t a = vld1q_s8(bytes + 32 * cell), b = vld1q_s8(bytes + 32 * cell + 32);
+    const int8x16_t x_0 = side_by_side_0(a, b), x_2 = side_by_side_2(a, b);
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < STRIP_ROWS / 2; i++) {
+        const int8x16_t rows = vld1q_s8(levels + 16 * i);
+        products[i][0] = vmmlaq_s32(products[i][0], rows, x_0);
+        products[i][1] = vmmlaq_s32(products[i][1], rows, x_2);
+    }
+}
+
 /*
- * One strip of an expanded block times STRIP_TOKENS tokens: y[token][16 rows] += ... Sixteen registers of sums, ten loads
- * and two ZIPs for sixteen SMMLA, which do the work of 32 SDOT: by llvm-mca 19 in 9.1 cycles on neoverse-n2, 4.6 on
- * neoverse-v2 and 21 on cortex-a510, where the loop of strip_sdot.h takes 16, 8.1 and 33. The integer sums are at most
- * 128 * 128 * 127 in magnitude.
+ * One strip of an expanded block times STRIP_TOKENS tokens: y[token][16 rows] += ... The high parts of few cells first,
+ * times 256. Sixteen registers of sums, ten loads and two ZIPs for sixteen SMMLA, which do the work of 32 SDOT: by llvm-mca
+ * 19 in 9.1 cycles on neoverse-n2, 4.6 on neoverse-v2 and 21 on cortex-a510, where the loop of strip_sdot.h takes 16, 8.1
+ * and 33. The integer sums are at most 128 * 5419 in magnitude.
  */
 INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
-                           const float *scales, const float *sums, uint32_t n_tokens, float *y) {
+                           const int8_t *high, uint32_t high_cells, const float *scales, const float *sums,
+                           uint32_t n_tokens, float *y) {
     int32x4_t products[STRIP_ROWS / 2][2]; /* [two rows][two tokens]: row 0 by both, row 1 by both */
     for (uint32_t i = 0; i < STRIP_ROWS / 2; i++)
         products[i][0] = products[i][1] = vdupq_n_s32(0);
-    for (uint32_t cell = 0; cell < n_cells; cell += 2) {
-        const int8_t *levels = tile->levels + at_cells(strip, cell);
-        const int8x16_t a = vld1q_s8(values + 32 * cell), b = vld1q_s8(values + 32 * cell + 32);
-        const int8x16_t x_0 = side_by_side_0(a, b), x_2 = side_by_side_2(a, b);
+    if (high_cells != 0) {
+        for (uint32_t pairs = (high_cells | high_cells >> 1) & 0x55555555; pairs != 0; pairs &= pairs - 1)
+            multiply_cells(tile, strip, (uint32_t)__builtin_ctz(pairs), high, products);
 #pragma GCC unroll 8
-        for (uint32_t i = 0; i < STRIP_ROWS / 2; i++) {
-            const int8x16_t rows = vld1q_s8(levels + 16 * i);
-            products[i][0] = vmmlaq_s32(products[i][0], rows, x_0);
-            products[i][1] = vmmlaq_s32(products[i][1], rows, x_2);
-        }
+        for (uint32_t i = 0; i < STRIP_ROWS / 2; i++)
+            for (uint32_t t = 0; t < 2; t++)
+                products[i][t] = vshlq_n_s32(products[i][t], 8);
     }
+    for (uint32_t cell = 0; cell < n_cells; cell += 2)
+        multiply_cells(tile, strip, cell, values, products);
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < STRIP_TOKENS; t++) {
         if (t >= n_tokens)

@@ -14,6 +14,6 @@ const struct elutq_kernels elutq_kernels_avx512vnni = {
     .gemm_tables = gemv_each,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
-    .levels_from = {0, 8, 6, 4, 4},
+    .levels_from = {0, 8, 6, 8, 8},
     ELUTQ_FLOAT_KERNELS,
 };

@@ -1,6 +1,6 @@
 /*
  * Prefill for AVX-512 VNNI: the planes of one tile and group become 8-bit levels once, in L1, and are then multiplied with
- * the int8 activations of all tokens. As fast for 4 bits as for 2. Its definition is gemm_levels in kernels_scalar.c.
+ * the activations of all tokens. As fast for 4 bits as for 2. Its definition is gemm_levels in kernels_scalar.c.
  */
 #ifndef ELUTQ_LEVELS_AVX512_H
 #define ELUTQ_LEVELS_AVX512_H
@@ -41,24 +41,23 @@ INLINE __m512 scales_in_lane_order(const uint8_t *block, uint32_t plane, uint32_
 /* The whole steps of sixteen rows, in all four bytes of a lane; sets their step and middle. */
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512i *steps, struct tile_levels *out) {
     const __m512 zero = _mm512_setzero_ps();
-    __m512 h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
-    __m512 best_hs = zero, best_hs_squared = zero, best_ss = _mm512_set1_ps(1), sum = zero;
+    __m512 h[ELUTQ_HLQ_MAX_BITS], total = zero;
+    __m512 best_hs = zero, best_hs_squared = zero, best_ss = _mm512_set1_ps(1), best_scale = zero, sum = zero;
     __mmask16 sound = 0xFFFF;
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = scales_in_lane_order(block, k, q);
         sound = _mm512_mask_cmp_ps_mask(sound, h[k], zero, _CMP_GE_OQ);
         total = _mm512_add_ps(total, h[k]);
-        best[k] = zero;
     }
     const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_max_ps(total, _mm512_set1_ps(SMALLEST_SCALED)));
 #pragma GCC unroll 4
-    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
+    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS(bits); trial++) {
         const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(ELUTQ_LEVELS_TOP(bits) - (float)trial), inverse);
-        __m512 rounded[ELUTQ_HLQ_MAX_BITS], hs = zero, ss = zero;
+        __m512 hs = zero, ss = zero;
         for (uint32_t k = 0; k < bits; k++) {
-            rounded[k] = v16_round(_mm512_mul_ps(h[k], scale));
-            hs = _mm512_fmadd_ps(h[k], rounded[k], hs);
-            ss = _mm512_fmadd_ps(rounded[k], rounded[k], ss);
+            const __m512 step = v16_round(_mm512_mul_ps(h[k], scale));
+            hs = _mm512_fmadd_ps(h[k], step, hs);
+            ss = _mm512_fmadd_ps(step, step, ss);
         }
         const __m512 hs_squared = _mm512_mul_ps(hs, hs);
         const __mmask16 better =
@@ -66,13 +65,13 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
         best_hs = _mm512_mask_mov_ps(best_hs, better, hs);
         best_hs_squared = _mm512_mask_mov_ps(best_hs_squared, better, hs_squared);
         best_ss = _mm512_mask_mov_ps(best_ss, better, ss);
-        for (uint32_t k = 0; k < bits; k++)
-            best[k] = _mm512_mask_mov_ps(best[k], better, rounded[k]);
+        best_scale = _mm512_mask_mov_ps(best_scale, better, scale);
     }
     const __m512i low_bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
     for (uint32_t k = 0; k < bits; k++) {
-        steps[k] = _mm512_shuffle_epi8(_mm512_cvtps_epi32(best[k]), low_bytes);
-        sum = _mm512_add_ps(sum, best[k]);
+        const __m512 best = v16_round(_mm512_mul_ps(h[k], best_scale));
+        steps[k] = _mm512_shuffle_epi8(_mm512_cvtps_epi32(best), low_bytes);
+        sum = _mm512_add_ps(sum, best);
     }
     out->step[q] = _mm512_mul_ps(_mm512_set1_ps(2), _mm512_div_ps(best_hs, best_ss));
     __m512 from_middle = _mm512_fmadd_ps(sum, _mm512_set1_ps(-0.5f), _mm512_set1_ps(128));
@@ -96,26 +95,46 @@ INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, 
         }
 }
 
-/* One expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][2][16 lanes] += ... The integer sums are at most
- * 128 * 255 * 127 in magnitude. */
-INLINE void multiply_levels(const struct tile_levels *tile, uint32_t n_cells, const int8_t *values, const float *scales,
-                            const float *sums, const int32_t *biases, uint32_t n_tokens, float *y) {
+/* Adds one cell's levels times bytes[cell][token][4 columns]. */
+INLINE void multiply_cell(const struct tile_levels *tile, uint32_t cell, const int8_t *bytes,
+                          __m512i products[2][ELUTQ_LEVELS_TOKENS]) {
+    const __m512i levels_0 = _mm512_load_si512(tile->levels + 128 * cell);
+    const __m512i levels_1 = _mm512_load_si512(tile->levels + 128 * cell + 64);
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
+        int32_t four;
+        memcpy(&four, bytes + ELUTQ_CELL_COLUMNS * (ELUTQ_LEVELS_TOKENS * cell + t), sizeof four);
+        const __m512i x = _mm512_set1_epi32(four);
+        products[0][t] = dot_bytes(products[0][t], levels_0, x);
+        products[1][t] = dot_bytes(products[1][t], levels_1, x);
+    }
+}
+
+/*
+ * One expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][2][16 lanes] += ... The high parts of few cells first, times
+ * 256. The integer sums are at most 128 * 5419 in magnitude.
+ */
+INLINE void multiply_levels(const struct tile_levels *tile, uint32_t n_cells, const int8_t *values, const int8_t *high,
+                            uint32_t high_cells, const float *scales, const float *sums, const int32_t *biases,
+                            uint32_t n_tokens, float *y) {
     __m512i products[2][ELUTQ_LEVELS_TOKENS];
 #pragma GCC unroll 8
     for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
-        products[0][t] = products[1][t] = _mm512_set1_epi32(biases[t]);
-    for (uint32_t cell = 0; cell < n_cells; cell++) {
-        __m512i levels_0 = _mm512_load_si512(tile->levels + 128 * cell);
-        __m512i levels_1 = _mm512_load_si512(tile->levels + 128 * cell + 64);
+        products[0][t] = products[1][t] = _mm512_setzero_si512();
+    if (high_cells != 0) {
+        for (; high_cells != 0; high_cells &= high_cells - 1)
+            multiply_cell(tile, (uint32_t)__builtin_ctz(high_cells), high, products);
 #pragma GCC unroll 8
-        for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
-            int32_t four;
-            memcpy(&four, values + ELUTQ_CELL_COLUMNS * (ELUTQ_LEVELS_TOKENS * cell + t), sizeof four);
-            __m512i x = _mm512_set1_epi32(four);
-            products[0][t] = dot_bytes(products[0][t], levels_0, x);
-            products[1][t] = dot_bytes(products[1][t], levels_1, x);
-        }
+        for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
+            for (uint32_t q = 0; q < 2; q++)
+                products[q][t] = _mm512_slli_epi32(products[q][t], 8);
     }
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
+        for (uint32_t q = 0; q < 2; q++)
+            products[q][t] = _mm512_add_epi32(products[q][t], _mm512_set1_epi32(biases[t]));
+    for (uint32_t cell = 0; cell < n_cells; cell++)
+        multiply_cell(tile, cell, values, products);
 #pragma GCC unroll 8
     for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
         if (t >= n_tokens)
@@ -169,12 +188,13 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
             for (uint32_t slot = 0; slot < n_slots; slot++) {
                 const uint32_t t = slot * ELUTQ_LEVELS_TOKENS;
                 const size_t at = ((size_t)slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
-                const int8_t *values =
-                    levels->values + ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
+                const size_t first = ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
+                const uint32_t high_cells = high_cells_of(levels->high_cells + at, ELUTQ_LEVELS_TOKENS);
 #pragma GCC unroll 1
                 for (uint32_t i = 0; i < n; i++)
-                    multiply_levels(&expanded[i], n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
-                                    n_tokens - t, results + (size_t)t * ELUTQ_CHUNK_STRIDE + i * ELUTQ_TILE_ROWS);
+                    multiply_levels(&expanded[i], n_cells, levels->values + first, levels->high + first, high_cells,
+                                    levels->scales + at, levels->sums + at, levels->biases + at, n_tokens - t,
+                                    results + (size_t)t * ELUTQ_CHUNK_STRIDE + i * ELUTQ_TILE_ROWS);
                 for (size_t end = asked + lines_a_slot; asked < end && asked < n_lines; asked++)
                     __builtin_prefetch(next + 64 * asked, 0, 2);
             }

@@ -1,6 +1,6 @@
 /*
  * Prefill for AVX-VNNI: the planes of one tile and group become 8-bit levels once, in L1, and are then multiplied with the
- * int8 activations of all tokens. Its definition is gemm_levels in kernels_scalar.c.
+ * activations of all tokens. Its definition is gemm_levels in kernels_scalar.c.
  */
 #ifndef ELUTQ_LEVELS_AVXVNNI_H
 #define ELUTQ_LEVELS_AVXVNNI_H
@@ -21,37 +21,40 @@ struct tile_levels {
     uint8_t *levels;                     /* [cell][strip][8 rows][4 columns], 32-byte aligned */
 };
 
+INLINE __m256 round_lanes(__m256 x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 /* The whole steps of a strip's rows, in all four bytes of a lane; sets their step and middle. */
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t strip, __m256i *steps, struct tile_levels *out) {
     const __m256 zero = _mm256_setzero_ps();
-    __m256 h[ELUTQ_HLQ_MAX_BITS], best[ELUTQ_HLQ_MAX_BITS], total = zero;
-    __m256 best_hs = zero, best_ss = _mm256_set1_ps(1), sum = zero, sound = _mm256_cmp_ps(zero, zero, _CMP_EQ_OQ);
+    __m256 h[ELUTQ_HLQ_MAX_BITS], total = zero;
+    __m256 best_hs = zero, best_ss = _mm256_set1_ps(1), best_scale = zero, sum = zero, sound = _mm256_cmp_ps(zero, zero, _CMP_EQ_OQ);
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = load_scales(block, k, strip);
         sound = _mm256_and_ps(sound, _mm256_cmp_ps(h[k], zero, _CMP_GE_OQ));
         total = _mm256_add_ps(total, h[k]);
-        best[k] = zero;
     }
     const __m256 inverse = _mm256_div_ps(_mm256_set1_ps(1), _mm256_max_ps(total, _mm256_set1_ps(SMALLEST_SCALED)));
-    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS; trial++) {
+    for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS(bits); trial++) {
         const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(ELUTQ_LEVELS_TOP(bits) - (float)trial), inverse);
-        __m256 rounded[ELUTQ_HLQ_MAX_BITS], hs = zero, ss = zero, this_sum = zero;
+        __m256 hs = zero, ss = zero;
         for (uint32_t k = 0; k < bits; k++) {
-            rounded[k] = _mm256_round_ps(_mm256_mul_ps(h[k], scale), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-            hs = _mm256_fmadd_ps(h[k], rounded[k], hs);
-            ss = _mm256_fmadd_ps(rounded[k], rounded[k], ss);
-            this_sum = _mm256_add_ps(this_sum, rounded[k]);
+            const __m256 step = round_lanes(_mm256_mul_ps(h[k], scale));
+            hs = _mm256_fmadd_ps(h[k], step, hs);
+            ss = _mm256_fmadd_ps(step, step, ss);
         }
         const __m256 better = _mm256_cmp_ps(_mm256_mul_ps(_mm256_mul_ps(hs, hs), best_ss),
                                             _mm256_mul_ps(_mm256_mul_ps(best_hs, best_hs), ss), _CMP_GT_OQ);
         best_hs = _mm256_blendv_ps(best_hs, hs, better);
         best_ss = _mm256_blendv_ps(best_ss, ss, better);
-        sum = _mm256_blendv_ps(sum, this_sum, better);
-        for (uint32_t k = 0; k < bits; k++)
-            best[k] = _mm256_blendv_ps(best[k], rounded[k], better);
+        best_scale = _mm256_blendv_ps(best_scale, scale, better);
     }
-    for (uint32_t k = 0; k < bits; k++)
-        steps[k] = _mm256_mullo_epi32(_mm256_cvtps_epi32(best[k]), _mm256_set1_epi32(0x01010101));
+    for (uint32_t k = 0; k < bits; k++) {
+        const __m256 best = round_lanes(_mm256_mul_ps(h[k], best_scale));
+        steps[k] = _mm256_mullo_epi32(_mm256_cvtps_epi32(best), _mm256_set1_epi32(0x01010101));
+        sum = _mm256_add_ps(sum, best);
+    }
     out->step[strip] = _mm256_mul_ps(_mm256_set1_ps(2), _mm256_div_ps(best_hs, best_ss));
     __m256 from_middle = _mm256_fmadd_ps(sum, _mm256_set1_ps(-0.5f), _mm256_set1_ps(128));
     sound = _mm256_and_ps(sound, _mm256_cmp_ps(total, _mm256_set1_ps(INFINITY), _CMP_LT_OQ));
@@ -90,26 +93,48 @@ INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, 
     }
 }
 
-/* Two strips of an expanded block times four tokens: y[token][16 rows] += ... Integer sums stay below 2^23. */
+/* Adds one cell's levels, of two strips, times bytes[cell][token][4 columns]. */
+INLINE void multiply_cell(const uint8_t *strips, uint32_t cell, const int8_t *bytes,
+                          __m256i products[PAIR_STRIPS][HALF_TOKENS]) {
+    const uint8_t *levels = strips + 32 * STRIPS * cell;
+    const __m256i levels_0 = _mm256_load_si256((const __m256i *)levels);
+    const __m256i levels_1 = _mm256_load_si256((const __m256i *)(levels + 32));
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < HALF_TOKENS; t++) {
+        int32_t four;
+        memcpy(&four, bytes + ELUTQ_CELL_COLUMNS * (ELUTQ_LEVELS_TOKENS * cell + t), sizeof four);
+        const __m256i x = _mm256_set1_epi32(four);
+        products[0][t] = _mm256_dpbusd_avx_epi32(products[0][t], levels_0, x);
+        products[1][t] = _mm256_dpbusd_avx_epi32(products[1][t], levels_1, x);
+    }
+}
+
+/*
+ * Two strips of an expanded block times four tokens: y[token][16 rows] += ... The high parts of few cells first, times 256.
+ * Integer sums as in levels_avx512.h.
+ */
 INLINE void multiply_levels(const struct tile_levels *tile, uint32_t first_strip, uint32_t n_cells, const int8_t *values,
-                            const float *scales, const float *sums, const int32_t *biases, uint32_t n_tokens, float *y) {
+                            const int8_t *high, uint32_t high_cells, const float *scales, const float *sums,
+                            const int32_t *biases, uint32_t n_tokens, float *y) {
+    const uint8_t *strips = tile->levels + 32 * first_strip;
     __m256i products[PAIR_STRIPS][HALF_TOKENS];
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < HALF_TOKENS; t++)
-        products[0][t] = products[1][t] = _mm256_set1_epi32(biases[t]);
-    for (uint32_t cell = 0; cell < n_cells; cell++) {
-        const uint8_t *levels = tile->levels + 32 * (STRIPS * cell + first_strip);
-        __m256i levels_0 = _mm256_load_si256((const __m256i *)levels);
-        __m256i levels_1 = _mm256_load_si256((const __m256i *)(levels + 32));
+        products[0][t] = products[1][t] = _mm256_setzero_si256();
+    if (high_cells != 0) {
+        for (; high_cells != 0; high_cells &= high_cells - 1)
+            multiply_cell(strips, (uint32_t)__builtin_ctz(high_cells), high, products);
 #pragma GCC unroll 4
-        for (uint32_t t = 0; t < HALF_TOKENS; t++) {
-            int32_t four;
-            memcpy(&four, values + ELUTQ_CELL_COLUMNS * (ELUTQ_LEVELS_TOKENS * cell + t), sizeof four);
-            __m256i x = _mm256_set1_epi32(four);
-            products[0][t] = _mm256_dpbusd_avx_epi32(products[0][t], levels_0, x);
-            products[1][t] = _mm256_dpbusd_avx_epi32(products[1][t], levels_1, x);
-        }
+        for (uint32_t t = 0; t < HALF_TOKENS; t++)
+            for (uint32_t s = 0; s < PAIR_STRIPS; s++)
+                products[s][t] = _mm256_slli_epi32(products[s][t], 8);
     }
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < HALF_TOKENS; t++)
+        for (uint32_t s = 0; s < PAIR_STRIPS; s++)
+            products[s][t] = _mm256_add_epi32(products[s][t], _mm256_set1_epi32(biases[t]));
+    for (uint32_t cell = 0; cell < n_cells; cell++)
+        multiply_cell(strips, cell, values, products);
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < HALF_TOKENS; t++) {
         if (t >= n_tokens)
@@ -129,12 +154,13 @@ INLINE void multiply_tile(const struct tile_levels *tile, const struct elutq_mat
     for (uint32_t t = 0; t < n_tokens; t += HALF_TOKENS) {
         const size_t slot = t / ELUTQ_LEVELS_TOKENS, lane = t % ELUTQ_LEVELS_TOKENS;
         const size_t at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
-        const int8_t *values = levels->values +
-                               (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
-                               lane * ELUTQ_CELL_COLUMNS;
+        const size_t first = (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
+                             lane * ELUTQ_CELL_COLUMNS;
+        const uint32_t high_cells = high_cells_of(levels->high_cells + at, HALF_TOKENS);
         for (uint32_t strip = 0; strip < STRIPS; strip += PAIR_STRIPS)
-            multiply_levels(tile, strip, n_cells, values, levels->scales + at, levels->sums + at, levels->biases + at,
-                            n_tokens - t, y + (size_t)t * ELUTQ_CHUNK_STRIDE + 8 * strip);
+            multiply_levels(tile, strip, n_cells, levels->values + first, levels->high + first, high_cells,
+                            levels->scales + at, levels->sums + at, levels->biases + at, n_tokens - t,
+                            y + (size_t)t * ELUTQ_CHUNK_STRIDE + 8 * strip);
     }
 }
 
