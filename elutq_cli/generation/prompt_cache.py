@@ -19,7 +19,7 @@ from elutq_formats.atomic import atomic_output, check_output
 from elutq_formats.errors import ElutqError
 from elutq_native import CACHE_TYPES, NativeError
 
-MAGIC = b"elutqkv2"
+MAGIC = b"elutqkv3"
 DIGEST_BYTES = hashlib.sha256().digest_size
 PIECE_TOKENS = 64
 ENOUGH = 0.75

@@ -197,7 +197,8 @@ static void embed(struct pass *pass, unsigned thread) {
     elutq_pool_barrier(session->pool);
 }
 
-static void position_head(const struct pass *pass, uint32_t token, const float *norm, float *head) {
+/* Norms and rotates a head's query or key, and multiplies it by its factors where there are any. */
+static void position_head(const struct pass *pass, uint32_t token, const float *norm, const float *factors, float *head) {
     const struct elutq_session *session = pass->session;
     const struct elutq_config *config = &session->model->config;
     const struct elutq_kernels *kernels = session->model->kernels;
@@ -205,6 +206,8 @@ static void position_head(const struct pass *pass, uint32_t token, const float *
     if (norm != NULL)
         kernels->scale_by(head, kernels->rms_scale(head, config->head_dim, config->rms_norm_eps), norm, config->head_dim, head);
     kernels->rope(head, session->cosines + token * half, session->sines + token * half, config->head_dim);
+    if (factors != NULL)
+        kernels->scale_by(head, 1.0f, factors, config->head_dim, head);
 }
 
 /* Norms and rotates queries and keys, and appends keys and values to the cache. Items: token and KV head. */
@@ -218,9 +221,14 @@ static void position_and_store(struct pass *pass, unsigned thread, uint32_t i) {
     while (take(pass, thread, pass->n_tokens * config->n_kv_heads, &item)) {
         const uint32_t token = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
         const size_t row = (size_t)token * config->n_kv_heads + kv_head;
+        const float *for_queries = NULL, *for_keys = NULL;
+        if (session->key_balance != NULL) {
+            for_queries = session->key_balance + 2 * ((size_t)i * config->n_kv_heads + kv_head) * head_dim;
+            for_keys = for_queries + head_dim;
+        }
         for (uint32_t q = 0; q < n_queries; q++)
-            position_head(pass, token, layer->q_norm, session->q + (row * n_queries + q) * head_dim);
-        position_head(pass, token, layer->k_norm, session->k + row * head_dim);
+            position_head(pass, token, layer->q_norm, for_queries, session->q + (row * n_queries + q) * head_dim);
+        position_head(pass, token, layer->k_norm, for_keys, session->k + row * head_dim);
         const size_t at = elutq_cache_offset(session, i, kv_head, session->position + token);
         cache->store(session->k + row * head_dim, head_dim, session->keys + at);
         cache->store(session->v + row * head_dim, head_dim, session->values + at);

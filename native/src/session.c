@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "damage.h"
+#include "key_balance.h"
 
 #define ALIGNMENT 64
 
@@ -119,6 +120,17 @@ static bool allocate_input(struct elutq_session *session) {
     return true;
 }
 
+/* Only where keys are rounded to int8: fp16 has room for outliers. */
+static bool balance_keys(struct elutq_session *session) {
+    const struct elutq_config *config = &session->model->config;
+    if (session->cache_type != ELUTQ_CACHE_Q8)
+        return true;
+    float *factors = allocate_floats(session, 2ull * config->n_layers * config->n_kv_heads * config->head_dim);
+    if (factors != NULL && elutq_key_balance(session->model, factors))
+        session->key_balance = factors;
+    return factors != NULL;
+}
+
 static bool allocate_buffers(struct elutq_session *session, unsigned n_threads) {
     const struct elutq_config *config = &session->model->config;
     const uint64_t n = session->batch_tokens, head_dim = config->head_dim;
@@ -147,7 +159,7 @@ static bool allocate_buffers(struct elutq_session *session, unsigned n_threads) 
     for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++)
         if (needed[i] == NULL)
             return false;
-    return allocate_input(session);
+    return allocate_input(session) && balance_keys(session);
 }
 
 /* theta^(-2i / head_dim), in float as the checkpoints' own code has it, divided where RoPE is scaled. */
