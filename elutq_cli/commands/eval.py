@@ -57,6 +57,16 @@ def eval_command(
             metavar="CHECKPOINT", help="Also measure KL divergence from, and top-1 agreement with, this checkpoint."
         ),
     ] = None,
+    of_runtime: Annotated[
+        bool,
+        typer.Option(
+            "--of-runtime", help="Also measure KL divergence of the C runtime from the file's own weights in float32."
+        ),
+    ] = False,
+    token_by_token: Annotated[
+        bool,
+        typer.Option("--token-by-token", help="Have the C runtime compute a text as it generates one: slower."),
+    ] = False,
     threads: Threads = None,
     cache_type: CacheType = "f16",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -70,7 +80,7 @@ def eval_command(
     Example: elutq eval model.gguf -f text.txt -c 256
     """
     configure_blas(threads)
-    from elutq_cli.evaluation.models import open_model, tokenize_windows
+    from elutq_cli.evaluation.models import open_dequantized, open_model, tokenize_windows
     from elutq_cli.evaluation.tasks import read_questions
     from elutq_cli.evaluation.windows import check_sizes, checked_rule
     from elutq_cli.generation.context import checked_cache_type
@@ -78,6 +88,7 @@ def eval_command(
     prepare_runtime()
     checked_cache_type(cache_type)
     check_options(file, tasks, chunks, stride, rule)
+    check_of_runtime(of_runtime, models, reference, file)
     window = DEFAULT_WINDOW if ctx_size is None else ctx_size
     check_sizes(window, chunks, stride, checked_rule(rule))
     text = None if file is None else read_text(file)
@@ -85,8 +96,10 @@ def eval_command(
     with ExitStack() as stack:
         n_tokens = ctx_size if text is None else window
         paths = [*models, *([] if reference is None else [reference])]
-        rows = [stack.enter_context(open_model(path, n_tokens, threads, cache_type)) for path in paths]
-        opened, other = rows[: len(models)], None if reference is None else rows[-1]
+        rows = [stack.enter_context(open_model(path, n_tokens, threads, cache_type, token_by_token)) for path in paths]
+        if of_runtime:
+            rows.append(stack.enter_context(open_dequantized(models[0], n_tokens)))
+        opened, other = rows[: len(models)], rows[-1] if len(rows) > len(models) else None
         for row in rows:
             for note in row.notes:
                 print(shown_line(f"{row.name}: {note}"), file=sys.stderr)
@@ -97,7 +110,7 @@ def eval_command(
         answers = {path: [answer(row, found, ctx_size) for row in rows] for path, found in questions.items()}
     if json_output:
         given: dict[str, Any] = {} if file is None else {"file": printable(file), "rule": rule, "stride": stride}
-        given |= {} if reference is None else {"reference": printable(reference)}
+        given |= {} if other is None else {"reference": printable(other.name)}
         print_json(given, rows, len(models), results, answers)
     else:
         print_text(rows, len(models), windows, results, answers)
@@ -117,6 +130,16 @@ def check_options(
     given = [flag for flag, is_given in about_text.items() if is_given]
     if file is None and given:
         raise ElutqError(f"{given[0]} is about windows of a text: give one with -f, or leave it out")
+
+
+def check_of_runtime(of_runtime: bool, models: list[Path], reference: Path | None, file: Path | None) -> None:
+    """Refuse --of-runtime where there is not one model, or something else to compare it with, or no text.
+
+    Raises:
+        ElutqError: it is so.
+    """
+    if of_runtime and (len(models) != 1 or reference is not None or file is None):
+        raise ElutqError("--of-runtime is about one model file and a text (-f), without --reference")
 
 
 def answer(model: EvaluatedModel, questions: list[Question], ctx_size: int | None) -> TaskResult:

@@ -65,22 +65,25 @@ class EvaluatedModel:
 class NativeLogits:
     """A model file in the C runtime, a session of which is started afresh for every sequence."""
 
-    def __init__(self, model: Model, threads: int | None, cache_type: str) -> None:
+    def __init__(self, model: Model, threads: int | None, cache_type: str, token_by_token: bool = False) -> None:
         self._model, self._threads, self._cache_type = model, threads, cache_type
+        self._token_by_token = token_by_token
 
     def window_logits(self, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
         """Yield the logits (n, vocab_size) of each of windows: (n_windows, n)."""
         with self._model.session(windows.shape[1], self._threads, self._cache_type) as session:
             for window in windows:
                 session.rewind(0)
-                logits = session.eval(window.astype("int32"), all_logits=True)
+                tokens = window.astype("int32")
+                pieces = np.split(tokens, len(tokens)) if self._token_by_token else [tokens]
+                logits = np.concatenate([session.eval(piece, all_logits=True) for piece in pieces])
                 advance(1.0)
                 yield logits
 
 
 @contextmanager
 def open_model(
-    path: Path, ctx_size: int | None, threads: int | None, cache_type: str = "f16"
+    path: Path, ctx_size: int | None, threads: int | None, cache_type: str = "f16", token_by_token: bool = False
 ) -> Iterator[EvaluatedModel]:
     """Open a checkpoint, a folder or org/name on the hub, for the reference, or a model file for the C runtime.
 
@@ -89,6 +92,7 @@ def open_model(
         ctx_size: tokens that it will be given; None: no more than its context.
         threads: of the C runtime.
         cache_type: of the C runtime.
+        token_by_token: whether the C runtime computes a window as it generates text, not as it reads a prompt.
 
     Raises:
         ElutqError: there is no such file, it cannot be used, or its context is shorter than ctx_size.
@@ -119,12 +123,39 @@ def open_model(
             f"C runtime, {model.info.isa} kernels",
             model_file.config,
             model_file.tokenizer(),
-            NativeLogits(model, threads, cache_type),
+            NativeLogits(model, threads, cache_type, token_by_token),
             NativeContinuations(model, threads, cache_type),
             model_file.size_bytes,
             model_file.bits_per_weight(),
             model_file.block_bits_per_weight(),
         )
+
+
+@contextmanager
+def open_dequantized(path: Path, ctx_size: int | None) -> Iterator[EvaluatedModel]:
+    """Open a model file for the float32 reference: what the C runtime would compute if it rounded nothing.
+
+    Raises:
+        ElutqError: there is no such file, or it is not a model file.
+    """
+    if not path.is_file():
+        raise ElutqError(
+            f"--of-runtime compares the C runtime with a model file's own weights: {path} is not such a file"
+        )
+    model_file = ModelFile.open(path)
+    check_context(path, model_file.config, ctx_size)
+    transformer = Transformer(model_file)
+    yield EvaluatedModel(
+        f"{path}, dequantized",
+        "dequantized weights, float32 reference",
+        model_file.config,
+        model_file.tokenizer(),
+        transformer,
+        ReferenceContinuations(transformer),
+        model_file.size_bytes,
+        model_file.bits_per_weight(),
+        model_file.block_bits_per_weight(),
+    )
 
 
 def check_context(path: Path, config: ModelConfig, ctx_size: int | None) -> None:

@@ -282,3 +282,17 @@ def test_impossible_rules(flags, word):
 
 def test_models_of_different_vocabularies_do_not_compare(model_file, text):
     assert "different vocabularies" in refusal(model_file, GOLDEN / "qwen3", "-f", text, "-c", 32)
+
+
+@pytest.mark.parametrize("way", [[], ["--token-by-token"]], ids=["prefill", "decode"])
+def test_of_runtime_measures_what_the_runtime_rounds(model_file, way):
+    """Far below what 4 bits lose (0.004 nats), and not zero: the runtime rounds activations."""
+    values = json.loads(run(model_file, "-f", SAMPLED, "-c", 128, "--chunks", 1, "--of-runtime", *way, "--json").stdout)
+    assert 1e-7 < values["kl"] < 1e-4
+    assert values["reference"].endswith("dequantized")
+
+
+def test_of_runtime_wants_one_model_file_and_a_text(model_file):
+    assert "one model file" in refusal(model_file, model_file, "-f", SAMPLED, "--of-runtime")
+    assert "one model file" in refusal(model_file, "-f", SAMPLED, "--of-runtime", "--reference", NOVELS)
+    assert "not such a file" in refusal(NOVELS, "-f", SAMPLED, "--of-runtime")
