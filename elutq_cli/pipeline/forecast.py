@@ -14,7 +14,7 @@ from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics
 from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.peak_memory import MARGIN, PROCESS_BYTES, peak_memory
+from elutq_cli.pipeline.peak_memory import MARGIN, peak_memory, process_bytes
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import work_folder
@@ -81,8 +81,8 @@ class Forecast:
         def memory(recipe: Recipe, n_tokens: int) -> int:
             peak = peak_memory(config, plan, shapes, recipe, n_tokens, threads)
             if n_tokens > 0:
-                peak = max(peak, PROCESS_BYTES + encoding_bytes)
-            peak = max(peak, PROCESS_BYTES + int(MARGIN * tuning_bytes(config, recipe)))
+                peak = max(peak, process_bytes(config) + encoding_bytes)
+            peak = max(peak, process_bytes(config) + int(MARGIN * tuning_bytes(config, recipe)))
             # The streams before a block stay in memory until it is tuned.
             return peak + (stream if "block" in recipe.tune else 0)
 

@@ -19,6 +19,9 @@ from elutq_formats.config import ModelConfig
 PROCESS_BYTES = 100_000_000
 """Python, numpy and the rest, with what the C library keeps of freed memory."""
 
+TOKEN_BYTES = 1100
+"""What a tokenizer takes for each of its tokens while it is read and checked, and the C library keeps; measured."""
+
 THREAD_BYTES = 12_000_000
 """A thread's tile of a product, and BLAS's buffers for it."""
 
@@ -61,7 +64,12 @@ def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe,
             peaks += _allocate(config, plan, shapes, recipe, flight)
         if plan.head is not None:
             peaks.append(_head(plan.head, shapes[plan.head.name], flight))
-    return PROCESS_BYTES + THREAD_BYTES * threads + int(MARGIN * (max(peaks) + rotation))
+    return process_bytes(config) + THREAD_BYTES * threads + int(MARGIN * (max(peaks) + rotation))
+
+
+def process_bytes(config: ModelConfig) -> int:
+    """Return what a run takes beside its weights, activations and threads."""
+    return PROCESS_BYTES + TOKEN_BYTES * config.vocab_size
 
 
 def _run(shape: tuple[int, ...]) -> int:
