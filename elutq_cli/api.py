@@ -199,8 +199,8 @@ def quantize(
     """Quantize a checkpoint to a model file.
 
     Args:
-        checkpoint: a Hugging Face checkpoint folder with safetensors weights, or ``org/name`` on the hub: its weights
-            are downloaded when all else has been checked.
+        checkpoint: a Hugging Face checkpoint folder with safetensors weights, a GGUF file (of a split one the first
+            part), or ``org/name`` on the hub: its weights are downloaded when all else has been checked.
         output: the file to make; it appears whole or not at all.
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
         revision: branch, tag or commit on the hub; None: its main branch.
@@ -227,7 +227,7 @@ def quantize(
     from elutq_cli.pipeline.quantize import quantize as run_pipeline
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.atomic import check_output
-    from elutq_formats.checkpoint import Checkpoint
+    from elutq_formats.open_source import open_source
 
     files = [calibration] if isinstance(calibration, str | os.PathLike) else calibration or []
     chosen, target = (recipe or Recipe()).resolved(bool(files)), Path(output)
@@ -241,6 +241,6 @@ def quantize(
 
     with make_backend(device, threads) as backend:
         folder = find_checkpoint(Path(checkpoint), revision, offline, check)
-        with Checkpoint.open(folder) as source:
+        with open_source(folder) as source:
             text = read_text(source)
             return run_pipeline(source, target, chosen, text, backend, force, resume, max_memory, progress, device)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.constants import GGUF_MAGIC
 from elutq_formats.errors import ElutqError
+from elutq_formats.open_source import GGUF, START_BYTES, is_ours, open_source
 from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
+from elutq_formats.source import ModelSource
 from elutq_formats.stored_weights import INDEX, SINGLE, read_weight_map
-from elutq_formats.tensor_record import HLQ_VERSION_KEY
 
 SMALL_FILES = (
     "README.md",
@@ -24,11 +24,6 @@ SMALL_FILES = (
 )
 """What is read of a checkpoint beside its weights."""
 
-GGUF = ".gguf"
-
-START_BYTES = 1 << 16
-"""Of a model file, in which the keys before the tokenizer lie."""
-
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -41,7 +36,7 @@ def find_checkpoint(
     model: Path,
     revision: str | None = None,
     offline: bool = False,
-    check: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    check: Callable[[ModelSource], None] = lambda checkpoint: None,
 ) -> Path:
     """Return the folder of a checkpoint, which is downloaded first when ``model`` names a repository.
 
@@ -67,7 +62,7 @@ def find_checkpoint(
     return folder
 
 
-def open_headers(model: Path, revision: str | None = None, offline: bool = False) -> Checkpoint:
+def open_headers(model: Path, revision: str | None = None, offline: bool = False) -> ModelSource:
     """Open a checkpoint to look at everything but its weights, which are not downloaded.
 
     Args:
@@ -79,7 +74,7 @@ def open_headers(model: Path, revision: str | None = None, offline: bool = False
         ElutqError: see ``find_checkpoint``.
     """
     if not is_repository(model):
-        return Checkpoint.open(_local(model, revision))
+        return open_source(_local(model, revision))
     return _open(str(model), *_find(str(model), revision, offline))
 
 
@@ -112,14 +107,6 @@ def find_model(model: str, filename: str | None = None, revision: str | None = N
     if not is_cached(repository, commit, name) and not is_ours(read_start(repository, commit, name, START_BYTES)):
         raise ElutqError(f"{repository}: {name!r:.80} is not a file that elutq made: quantize the original checkpoint")
     return fetch(repository, revision, (name,), offline) / name
-
-
-def is_ours(start: bytes) -> bool:
-    """Whether a file that begins so is a GGUF file of elutq, which names the version of its matrices before all else.
-
-    ``ModelFile`` says so for sure; this is to know before gigabytes are downloaded.
-    """
-    return start.startswith(GGUF_MAGIC.to_bytes(4, "little")) and HLQ_VERSION_KEY.encode() in start
 
 
 def _model_files(folder: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.errors import CheckpointError, ElutqError
-from elutq_formats.safetensors_file import ALL_ROWS, Run
+from elutq_formats.safetensors_file import ALL_ROWS, DTYPES, Run
 
 
 def is_offline(wanted: bool) -> bool:
@@ -95,6 +95,7 @@ class RemoteWeights:
     """
 
     identity = ""
+    dtypes = tuple(DTYPES)
 
     def __init__(self, repository: str, path: Path) -> None:
         """Ask for nothing yet; ``path`` is in the folder that ``fetch`` returned."""

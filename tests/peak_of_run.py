@@ -1,6 +1,6 @@
-"""A program that quantizes a checkpoint and prints the most memory it took, and how much the forecast had said.
+"""A program that quantizes a model and prints the most memory it took, and how much the forecast had said.
 
-    python tests/peak_of_run.py FOLDER OUTPUT THREADS '{"options": "of the recipe"}' [TEXT]
+    python tests/peak_of_run.py SOURCE OUTPUT THREADS '{"options": "of the recipe"}' [TEXT]
 
 Memory is that of the process without mapped files, sampled. Tuning is cut to a few steps: each takes the same.
 """
@@ -18,7 +18,7 @@ from elutq_cli.pipeline import preparation, quantize  # noqa: E402 (BLAS first)
 from elutq_cli.pipeline.backend import NativeBackend  # noqa: E402
 from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
 from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
-from elutq_formats.checkpoint import Checkpoint  # noqa: E402
+from elutq_formats.open_source import open_source  # noqa: E402
 
 
 def resident():
@@ -46,7 +46,7 @@ def main():
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
-    with Checkpoint.open(Path(folder)) as checkpoint, NativeBackend(int(threads)) as backend:
+    with open_source(Path(folder)) as checkpoint, NativeBackend(int(threads)) as backend:
         text = CalibrationText.read(list(map(Path, texts)), checkpoint, recipe) if texts else None
         forecast = preparation.prepare(checkpoint, None, recipe, text, backend, None, "cpu").forecast
         quantize.quantize(checkpoint, Path(output), recipe, text, backend)

@@ -29,7 +29,10 @@ DEFAULT_WINDOW = 512
 def eval_command(
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="MODEL", help="Model files of elutq, checkpoint folders, or org/name on the hub."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Model files of elutq, checkpoint folders, GGUF files of other tools, or org/name on the hub.",
+        ),
     ],
     file: Annotated[Path | None, typer.Option("-f", "--file", help="UTF-8 text to evaluate on.")] = None,
     tasks: Annotated[

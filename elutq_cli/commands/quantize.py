@@ -20,13 +20,13 @@ from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     from elutq_cli.pipeline.recipe import Recipe
-    from elutq_formats.checkpoint import Checkpoint
+    from elutq_formats.source import ModelSource
 
 
 def quantize_command(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="Checkpoint folder with safetensors weights, or org/name on the hub."),
+        typer.Argument(metavar="MODEL", help="Checkpoint folder (safetensors), GGUF file, or org/name on the hub."),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Model file to make; not needed with --dry-run.")
@@ -195,7 +195,7 @@ class ProgressBars(Progress):
 
 
 def print_forecast(
-    checkpoint: Checkpoint,
+    checkpoint: ModelSource,
     output: Path | None,
     recipe: Recipe,
     calibration: list[Path],

@@ -16,10 +16,10 @@ from elutq_cli.evaluation.windows import Rule, Windows, split_windows
 from elutq_cli.hub import find_checkpoint
 from elutq_cli.reference import Transformer
 from elutq_cli.streams import printable
-from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
+from elutq_formats.open_source import is_foreign_gguf, open_source
 from elutq_formats.tokenizer import Tokenizer
 from elutq_native import Model
 
@@ -85,7 +85,7 @@ class NativeLogits:
 def open_model(
     path: Path, ctx_size: int | None, threads: int | None, cache_type: str = "f16", token_by_token: bool = False
 ) -> Iterator[EvaluatedModel]:
-    """Open a checkpoint, a folder or org/name on the hub, for the reference, or a model file for the C runtime.
+    """Open a model file for the C runtime, or a checkpoint for the reference: a folder, another's GGUF, or org/name.
 
     Args:
         path: where it is.
@@ -98,8 +98,8 @@ def open_model(
         ElutqError: there is no such file, it cannot be used, or its context is shorter than ctx_size.
     """
     name, path = str(path), find_checkpoint(path)
-    if path.is_dir():
-        with Checkpoint.open(path) as checkpoint:
+    if path.is_dir() or is_foreign_gguf(path):
+        with open_source(path) as checkpoint:
             check_context(path, checkpoint.config, ctx_size)
             yield EvaluatedModel(
                 name,

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import stat
 import struct
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,18 +24,20 @@ from elutq_formats.errors import FormatError
 from elutq_formats.gguf import (
     ALIGNMENT_KEY,
     DEFAULT_ALIGNMENT,
-    GGML_ELEMENT_BYTES,
+    GGML_TYPES,
     SCALAR_LAYOUTS,
     TensorInfo,
     ValueType,
     align,
 )
+from elutq_formats.lfs_pointer import refuse_pointer
 
 _U32 = SCALAR_LAYOUTS[ValueType.UINT32]
 _U64 = SCALAR_LAYOUTS[ValueType.UINT64]
 
 FINGERPRINT_BYTES = 4096
 
+_START_BYTES = 256  # more than a Git LFS pointer has in common with another
 _MAX_ELEMENTS = 2**60  # so that sizes and offsets in bytes fit 63 bits
 
 
@@ -55,10 +58,14 @@ class GGUFReader:
 
         Raises:
             FormatError: the file cannot be read or is not a sound container.
+            CheckpointError: it is a Git LFS pointer.
         """
         self.path = path
         try:
-            if path.stat().st_size == 0:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"cannot read {path}: it is a folder, a pipe or a device")
+            if status.st_size == 0:
                 raise FormatError(f"{path} is empty")
             self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         except OSError as error:
@@ -77,6 +84,11 @@ class GGUFReader:
         self.alignment = alignment
         self._data_start = align(cursor.position, alignment)
         self._check_places(cursor)
+
+    @property
+    def data_start(self) -> int:
+        """Where the data section begins, in bytes from the start of the file."""
+        return self._data_start
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """Return a tensor's bytes, in place: (n_bytes,) uint8, read-only."""
@@ -114,6 +126,9 @@ class _Cursor:
         self.position = 0
         self.path = path
         self._view = contents.data
+
+    def start(self) -> bytes:
+        return bytes(self._view[:_START_BYTES])
 
     def refuse(self, reason: str) -> NoReturn:
         raise FormatError(f"{self.path} is damaged: {reason}")
@@ -183,6 +198,7 @@ class _Cursor:
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     """Read what precedes the metadata; return the numbers of tensors and of metadata entries."""
+    refuse_pointer(cursor.path, cursor.start())
     magic = cursor.scalar(_U32)
     if magic != GGUF_MAGIC:
         raise FormatError(f"{cursor.path} is not a GGUF file: it begins with {magic.to_bytes(4, 'little')!r}")
@@ -219,10 +235,9 @@ def _read_tensor_infos(cursor: _Cursor, n_tensors: int) -> dict[str, TensorInfo]
         if not 1 <= math.prod(dims) <= _MAX_ELEMENTS:
             cursor.refuse(f"tensor {name} has impossible dimensions {list(dims)}")
         ggml_type = cursor.scalar(_U32)
-        if ggml_type not in GGML_ELEMENT_BYTES:
-            raise FormatError(
-                f"{cursor.path}: tensor {name} has GGML type {ggml_type}, which only other tools read: "
-                "quantize the original checkpoint with elutq"
-            )
+        if ggml_type not in GGML_TYPES:
+            raise FormatError(f"{cursor.path}: tensor {name} has GGML type {ggml_type}, which is not known here")
+        if dims[0] % GGML_TYPES[ggml_type].block:
+            cursor.refuse(f"tensor {name} has rows of {dims[0]}, no multiple of a block of its type")
         tensors[name] = TensorInfo(name, dims, ggml_type, offset=cursor.scalar(_U64))
     return tensors

@@ -53,7 +53,7 @@ class ModelFile:
         self._reader = reader
         self._metadata = Metadata(reader.metadata, reader.value_types, reader.path)
         if HLQ_VERSION_KEY not in self._metadata:
-            raise FormatError(f"{reader.path} is a GGUF file, but not one of elutq: make one with elutq quantize")
+            raise FormatError(f"{reader.path} is a GGUF file, but not one of elutq: elutq quantize makes one of it")
         if (version := self._metadata.integer(HLQ_VERSION_KEY)) != HLQ_VERSION:
             raise FormatError(f"{reader.path} has HLQ version {version}: this elutq reads {HLQ_VERSION}; upgrade elutq")
         if reader.alignment != GGUF_ALIGNMENT:

@@ -45,6 +45,10 @@ class Metadata:
         """Return whether a value, or an array's elements, are of this type."""
         return self._types.get(key) is value_type
 
+    def is_array(self, key: str) -> bool:
+        """Return whether there is an array of this name."""
+        return isinstance(self._values.get(key), list)
+
     def __iter__(self) -> Iterator[str]:
         """Return the keys that the file has, in its order."""
         return iter(self._values)

@@ -60,7 +60,7 @@ def check_tensors(tensors: Mapping[str, StoredTensor], config: ModelConfig, plac
             )
         if name != HEAD and not _IGNORED.fullmatch(name):
             raise UnsupportedModelError(
-                f"{place}: tensor {name!r:.80} is not part of a {config.model_type} model as config.json "
+                f"{place}: tensor {name!r:.80} is not part of a {config.model_type} model as its configuration "
                 "describes it: leaving it out would change what the model says"
             )
     for name, shape in expected.items():
@@ -68,11 +68,12 @@ def check_tensors(tensors: Mapping[str, StoredTensor], config: ModelConfig, plac
             raise CheckpointError(f"{place} has no tensor {name}")
         if tensors[name].shape != shape:
             raise CheckpointError(
-                f"{place}: tensor {name} has shape {list(tensors[name].shape)}, config.json says {list(shape)}"
+                f"{place}: tensor {name} has shape {list(tensors[name].shape)}, the configuration says {list(shape)}"
             )
-        if (dtype := tensors[name].dtype) not in DTYPES:
+        dtype, known = tensors[name].dtype, tensors[name].file.dtypes
+        if dtype not in known:
             raise UnsupportedModelError(
-                f"{place}: tensor {name} is {dtype!r:.20}: only {', '.join(DTYPES)} are supported"
+                f"{place}: tensor {name} is {dtype!r:.20}: only {', '.join(known)} are supported"
             )
 
 

@@ -7,7 +7,6 @@ would kill the process. So the tensors' bytes are read from where the header say
 
 import hashlib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from elutq_formats.errors import CheckpointError
 from elutq_formats.lfs_pointer import refuse_pointer
+from elutq_formats.unchanged_file import UnchangedFile
 
 _MAX_HEADER_BYTES = 100_000_000  # the package's limit
 _PIECE_BYTES = 1 << 22
@@ -46,9 +46,12 @@ class SafetensorsFile:
 
     Attributes:
         path: where it is.
+        dtypes: types of tensors that ``load`` takes.
         shapes: every tensor's shape, by name.
         identity: changes with the file: a hash of its header, its size, and the time of its last change.
     """
+
+    dtypes = tuple(DTYPES)
 
     def __init__(self, path: Path) -> None:
         """Read and validate the file's header.
@@ -59,14 +62,14 @@ class SafetensorsFile:
         self.path = path
         try:
             with path.open("rb", buffering=0) as file:
-                self._state = _state(file.fileno())
+                self._file = UnchangedFile.of(path, file.fileno())
                 start = file.read(8)
                 # Read before it is mapped: a disk that fails says so here.
                 header = file.read(min(int.from_bytes(start, "little"), _MAX_HEADER_BYTES))
                 refuse_pointer(path, start + header)
                 with safe_open(path, "numpy") as checked:
                     self._entries = dict(_entries(checked, 8 + len(header)))
-                self._check_unchanged(file.fileno())
+                self._file.check(file.fileno())
         except SafetensorError as error:
             reason = str(error).removeprefix("Error while deserializing header: ")
             raise CheckpointError(
@@ -78,10 +81,10 @@ class SafetensorsFile:
             ) from error
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-        if max((entry.end for entry in self._entries.values()), default=8 + len(header)) != self._state[0]:
+        if max((entry.end for entry in self._entries.values()), default=8 + len(header)) != self._file.size:
             raise CheckpointError(f"{path} has tensors of a type whose size this version does not know")
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self.identity = f"{hashlib.sha256(header).hexdigest()} {self._state[0]} {self._state[1]}"
+        self.identity = f"{hashlib.sha256(header).hexdigest()} {self._file.size} {self._file.changed}"
 
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, whose dtype is one of DTYPES, in a new float32 array of its shape.
@@ -127,26 +130,11 @@ class SafetensorsFile:
 
     def _read(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
         """Return the file's bytes from begin on, _PIECE_BYTES or up to the end."""
-        piece = np.empty(min(_PIECE_BYTES, end - begin), dtype=np.uint8)
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                if os.preadv(file.fileno(), [piece.data], begin) != piece.size:
-                    raise self._changed()
-                self._check_unchanged(file.fileno())
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
-        return piece
+        return self._file.read(begin, min(begin + _PIECE_BYTES, end))
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype as the header names it, such as ``BF16``."""
         return self._entries[name].dtype
-
-    def _check_unchanged(self, descriptor: int) -> None:
-        if _state(descriptor) != self._state:
-            raise self._changed()
-
-    def _changed(self) -> CheckpointError:
-        return CheckpointError(f"{self.path} changed while it was being read: start again")
 
 
 def _entries(checked: Any, begin: int) -> Iterator[tuple[str, _Entry]]:  # noqa: ANN401 (the package has no types)
@@ -162,12 +150,3 @@ def _entries(checked: Any, begin: int) -> Iterator[tuple[str, _Entry]]:  # noqa:
 def _bits(dtype: str) -> int:
     """Return the bits of an element, which the format writes into its types' names: 16 for ``BF16``."""
     return 8 if dtype == "BOOL" else int(re.findall(r"\d+", dtype)[0])
-
-
-def _state(descriptor: int) -> tuple[int, int]:
-    """Return what tells an open file from another, or from itself after a change: size, time of change.
-
-    Not its inode: some mounts number a file anew each time it is opened, and it is the same file.
-    """
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns

@@ -1,6 +1,6 @@
 """The weight files of a checkpoint folder: which there are, and the tensors that they hold."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,10 @@ class WeightFile(Protocol):
 
     path: Path
     identity: str
+
+    @property
+    def dtypes(self) -> Collection[str]:
+        """The types of tensors that ``load`` takes."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

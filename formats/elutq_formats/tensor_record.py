@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from elutq_formats.constants import GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_I8, HLQ_VERSION
 from elutq_formats.errors import FormatError
-from elutq_formats.gguf import GGML_TYPE_NAMES, TensorInfo, ValueType
+from elutq_formats.gguf import GGML_TYPES, TensorInfo, ValueType
 from elutq_formats.hlq import block_bytes, block_count, check_geometry, tensor_bytes
 from elutq_formats.model_metadata import Metadata, MetadataEntry
+
+_OURS = (GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_I8)
 
 HLQ_VERSION_KEY = "hlq.version"
 HLQ_NAMES = "hlq.tensor.names"
@@ -89,8 +91,12 @@ def read_records(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> dict[
         metadata.refuse(f"{HLQ_NAMES} lists {min(missing)!r:.80}, which is not there")
     records = {}
     for name, info in tensors.items():
+        if info.ggml_type not in _OURS:
+            metadata.refuse(
+                f"tensor {name} has GGML type {GGML_TYPES[info.ggml_type].name}, which only other tools read"
+            )
         if (info.ggml_type == GGML_TYPE_I8) != (name in matrices):
-            metadata.refuse(f"tensor {name} is {GGML_TYPE_NAMES[info.ggml_type]}, but {HLQ_NAMES} says otherwise")
+            metadata.refuse(f"tensor {name} is {GGML_TYPES[info.ggml_type].name}, but {HLQ_NAMES} says otherwise")
         record = matrices.get(name) or _plain_record(info)
         if record.dims != info.dims:
             metadata.refuse(f"tensor {name} has dimensions {list(info.dims)}, not {list(record.dims)}")

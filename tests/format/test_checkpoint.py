@@ -269,7 +269,7 @@ class TestIncomplete:
         config = {**CONFIG, "num_key_value_heads": 2}
         self.refuse(
             write_checkpoint(self.single, random_weights(), config),
-            r"k_proj.weight has shape \[32, 32\], config.json says \[16, 32\]",
+            r"k_proj.weight has shape \[32, 32\], the configuration says \[16, 32\]",
         )
 
     def test_unknown_tensor(self):

@@ -192,7 +192,7 @@ class TestWriter:
 
 
 CONTRADICTIONS = {
-    "not ours": ({"hlq.version": None}, "is a GGUF file, but not one of elutq: make one"),
+    "not ours": ({"hlq.version": None}, "is a GGUF file, but not one of elutq: elutq quantize makes one"),
     "version 2": ({"hlq.version": 2}, "has HLQ version 2: this elutq reads 1; upgrade"),
     "version text": ({"hlq.version": "1"}, r"hlq\.version is not of type UINT32"),
     "no architecture": ({"general.architecture": None}, r"it has no general\.architecture"),

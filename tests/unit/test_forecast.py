@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from foreign_gguf import describe
+from gguf import GGMLQuantizationType
 from safetensors.numpy import save_file
 
 from elutq_cli.pipeline import preparation
@@ -70,6 +72,14 @@ def measure(folder, output, threads, texts=(SAMPLED,), **options):
 )
 def test_measured_peaks_are_below_the_forecast(small, tmp_path, threads, options):
     peak, above = measure(small, tmp_path / "out.gguf", threads, **options)
+    print(f"peak {peak / 1e6:.0f} MB, forecast {above / 1e6:.0f}")
+    assert peak < above < PROCESS_BYTES + 4 * peak
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory is not mapped files")
+def test_measured_peaks_of_a_gguf_source_are_below_the_forecast(small, tmp_path):
+    path = describe(small).quantized(GGMLQuantizationType.Q4_1).write(tmp_path / "model.gguf")
+    peak, above = measure(path, tmp_path / "out.gguf", 8, texts=())
     print(f"peak {peak / 1e6:.0f} MB, forecast {above / 1e6:.0f}")
     assert peak < above < PROCESS_BYTES + 4 * peak
 

@@ -1,0 +1,142 @@
+"""A GGUF file that other tools made, as a source of weights: one file, or the parts of a split one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelError
+from elutq_formats.gguf import GGML_TYPES, TensorInfo
+from elutq_formats.gguf_config import read_architecture, read_gguf_config
+from elutq_formats.gguf_parts import open_parts
+from elutq_formats.gguf_reader import GGUFReader
+from elutq_formats.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
+from elutq_formats.gguf_weights import GGUFWeights, unpermuted
+from elutq_formats.model_metadata import Metadata, read_sampling
+from elutq_formats.names import EMBEDDING, ROPE_FREQUENCIES, huggingface_name
+from elutq_formats.sampling_defaults import SamplingDefaults
+from elutq_formats.source import ModelSource, Origin
+from elutq_formats.stored_weights import StoredTensor
+from elutq_formats.tensor_record import HLQ_VERSION_KEY
+
+COARSE_BITS = 5.0
+"""A file with no more bits a weight than this, over its blocks' matrices, is one of 4 bits or less: Q4_1 has 5, with
+its scales, and Q4_K_M 4.9."""
+
+
+class GGUFSource(ModelSource):
+    """An open GGUF file: see ``ModelSource``."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        tensors: Mapping[str, StoredTensor],
+        tokenizer: GGUFTokenizer,
+        sampling: SamplingDefaults,
+        origin: Origin,
+        notes: tuple[str, ...],
+    ) -> None:
+        """Check what ``open`` found; ``tensors`` by the model's names."""
+        super().__init__(path, config, tensors)
+        self._tokenizer_json = tokenizer.tokenizer_json
+        self._origin = origin
+        self.chat_template = tokenizer.chat_template
+        self.chat_template_place = self.tokenizer_place = path
+        self.special_tokens = tokenizer.special_tokens
+        self.sampling = sampling
+        self.notes = notes
+
+    @classmethod
+    def open(cls, path: Path) -> "GGUFSource":
+        """Open a file, or the first part of a split one, and check that it is complete.
+
+        Raises:
+            UnsupportedModelError: the model needs something that is not implemented.
+            CheckpointError: the file, a part or a tensor is missing, damaged, or does not fit the metadata.
+        """
+        try:
+            return cls._of(path, open_parts(path))
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        except FormatError as error:
+            raise CheckpointError(str(error)) from error
+
+    @classmethod
+    def _of(cls, path: Path, readers: Sequence[GGUFReader]) -> "GGUFSource":
+        metadata = Metadata(readers[0].metadata, readers[0].value_types, path)
+        if HLQ_VERSION_KEY in metadata:
+            raise UnsupportedModelError("it is a model file of elutq already: elutq run runs it")
+        infos = {name: info for reader in readers for name, info in reader.tensors.items()}
+        rows = infos[EMBEDDING].dims[-1] if EMBEDDING in infos else None
+        architecture = read_architecture(metadata)
+        tokenizer = read_gguf_tokenizer(metadata, rows)
+        divisors = _read_divisors(readers)
+        config = read_gguf_config(metadata, infos, divisors, tokenizer.bos_token_id, tokenizer.eos_token_ids)
+        order = partial(_row_order, config, architecture)
+        tensors: dict[str, StoredTensor] = {}
+        for reader in readers:
+            names = {name: _model_name(name) for name in reader.tensors if name != ROPE_FREQUENCIES}
+            weights = GGUFWeights(reader, names, order)
+            tensors |= {name: StoredTensor(weights, name) for name in weights.shapes}
+        notes = (*tokenizer.notes, *_coarseness(infos))
+        return cls(path, config, tensors, tokenizer, read_sampling(metadata), _read_origin(metadata, path), notes)
+
+    @property
+    def tokenizer_json(self) -> str:
+        """A ``tokenizer.json`` made of the file's own vocabulary."""
+        return self._tokenizer_json
+
+    def origin(self) -> Origin:
+        """Return what the file says of its model."""
+        return self._origin
+
+
+def _read_origin(metadata: Metadata, path: Path) -> Origin:
+    texts = [metadata.string(key) if key in metadata else "" for key in ("general.name", "general.license")]
+    return Origin(texts[0] or path.stem, None, texts[1] or None)
+
+
+def _model_name(name: str) -> str:
+    """Return the model's name of a tensor; one that no supported model has keeps its own, to be refused by it."""
+    try:
+        return huggingface_name(name)
+    except FormatError:
+        return name
+
+
+def _read_divisors(readers: Sequence[GGUFReader]) -> npt.NDArray[np.float32] | None:
+    for reader in readers:
+        if (info := reader.tensors.get(ROPE_FREQUENCIES)) is not None:
+            if GGML_TYPES[info.ggml_type].name != "F32" or len(info.dims) != 1:
+                raise FormatError(f"{reader.path} is damaged: {ROPE_FREQUENCIES} is not a vector of F32")
+            return np.array(reader.data(ROPE_FREQUENCIES).view("<f4"), dtype=np.float32)
+    return None
+
+
+def _row_order(config: ModelConfig, architecture: str, name: str, n_rows: int) -> npt.NDArray[np.intp] | None:
+    """Return where the rows of a tensor are stored, where they are not in the model's order: see ``unpermuted``."""
+    if architecture != "llama":
+        return None
+    for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+        if f".self_attn.{projection}." in name:
+            return unpermuted(heads, n_rows)
+    return None
+
+
+def _coarseness(infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """Return a note where the weights have been quantized to few bits: their mean over the matrices of the blocks."""
+    matrices = [info for name, info in infos.items() if name.startswith("blk.") and len(info.dims) > 1]
+    n_weights = sum(math.prod(info.dims) for info in matrices)
+    bits = 8 * sum(info.n_bytes for info in matrices) / max(1, n_weights)
+    if bits > COARSE_BITS:
+        return ()
+    kinds = sorted({GGML_TYPES[info.ggml_type].name for info in matrices})
+    return (
+        f"its weights have {bits:.2f} bits already ({', '.join(kinds)}), and what that lost stays lost: the original "
+        "checkpoint, or a file of 8 bits, makes a better model",
+    )
