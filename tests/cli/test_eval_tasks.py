@@ -17,7 +17,8 @@ app.command()(eval_command)
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    """On one thread: several wait for each other in every layer, for long where other tests run beside."""
+    return CliRunner().invoke(app, [*map(str, arguments), "-t", "1"], catch_exceptions=False)
 
 
 def refusal(*arguments):
