@@ -157,9 +157,14 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         seed=seed,
         logit_bias=tuple((logit_bias or {}).items()),
     )
-    reply = not isinstance(prompt, str) and any(isinstance(entry, Mapping) for entry in prompt)
     ending = TextOptions(
-        -1 if limit is None else limit, tuple(stop), ignore_eos, logprobs, tuple(stop_token_ids), min_tokens, reply
+        n_predict=-1 if limit is None else limit,
+        stop=tuple(stop),
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
+        stop_token_ids=tuple(stop_token_ids),
+        min_tokens=min_tokens,
+        reply=not isinstance(prompt, str) and any(isinstance(entry, Mapping) for entry in prompt),
     )
 
     def continuation(of: Prompt) -> Generation:

@@ -9,7 +9,7 @@ from elutq_cli.commands.bench import bench_command
 from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
-from elutq_cli.commands.run import run_command
+from elutq_cli.commands.run import INTERRUPTED, run_command
 from elutq_cli.commands.serve import serve_command
 from elutq_cli.streams import prepare_streams, shown_line
 from elutq_cli.version import __version__
@@ -44,7 +44,7 @@ def elutq(
     """Quantize LLaMA-family checkpoints to 2, 3 or 4 bits and run them on a CPU."""
 
 
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILURE = 2, 1
 
 
 def main() -> None:

@@ -137,12 +137,12 @@ def run_command(
     )
     choose_sampling({})  # what is wrong is told before a prompt is waited for
     options = TextOptions(
-        -1 if n_predict is None else n_predict,
-        tuple(stop or ()),
-        ignore_eos,
-        logprobs,
-        tuple(stop_token_id or ()),
-        min_tokens,
+        n_predict=-1 if n_predict is None else n_predict,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
+        stop_token_ids=tuple(stop_token_id or ()),
+        min_tokens=min_tokens,
     )
     prepare_stream(sys.stdout)
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not json_output and logprobs is None

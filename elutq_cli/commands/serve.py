@@ -12,7 +12,7 @@ from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offl
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
-from elutq_cli.streams import shown_line
+from elutq_cli.streams import printable, shown_line
 from elutq_cli.text_input import read_template
 from elutq_formats.errors import ElutqError
 
@@ -83,8 +83,7 @@ def serve_command(
         load(path, threads=threads, cache_type=cache_type, chat_template=source) as language_model,
     ):
         language_model.start(ctx_size)
-        # The bytes of a path need not be text, and a name has to travel.
-        name = (alias or language_model.file.name).encode(errors="replace").decode()
+        name = printable(alias or language_model.file.name)
         template = language_model.chat_template  # a broken one is told now, not to the first client
         context = describe_context(language_model.ctx_size, language_model.kv_bytes)
         lines = [f"{shown_line(name)}: {url(listener)}, {context}"]
