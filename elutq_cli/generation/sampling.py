@@ -14,6 +14,7 @@ from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import SamplingDefaults
 
 NEW_SEED = -1
+"""Stands for a seed that nobody knows yet, here and where users name one."""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Endpoint:
         wanted = await self._read(await _read_body(request), read)
         engine = self._engine
         responder = kind(str(self._entry["id"]), engine.model.tokenizer)
-        job = engine.submit(wanted.tokens, wanted.sampling, wanted.options, wanted.seed, wanted.fresh)
+        job = engine.submit(wanted.tokens, wanted.sampling, wanted.options, wanted.fresh)
         if wanted.stream:
             return StreamingResponse(
                 _events(job, responder, wanted.include_usage),

@@ -2,10 +2,9 @@
 
 import asyncio
 import queue
-import random
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
 from elutq_cli.server.errors import BusyError, TextFailedError
@@ -121,16 +120,13 @@ class Engine:
         """Jobs in the queue."""
         return self._jobs.qsize()
 
-    def submit(
-        self, tokens: list[int], sampling: SamplingOptions, options: TextOptions, seed: int | None, fresh: bool
-    ) -> Job:
+    def submit(self, tokens: list[int], sampling: SamplingOptions, options: TextOptions, fresh: bool) -> Job:
         """Put a text into the queue.
 
         Args:
             tokens: the prompt.
-            sampling: how tokens are chosen, but for the seed.
+            sampling: how tokens are chosen.
             options: where the text ends.
-            seed: of the draws; None: a new one.
             fresh: begin with an empty context, and not with what it holds of the prompt already.
 
         Raises:
@@ -138,8 +134,7 @@ class Engine:
         """
         if self._closing:
             raise _leaving()
-        chosen = replace(sampling, seed=random.getrandbits(32) if seed is None else seed)
-        job = Job(tokens, chosen, options, fresh)
+        job = Job(tokens, sampling, options, fresh)
         try:
             self._jobs.put_nowait(job)
         except queue.Full:

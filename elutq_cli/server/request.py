@@ -6,6 +6,7 @@ from typing import Any
 
 from elutq_cli.generation import LanguageModel, SamplingOptions, TextOptions
 from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.generation.sampling import NEW_SEED
 from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
@@ -16,7 +17,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions; a reply in a chat goes on to its end."""
 
 NO_LIMIT = -1
-"""Front ends of other servers write no limit, no seed and every token as -1."""
+"""Front ends of other servers write no limit and every token as -1."""
 
 MOST_LOGPROBS = 20
 MOST_STOP_TOKENS = 1024
@@ -39,9 +40,8 @@ class TextRequest:
 
     Attributes:
         tokens: the prompt.
-        sampling: how tokens are chosen, but for the seed.
+        sampling: how tokens are chosen.
         options: where the text ends.
-        seed: of the draws, if the client named one.
         fresh: begin with an empty context.
         stream: send the text while it is made.
         include_usage: end a stream with the number of tokens.
@@ -50,7 +50,6 @@ class TextRequest:
     tokens: list[int]
     sampling: SamplingOptions
     options: TextOptions
-    seed: int | None
     fresh: bool
     stream: bool
     include_usage: bool
@@ -111,11 +110,11 @@ def _request(
     if len(tokens) > model.ctx_size:
         raise ContextOverflowError(len(tokens), model.ctx_size, model.native.context_length)
     seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
-    seed = None if seed is None or seed == NO_LIMIT else seed % (1 << 64)
+    seed = NEW_SEED if seed is None or seed == NEW_SEED else seed % (1 << 64)
     stream_options = Fields(fields.mapping("stream_options"))
     return TextRequest(
         tokens,
-        _sampling(fields, model),
+        _sampling(fields, model, seed),
         TextOptions(
             n_predict,
             fields.strings("stop"),
@@ -125,8 +124,7 @@ def _request(
             min_tokens=fields.integer("min_tokens", 0, 1 << 31) or 0,
             reply=source == "messages" and not fields.flag("continue_final_message"),
         ),
-        seed,
-        fresh=seed is not None or not fields.flag("cache_prompt", True),
+        fresh=seed != NEW_SEED or not fields.flag("cache_prompt", True),
         stream=fields.flag("stream"),
         include_usage=stream_options.flag("include_usage"),
     )
@@ -141,13 +139,13 @@ def _most_tokens(fields: Fields, default: int, limit: int | None) -> int:
     return limit if n_predict == NO_LIMIT else min(n_predict, limit)
 
 
-def _sampling(fields: Fields, model: LanguageModel) -> SamplingOptions:
+def _sampling(fields: Fields, model: LanguageModel, seed: int) -> SamplingOptions:
     top_k = fields.integer("top_k", NO_LIMIT, 1 << 31)
     options: dict[str, Any] = {option: fields.number(name) for name, option in SAMPLING_NUMBERS.items()}
     options["top_k"] = None if top_k is None else max(top_k, 0)
     options["repeat_last_n"] = fields.integer("repeat_last_n", -1, 1 << 31)
     options["logit_bias"] = _logit_bias(fields, model)
-    return SamplingOptions.of(model.file.sampling, **options)
+    return SamplingOptions.of(model.file.sampling, seed=seed, **options)
 
 
 def _logit_bias(fields: Fields, model: LanguageModel) -> tuple[tuple[int, float], ...]:

@@ -103,7 +103,7 @@ async def made(job, when_running=lambda: None):
 
 
 def submit(engine, n_predict):
-    return engine.submit([0, 84, 90], SamplingOptions(), TextOptions(n_predict, ignore_eos=True), 1, True)
+    return engine.submit([0, 84, 90], SamplingOptions(), TextOptions(n_predict, ignore_eos=True), True)
 
 
 def test_a_server_that_leaves_in_the_middle_of_an_answer_says_so(endless_model):
