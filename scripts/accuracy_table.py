@@ -30,9 +30,10 @@ from pathlib import Path
 
 from elutq_cli.pipeline.blas import configure_blas
 
-configure_blas(None)  # before numpy: the reference uses all cores, the pipeline one thread in each of its own
+configure_blas(None)  # before numpy: its products use --threads, those of the pipeline one thread each
 
 import numpy as np  # noqa: E402
+import threadpoolctl  # noqa: E402
 from accuracy_methods import HEAD_BITS, METHODS, largest_group_size, recipe  # noqa: E402
 from accuracy_rows import BEGIN, BLOCKS, END, Row, Table, header, insert, line, shows_rows  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
@@ -268,7 +269,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=40, help="windows of each text")
     parser.add_argument("--runtime-chunks", type=int, default=8, help="windows for the runtime's own error; 0: none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, help="default: all cores; on a busy machine fewer are faster")
     parser.add_argument("--device", default="cpu", help="where to quantize and tune: cpu, or torch's cuda, cuda:N")
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "figures" / "accuracy.json", help="the rows")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "accuracy", help="for what is made on the way")
@@ -317,7 +318,8 @@ def main() -> None:
     options = parse(sys.argv[1:])
     try:
         if options.render is None:
-            sys.exit(0 if run(options) else 1)
+            with threadpoolctl.threadpool_limits(options.threads, user_api="blas"):
+                sys.exit(0 if run(options) else 1)
         page = options.render.read_text(encoding="utf-8")
         if not shows_rows(page):
             lines = [BEGIN.format(name) for name in BLOCKS]
