@@ -1,6 +1,7 @@
 """scripts/accuracy_table.py: its rows are what elutq eval says, are made once, and are what docs/accuracy.md shows."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import accuracy_rows
 import accuracy_table
-from accuracy_methods import largest_group_size
+from accuracy_methods import METHODS, largest_group_size
 
 from elutq_cli.evaluation import evaluate_all, split_windows
 from elutq_cli.evaluation.models import open_model
@@ -21,6 +22,7 @@ from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 
 ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "docs" / "figures" / "accuracy.json"
 SAMPLED = NOVELS.parent / "sampled.txt"
 SIZES = ("--ctx-size", 64, "--chunks", 3, "--runtime-chunks", 1, "--num-samples", 4, "--threads", 2)
 
@@ -139,6 +141,31 @@ def test_the_group_size_is_the_largest_that_divides_all_columns(family, expected
         assert largest_group_size(checkpoint.config) == expected
     assert all(count % expected == 0 for count in columns)
     assert expected == 128 or any(count % (2 * expected) for count in columns)
+
+
+def test_docs_show_the_committed_rows_and_nothing_else():
+    rows = json.loads(COMMITTED.read_text(encoding="utf-8"))["rows"]
+    for name in ("README.md", "docs/accuracy.md"):
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert accuracy_rows.insert(page, rows) == page, f"run scripts/accuracy_table.py --render {name}"
+    assert accuracy_rows.shows_rows(page)
+    changed = [rows[0] | {"kl": rows[0]["kl"] + 0.01}, *rows[1:]]
+    assert accuracy_rows.insert(page, changed) != page
+
+
+def test_committed_rows_are_whole():
+    found = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    keys = [accuracy_rows.key_of(row) for row in found["rows"]]
+    assert len(set(keys)) == len(keys)
+    for row in found["rows"]:
+        assert row.keys() == {*accuracy_rows.KEY, *accuracy_rows.FIGURES, *accuracy_rows.CIRCUMSTANCES}
+        assert row["method"] in METHODS
+        assert row["text"] in found["texts"]
+        assert row["kl"] > 0
+        assert 0 < row["top1"] <= 1
+        assert row["bits"] < row["bits_per_weight"] < 6
+        assert re.fullmatch(r"[0-9a-f]{40}", row["commit"])  # of a clean tree
+    assert "/" not in json.dumps(found).replace("scripts/accuracy_table.py", "")
 
 
 def row(text, method, bits, kl, **others):
