@@ -1,6 +1,7 @@
 """What the whole suite shares: the bundled checkpoint, the golden ones, and model files made from them."""
 
 import json
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -21,7 +22,17 @@ CHAT_TEMPLATE = (
 )
 SENTENCEPIECES = ["▁", "▁▁", "▁I", "▁suppose", "▁said", "▁é"]
 SENTENCEPIECES += ["s", "aid", ",", "é", "\n", "a", "<0x", "##s", "end</w>", "</s", ">"]
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog")
+TEXT = " ".join(random.Random(0).choices(WORDS, k=600)) + "\n"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A file to calibrate on, of words that every golden tokenizer has."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
 
 
 @pytest.fixture(scope="session")

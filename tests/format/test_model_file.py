@@ -297,6 +297,13 @@ def test_an_impossible_scale_is_found_when_the_matrix_is_read(tmp_path, scaled_m
         ModelFile.open(path).load("model.layers.1.mlp.up_proj.weight")
 
 
+def test_a_git_lfs_pointer_is_no_model_file(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(FormatError, match="is a Git LFS pointer, not the file itself"):
+        ModelFile.open(path)
+
+
 def test_a_tensor_that_is_not_there(scaled_model):
     model = ModelFile.open(scaled_model)
     assert not model.has("model.layers.9.mlp.up_proj.weight")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TEXT
 
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.recipe import Recipe
@@ -17,16 +18,7 @@ from elutq_formats.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 FOLDER = DATA / "golden" / "llama1-mha"
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
-TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 600)) + "\n"
 SMALL = Recipe(num_samples=6, sequence_length=24)
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 def read_text(path, checkpoint, recipe=SMALL):

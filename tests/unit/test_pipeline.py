@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TEXT
 from recorded_errors import assert_recorded_errors_are_true, check_recorded_error
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -35,8 +36,6 @@ GOLDEN = sorted(path for path in (DATA / "golden").iterdir() if path.is_dir())
 NEMO = DATA / "golden" / "mistral-nemo"  # 16 columns in its output projections: too few for any group
 TIED = DATA / "golden" / "llama32-tied-head-dim"
 UNTIED = DATA / "golden" / "llama1-mha"
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
-TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 600)) + "\n"
 
 SMALL = Recipe(bits=3, group_size=32, num_samples=6, sequence_length=24, method="correct")
 ALONE = Recipe(bits=3, group_size=32)
@@ -46,13 +45,6 @@ ALONE = Recipe(bits=3, group_size=32)
 def backend():
     with NativeBackend(2) as native:
         yield native
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 def read_text(path, checkpoint, recipe=SMALL):
