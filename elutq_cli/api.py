@@ -193,6 +193,7 @@ def quantize(
     *,
     revision: str | None = None,
     offline: bool = False,
+    gguf_file: str | None = None,
     calibration: PathLike | Sequence[PathLike] | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -210,6 +211,7 @@ def quantize(
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
         revision: branch, tag or commit on the hub; None: its main branch.
         offline: use only what the hub's cache holds.
+        gguf_file: a GGUF file of the repository or folder to take instead of its checkpoint: its name or a part of it.
         calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
         device: where to compute and to tune: cpu, or torch's name of another device (cuda, cuda:N).
         threads: threads; None: one for each physical core this process may use.
@@ -245,7 +247,7 @@ def quantize(
         prepare(source, target, chosen, read_text(source), backend, max_memory, device)
 
     with make_backend(device, threads) as backend:
-        folder = find_checkpoint(Path(checkpoint), revision, offline, check)
+        folder = find_checkpoint(Path(checkpoint), revision, offline, check, gguf_file)
         with open_source(folder) as source:
             text = read_text(source)
             return run_pipeline(source, target, chosen, text, backend, force, resume, max_memory, progress, device)

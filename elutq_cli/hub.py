@@ -1,11 +1,14 @@
 """Checkpoints and model files of the Hugging Face hub, by name: what is small first, and only the files needed."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from elutq_cli.hub_gguf import check_parts, choose_file, open_remote
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.gguf_parts import part_names
 from elutq_formats.open_source import GGUF, START_BYTES, is_ours, open_source
 from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
 from elutq_formats.source import ModelSource
@@ -24,6 +27,8 @@ SMALL_FILES = (
 )
 """What is read of a checkpoint beside its weights."""
 
+CHOICE = "--gguf-file FILE"
+
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -37,45 +42,53 @@ def find_checkpoint(
     revision: str | None = None,
     offline: bool = False,
     check: Callable[[ModelSource], None] = lambda checkpoint: None,
+    gguf_file: str | None = None,
 ) -> Path:
-    """Return the folder of a checkpoint, which is downloaded first when ``model`` names a repository.
+    """Return a source of weights on this disk, which is downloaded first when ``model`` names a repository.
 
     Args:
-        model: a folder, or ``organisation/name``.
+        model: a folder, a GGUF file, ``organisation/name``, or ``organisation/name:FILE`` with a GGUF file's name.
         revision: branch, tag or commit of the repository; None: its main branch.
         offline: use only what has been downloaded before.
-        check: raises when the checkpoint is of no use; called before weights are downloaded, with all else.
+        check: raises when the model is of no use; called before weights are downloaded, with all else.
+        gguf_file: which GGUF file of the repository or folder, or a part of its name that no other has; of a split one
+            the first part. None: its checkpoint.
 
     Raises:
-        ElutqError: the hub has no such repository or revision, does not give it to this user, or cannot be reached; it
-            is no checkpoint that can be used; or a revision is asked of a folder.
+        ElutqError: the hub has no such repository, revision or file, does not give it to this user, or cannot be
+            reached; it is no model that can be used; or a revision is asked of what is on this disk.
     """
+    model, gguf_file = _split_name(model, gguf_file)
     if not is_repository(model):
-        return _local(model, revision)
+        return _local(model, revision, gguf_file)
     from elutq_cli.hub_client import fetch
 
-    folder, missing = _find(str(model), revision, offline)
-    if missing:
-        with _open(str(model), folder, missing) as checkpoint:
-            check(checkpoint)
-        fetch(str(model), folder.name, missing, offline)
-    return folder
+    found = _find(str(model), revision, offline, gguf_file)
+    if found.missing:
+        with found.open() as source:
+            check(source)
+        fetch(str(model), found.folder.name, found.missing, offline)
+    return found.place
 
 
-def open_headers(model: Path, revision: str | None = None, offline: bool = False) -> ModelSource:
-    """Open a checkpoint to look at everything but its weights, which are not downloaded.
+def open_headers(
+    model: Path, revision: str | None = None, offline: bool = False, gguf_file: str | None = None
+) -> ModelSource:
+    """Open a model to look at everything but its weights, which are not downloaded.
 
     Args:
-        model: a folder, or ``organisation/name``.
+        model: see ``find_checkpoint``.
         revision: branch, tag or commit of the repository; None: its main branch.
         offline: use only what has been downloaded before.
+        gguf_file: see ``find_checkpoint``.
 
     Raises:
         ElutqError: see ``find_checkpoint``.
     """
+    model, gguf_file = _split_name(model, gguf_file)
     if not is_repository(model):
-        return open_source(_local(model, revision))
-    return _open(str(model), *_find(str(model), revision, offline))
+        return open_source(_local(model, revision, gguf_file))
+    return _find(str(model), revision, offline, gguf_file).open()
 
 
 def find_model(model: str, filename: str | None = None, revision: str | None = None, offline: bool = False) -> Path:
@@ -98,14 +111,14 @@ def find_model(model: str, filename: str | None = None, revision: str | None = N
         return _local(Path(model), revision)
     from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, read_start
 
-    offline = is_offline(offline)
+    offline, how = is_offline(offline), f"{repository}:FILE"
     if offline:
         folder = fetch(repository, revision, (), offline)
-        return folder / _choose(repository, _model_files(folder), filename or tag, " in the cache")
+        return folder / choose_file(repository, _model_files(folder), filename or tag, how, " in the cache")
     commit, names = list_files(repository, revision)
-    name = _choose(repository, names, filename or tag)
-    if not is_cached(repository, commit, name) and not is_ours(read_start(repository, commit, name, START_BYTES)):
-        raise ElutqError(f"{repository}: {name!r:.80} is not a file that elutq made: quantize the original checkpoint")
+    name = choose_file(repository, names, filename or tag, how)
+    if not is_cached(repository, commit, name) and not is_ours(read_start(repository, commit, name, START_BYTES)[0]):
+        raise ElutqError(f"{repository}: {name!r:.80} is not a file that elutq made: elutq quantize makes one of it")
     return fetch(repository, revision, (name,), offline) / name
 
 
@@ -113,36 +126,63 @@ def _model_files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*" + GGUF)))
 
 
-def _choose(repository: str, names: Sequence[str], wanted: str, where: str = "") -> str:
-    """Return the one GGUF file among these that is wanted.
-
-    Raises:
-        ElutqError: there is none, or several.
-    """
-    files = [name for name in names if name.endswith(GGUF)]
-    exact = [name for name in files if name in (wanted, wanted + GGUF)]
-    found = exact or [name for name in files if wanted.lower() in name.lower()]
-    if len(found) == 1:
-        return found[0]
-    some = ", ".join(f"{name!r:.80}" for name in (found or files)[:5])
-    if found:
-        raise ElutqError(f"{repository} has {len(found)} GGUF files{where} ({some}): choose one, as {repository}:FILE")
-    if files:
-        raise ElutqError(f"{repository} has no GGUF file {wanted!r:.80}{where}: it has {some}")
-    if "config.json" in names:
-        raise ElutqError(
-            f"{repository} is a checkpoint, not a model file: elutq quantize {repository} -o model.gguf makes one of it"
-        )
-    raise ElutqError(f"{repository} has no GGUF file{where}")
+def _split_name(model: Path, gguf_file: str | None) -> tuple[Path, str | None]:
+    """Return the repository and the file of ``organisation/name:FILE``; else what is given."""
+    repository, colon, tag = str(model).partition(":")
+    if not colon or model.exists() or not is_repository(Path(repository)):
+        return model, gguf_file
+    if gguf_file is not None:
+        raise ElutqError(f"{model} names a file already: leave out --gguf-file")
+    return Path(repository), tag
 
 
-def _local(model: Path, revision: str | None) -> Path:
+def _local(model: Path, revision: str | None, gguf_file: str | None = None) -> Path:
     if revision is not None and model.exists():
         raise ElutqError(f"{model} is on this disk and has no revisions: leave out --revision")
-    return model
+    if gguf_file is None:
+        return model
+    if not model.is_dir():
+        raise ElutqError(f"{model} is neither a repository's name nor a folder: leave out --gguf-file")
+    return model / choose_file(str(model), _model_files(model), gguf_file, CHOICE)
 
 
-def _find(repository: str, revision: str | None, offline: bool) -> tuple[Path, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Found:
+    """A model of a repository, as far as it is here.
+
+    Attributes:
+        folder: of the repository's files, named by the commit.
+        place: of the model in it.
+        missing: names of files that are not here yet.
+        open: opens it, with what is not here looked at on the hub.
+    """
+
+    folder: Path
+    place: Path
+    missing: tuple[str, ...]
+    open: Callable[[], ModelSource]
+
+
+def _find(repository: str, revision: str | None, offline: bool, gguf_file: str | None) -> _Found:
+    if gguf_file is None:
+        folder, missing = _find_checkpoint(repository, revision, offline)
+        return _Found(folder, folder, missing, lambda: _open(repository, folder, missing))
+    from elutq_cli.hub_client import fetch, is_offline, list_files
+
+    folder = fetch(repository, revision, ("README.md", ".gitattributes"), offline)  # most have one or both
+    if is_offline(offline):
+        present, where = _model_files(folder), " in the cache"
+    else:
+        (_, present), where = list_files(repository, folder.name), ""
+    parts = part_names(choose_file(repository, present, gguf_file, CHOICE, where))
+    check_parts(repository, present, parts)
+    place, missing = folder / parts[0], _missing(folder, parts)
+    if not missing:
+        return _Found(folder, place, (), lambda: open_source(place))
+    return _Found(folder, place, missing, lambda: open_remote(repository, folder.name, parts))
+
+
+def _find_checkpoint(repository: str, revision: str | None, offline: bool) -> tuple[Path, tuple[str, ...]]:
     """Return the folder of a repository's small files, and the names of the weight files that are not in it yet."""
     from elutq_cli.hub_client import fetch, is_offline, list_files, not_cached
 

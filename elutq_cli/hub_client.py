@@ -65,8 +65,8 @@ def is_cached(repository: str, commit: str, name: str) -> bool:
     return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
 
 
-def read_start(repository: str, commit: str, name: str, n_bytes: int) -> bytes:
-    """Return the first bytes of a file on the hub.
+def read_start(repository: str, commit: str, name: str, n_bytes: int) -> tuple[bytes, int]:
+    """Return the first bytes of a file on the hub, and the size of the whole.
 
     Raises:
         ElutqError: see ``fetch``.
@@ -83,7 +83,9 @@ def read_start(repository: str, commit: str, name: str, n_bytes: int) -> bytes:
         url = hf_hub_url(repository, name, revision=commit)
         answer = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         hf_raise_for_status(answer)
-        return bytes(answer.content[:n_bytes])
+        content = bytes(answer.content)
+        size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        return content[:n_bytes], int(size) if size.isdecimal() else len(content)
 
 
 class RemoteWeights:

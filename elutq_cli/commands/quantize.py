@@ -74,6 +74,12 @@ def quantize_command(
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub; default: main.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
+    gguf_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="GGUF file to take of org/name, or of a folder; of a split one the first part."
+        ),
+    ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Calibration sequences; default: 64.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence; default: 512.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the calibration sequences.")] = 0,
@@ -130,7 +136,7 @@ def quantize_command(
     if dry_run:
         if output is not None:
             check_output(output, force)
-        with open_headers(model, revision, offline) as checkpoint:
+        with open_headers(model, revision, offline, gguf_file) as checkpoint:
             print_forecast(checkpoint, output, recipe, calibration or [], device, threads, max_memory, json_output)
         return
     if output is None:
@@ -147,6 +153,7 @@ def quantize_command(
             recipe,
             revision=revision,
             offline=offline,
+            gguf_file=gguf_file,
             calibration=calibration,
             device=device,
             threads=threads,

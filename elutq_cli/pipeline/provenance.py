@@ -13,7 +13,7 @@ def describe_origin(source: ModelSource, recipe: Recipe, calibration: Calibratio
     origin = source.origin()
     provenance: dict[str, str | int | float | bool | list[str]] = {
         "version": __version__,
-        "source": printable(origin.name),
+        "source": printable(origin.source),
         "method": ", ".join(_stages(recipe, calibration is not None)),
         "recipe": recipe.to_json(),
         "seed": recipe.seed,

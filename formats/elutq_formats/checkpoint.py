@@ -15,7 +15,7 @@ from elutq_formats.folder_texts import read_chat_template, read_json, read_licen
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names, name_prefix
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from elutq_formats.source import ModelSource, Origin
+from elutq_formats.source import ModelSource, Origin, find_snapshot
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
 from elutq_formats.stored_weights import StoredTensor, WeightFile, open_weights
 
@@ -96,8 +96,10 @@ class Checkpoint(ModelSource):
 
     def origin(self) -> Origin:
         """Return the folder's name, or the repository's when it is a snapshot in the Hugging Face cache."""
-        name, revision = _repository(self.path.resolve())
-        return Origin(name, revision, read_license(self.path))
+        place = self.path.resolve()
+        snapshot = find_snapshot(place)
+        source, revision, _ = snapshot or (place.name, None, "")
+        return Origin(source, source.rpartition("/")[2], revision, read_license(self.path))
 
 
 def _head_is_tied(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> bool:
@@ -128,10 +130,3 @@ def _equal(left: Iterator[npt.NDArray[np.uint8]], right: Iterator[npt.NDArray[np
     """Whether two tensors hold the same bytes, read piece by piece so that a difference is found early."""
     none = np.zeros(0, dtype=np.uint8)
     return all(np.array_equal(ours, theirs) for ours, theirs in zip_longest(left, right, fillvalue=none))
-
-
-def _repository(folder: Path) -> tuple[str, str | None]:
-    """Return a folder's name; or, for a snapshot in the Hugging Face cache, the repository's and the revision."""
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
-    return folder.name, None

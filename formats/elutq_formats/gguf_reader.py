@@ -41,6 +41,10 @@ _START_BYTES = 256  # more than a Git LFS pointer has in common with another
 _MAX_ELEMENTS = 2**60  # so that sizes and offsets in bytes fit 63 bits
 
 
+class TruncatedHeaderError(FormatError):
+    """A container ends inside its header."""
+
+
 class GGUFReader:
     """A mapped container.
 
@@ -53,10 +57,15 @@ class GGUFReader:
         size_bytes: size of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, available: int | None = None) -> None:
         """Map the file and validate everything but the tensors' values.
 
+        Args:
+            path: where it is.
+            available: bytes that are there, of a file of which only the start has been downloaded; None: all.
+
         Raises:
+            TruncatedHeaderError: the header is not all there.
             FormatError: the file cannot be read or is not a sound container.
             CheckpointError: it is a Git LFS pointer.
         """
@@ -71,7 +80,7 @@ class GGUFReader:
         except OSError as error:
             raise FormatError(f"cannot read {path}: {error.strerror}") from error
         self.size_bytes = self._bytes.size
-        cursor = _Cursor(path, self._bytes)
+        cursor = _Cursor(path, self._bytes[:available])
         n_tensors, n_entries = _read_preamble(cursor)
         self.metadata, self.value_types = _read_metadata(cursor, n_entries)
         alignment = self.metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
@@ -135,7 +144,9 @@ class _Cursor:
 
     def require(self, n_bytes: int) -> None:
         if n_bytes > len(self._view) - self.position:
-            raise FormatError(f"{self.path} is truncated: it ends inside the header; copy or download it again")
+            raise TruncatedHeaderError(
+                f"{self.path} is truncated: it ends inside the header; copy or download it again"
+            )
 
     def scalar(self, layout: struct.Struct) -> Any:  # noqa: ANN401 (the layout decides)
         self.require(layout.size)

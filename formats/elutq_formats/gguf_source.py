@@ -19,7 +19,7 @@ from elutq_formats.gguf_weights import GGUFWeights, unpermuted
 from elutq_formats.model_metadata import Metadata, read_sampling
 from elutq_formats.names import EMBEDDING, ROPE_FREQUENCIES, huggingface_name
 from elutq_formats.sampling_defaults import SamplingDefaults
-from elutq_formats.source import ModelSource, Origin
+from elutq_formats.source import ModelSource, Origin, find_snapshot
 from elutq_formats.stored_weights import StoredTensor
 from elutq_formats.tensor_record import HLQ_VERSION_KEY
 
@@ -98,7 +98,9 @@ class GGUFSource(ModelSource):
 
 def _read_origin(metadata: Metadata, path: Path) -> Origin:
     texts = [metadata.string(key) if key in metadata else "" for key in ("general.name", "general.license")]
-    return Origin(texts[0] or path.stem, None, texts[1] or None)
+    snapshot = find_snapshot(path.absolute())
+    source, revision = (f"{snapshot[0]}:{snapshot[2]}", snapshot[1]) if snapshot else (path.name, None)
+    return Origin(source, texts[0] or path.stem, revision, texts[1] or None)
 
 
 def _model_name(name: str) -> str:
