@@ -107,6 +107,8 @@ class Forecast:
         Raises:
             ElutqError: the run may take more memory, or the disk has less room, than there is.
         """
+        if max_memory is not None and not max_memory > 0:
+            raise ElutqError(f"--max-memory is {max_memory:g}: give a number of GB above 0")
         if max_memory is not None and self.memory_bytes > max_memory * 1e9:
             raise ElutqError(
                 f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, above --max-memory {max_memory:g}: "

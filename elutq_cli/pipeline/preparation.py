@@ -57,9 +57,10 @@ def prepare(
         device: torch's name of where to tune.
 
     Raises:
-        ElutqError: the recipe does not fit the model or the text, a tokenizer or template cannot be used, or memory or
-            disk are short.
+        ElutqError: the recipe does not fit the model or the text, a tokenizer or template cannot be used, memory or
+            disk are short, or the output would replace what the run reads.
     """
+    _check_output_is_no_input(output, checkpoint, calibration)
     _check_texts(checkpoint)
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     recipe = recipe.resolved(calibration is not None)
@@ -91,3 +92,14 @@ def _check_texts(checkpoint: ModelSource) -> None:
             raise ElutqError("the chat template writes no messages, it is something else")
     except ElutqError as error:
         raise ElutqError(f"{checkpoint.chat_template_place}: {error}: mend it, or take it away") from error
+
+
+def _check_output_is_no_input(output: Path | None, checkpoint: ModelSource, text: CalibrationText | None) -> None:
+    """Refuse to replace a file of the checkpoint, or a text, with ``--force`` too; model files beside it may be."""
+    if output is None or not output.exists():
+        return
+    inputs = [*checkpoint.weight_files(), *(text.files if text is not None else ())]
+    if checkpoint.path.is_dir():
+        inputs += [file for file in checkpoint.path.iterdir() if file.suffix != ".gguf"]
+    if any(file.exists() and output.samefile(file) for file in inputs):
+        raise ElutqError(f"cannot write {output}: this run reads it; choose another name")

@@ -8,6 +8,7 @@ import pytest
 
 from elutq_cli.commands.quantize import print_forecast
 from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
@@ -68,3 +69,33 @@ def test_a_plan_needs_no_output_and_is_that_of_the_rotated_model():
     assert not rotated.config.tie_word_embeddings
     assert rotated.plan.head is not None
     assert plain.forecast.output_bytes < rotated.forecast.output_bytes
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "text.txt", "link.gguf"])
+def test_what_a_run_reads_is_not_replaced_even_by_force(folder, name, tmp_path):
+    text = folder / "text.txt"
+    text.write_text("It was a dark night. " * 200)
+    (folder / "link.gguf").symlink_to("model.safetensors")
+    before = (folder / name).read_bytes()
+    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend:
+        recipe = Recipe(group_size=32, sequence_length=16, num_samples=2)
+        with pytest.raises(ElutqError, match=rf"cannot write .*{name}: this run reads it; choose another name"):
+            quantize(
+                checkpoint, folder / name, recipe, CalibrationText.read([text], checkpoint, recipe), backend, force=True
+            )
+    assert (folder / name).read_bytes() == before
+    assert not list(folder.glob("*.work"))
+
+
+def test_a_model_file_in_the_checkpoints_folder_may_be_replaced(folder):
+    output = folder / "model.gguf"
+    output.write_bytes(b"an older one")
+    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend:
+        assert prepare(checkpoint, output, SMALL, None, backend, None, "cpu").n_tokens == 0
+
+
+@pytest.mark.parametrize("limit", [float("nan"), 0.0, -1.0])
+def test_a_limit_of_memory_that_is_none_is_refused(folder, limit):
+    refusal = pytest.raises(ElutqError, match=r"--max-memory is .*: give a number of GB above 0")
+    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend, refusal:
+        prepare(checkpoint, None, SMALL, None, backend, limit, "cpu")
