@@ -310,7 +310,14 @@ def _supported_model_type(config: Mapping[str, Any]) -> ModelType:
 
 def _read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """Read RoPE from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before)."""
-    settings = {**fields.mapping("rope_scaling"), **fields.mapping("rope_parameters")}
+    settings = fields.mapping("rope_parameters")
+    if added := fields.mapping("rope_scaling"):
+        if settings and RopeScaling.from_huggingface(added) != RopeScaling.from_huggingface(settings):
+            raise CheckpointError(
+                "config.json has rope_scaling beside rope_parameters, and they differ: write what is meant into "
+                "rope_parameters, and leave rope_scaling out"
+            )
+        settings = {**added, **settings}
     partial = "partial_rotary_factor"
     if any(isinstance(value, dict) for value in settings.values()):
         raise UnsupportedModelError("RoPE settings that differ between layers are not supported")

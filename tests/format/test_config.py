@@ -144,6 +144,10 @@ FAMILIES = {
         {**LLAMA3, "rope_theta": None, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 250000.0}},
         {"rope_theta": 250000.0, "rope_scaling": RopeScaling("llama3", 8, 1, 4, 8192)},
     ),
+    "transformers 5, with an older base beside it": (
+        {**LLAMA3, "rope_theta": 1.0, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 250000.0}},
+        {"rope_theta": 250000.0, "rope_scaling": RopeScaling("llama3", 8, 1, 4, 8192)},
+    ),
 }
 
 
@@ -262,6 +266,16 @@ def test_any_value_in_any_field_is_read_or_refused(family):
                 ModelConfig.from_huggingface({**config, field: value}, {"eos_token_id": value})
             except CheckpointError as error:
                 assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("added", [{"type": "linear", "factor": 2.0}, {"rope_type": "yarn", "factor": 4.0}])
+def test_rope_scaling_beside_other_rope_parameters_is_not_passed_over(added):
+    """Where a user adds what a model's page says of long contexts to a file of transformers 5."""
+    parameters = {"rope_theta": 10000.0, "rope_type": "default"}
+    config = {**LLAMA3, "rope_scaling": added, "rope_parameters": parameters}
+    with pytest.raises(CheckpointError, match=r"and they differ|'yarn' is not supported"):
+        ModelConfig.from_huggingface(config)
+    assert ModelConfig.from_huggingface({**config, "rope_scaling": {"rope_type": "default"}}).rope_scaling is None
 
 
 def test_tensor_shapes_of_a_small_model():
