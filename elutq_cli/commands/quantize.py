@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elutq_cli.commands.options import one_of
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.streams import ShownLines, printable, shown_line
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from elutq_formats.source import ModelSource
 
 
+def _methods(incomplete: str) -> list[str]:
+    from elutq_cli.pipeline.recipe import METHODS
+
+    return one_of(*METHODS)(incomplete)
+
+
 def quantize_command(
     model: Annotated[
         Path,
@@ -31,10 +38,21 @@ def quantize_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Model file to make; not needed with --dry-run.")
     ] = None,
-    bits: Annotated[int, typer.Option(help="Bits per weight of the blocks' linears: 1 to 4.")] = 2,
-    group_size: Annotated[int, typer.Option(help="Columns that share their levels: 32, 64 or 128.")] = 128,
-    output_bits: Annotated[int, typer.Option(help="Bits of the output head: 1 to 4, or 16 for float16.")] = 4,
-    embedding_bits: Annotated[int, typer.Option(help="Bits of the embedding: 1 to 4, or 16 for float16.")] = 4,
+    bits: Annotated[
+        int, typer.Option(help="Bits per weight of the blocks' linears: 1 to 4.", autocompletion=one_of(1, 2, 3, 4))
+    ] = 2,
+    group_size: Annotated[
+        int,
+        typer.Option(help="Columns that share their levels: 32, 64 or 128.", autocompletion=one_of(32, 64, 128)),
+    ] = 128,
+    output_bits: Annotated[
+        int,
+        typer.Option(help="Bits of the output head: 1 to 4, or 16 for float16.", autocompletion=one_of(1, 2, 3, 4, 16)),
+    ] = 4,
+    embedding_bits: Annotated[
+        int,
+        typer.Option(help="Bits of the embedding: 1 to 4, or 16 for float16.", autocompletion=one_of(1, 2, 3, 4, 16)),
+    ] = 4,
     target_bpw: Annotated[
         float | None,
         typer.Option(help="Total to choose within, in bits per weight of the blocks; default: that of --bits."),
@@ -55,7 +73,8 @@ def quantize_command(
         typer.Option(
             help="What linears go through: fit (with a text, columns weighted by their inputs), feedback, refine, "
             "correct (those three, all with the same bits) or allocate (with bits chosen for each at the same total "
-            "size); default: allocate with --calibration, fit without."
+            "size); default: allocate with --calibration, fit without.",
+            autocompletion=_methods,
         ),
     ] = None,
     tune: Annotated[
@@ -64,10 +83,15 @@ def quantize_command(
             metavar="block,e2e",
             help="Then learn by gradients, with torch: block (levels and bits of each block by its output), e2e (all "
             "levels by the predictions), or both.",
+            autocompletion=one_of("block", "e2e", "block,e2e"),
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Where to compute and to tune: cpu, or with torch cuda or cuda:N.")
+        str,
+        typer.Option(
+            help="Where to compute and to tune: cpu, or with torch cuda or cuda:N.",
+            autocompletion=one_of("cpu", "cuda"),
+        ),
     ] = "cpu",
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Rotate the residual stream and value heads first; unties the head.")

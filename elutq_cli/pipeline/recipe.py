@@ -164,7 +164,10 @@ class TensorType:
         pattern, _, choice = text.rpartition("=")
         found = re.fullmatch(r"([1-4])(?:g(32|64|128))?|16", choice)
         if not pattern or found is None:
-            raise ElutqError(f"tensor type {text}: write REGEX=BITS or REGEX=BITSgGROUP, such as ffn_down=3g64")
+            raise ElutqError(
+                f"tensor type {text}: write REGEX=BITS or REGEX=BITSgGROUP with 1 to 4 bits in groups of 32, 64 or "
+                "128, such as ffn_down=3g64, or 16 bits"
+            )
         try:
             compiled = re.compile(pattern)
         except re.error as error:

@@ -86,6 +86,12 @@ def test_version():
     assert elutq("--version").stdout == f"elutq {__version__}\n"
 
 
+@pytest.mark.parametrize("package", ["elutq", "elutq_cli"])
+def test_python_m_is_the_command_too(package):
+    result = subprocess.run([sys.executable, "-m", package, "--version"], capture_output=True, text=True, timeout=60)
+    assert result.stdout == elutq("--version").stdout
+
+
 def test_no_arguments_show_the_help():
     result = elutq()
     assert "Usage: elutq" in result.stdout + result.stderr
@@ -100,6 +106,10 @@ def test_no_arguments_show_the_help():
         ("elutq run --cache-type ", {"f16", "q8"}),
         ("elutq eval --rule pa", {"papers"}),
         ("elutq bench -o json", {"json", "jsonl"}),
+        ("elutq quantize --method f", {"fit", "feedback"}),
+        ("elutq quantize --tune ", {"block", "e2e", "block,e2e"}),
+        ("elutq quantize --group-size ", {"32", "64", "128"}),
+        ("elutq quantize --embedding-bits 1", {"1", "16"}),
         ("elutq bench --synthetic llama3-", {"llama3-8b", "llama3-70b"}),
     ],
 )
