@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from elutq_formats.tokenizer import TextStream, Tokenizer
 
+LOST = "\N{REPLACEMENT CHARACTER}"
+
 
 class _Matcher:
     """Finds strings in a text that comes character by character, at one step a character however many they are.
@@ -102,8 +104,12 @@ class StoppableText:
             if hidden:
                 self._characters.append((self._n_tokens, self._n_tokens, ""))
             else:
-                self._characters.append((self._character_begins, self._n_tokens, character))
-                self._character_begins = self._n_tokens
+                # U+FFFD of an earlier token's bytes comes with the token that shows them to be no character.
+                is_lost = character == LOST and self._character_begins < self._n_tokens
+                ends = self._character_begins if is_lost else self._n_tokens
+                self._characters.append((self._character_begins, ends, character))
+                if not is_lost:
+                    self._character_begins = self._n_tokens
             if (length := self._matcher.step(character)) and may_stop:
                 self.stopped = True
                 return self._stop(length)

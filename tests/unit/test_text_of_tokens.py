@@ -197,3 +197,14 @@ def test_the_token_that_came_is_among_the_likeliest_of_a_completion(byte_level):
         {byte_level.tokenizer.spell(token): logprob}
         for token, logprob in zip(unlikely, whole["logprobs"]["token_logprobs"], strict=True)
     ]
+
+
+def test_offsets_count_bytes_that_turn_out_to_be_no_character_for_their_own_token(llama):
+    for tokens, offsets in (
+        (ids(llama, "<0xE2>", "▁I", "a"), [0, 1, 3]),
+        (ids(llama, "<0xE2>", "<0x80>", "▁I", "a"), [0, 2, 2, 4]),
+    ):
+        whole, pieces = bodies(CompletionResponder, llama, tokens)
+        assert whole["logprobs"]["text_offset"] == offsets
+        assert [offset for piece in pieces for offset in piece["text_offset"]] == offsets
+        assert whole["text"].endswith(" Ia") and whole["text"][offsets[-2] :] == " Ia"
