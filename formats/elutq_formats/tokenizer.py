@@ -109,7 +109,7 @@ class Tokenizer:
         length, least = max(_SHORT_TEXT, _USUAL_TOKEN * limit), 0
         while length < len(text) and least <= limit:
             least = len(self._encode(text[:length], False)) // 2
-            length *= 8
+            length *= 2
         return least
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -193,3 +193,12 @@ def test_a_lower_bound_of_tokens_is_one(byte_level, text, limit, found):
 
 def test_short_texts_need_no_lower_bound(byte_level):
     assert byte_level.least_tokens("a" * 1000, 1) == 0
+
+
+def test_of_a_text_far_too_long_little_more_is_encoded_than_it_takes(byte_level, monkeypatch):
+    lengths = []
+    encode = byte_level._encode
+    monkeypatch.setattr(byte_level, "_encode", lambda text, special: lengths.append(len(text)) or encode(text, special))
+    least = byte_level.least_tokens("-" * 4_000_000, 50_000)
+    assert least > 50_000
+    assert sum(lengths) < 40 * least  # a token of this text has four characters, and half of them are believed in
