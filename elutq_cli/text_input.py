@@ -71,6 +71,10 @@ def read_template(option: str | None) -> str | None:
     """Return the Jinja that --chat-template means: a file, or Jinja itself, which has a brace in it.
 
     Raises:
-        ElutqError: the file cannot be read.
+        ElutqError: the file cannot be read, or is empty.
     """
-    return option if option is None or "{" in option else read_text(Path(option))
+    if option is None or "{" in option:
+        return option
+    if not (template := read_text(Path(option))).strip():
+        raise ElutqError(f"{option} is empty: a chat template writes the messages that it is given")
+    return template

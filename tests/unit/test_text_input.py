@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +51,13 @@ def test_a_prompt_on_the_command_line_stays_as_it_is():
 def test_a_template_of_a_file_is_that_of_its_lf_twin(tmp_path, kind):
     assert read_template(str(written(tmp_path / "t.jinja", kind))) == TEXT
     assert read_template("{{ x }}\r\n") == "{{ x }}\r\n"
+
+
+def test_an_empty_template_is_refused(tmp_path):
+    (tmp_path / "t.jinja").write_text(" \n")
+    for file in (tmp_path / "t.jinja", Path(os.devnull)):
+        with pytest.raises(ElutqError, match=r"is empty: a chat template writes the messages"):
+            read_template(str(file))
 
 
 @every_twin
