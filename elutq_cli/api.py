@@ -96,7 +96,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     seed: int = 0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     logprobs: int | None = None,
     stop_token_ids: Sequence[int] = (),
@@ -118,7 +118,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         temp: temperature; 0 takes the likeliest token. None, here and in the next four: the model's own
             (``model.file.sampling``), else that of ``SamplingOptions``: 0.8.
         temperature: another name of ``temp``.
-        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_k: keep the k likeliest tokens; 0 or -1 keeps all.
         top_p: keep the likeliest tokens until their probabilities reach p; 1 keeps all.
         min_p: drop tokens less likely than min_p times the likeliest; 0 drops none.
         repeat_penalty: divides positive logits of recent tokens and multiplies negative ones; 1 is off.
@@ -126,7 +126,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         presence_penalty: taken off the logit of every recent token; 0 is off.
         frequency_penalty: taken off once for each time it occurs; 0 is off.
         seed: of the draws; -1: a new one.
-        stop: strings that end the text; neither they nor what follows them is handed out.
+        stop: a string that ends the text, or several; neither they nor what follows them is handed out.
         ignore_eos: go on past the model's end-of-text tokens.
         logprobs: report each token's probability, and those of so many of the likeliest; None: do not.
         stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
@@ -159,12 +159,12 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     )
     ending = TextOptions(
         n_predict=-1 if limit is None else limit,
-        stop=tuple(stop),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
         ignore_eos=ignore_eos,
         logprobs=logprobs,
         stop_token_ids=tuple(stop_token_ids),
         min_tokens=min_tokens,
-        reply=not isinstance(prompt, str) and any(isinstance(entry, Mapping) for entry in prompt),
+        reply=isinstance(prompt, list | tuple) and any(isinstance(entry, Mapping) for entry in prompt),
     )
 
     def continuation(of: Prompt) -> Generation:

@@ -69,7 +69,7 @@ def run_command(
         float | None,
         typer.Option("--temp", "--temperature", help=f"Temperature; 0 takes the likeliest token. {OWN} 0.8."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help=f"Keep the k likeliest tokens; 0: all. {OWN} 40.")] = None,
+    top_k: Annotated[int | None, typer.Option(help=f"Keep the k likeliest tokens; 0 or -1: all. {OWN} 40.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help=f"Keep the likeliest tokens up to this probability; 1: all. {OWN} 0.95.")
     ] = None,

@@ -81,6 +81,9 @@ class TextOptions:
         Raises:
             ElutqError: one is out of range.
         """
+        for name, value in (("-n", self.n_predict), ("min_tokens", self.min_tokens)):
+            if not float(value).is_integer():
+                raise ElutqError(f"{name} is {value}: give a whole number of tokens")
         if self.n_predict < -1:
             raise ElutqError(f"-n is {self.n_predict}: give a number of tokens, or -1 for no limit")
         if self.logprobs is not None and self.logprobs < 0:
@@ -90,7 +93,7 @@ class TextOptions:
         if self.min_tokens < 0:
             raise ElutqError(f"min_tokens is {self.min_tokens}: it must be 0 or more")
         if 0 <= self.n_predict < self.min_tokens:
-            raise ElutqError(f"min_tokens is {self.min_tokens}, more than the {self.n_predict} tokens of -n")
+            raise ElutqError(f"min_tokens is {self.min_tokens}, but the text may have no more than {self.n_predict}")
 
 
 class Generation(Iterator[GeneratedToken]):

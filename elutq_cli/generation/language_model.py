@@ -18,6 +18,8 @@ from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_native import CancelledError, Model, Session, default_threads, lib
 
+WHAT_A_PROMPT_IS = "a prompt is a text, a sequence of token ids, or a list of messages"
+
 PREFILL_TOKENS = 512
 """Tokens of a prompt that are evaluated at once: what was done before an interruption is kept."""
 
@@ -64,6 +66,8 @@ class LanguageModel:
             ElutqError: the file is damaged or not one of elutq, or the context or the type of cache is impossible.
             NativeError: the C runtime refuses the file.
         """
+        if threads is not None and threads < 1:
+            raise ElutqError(f"threads is {threads}: it must be at least 1")
         self.cache_type = checked_cache_type(cache_type)
         self.path = Path(path)
         if self.path.is_dir():
@@ -110,7 +114,7 @@ class LanguageModel:
         Raises:
             ElutqError: it is not valid Jinja.
         """
-        source = self._chat_template or self.file.chat_template
+        source = self.file.chat_template if self._chat_template is None else self._chat_template
         return None if source is None else ChatTemplate.for_tokenizer(source, self.tokenizer)
 
     @property
@@ -156,11 +160,14 @@ class LanguageModel:
         self.native.check_open()
         if isinstance(prompt, str):
             return self.encode_text(prompt, add_special_tokens=True)
-        ids = [int(entry) for entry in prompt if isinstance(entry, (int, np.integer))]
+        if not isinstance(prompt, Sequence | np.ndarray) or isinstance(prompt, bytes | bytearray):
+            raise ElutqError(WHAT_A_PROMPT_IS)
+        ids = [int(entry) for entry in prompt if isinstance(entry, int | np.integer) and not isinstance(entry, bool)]
         messages = [entry for entry in prompt if isinstance(entry, Mapping)]
         if len(ids) + len(messages) != len(prompt):
-            raise ElutqError("a prompt is a text, a sequence of token ids, or a list of messages")
+            raise ElutqError(WHAT_A_PROMPT_IS)
         if not messages:
+            self.check_tokens(ids, "the prompt")
             return ids
         if ids:
             raise ElutqError("a prompt is either token ids or messages, not both")

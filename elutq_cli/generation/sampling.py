@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_formats.errors import ElutqError
-from elutq_formats.sampling_defaults import SamplingDefaults
+from elutq_formats.sampling_defaults import ALL_TOKENS, SamplingDefaults
 
 NEW_SEED = -1
 """Stands for a seed that nobody knows yet, here and where users name one."""
@@ -26,7 +26,7 @@ class SamplingOptions:
         presence_penalty: Taken off the logit of every such token; 0 is off.
         frequency_penalty: Taken off once for each time it occurs; 0 is off.
         repeat_last_n: How far back the penalties look, in tokens; -1 is the whole context.
-        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_k: Keep the k likeliest tokens; 0 or -1 keeps all.
         top_p: Keep the smallest set of likeliest tokens whose probabilities reach p; 1 keeps all, 0 the likeliest.
         min_p: Drop tokens less likely than min_p times the likeliest; 0 drops none.
         temp: Temperature of what is left; 0 takes the likeliest token.
@@ -72,7 +72,7 @@ class SamplingOptions:
             ("repeat-last-n", self.repeat_last_n, self.repeat_last_n >= -1, "-1 or more"),
             ("presence penalty", self.presence_penalty, True, "a number"),
             ("frequency penalty", self.frequency_penalty, True, "a number"),
-            ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top-k", self.top_k, self.top_k >= ALL_TOKENS, "1 or more, or 0 or -1 for all"),
             ("top-p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1"),
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
             ("temperature", self.temp, self.temp >= 0, "0 or more"),
@@ -109,7 +109,7 @@ class Sampler:
             raise ElutqError("the logits are not finite: the weights are damaged; make the model again")
         if options.temp == 0:
             return int(np.argmax(logits))
-        kept = largest(logits, options.top_k or len(logits))
+        kept = largest(logits, options.top_k if options.top_k > 0 else len(logits))
         probabilities = _softmax(logits[kept].astype(np.float64))
         if options.top_p < 1:
             n_needed = int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1

@@ -12,6 +12,7 @@ from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.messages import render
 from elutq_formats.errors import ElutqError
+from elutq_formats.sampling_defaults import ALL_TOKENS
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions; a reply in a chat goes on to its end."""
@@ -140,9 +141,8 @@ def _most_tokens(fields: Fields, default: int, limit: int | None) -> int:
 
 
 def _sampling(fields: Fields, model: LanguageModel, seed: int) -> SamplingOptions:
-    top_k = fields.integer("top_k", NO_LIMIT, 1 << 31)
     options: dict[str, Any] = {option: fields.number(name) for name, option in SAMPLING_NUMBERS.items()}
-    options["top_k"] = None if top_k is None else max(top_k, 0)
+    options["top_k"] = fields.integer("top_k", ALL_TOKENS, 1 << 31)
     options["repeat_last_n"] = fields.integer("repeat_last_n", -1, 1 << 31)
     options["logit_bias"] = _logit_bias(fields, model)
     return SamplingOptions.of(model.file.sampling, seed=seed, **options)

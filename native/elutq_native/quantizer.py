@@ -28,7 +28,7 @@ class Quantizer:
             NativeError: threads out of range, or one cannot be started.
         """
         pool = ffi.new("elutq_pool **")
-        status = lib.elutq_pool_create(lib.elutq_default_threads() if threads is None else threads, pool)
+        status = lib.elutq_pool_create(lib.elutq_default_threads() if threads is None else max(threads, 0), pool)
         if status == lib.ELUTQ_ERROR_ARGUMENT:
             raise NativeError(status, f"{threads} threads are not possible: use 1 to 256", bad_input=True)
         if status != lib.ELUTQ_OK:

@@ -56,7 +56,9 @@ def test_token_ids_may_be_numpys(model, dtype):
         assert elutq.generate(model, prompt, 5, temp=0).read() == expected
 
 
-@pytest.mark.parametrize("prompt", [np.ones((2, 3), np.int64), np.ones(3), ["a", 1], [1.0], [None]])
+@pytest.mark.parametrize(
+    "prompt", [np.ones((2, 3), np.int64), np.ones(3), ["a", 1], [1.0], [None], None, 7, b"a", [True]]
+)
 def test_what_is_no_prompt_is_told(model, prompt):
     with pytest.raises(elutq.ElutqError, match="a prompt is a text, a sequence of token ids, or a list of messages"):
         elutq.generate(model, prompt)
@@ -68,3 +70,33 @@ def test_a_seed_of_minus_one_is_a_new_one_each_time(model):
     assert elutq.generate(model, PROMPT, 1, seed=7).seed == 7
     with pytest.raises(elutq.ElutqError, match="seed is -2"):
         elutq.generate(model, PROMPT, 1, seed=-2)
+
+
+@pytest.mark.parametrize("token", [-1, 4096, 2**40])
+def test_a_token_that_the_model_has_not_is_told_before_anything_is_computed(model, token):
+    with pytest.raises(elutq.ElutqError, match=f"the prompt has token {token}, and the model's are 0 to 4095"):
+        elutq.generate(model, [5, token])
+
+
+def test_one_stop_string_needs_no_list(model):
+    whole = elutq.generate(model, PROMPT, 24, temp=0).read()
+    stop = whole[10:14]
+    for given in (stop, [stop], (stop,)):
+        model.clear()
+        assert elutq.generate(model, PROMPT, 24, temp=0, stop=given).read() == whole.partition(stop)[0]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "min_tokens"])
+def test_a_number_of_tokens_is_whole(model, name):
+    assert len(elutq.generate(model, PROMPT, max_tokens=2.0).read()) > 0
+    for value in (1.5, float("nan")):
+        with pytest.raises(elutq.ElutqError, match="give a whole number of tokens"):
+            elutq.generate(model, PROMPT, **{name: value})
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_number_of_threads_is_at_least_one(novels_2bit, threads, tmp_path):
+    with pytest.raises(elutq.ElutqError, match=f"threads is {threads}: it must be at least 1"):
+        elutq.load(novels_2bit, threads=threads)
+    with pytest.raises(elutq.NativeError, match=f"{threads} threads are not possible: use 1 to 256"):
+        elutq.quantize("checkpoint", tmp_path / "out.gguf", threads=threads)

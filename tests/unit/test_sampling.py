@@ -51,7 +51,9 @@ def test_greedy_ignores_the_seed_and_the_filters():
     assert {sampler(temp=0, seed=seed, top_k=2, top_p=0.1).sample(LOGITS, []) for seed in range(20)} == {1}
 
 
-@pytest.mark.parametrize(("top_k", "kept"), [(1, [1]), (2, [1, 3]), (4, [1, 2, 3, 4]), (5, range(5)), (99, range(5))])
+@pytest.mark.parametrize(
+    ("top_k", "kept"), [(1, [1]), (2, [1, 3]), (4, [1, 2, 3, 4]), (5, range(5)), (99, range(5)), (-1, range(5))]
+)
 def test_top_k_keeps_the_k_likeliest(top_k, kept):
     total = sum(PROBABILITIES[token] for token in kept)
     assert_distribution(drawn(top_k=top_k), {token: PROBABILITIES[token] / total for token in kept})
@@ -135,7 +137,7 @@ def test_logits_that_are_not_finite_are_refused(value, temp):
     [
         ("repeat_penalty", 0),
         ("repeat_last_n", -2),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_p", -0.01),
         ("top_p", 1.01),
         ("min_p", -0.1),
