@@ -125,10 +125,10 @@ static bool balance_keys(struct elutq_session *session) {
     const struct elutq_config *config = &session->model->config;
     if (session->cache_type != ELUTQ_CACHE_Q8)
         return true;
-    float *factors = allocate_floats(session, 2ull * config->n_layers * config->n_kv_heads * config->head_dim);
-    if (factors != NULL && elutq_key_balance(session->model, factors))
-        session->key_balance = factors;
-    return factors != NULL;
+    session->key_balance = allocate_floats(session, 2ull * config->n_layers * config->n_kv_heads * config->head_dim);
+    if (session->key_balance != NULL)
+        elutq_key_balance(session->model, session->key_balance);
+    return session->key_balance != NULL;
 }
 
 static bool allocate_buffers(struct elutq_session *session, unsigned n_threads) {

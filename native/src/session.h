@@ -51,7 +51,7 @@ struct elutq_session {
 
     uint8_t *keys, *values; /* rows of the cache [n_layers][n_kv_heads][context_size] */
     float *frequencies;     /* [head_dim / 2] radians a position */
-    float *key_balance;     /* key_balance.h; NULL where keys are stored as they are */
+    float *key_balance;     /* key_balance.h; NULL where keys are not rounded to int8 */
 
     float *hidden;          /* [batch][hidden_size] the residual stream */
     float *q, *k, *v;       /* [batch][n_heads or n_kv_heads][head_dim] */
