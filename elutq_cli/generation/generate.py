@@ -16,7 +16,7 @@ from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.sampling import Sampler, largest, log_probabilities
 from elutq_cli.generation.stopping import StoppableText
 from elutq_formats.errors import ElutqError
-from elutq_native import CancelledError
+from elutq_native import CancelledError, ClosedError
 
 MOST_STOP_CHARACTERS = 1 << 16
 """Of all stop strings together: more are no stop strings, and would take memory a hundred times their size."""
@@ -232,6 +232,9 @@ class Generation(Iterator[GeneratedToken]):
                 return model.evaluate(self._history, self._cancelled)
         except CancelledError:
             pass
+        except ClosedError:
+            model.native.check_open()  # the session was closed with it: the model is what the caller knows
+            raise
         self.finish_reason = "cancelled"
         return None
 

@@ -53,7 +53,7 @@ def test_closing_a_model_ends_the_text_that_another_thread_makes(novels_2bit, mo
     generation, begun = elutq.generate(model, PROMPT, temp=0, ignore_eos=True), threading.Event()
     closing = threading.Thread(target=lambda: (begun.wait(), model.close()))
     closing.start()
-    with pytest.raises(ClosedError, match="is closed"):
+    with pytest.raises(ClosedError, match="the model is closed"):
         for _ in generation:
             begun.set()
     closing.join()
@@ -71,3 +71,14 @@ def test_a_context_that_cannot_be_had_leaves_a_model_that_can_be_used(novels_2bi
             with pytest.raises(NativeError, match="out of memory"):
                 model.start(32)
         assert (model.evaluate([1, 2, 3]) == wanted).all()
+
+
+def test_a_text_whose_model_is_closed_meanwhile_says_so(novels_2bit):
+    with elutq.load(novels_2bit, threads=1) as model:
+        generation = elutq.generate(model, PROMPT, temp=0, ignore_eos=True)
+        next(generation)
+        session = model.session
+        # As another thread would, when the call has begun.
+        model.append = lambda *_: (model.close(), session.eval([1]))[1]
+        with pytest.raises(ClosedError, match="the model is closed"):
+            next(generation)
