@@ -11,6 +11,7 @@ from elutq_formats.constants import TILE_ROWS
 from elutq_formats.hlq import block_bytes, block_count, check_geometry
 from elutq_formats.model_writer import TensorSource, write_model
 from elutq_formats.names import gguf_name
+from elutq_formats.origin import Origin
 from elutq_formats.tensor_record import TensorRecord
 
 SPREAD = 0.02
@@ -67,7 +68,9 @@ def write_synthetic(path: Path, config: ModelConfig, bits: int, group_size: int 
         else (record, _repeated(blocks[record.bits], block_count(record.rows, record.columns, group_size)))
         for record in plan_records(config, bits, group_size)
     ]
-    write_model(path, config, sources, name=f"synthetic-{bits}bit", tokenizer_json=None, force=True)
+    write_model(
+        path, config, sources, origin=Origin("synthetic", f"synthetic-{bits}bit"), tokenizer_json=None, force=True
+    )
 
 
 def _ones(n: int) -> Callable[[], NDArray[np.float32]]:

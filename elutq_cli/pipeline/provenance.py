@@ -1,19 +1,29 @@
 """What a model file records of its origin."""
 
+from dataclasses import replace
+
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.streams import printable
 from elutq_cli.version import __version__
 from elutq_formats.model_writer import Provenance
+from elutq_formats.origin import Origin
 from elutq_formats.source import ModelSource
 
 
-def describe_origin(source: ModelSource, recipe: Recipe, calibration: CalibrationText | None) -> Provenance:
-    """Return what the file records of its origin; the recipe is that of the run, resolved."""
+def printable_origin(source: ModelSource) -> Origin:
+    """Return where a model comes from, in names that are text: those of folders may be any bytes."""
     origin = source.origin()
+    return replace(origin, source=printable(origin.source), name=printable(origin.name))
+
+
+def describe_run(
+    source: ModelSource, origin: Origin, recipe: Recipe, calibration: CalibrationText | None
+) -> Provenance:
+    """Return what the file records of how it was made; the recipe is that of the run, resolved."""
     provenance: dict[str, str | int | float | bool | list[str]] = {
         "version": __version__,
-        "source": printable(origin.source),
+        "source": origin.source,
         "method": ", ".join(_stages(recipe, calibration is not None)),
         "recipe": recipe.to_json(),
         "seed": recipe.seed,

@@ -26,7 +26,7 @@ from elutq_cli.pipeline.measure import measure, measure_block, sample_rows
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, multiply, pieces
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.pipeline.provenance import describe_origin
+from elutq_cli.pipeline.provenance import describe_run, printable_origin
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
@@ -34,7 +34,6 @@ from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Block, block_tensor_names
 from elutq_cli.reference.transformer import Array, rms_norm
-from elutq_cli.streams import printable
 from elutq_formats.atomic import check_output
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_file import ModelFile
@@ -112,16 +111,17 @@ def quantize(
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
         run = _Run(source, plan, recipe, backend, spool, progress or Progress(), device)
         sources = run.add_all(calibration)
+        origin = printable_origin(checkpoint)
         write_model(
             output,
             source.config,
             sources,
-            name=printable(checkpoint.origin().name),
+            origin=origin,
             tokenizer_json=checkpoint.tokenizer_json,
             chat_template=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,
             sampling=checkpoint.sampling,
-            provenance=describe_origin(checkpoint, recipe, calibration),
+            provenance=describe_run(checkpoint, origin, recipe, calibration),
             force=force,
         )
     file = ModelFile.open(output)

@@ -11,11 +11,20 @@ import numpy.typing as npt
 
 from elutq_formats.config import ModelConfig, quantization_method
 from elutq_formats.errors import UnsupportedModelError
-from elutq_formats.folder_texts import read_chat_template, read_json, read_license, read_optional_json, read_tokenizer
+from elutq_formats.folder_texts import (
+    card_base_models,
+    card_license,
+    read_card,
+    read_chat_template,
+    read_json,
+    read_optional_json,
+    read_tokenizer,
+)
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names, name_prefix
+from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from elutq_formats.source import ModelSource, Origin, find_snapshot
+from elutq_formats.source import ModelSource
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
 from elutq_formats.stored_weights import StoredTensor, WeightFile, open_weights
 
@@ -95,11 +104,21 @@ class Checkpoint(ModelSource):
         return read_tokenizer(self.path)
 
     def origin(self) -> Origin:
-        """Return the folder's name, or the repository's when it is a snapshot in the Hugging Face cache."""
-        place = self.path.resolve()
+        """Return the folder's name, or the repository's when it is a snapshot in the Hugging Face cache.
+
+        Of a repository a model file is made; of a folder, which may be a copy of one, it is known what that is made of.
+        """
+        place, card = self.path.resolve(), read_card(self.path)
         snapshot = find_snapshot(place)
         source, revision, _ = snapshot or (place.name, None, "")
-        return Origin(source, source.rpartition("/")[2], revision, read_license(self.path))
+        bases = (source,) if snapshot else card_base_models(card)
+        return Origin(
+            source,
+            source.rpartition("/")[2],
+            revision,
+            card_license(card),
+            base_models=tuple(map(BaseModel.of_repository, bases)),
+        )
 
 
 def _head_is_tied(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> bool:

@@ -1,6 +1,7 @@
 """The small files of a checkpoint folder: text and JSON, or a line that says what is in their place."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,27 @@ def read_chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def read_license(folder: Path) -> str | None:
-    """Return the licence that a checkpoint's README.md has in its front matter, as the hub spells it."""
+def read_card(folder: Path) -> Mapping[str, Any]:
+    """Return what a checkpoint's README.md has in its front matter, as the hub reads it; nothing where it cannot be."""
     if not (folder / "README.md").exists():
-        return None
+        return {}
     from huggingface_hub import metadata_load
 
     try:
-        fields = metadata_load(folder / "README.md") or {}
+        return metadata_load(folder / "README.md") or {}
     except Exception:  # no text, or whatever a parser of YAML raises: then it says nothing
-        return None
-    found = fields.get("license")
+        return {}
+
+
+def card_license(card: Mapping[str, Any]) -> str | None:
+    """Return the licence that a card names, as the hub spells it."""
+    found = card.get("license")
     if found == "other":
-        found = fields.get("license_name", found)
+        found = card.get("license_name", found)
     return found if isinstance(found, str) and found else None
+
+
+def card_base_models(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the repositories of the models that a card says its own was made from."""
+    found = card.get("base_model")
+    return tuple(name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str) and name)

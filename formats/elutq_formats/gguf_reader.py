@@ -57,12 +57,13 @@ class GGUFReader:
         size_bytes: size of the file.
     """
 
-    def __init__(self, path: Path, available: int | None = None) -> None:
+    def __init__(self, path: Path, available: int | None = None, without: str | None = None) -> None:
         """Map the file and validate everything but the tensors' values.
 
         Args:
             path: where it is.
             available: bytes that are there, of a file of which only the start has been downloaded; None: all.
+            without: what names of arrays of strings begin with that are left empty: those of a vocabulary take a while.
 
         Raises:
             TruncatedHeaderError: the header is not all there.
@@ -80,7 +81,7 @@ class GGUFReader:
         except OSError as error:
             raise FormatError(f"cannot read {path}: {error.strerror}") from error
         self.size_bytes = self._bytes.size
-        cursor = _Cursor(path, self._bytes[:available])
+        cursor = _Cursor(path, self._bytes[:available], without)
         n_tensors, n_entries = _read_preamble(cursor)
         self.metadata, self.value_types = _read_metadata(cursor, n_entries)
         alignment = self.metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
@@ -131,8 +132,9 @@ class GGUFReader:
 class _Cursor:
     """A position in the mapped file that never passes its end."""
 
-    def __init__(self, path: Path, contents: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, path: Path, contents: npt.NDArray[np.uint8], without: str | None) -> None:
         self.position = 0
+        self._without = without
         self.path = path
         self._view = contents.data
 
@@ -202,9 +204,49 @@ class _Cursor:
         if element_type is ValueType.ARRAY:
             self.refuse(f"the value of {key} is an array of arrays")
         length = self.count(MAX_ARRAY_LENGTH, f"elements in {key}")
-        smallest = _U64 if element_type is ValueType.STRING else SCALAR_LAYOUTS[element_type]
-        self.require(length * smallest.size)
-        return [self._single(key, element_type) for _ in range(length)], element_type
+        if element_type is ValueType.STRING:
+            self.require(length * _U64.size)
+            if self._without is not None and key.startswith(self._without):
+                self._pass_over(length)
+                return [], element_type
+            return self._strings(key, length), element_type
+        layout = SCALAR_LAYOUTS[element_type]
+        self.require(length * layout.size)
+        start, self.position = self.position, self.position + length * layout.size
+        numbers = np.frombuffer(self._view[start : self.position], dtype=layout.format)
+        if element_type is ValueType.BOOL:
+            if numbers.max(initial=0) > 1:
+                self.refuse(f"the value of {key} has one that is neither true nor false")
+            numbers = numbers.astype(bool)
+        return numbers.tolist(), element_type
+
+    def _strings(self, key: str, n_strings: int) -> list[str]:
+        """Read many strings: vocabularies have some 100,000. Where one is wrong, ``string`` says how."""
+        view, read_length, position, longest = self._view, _U64.unpack_from, self.position, 0
+        found = []
+        try:
+            for _ in range(n_strings):
+                start = position + _U64.size
+                position = start + read_length(view, position)[0]
+                found.append(str(view[start:position], "utf-8"))
+                longest = max(longest, position - start)
+        except (struct.error, UnicodeDecodeError):
+            longest = MAX_STRING_BYTES + 1
+        if position > len(view) or longest > MAX_STRING_BYTES:
+            return [self.string(MAX_STRING_BYTES, f"the value of {key}") for _ in range(n_strings)]
+        self.position = position
+        return found
+
+    def _pass_over(self, n_strings: int) -> None:
+        """Pass strings whose contents nobody asks for; what is wrong with their lengths is wrong with the position."""
+        view, read_length, position = self._view, _U64.unpack_from, self.position
+        try:
+            for _ in range(n_strings):
+                position += _U64.size + read_length(view, position)[0]
+        except struct.error:
+            position = len(view) + 1
+        self.require(position - self.position)
+        self.position = position
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:

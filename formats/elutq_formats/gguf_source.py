@@ -18,14 +18,18 @@ from elutq_formats.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from elutq_formats.gguf_weights import GGUFWeights, unpermuted
 from elutq_formats.model_metadata import Metadata, read_sampling
 from elutq_formats.names import EMBEDDING, ROPE_FREQUENCIES, huggingface_name
+from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.sampling_defaults import SamplingDefaults
-from elutq_formats.source import ModelSource, Origin, find_snapshot
+from elutq_formats.source import ModelSource
 from elutq_formats.stored_weights import StoredTensor
 from elutq_formats.tensor_record import HLQ_VERSION_KEY
 
 COARSE_BITS = 5.0
 """A file with no more bits a weight than this, over its blocks' matrices, is one of 4 bits or less: Q4_1 has 5, with
 its scales, and Q4_K_M 4.9."""
+
+
+BASE_MODELS, MOST_BASE_MODELS = "general.base_model.count", 100
 
 
 class GGUFSource(ModelSource):
@@ -97,10 +101,26 @@ class GGUFSource(ModelSource):
 
 
 def _read_origin(metadata: Metadata, path: Path) -> Origin:
-    texts = [metadata.string(key) if key in metadata else "" for key in ("general.name", "general.license")]
+    def text(key: str) -> str | None:
+        return (metadata.string(key) or None) if key in metadata else None
+
     snapshot = find_snapshot(path.absolute())
     source, revision = (f"{snapshot[0]}:{snapshot[2]}", snapshot[1]) if snapshot else (path.name, None)
-    return Origin(source, texts[0] or path.stem, revision, texts[1] or None)
+    count = metadata.integer(BASE_MODELS, minimum=0) if BASE_MODELS in metadata else 0
+    bases = (f"general.base_model.{number}" for number in range(min(count, MOST_BASE_MODELS)))
+    return Origin(
+        source,
+        text("general.name") or path.stem,
+        revision,
+        text("general.license"),
+        text("general.basename"),
+        text("general.size_label"),
+        tuple(
+            BaseModel(name, text(f"{base}.organization"), text(f"{base}.repo_url"))
+            for base in bases
+            if (name := text(f"{base}.name")) is not None
+        ),
+    )
 
 
 def _model_name(name: str) -> str:

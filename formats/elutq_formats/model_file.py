@@ -25,6 +25,9 @@ from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
 from elutq_formats.tensor_record import HLQ_VERSION_KEY, TensorRecord, read_records
 from elutq_formats.tokenizer import Tokenizer
 
+VOCABULARY_PREFIX = "tokenizer.ggml."
+"""Of a vocabulary for other tools; ours is ``TOKENIZER``."""
+
 PROVENANCE_PREFIX = "elutq."
 NOT_PROVENANCE = (MODEL_TYPE, ROPE_SCALING, EOS_TOKEN_IDS, SPECIAL_TOKENS)
 
@@ -80,7 +83,7 @@ class ModelFile:
         Raises:
             FormatError: the file cannot be read, is damaged, or is not a model file of elutq.
         """
-        return cls(GGUFReader(path))
+        return cls(GGUFReader(path, without=VOCABULARY_PREFIX))
 
     @property
     def tokenizer_json(self) -> str:

@@ -17,7 +17,9 @@ from elutq_formats.gguf_writer import GGUFWriter
 from elutq_formats.model_file import PROVENANCE_PREFIX
 from elutq_formats.model_metadata import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, describe_config, describe_sampling
 from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
+from elutq_formats.origin import Origin
 from elutq_formats.sampling_defaults import SamplingDefaults
+from elutq_formats.standard_metadata import describe_model, describe_vocabulary
 from elutq_formats.tensor_record import TensorRecord, describe_records
 
 TensorSource = tuple[TensorRecord, Callable[[], npt.NDArray[Any]]]
@@ -34,7 +36,7 @@ def write_model(
     config: ModelConfig,
     tensors: Iterable[TensorSource],
     *,
-    name: str,
+    origin: Origin,
     tokenizer_json: str | None,
     chat_template: str | None = None,
     special_tokens: Mapping[str, str] | None = None,
@@ -49,7 +51,7 @@ def write_model(
         config: of the model; its head counts as tied unless ``output.weight`` is among the tensors.
         tensors: every tensor of the model, in the order they are to have in the file; the divisors of scaled RoPE
             frequencies are added here.
-        name: what the model is called.
+        origin: where the weights come from, and what the model is called.
         tokenizer_json: contents of ``tokenizer.json``.
         chat_template: Jinja source of the chat template.
         special_tokens: how the tokenizer spells special tokens, by name; None: it says nothing about them.
@@ -70,11 +72,15 @@ def write_model(
     records = [record for record, _ in sources]
     _check_records(config, records)
     with atomic_output(path, force) as temporary, GGUFWriter(temporary) as writer:
-        writer.add_metadata("general.type", "model", ValueType.STRING)
-        writer.add_metadata("general.name", name, ValueType.STRING)
-        for entry in (*describe_config(config), *describe_sampling(sampling or {}), *describe_records(records)):
+        n_weights = sum(record.n_weights for record in records if record.name != ROPE_FREQUENCIES)
+        for entry in (
+            *describe_model(origin, n_weights),
+            *describe_config(config),
+            *describe_sampling(sampling or {}),
+            *describe_records(records),
+            *describe_vocabulary(tokenizer_json, config.vocab_size, special_tokens),
+        ):
             writer.add_metadata(*entry)
-        writer.add_metadata("tokenizer.ggml.model", "huggingface", ValueType.STRING)
         spellings = None if special_tokens is None else json.dumps(dict(special_tokens), ensure_ascii=False)
         for key, text in ((TOKENIZER, tokenizer_json), (CHAT_TEMPLATE, chat_template), (SPECIAL_TOKENS, spellings)):
             if text is not None:

@@ -9,6 +9,7 @@ the original stands here, and so does the normalizer (NFC), which llama.cpp has 
 model was trained on.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -147,3 +148,19 @@ def find_pre_tokenizer(name: str) -> PreTokenizer:
             f"tokenizer.ggml.pre names an unknown pre-tokenizer, {name!r:.60}: known are {', '.join(NAMES)}"
         )
     return _NAMED[name]
+
+
+def name_of_rule(settings: Mapping[str, Any]) -> str | None:
+    """Return the name of the rule by which a ``tokenizer.json`` cuts texts; None: it has none."""
+    ignores = bool(settings["model"].get("ignore_merges"))
+    wanted = (_steps(settings.get("pre_tokenizer")), settings.get("normalizer"), ignores)
+    for name, rule in _NAMED.items():
+        if (_steps(rule.to_json()), rule.normalizer(), rule.ignore_merges) == wanted:
+            return name
+    return None
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the steps of a pre-tokenizer, without what changes only the places of tokens in the text."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]

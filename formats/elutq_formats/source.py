@@ -7,7 +7,6 @@ wraps a source (checks, a rotation) offers no more than its ``Weights``.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeVar
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, FormatError
 from elutq_formats.model_tensors import check_tensors
+from elutq_formats.origin import Origin
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.sampling_defaults import SamplingDefaults
 from elutq_formats.stored_weights import StoredTensor, WeightFile
@@ -41,51 +41,6 @@ class Weights(Protocol):
 
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads."""
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """A model that another was made from.
-
-    Attributes:
-        name: of the model.
-        organization: that made it.
-        repo_url: where it is.
-    """
-
-    name: str
-    organization: str | None = None
-    repo_url: str | None = None
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a model file records of where its weights come from.
-
-    Attributes:
-        source: as who has it calls it: a folder, a file, ``org/name`` or ``org/name:FILE``.
-        name: of the model.
-        revision: of the repository, where it is of one.
-        license: as the hub spells it; None where nothing says it.
-        basename: the name without the size and what comes after it; None where nothing says it.
-        base_models: what the model was made from, as far as anything says it.
-    """
-
-    source: str
-    name: str
-    revision: str | None = None
-    license: str | None = None
-    basename: str | None = None
-    base_models: tuple[BaseModel, ...] = ()
-
-
-def find_snapshot(place: Path) -> tuple[str, str, str] | None:
-    """Return what a path in the hub's cache is: repository, revision, and the path in it; None where it is no such."""
-    for folder in (place, *place.parents):
-        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-            repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-            return repository, folder.name, place.relative_to(folder).as_posix()
-    return None
 
 
 class ModelSource(ABC):

@@ -9,6 +9,7 @@ from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name
+from elutq_formats.origin import Origin
 from elutq_formats.tensor_record import TensorRecord
 
 DATA = Path(__file__).parents[1] / "data"
@@ -50,7 +51,7 @@ def write_random_model(path, family):
             path,
             checkpoint.config,
             tensor_sources(checkpoint),
-            name=family.name,
+            origin=Origin(family.name, family.name),
             tokenizer_json=checkpoint.tokenizer_json,
             chat_template="{{ messages }}",
             provenance={"source": "golden", "seed": 7, "calibration.files": ["a.txt", "b.txt"]},

@@ -17,6 +17,7 @@ from elutq_formats.hlq import pack
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name
+from elutq_formats.origin import Origin
 from elutq_formats.tensor_record import TensorRecord
 
 TYPES = {bool: ValueType.BOOL, int: ValueType.UINT32, float: ValueType.FLOAT32, str: ValueType.STRING}
@@ -28,6 +29,9 @@ def scaled_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "scaled.gguf"
     write_random_model(path, GOLDEN / "llama31-rope-scaling")
     return path
+
+
+X = Origin("x", "x")
 
 
 def rewrite(source, target, changes=None, drop_tensors=(), extra_tensors=(), dims=None, types=None, alignment=64):
@@ -117,7 +121,7 @@ def test_a_tied_head_may_be_stored_with_bits_of_its_own(tmp_path):
     with Checkpoint.open(GOLDEN / "smollm-tied") as checkpoint:
         shape = checkpoint.shape("model.embed_tokens.weight")
         head = TensorRecord("output.weight", 3, *shape, group_size=32), lambda: pack(random_matrix(*shape, 3, 32))
-        write_model(path, checkpoint.config, [*tensor_sources(checkpoint), head], name="x", tokenizer_json=None)
+        write_model(path, checkpoint.config, [*tensor_sources(checkpoint), head], origin=X, tokenizer_json=None)
     model = ModelFile.open(path)
     assert not model.config.tie_word_embeddings
     np.testing.assert_array_equal(model.load("lm_head.weight"), random_matrix(*shape, 3, 32).dequantize())
@@ -132,7 +136,7 @@ def test_every_kind_of_provenance_comes_back(tmp_path):
     provenance = {"a": "text", "b": -(2**40), "c": 0.1, "d": True, "e": ["x"], "f": []}
     with Checkpoint.open(GOLDEN / "qwen2") as checkpoint:
         sources = list(tensor_sources(checkpoint))
-        write_model(path, checkpoint.config, sources, name="x", tokenizer_json="{}", provenance=provenance)
+        write_model(path, checkpoint.config, sources, origin=X, tokenizer_json="{}", provenance=provenance)
     assert ModelFile.open(path).provenance == provenance
 
 
@@ -144,7 +148,7 @@ class TestWriter:
         self.config, self.sources = checkpoint.config, list(tensor_sources(checkpoint))
 
     def write(self, sources, **options):
-        write_model(self.path, self.config, sources, name="x", tokenizer_json=None, **options)
+        write_model(self.path, self.config, sources, origin=X, tokenizer_json=None, **options)
 
     def test_one_tensor_at_a_time(self):
         alive, peak = 0, 0

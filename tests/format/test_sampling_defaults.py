@@ -15,10 +15,12 @@ from elutq_formats.gguf import ValueType
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_metadata import Metadata, read_sampling
 from elutq_formats.model_writer import write_model
+from elutq_formats.origin import Origin
 from elutq_formats.sampling_defaults import read_sampling_defaults
 
 QWEN = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1, "min_p": 0}
 OURS = {"temp": 0.7, "top_k": 20, "top_p": 0.8, "repeat_penalty": 1.1, "min_p": 0.0}
+X = Origin("x", "x")
 
 
 def test_values_are_read_under_our_names():
@@ -53,7 +55,7 @@ def test_values_travel_in_the_keys_of_llama_cpp(tmp_path):
     (folder / "generation_config.json").write_text(json.dumps(QWEN))
     with Checkpoint.open(folder) as checkpoint:
         sources = tensor_sources(checkpoint)
-        write_model(path, checkpoint.config, sources, name="x", tokenizer_json=None, sampling=checkpoint.sampling)
+        write_model(path, checkpoint.config, sources, origin=X, tokenizer_json=None, sampling=checkpoint.sampling)
     assert ModelFile.open(path).sampling == OURS
     reader, keys = PeerReader(path), Keys.General
     peers = (

@@ -14,6 +14,7 @@ from elutq_formats.gguf import ValueType
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_metadata import SPECIAL_TOKENS, Metadata, read_special_tokens
 from elutq_formats.model_writer import write_model
+from elutq_formats.origin import Origin
 from elutq_formats.special_tokens import vocabulary_ids
 from elutq_formats.tokenizer import Tokenizer
 
@@ -40,7 +41,7 @@ def written(checkpoint, path):
         path,
         checkpoint.config,
         tensor_sources(checkpoint),
-        name="x",
+        origin=Origin("x", "x"),
         tokenizer_json=checkpoint.tokenizer_json,
         special_tokens=checkpoint.special_tokens,
     )

@@ -14,6 +14,7 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name
+from elutq_formats.origin import Origin
 from elutq_formats.tensor_record import TensorRecord
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -46,7 +47,7 @@ def write_random(path: Path, config: ModelConfig, bits: int, group_size: int, ha
         )
         arguments = (i, *shape, bits, group_size if quantized else None)
         tensors.append((record, lambda arguments=arguments: matrix_bytes(*arguments)))
-    write_model(path, config, tensors, name=path.stem, tokenizer_json=None)
+    write_model(path, config, tensors, origin=Origin(path.stem, path.stem), tokenizer_json=None)
 
 
 def golden_config(family: str) -> ModelConfig:

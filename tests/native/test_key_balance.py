@@ -7,6 +7,7 @@ from conftest import GOLDEN
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name
+from elutq_formats.origin import Origin
 from elutq_formats.tensor_record import TensorRecord
 from elutq_native import Model
 
@@ -29,7 +30,7 @@ def write_half_model(path, family, vector, factor):
         for name, shape in checkpoint.config.tensor_shapes().items():
             record = TensorRecord(gguf_name(name), 16 if len(shape) == 2 else 32, *shape)
             tensors.append((record, lambda name=name: load(name)))
-        write_model(path, checkpoint.config, tensors, name=family, tokenizer_json=None)
+        write_model(path, checkpoint.config, tensors, origin=Origin(family, family), tokenizer_json=None)
     return path
 
 

@@ -12,6 +12,7 @@ from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import write_model
 from elutq_formats.names import gguf_name
+from elutq_formats.origin import Origin
 from elutq_formats.tensor_record import TensorRecord
 from elutq_formats.tokenizer import Tokenizer
 from elutq_native import (
@@ -49,7 +50,7 @@ def half_model(request, tmp_path_factory):
         for name, shape in checkpoint.config.tensor_shapes().items():
             record = TensorRecord(gguf_name(name), 16 if len(shape) == 2 else 32, *shape)
             tensors.append((record, lambda name=name: checkpoint.load(name)))
-        write_model(path, checkpoint.config, tensors, name=request.param, tokenizer_json=None)
+        write_model(path, checkpoint.config, tensors, origin=Origin(request.param, request.param), tokenizer_json=None)
     return path
 
 

@@ -27,7 +27,7 @@ from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.reference import SHARED_INPUTS, Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
-from elutq_formats.folder_texts import read_license
+from elutq_formats.folder_texts import card_license, read_card
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer
 
@@ -391,4 +391,4 @@ def test_an_existing_file_stays_unless_forced(tmp_path, backend):
 def test_the_licence_is_the_one_in_the_front_matter_of_the_readme(tmp_path, readme, found):
     if readme is not None:
         (tmp_path / "README.md").write_bytes(readme)
-    assert read_license(tmp_path) == found
+    assert card_license(read_card(tmp_path)) == found
