@@ -255,7 +255,7 @@ def test_options_that_name_a_token_that_is_not_there(model, options):
         ({"logprobs": -1}, "logprobs is -1"),
         ({"stop": ("a" * 65536, "b")}, "65537 characters: 65536 are the most"),
         ({"min_tokens": -1}, "min_tokens is -1"),
-        ({"min_tokens": 9, "n_predict": 8}, "min_tokens is 9, more than the 8 tokens of -n"),
+        ({"min_tokens": 9, "n_predict": 8}, "min_tokens is 9, but the text may have no more than 8"),
     ],
 )
 def test_options_out_of_range(options, word):
