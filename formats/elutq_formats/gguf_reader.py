@@ -230,7 +230,7 @@ class _Cursor:
                 position = start + read_length(view, position)[0]
                 found.append(str(view[start:position], "utf-8"))
                 longest = max(longest, position - start)
-        except (struct.error, UnicodeDecodeError):
+        except (struct.error, OverflowError, UnicodeDecodeError):
             longest = MAX_STRING_BYTES + 1
         if position > len(view) or longest > MAX_STRING_BYTES:
             return [self.string(MAX_STRING_BYTES, f"the value of {key}") for _ in range(n_strings)]
@@ -243,7 +243,7 @@ class _Cursor:
         try:
             for _ in range(n_strings):
                 position += _U64.size + read_length(view, position)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             position = len(view) + 1
         self.require(position - self.position)
         self.position = position

@@ -63,6 +63,26 @@ HOSTILE = {
     "array length": (container([entry("k", ARRAY, struct.pack("<IQ", UINT32, HUGE))]), "elements in k, more than"),
     "array past the end": (container([entry("k", ARRAY, struct.pack("<IQ", UINT32, 1 << 24))]), "truncated"),
     "strings past the end": (container([entry("k", ARRAY, struct.pack("<IQ", STRING, 1 << 24))]), "truncated"),
+    "string in an array too long": (
+        container([entry("k", ARRAY, struct.pack("<IQ3Q", STRING, 3, 0, HUGE - 7, 0))]),
+        "bytes in the value of k, more than",
+    ),
+    "string in an array past the end": (
+        container([entry("k", ARRAY, struct.pack("<IQ2Q", STRING, 2, 4000, 0))]),
+        "truncated",
+    ),
+    "last string in an array past the end": (
+        container([entry("k", ARRAY, struct.pack("<IQ2Q", STRING, 2, 0, 4000))]),
+        "truncated",
+    ),
+    "string in an array not UTF-8": (
+        container([entry("k", ARRAY, struct.pack("<IQQ", STRING, 1, 2) + b"\xff\xfe")]),
+        "the value of k is not UTF-8",
+    ),
+    "truth in an array": (
+        container([entry("k", ARRAY, struct.pack("<IQ2B", BOOL, 2, 1, 2))]),
+        "neither true nor false",
+    ),
     "array of arrays": (container([entry("k", ARRAY, struct.pack("<IQ", ARRAY, 1))]), "array of arrays"),
     "array type": (container([entry("k", ARRAY, struct.pack("<IQ", 77, 1))]), "unknown type 77"),
     "alignment 0": (container([entry("general.alignment", UINT32, bytes(4))]), "general.alignment 0"),
