@@ -79,11 +79,11 @@ BLOCK = """
 #define ELUTQ_FOR_SHAPE(...) (void)0; /* not all twelve shapes: one block is enough */
 #include "{kernel}"
 #define BLOCK_BYTES {block_bytes}
-KERNEL __attribute__((noinline, used)) void one_block(const uint8_t *block, const int8_t *entries, float scale,
-                                                      float sum, float *f) {{
+KERNEL __attribute__((noinline, used)) void one_block(const uint8_t *block, const int8_t *entries,
+                                                      const uint8_t *multipliers, float scale, float sum, float *f) {{
     for (int i = 0; i < ELUTQ_PAGE_LINES * BLOCK_BYTES / (ELUTQ_PAGE_BYTES / 4); i++)
         __builtin_prefetch(block + ELUTQ_PAGE_BYTES + i * ELUTQ_LINE_BYTES, 0, 2);
-    add_block(block, {bits}, {group} / 4, entries, scale, sum, false, f);
+    add_block(block, {bits}, {group} / 4, entries, multipliers, scale, sum, false, f);
 }}
 """
 # A loop over eight blocks that stay in L1.
@@ -97,6 +97,7 @@ static double seconds(void) {
 }
 static _Alignas(64) uint8_t blocks[65536];
 static _Alignas(64) int8_t entries[1024];
+static _Alignas(64) uint8_t multipliers[64];
 static float f[256];
 int main(void) {
     double best_block = 1, best_cycle = 1;
@@ -104,7 +105,7 @@ int main(void) {
         double begin = seconds();
         for (int i = 0; i < 4000; i++)
             for (int tile = 0; tile < 8; tile++)
-                one_block(blocks + tile * BLOCK_BYTES, entries, 1, 1, f + 32 * tile);
+                one_block(blocks + tile * BLOCK_BYTES, entries, multipliers, 1, 1, f + 32 * tile);
         double middle = seconds();
         unsigned long n = 0;
         for (int i = 0; i < 1000000; i++)

@@ -299,7 +299,11 @@ LYING = {
         "hlq.tensor.names does not name as many tensors",
         "tensor blk.0.attn_k.weight is F32, but hlq.tensor.names says otherwise",
     ),
-    "ggml type": (type_of(HEAD, 2), f"tensor {HEAD} has ggml type 2", f"tensor {HEAD} has GGML type 2"),
+    "ggml type": (
+        type_of(HEAD, 2),
+        f"tensor {HEAD} has ggml type 2",
+        f"tensor {HEAD} has GGML type Q4_0, which only other tools read",
+    ),
     "names": (names_too_many, "hlq.tensor.names does not name as many tensors", "hlq.tensor arrays differ in length"),
     "another name": (
         another_name,

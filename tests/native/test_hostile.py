@@ -74,10 +74,10 @@ def test_negative_scales_are_refused_in_large_batches(tmp_path):
     for at in range(0, 128, 2):
         container.patch("blk.0.attn_q.weight", at, struct.pack("<e", 1.0 if at < 64 else -0.999))
     path.write_bytes(container.bytes())
-    with Model(path, "scalar") as model, model.session(context_size=32, threads=1) as session:
+    with Model(path, "scalar") as model, model.session(context_size=64, threads=1) as session:
         session.eval([1, 2, 3, 4, 5])
         with pytest.raises(NativeError, match=r"blk\.0\.attn_q\.weight holds a scale or weight that no model has"):
-            session.eval([1] * 16)
+            session.eval([1] * 32)
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight"):
         ModelFile.open(path).hlq("blk.0.attn_q.weight")
 

@@ -1,4 +1,7 @@
-/* AVX2 with FMA and F16C: table look-ups for decode and, token by token, for prefill. */
+/*
+ * AVX2 with FMA and F16C: table look-ups for decode and prefill. Beside it AVX-VNNI (Alder Lake, N100 and later), whose
+ * prefill has 8-bit levels; what both have is compiled once.
+ */
 #define ELUTQ_TARGET "avx2,fma,f16c"
 #include "vec16_avx2.h"
 
@@ -8,3 +11,21 @@
 #include "kernel_sets.h"
 
 const struct elutq_kernels elutq_kernels_avx2 = {.name = "avx2", .gemv = gemv, .gemm_tables = gemm_tables, ELUTQ_FLOAT_KERNELS};
+
+#ifdef ELUTQ_HAS_AVXVNNI
+
+#undef ELUTQ_TARGET
+#define ELUTQ_TARGET "avx2,fma,f16c,avxvnni"
+#include "levels_avxvnni.h"
+
+const struct elutq_kernels elutq_kernels_avxvnni = {
+    .name = "avxvnni",
+    .gemv = gemv,
+    .gemm_tables = gemm_tables,
+    .build_levels = build_levels,
+    .gemm_levels = gemm_levels,
+    .levels_from = {0, 8, 8, 8, 8},
+    ELUTQ_FLOAT_KERNELS,
+};
+
+#endif

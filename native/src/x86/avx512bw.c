@@ -1,4 +1,7 @@
-/* AVX-512 without VBMI and VNNI (Skylake-X). */
+/*
+ * AVX-512 without VBMI and VNNI (Skylake-X). Beside it the set with VNNI (Cascade Lake, Cooper Lake), whose prefill has 8-bit
+ * levels as avx512; what both have is compiled once.
+ */
 #define ELUTQ_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
 #include "vec16_avx512.h"
 
@@ -9,3 +12,17 @@
 #include "tables_avx512bw.h"
 
 const struct elutq_kernels elutq_kernels_avx512bw = {.name = "avx512bw", .gemv = gemv, .gemm_tables = gemm_tables, ELUTQ_FLOAT_KERNELS};
+
+#undef ELUTQ_TARGET
+#define ELUTQ_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+#include "levels_avx512.h"
+
+const struct elutq_kernels elutq_kernels_avx512vnni = {
+    .name = "avx512vnni",
+    .gemv = gemv,
+    .gemm_tables = gemv_each,
+    .build_levels = build_levels,
+    .gemm_levels = gemm_levels,
+    .levels_from = {0, 8, 6, 8, 8},
+    ELUTQ_FLOAT_KERNELS,
+};
