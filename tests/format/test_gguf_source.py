@@ -242,7 +242,7 @@ def test_the_model_file_is_that_of_the_checkpoint_with_the_same_weights(tmp_path
             quantize(source, made[-1], Recipe(group_size=32), None, backend)
     ours, theirs = (GGUFReader(file) for file in made)
     differ = {key for key in ours.metadata | theirs.metadata if ours.metadata.get(key) != theirs.metadata.get(key)}
-    assert differ <= {"general.name", "general.license", "elutq.source", "elutq.license"}
+    assert differ <= {"general.name", "general.basename", "general.license", "elutq.source", "elutq.license"}
     assert ours.tensors == theirs.tensors
     for name in ours.tensors:
         np.testing.assert_array_equal(ours.data(name), theirs.data(name))
