@@ -98,6 +98,7 @@ class RemoteWeights:
 
     identity = ""
     dtypes = tuple(DTYPES)
+    package_bytes = 0
 
     def __init__(self, repository: str, path: Path) -> None:
         """Ask for nothing yet; ``path`` is in the folder that ``fetch`` returned."""

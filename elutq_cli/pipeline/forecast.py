@@ -57,7 +57,14 @@ class Forecast:
 
     @classmethod
     def make(
-        cls, config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, threads: int, encoding_bytes: int = 0
+        cls,
+        config: ModelConfig,
+        plan: Plan,
+        recipe: Recipe,
+        n_tokens: int,
+        threads: int,
+        encoding_bytes: int = 0,
+        package_bytes: int = 0,
     ) -> "Forecast":
         """Plan a run.
 
@@ -68,6 +75,7 @@ class Forecast:
             n_tokens: to calibrate on; 0 for weights alone.
             threads: of the run.
             encoding_bytes: memory that it takes to encode the calibration text.
+            package_bytes: memory of the package that reads the weights.
         """
         recipe = recipe.resolved(n_tokens > 0)
         shapes = _shapes(config, plan)
@@ -84,7 +92,7 @@ class Forecast:
                 peak = max(peak, process_bytes(config) + encoding_bytes)
             peak = max(peak, process_bytes(config) + int(MARGIN * tuning_bytes(config, recipe)))
             # The streams before a block stay in memory until it is tuned.
-            return peak + (stream if "block" in recipe.tune else 0)
+            return package_bytes + peak + (stream if "block" in recipe.tune else 0)
 
         alternatives = {}
         if recipe.tune:

@@ -73,7 +73,7 @@ def prepare(
         split_sequences(len(calibration.tokens))
     n_tokens = 0 if calibration is None else calibration.tokens.size
     encoding = 0 if calibration is None else calibration.encoding_bytes
-    forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads, encoding)
+    forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads, encoding, checkpoint.package_bytes())
     forecast.check(output, max_memory)
     shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None
     if shortage is not None:

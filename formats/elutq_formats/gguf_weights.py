@@ -32,9 +32,12 @@ class GGUFWeights:
     Attributes:
         path: where it is.
         dtypes: types of tensors that ``load`` takes: all that the file has.
+        package_bytes: memory of the package that reads it, where that takes much for itself.
         shapes: every tensor's shape, by the model's name.
         identity: changes with the file: a hash of its header, its size, and the time of its last change.
     """
+
+    package_bytes = 0
 
     def __init__(self, reader: GGUFReader, names: Mapping[str, str], row_order: RowOrder) -> None:
         """Take what a reader has validated.

@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.folder_texts import read_optional_json
-from elutq_formats.stored_weights import INDEX, SINGLE
+from elutq_formats.pytorch_file import SAVE
+from elutq_formats.stored_weights import INDEX, PYTORCH_INDEX, PYTORCH_SINGLE, SINGLE
 
 ADAPTER_CONFIG = "adapter_config.json"
-SAVE = "load it with transformers and write it with save_pretrained"
 
 _PYTORCH = (".bin", ".pth", ".pt", ".ckpt")
 _OTHERS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "NumPy"}
@@ -30,12 +30,12 @@ def refuse_path(path: Path) -> CheckpointError:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder has a configuration, and safetensors weights or an index of them.
+    """Check that a folder has a configuration, and weights or an index of them.
 
     Raises:
         CheckpointError: it has something else, which the message names.
     """
-    weights = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    weights = any((folder / name).is_file() for name in (SINGLE, INDEX, PYTORCH_SINGLE, PYTORCH_INDEX))
     if not weights or not (folder / "config.json").is_file():
         check_names(folder, _names(folder))
 

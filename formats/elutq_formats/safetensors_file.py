@@ -47,11 +47,13 @@ class SafetensorsFile:
     Attributes:
         path: where it is.
         dtypes: types of tensors that ``load`` takes.
+        package_bytes: memory of the package that reads it, where that takes much for itself.
         shapes: every tensor's shape, by name.
         identity: changes with the file: a hash of its header, its size, and the time of its last change.
     """
 
     dtypes = tuple(DTYPES)
+    package_bytes = 0
 
     def __init__(self, path: Path) -> None:
         """Read and validate the file's header.

@@ -115,6 +115,10 @@ class ModelSource(ABC):
         """Return the files that hold the tensors."""
         return tuple(file.path for file in self._files())
 
+    def package_bytes(self) -> int:
+        """Return the memory of the package that reads the weights, where it takes much for itself."""
+        return max((file.package_bytes for file in self._files()), default=0)
+
     def has(self, name: str) -> bool:
         """Whether the model has this tensor."""
         return name in self._tensors

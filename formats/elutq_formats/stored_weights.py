@@ -1,6 +1,6 @@
 """The weight files of a checkpoint folder: which there are, and the tensors that they hold."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,9 +11,12 @@ import numpy.typing as npt
 
 from elutq_formats.errors import CheckpointError
 from elutq_formats.folder_texts import read_json
+from elutq_formats.pytorch_file import PyTorchFile
 from elutq_formats.safetensors_file import ALL_ROWS, Run, SafetensorsFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SAFETENSORS, PYTORCH = ".safetensors", ".bin"
+PYTORCH_SINGLE, PYTORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 class WeightFile(Protocol):
@@ -21,6 +24,10 @@ class WeightFile(Protocol):
 
     path: Path
     identity: str
+
+    @property
+    def package_bytes(self) -> int:
+        """Memory of the package that reads it, where that takes much for itself."""
 
     @property
     def dtypes(self) -> Collection[str]:
@@ -74,23 +81,34 @@ class StoredTensor:
 def open_weights(folder: Path, elsewhere: Mapping[str, WeightFile] = MappingProxyType({})) -> dict[str, StoredTensor]:
     """Open every weight file of a folder; return each tensor by its stored name.
 
-    A single file comes before an index, as for transformers.
+    Safetensors come before PyTorch's format, and a single file before an index, as for transformers.
 
     Args:
-        folder: which holds one or the other.
+        folder: which holds one of them.
         elsewhere: files that are not in the folder, by name.
 
     Raises:
+        UnsupportedModelError: they are of PyTorch's format, and torch is not installed.
         CheckpointError: a file is missing or damaged, or the index is.
     """
 
     def open_file(name: str) -> WeightFile:
-        return elsewhere.get(name) or SafetensorsFile(folder / name)
+        kind = SafetensorsFile if name.endswith(SAFETENSORS) else PyTorchFile
+        return elsewhere.get(name) or kind(folder / name)
 
-    if not (folder / INDEX).exists() or (folder / SINGLE).exists() or SINGLE in elsewhere:
-        file = open_file(SINGLE)
-        return {name: StoredTensor(file, name) for name in file.shapes}
-    weight_map = read_weight_map(folder / INDEX)
+    for single, index in ((SINGLE, INDEX), (PYTORCH_SINGLE, PYTORCH_INDEX)):
+        if single in elsewhere or (folder / single).exists():
+            break
+        if (folder / index).exists():
+            return _open_shards(folder, index, open_file)
+    else:
+        single = SINGLE  # which then is missing
+    file = open_file(single)
+    return {name: StoredTensor(file, name) for name in file.shapes}
+
+
+def _open_shards(folder: Path, index: str, open_file: Callable[[str], WeightFile]) -> dict[str, StoredTensor]:
+    weight_map = read_weight_map(folder / index)
     shards = {shard: open_file(shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard].shapes:
@@ -107,7 +125,8 @@ def read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index} is damaged: it has no weight_map from tensors to files")
+    suffix, kind = (PYTORCH, "PyTorch") if index.name == PYTORCH_INDEX else (SAFETENSORS, "safetensors")
     for shard in weight_map.values():
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{index} is damaged: {shard!r:.80} is not the name of a safetensors file")
+        if Path(shard).name != shard or not shard.endswith(suffix):
+            raise CheckpointError(f"{index} is damaged: {shard!r:.80} is not the name of a {kind} file")
     return weight_map

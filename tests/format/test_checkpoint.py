@@ -225,8 +225,8 @@ class TestIncomplete:
         self.refuse(self.single, r"config\.json is damaged")
 
     def test_no_weights(self):
-        (self.single / "model.safetensors").rename(self.single / "pytorch_model.bin")
-        self.refuse(self.single, "'pytorch_model.bin' is PyTorch's format: load it")
+        (self.single / "model.safetensors").rename(self.single / "model.pt")
+        self.refuse(self.single, "'model.pt' is PyTorch's format: load it")
 
     def test_missing_shard(self):
         (self.sharded / "model-00002-of-00002.safetensors").unlink()
