@@ -19,7 +19,7 @@ PYTHONS = range(10, 20)
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     # isolated, so that what pyproject.toml asks for is all that a build needs; the wheel is built from the sdist
     run(sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT)
