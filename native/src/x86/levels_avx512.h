@@ -50,7 +50,6 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
         total = _mm512_add_ps(total, h[k]);
     }
     const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_max_ps(total, _mm512_set1_ps(SMALLEST_SCALED)));
-#pragma GCC unroll 4
     for (int trial = 0; trial < ELUTQ_LEVELS_TRIALS(bits); trial++) {
         const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(ELUTQ_LEVELS_TOP(bits) - (float)trial), inverse);
         __m512 hs = zero, ss = zero;
