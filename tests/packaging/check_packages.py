@@ -27,12 +27,12 @@ def main() -> None:
     check_wheel(wheel, sdist)
     oldest, newest = find_pythons()
     environments = {
-        "lowest": make_environment(folder / "lowest", oldest, wheel, "--resolution", "lowest-direct"),
-        "newest": make_environment(folder / "newest", newest, wheel),
-        "sdist": make_environment(folder / "sdist", newest, sdist),
+        f"{kind}, {name}": make_environment(folder / f"{kind}-{name}", python, package, *resolution)
+        for kind, package in (("wheel", wheel), ("sdist", sdist))
+        for name, python, resolution in (("lowest", oldest, ("--resolution", "lowest-direct")), ("newest", newest, ()))
     }
     for name, python in environments.items():
-        try_out(python, folder / f"{name}.gguf")
+        try_out(python, python.parents[1] / "model.gguf")
         print(f"{name}: quantize, run and serve, with {describe(python)}", flush=True)
     print(f"{len(environments)} passed, 0 failed")
 
