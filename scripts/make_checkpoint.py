@@ -13,17 +13,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from checkpoint_folder import WEIGHTS_AT_ONCE, write_safetensors
 
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "novels-6m" / "tokenizer.json"
-WEIGHTS_AT_ONCE = 1 << 22
 
 
 def random_rows(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -75,19 +74,10 @@ def split_shards(shapes: dict[str, tuple[int, ...]], shard_bytes: int) -> list[l
 def write_shard(path: Path, names: list[str], config: ModelConfig, seed: int) -> None:
     """Write one safetensors file."""
     shapes = config.tensor_shapes()
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in names:
-        end = offset + 2 * math.prod(shapes[name])
-        header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in names:
-            for rows in random_rows(name, shapes[name], config, seed):
-                file.write(to_bfloat16(rows).data)
+    wanted = {name: shapes[name] for name in names}
+    write_safetensors(
+        path, "BF16", wanted, lambda name: map(to_bfloat16, random_rows(name, shapes[name], config, seed))
+    )
 
 
 def make_checkpoint(shape: str, blocks: int | None, folder: Path, seed: int, shard_bytes: int) -> None:

