@@ -4,9 +4,9 @@
         --calibration CALIBRATION.txt
     python scripts/accuracy_table.py --render docs/accuracy.md
 
-Models: checkpoints (scripts/real_models.py makes them). Each file that the pipeline makes is evaluated in the C runtime
-against the checkpoint in float32, head and embedding being float16 in it. The runtime's own error, the KL divergence
-from the same file's dequantized weights in float32, is measured on the first windows of the first text.
+Models: checkpoints (scripts/real_models.py makes them) or GGUF files. Each file that the pipeline makes is evaluated in
+the C runtime against the full precision in float32, head and embedding being float16 in it. The runtime's own error,
+what elutq eval --of-runtime says, is measured on the first windows of the first text.
 
 Rows go to a JSON file as they are made, with the commit, the date and the command; those that are there, by model,
 text, method, bits and group size, are not made again, and a run that was stopped goes on within the file it was making.
@@ -39,7 +39,7 @@ from accuracy_rows import BEGIN, BLOCKS, END, Row, Table, header, insert, line, 
 from numpy.typing import NDArray  # noqa: E402
 
 from elutq_cli.evaluation import Windows, evaluate, evaluate_all, split_windows  # noqa: E402
-from elutq_cli.evaluation.models import open_model  # noqa: E402
+from elutq_cli.evaluation.models import open_dequantized, open_model  # noqa: E402
 from elutq_cli.pipeline.backend import NativeBackend, make_backend  # noqa: E402
 from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
 from elutq_cli.pipeline.fingerprint import code_digest  # noqa: E402
@@ -47,9 +47,8 @@ from elutq_cli.pipeline.quantize import quantize  # noqa: E402
 from elutq_cli.pipeline.spool import work_folder  # noqa: E402
 from elutq_cli.reference import Transformer  # noqa: E402
 from elutq_cli.text_input import read_bytes, read_text  # noqa: E402
-from elutq_formats.checkpoint import Checkpoint  # noqa: E402
 from elutq_formats.errors import ElutqError  # noqa: E402
-from elutq_formats.model_file import ModelFile  # noqa: E402
+from elutq_formats.open_source import open_source  # noqa: E402
 from elutq_formats.source import ModelSource  # noqa: E402
 from elutq_native import NativeError, default_threads  # noqa: E402
 
@@ -60,7 +59,7 @@ CODE = ("elutq_cli", "formats", "native", "scripts")
 
 
 class KeptReference:
-    """A checkpoint's logits on one text, computed from what its head is given: that is kept on disk.
+    """A model's logits on one text, computed from what its head is given: that is kept on disk.
 
     It is exact: the same float32 values go through the same head. Logits themselves would take a hundred times the
     room (12 GB for 40 windows of 512 tokens over 151,936), and half of that in float16 would change a KL divergence;
@@ -171,8 +170,11 @@ def runtime_error(path: Path, options: argparse.Namespace, windows: Windows) -> 
     few = Windows(
         windows.tokens[: options.runtime_chunks], windows.first_scored[: options.runtime_chunks], windows.description
     )
-    with open_model(path, options.ctx_size, options.threads) as model:
-        return evaluate(model.logits_model, few, Transformer(ModelFile.open(path))).kl
+    with (
+        open_model(path, options.ctx_size, options.threads) as model,
+        open_dequantized(path, options.ctx_size) as exact,
+    ):
+        return evaluate(model.logits_model, few, exact.logits_model).kl
 
 
 def make_rows(
@@ -258,7 +260,7 @@ def named_paths(words: list[str], parser: argparse.ArgumentParser, flag: str) ->
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FOLDER", help="checkpoints")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="checkpoints or GGUF files")
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="what is evaluated on")
     parser.add_argument("--calibration", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
@@ -298,7 +300,9 @@ def run(options: argparse.Namespace) -> bool:
         table.add_text(name, hashlib.sha256(read_bytes(path)).hexdigest())
     options.cache.mkdir(parents=True, exist_ok=True)
     for model, path in options.models.items():
-        with Checkpoint.open(path) as source:
+        with open_source(path) as source:
+            for note in source.notes:
+                print(f"{model}: {note}", file=sys.stderr)
             missing = jobs(options, table, model, source)
             wanted = [text for text in options.texts if any(text in job.texts for job in missing)]
             texts = {name: cut_text(options, name, model, source) for name in wanted}

@@ -26,9 +26,9 @@ from gguf import GGMLQuantizationType
 from elutq_cli.benchmark.sensors import cpu_model
 from elutq_cli.benchmark.synthetic import write_synthetic
 from elutq_cli.shapes import SHAPES, named_shape
-from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.names import gguf_name
+from elutq_formats.open_source import open_source
 from elutq_native import Model
 
 # Byte offsets of the fp16 scales in a block of each ggml type (ggml-common.h); all other bytes may be anything.
@@ -132,7 +132,9 @@ def compare(model: Model, peer_path: Path, options: argparse.Namespace) -> list[
 def main() -> None:
     """Makes the files, runs every comparison, prints a table and, with --json, writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="llama2-7b", help=f"a checkpoint folder, or one of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--shape", default="llama2-7b", help=f"a checkpoint folder, a GGUF file, or one of {', '.join(SHAPES)}"
+    )
     parser.add_argument("--blocks", type=int, help="decoder blocks, for a quick look")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--types", default="Q2_K,TQ2_0,Q4_0", help="ggml types of the peer's weights")
@@ -144,8 +146,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder that keeps the files for another run")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
-    if Path(options.shape).is_dir():
-        with Checkpoint.open(Path(options.shape)) as checkpoint:
+    if Path(options.shape).exists():
+        with open_source(Path(options.shape)) as checkpoint:
             config = checkpoint.config
     else:
         config = named_shape(options.shape, options.blocks)

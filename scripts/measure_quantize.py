@@ -255,7 +255,7 @@ def main() -> None:
     from elutq_cli.pipeline.forecast import Forecast
     from elutq_cli.pipeline.recipe import Plan, Recipe
     from elutq_cli.pipeline.tune.budget import tuning_products
-    from elutq_formats.checkpoint import Checkpoint
+    from elutq_formats.open_source import open_source
     from elutq_native import default_threads
 
     options: dict[str, Any] = {"method": arguments.method}
@@ -270,7 +270,7 @@ def main() -> None:
         output_bits=arguments.output_bits,
         **options,
     )
-    with Checkpoint.open(arguments.checkpoint) as checkpoint:
+    with open_source(arguments.checkpoint) as checkpoint:
         config = checkpoint.config
     slice_blocks = config.num_hidden_layers
     blocks = arguments.blocks or slice_blocks

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.reference import KeyValueCache, Transformer
-from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.open_source import open_source
 
 MODEL = Path(__file__).resolve().parent.parent / "tests" / "data" / "novels-6m"
 TEMPERATURE = 0.8
@@ -51,10 +51,10 @@ def sample(model: Transformer, rng: np.random.Generator) -> NDArray[np.int64]:
 def main() -> None:
     """Write the sampled sequences to stdout, each followed by an empty line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MODEL, help="checkpoint folder")
+    parser.add_argument("--model", type=Path, default=MODEL, help="checkpoint folder or GGUF file")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    with Checkpoint.open(arguments.model) as checkpoint:
+    with open_source(arguments.model) as checkpoint:
         tokenizer = checkpoint.tokenizer()
         tokens = sample(Transformer(checkpoint, keep=True), np.random.default_rng(arguments.seed))
     text = "".join(tokenizer.decode(sequence.tolist()).strip() + "\n\n" for sequence in tokens)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import GOLDEN, NOVELS
+from foreign_gguf import describe
+from gguf import GGMLQuantizationType
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -15,6 +19,7 @@ import accuracy_rows
 import accuracy_table
 from accuracy_methods import METHODS, largest_group_size
 
+from elutq_cli.commands.eval import eval_command
 from elutq_cli.evaluation import evaluate_all, split_windows
 from elutq_cli.evaluation.models import open_model
 from elutq_cli.reference import Transformer
@@ -25,6 +30,10 @@ ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "docs" / "figures" / "accuracy.json"
 SAMPLED = NOVELS.parent / "sampled.txt"
 SIZES = ("--ctx-size", 64, "--chunks", 3, "--runtime-chunks", 1, "--num-samples", 4, "--threads", 2)
+
+app = typer.Typer()
+app.command("eval")(eval_command)
+app.callback()(lambda: None)  # so that eval is a subcommand
 
 
 @pytest.fixture
@@ -63,12 +72,23 @@ def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_mod
     assert (fit["top1"], fit["bits_per_weight"]) == (result.top1, bits_per_weight)
     assert fit["reference_ppl"] == pytest.approx(full.ppl, rel=1e-6)
     assert uniform["kl"] > 1.2 * fit["kl"]
-    assert 0 < fit["runtime_kl"] < 0.01 * fit["kl"] + 0.002
+    arguments = ["eval", path, "-f", SAMPLED, "-c", 64, "--chunks", 1, "--of-runtime", "-t", 2, "--json"]
+    said = json.loads(CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False).stdout)
+    assert 0 < fit["runtime_kl"] == pytest.approx(said["kl"], rel=1e-5)
     assert fit["seconds"] > 0
     assert "| 2 | 128 | HLQ fit, weights only | 2.375 |" in out
     assert str(tmp_path) not in json.dumps(rows)  # it is committed: no path of this machine
     assert fit["commit"] == "0123456789abcdef"
     assert not list((tmp_path / "cache").glob("*.gguf*"))
+
+
+def test_a_gguf_file_of_other_tools_is_a_model_too(make, tmp_path):
+    coarse = describe(NOVELS).quantized(GGMLQuantizationType.Q4_0).write(tmp_path / "coarse.gguf")
+    status, _, err, (row,) = make(methods=("fit",), model=coarse)
+    assert status == 0
+    assert row["kl"] > 0
+    assert "small: its weights have 4.50 bits already" in err
+    assert "--models small=coarse.gguf" in row["command"]
 
 
 def test_rows_that_are_there_are_not_made_again(make, tmp_path, monkeypatch):
