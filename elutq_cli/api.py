@@ -227,7 +227,7 @@ def quantize(
         ElutqError: the input is wrong or the disk refuses; then there is no output.
         NativeError: the threads cannot be started.
     """
-    from elutq_cli.hub import find_checkpoint
+    from elutq_cli.hub_sources import find_checkpoint
     from elutq_cli.pipeline.backend import make_backend
     from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.preparation import prepare

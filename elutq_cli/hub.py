@@ -1,33 +1,11 @@
-"""Checkpoints and model files of the Hugging Face hub, by name: what is small first, and only the files needed."""
+"""Models of the Hugging Face hub, by name: what is a repository's name, and which of its files is a model file."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from elutq_cli.hub_gguf import check_parts, choose_file, open_remote
-from elutq_formats.checkpoint import Checkpoint
+from elutq_cli.hub_gguf import choose_file, gguf_files
 from elutq_formats.errors import ElutqError
-from elutq_formats.gguf_parts import part_names
-from elutq_formats.open_source import GGUF, START_BYTES, is_ours, open_source
-from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
-from elutq_formats.source import ModelSource
-from elutq_formats.stored_weights import INDEX, SINGLE, read_weight_map
-
-SMALL_FILES = (
-    "README.md",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    ADAPTER_CONFIG,
-    INDEX,
-)
-"""What is read of a checkpoint beside its weights."""
-
-CHOICE = "--gguf-file FILE"
+from elutq_formats.gguf_start import GGUF, START_BYTES, is_ours
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -37,58 +15,18 @@ def is_repository(model: Path) -> bool:
     return _REPOSITORY.fullmatch(str(model)) is not None and model.suffix != GGUF and not model.exists()
 
 
-def find_checkpoint(
-    model: Path,
-    revision: str | None = None,
-    offline: bool = False,
-    check: Callable[[ModelSource], None] = lambda checkpoint: None,
-    gguf_file: str | None = None,
-) -> Path:
-    """Return a source of weights on this disk, which is downloaded first when ``model`` names a repository.
-
-    Args:
-        model: a folder, a GGUF file, ``organisation/name``, or ``organisation/name:FILE`` with a GGUF file's name.
-        revision: branch, tag or commit of the repository; None: its main branch.
-        offline: use only what has been downloaded before.
-        check: raises when the model is of no use; called before weights are downloaded, with all else.
-        gguf_file: which GGUF file of the repository or folder, or a part of its name that no other has; of a split one
-            the first part. None: its checkpoint.
+def split_name(model: Path, gguf_file: str | None) -> tuple[Path, str | None]:
+    """Return the repository and the file of ``organisation/name:FILE``; else what is given.
 
     Raises:
-        ElutqError: the hub has no such repository, revision or file, does not give it to this user, or cannot be
-            reached; it is no model that can be used; or a revision is asked of what is on this disk.
+        ElutqError: a file is given twice.
     """
-    model, gguf_file = _split_name(model, gguf_file)
-    if not is_repository(model):
-        return _local(model, revision, gguf_file)
-    from elutq_cli.hub_client import fetch
-
-    found = _find(str(model), revision, offline, gguf_file)
-    if found.missing:
-        with found.open() as source:
-            check(source)
-        fetch(str(model), found.folder.name, found.missing, offline)
-    return found.place
-
-
-def open_headers(
-    model: Path, revision: str | None = None, offline: bool = False, gguf_file: str | None = None
-) -> ModelSource:
-    """Open a model to look at everything but its weights, which are not downloaded.
-
-    Args:
-        model: see ``find_checkpoint``.
-        revision: branch, tag or commit of the repository; None: its main branch.
-        offline: use only what has been downloaded before.
-        gguf_file: see ``find_checkpoint``.
-
-    Raises:
-        ElutqError: see ``find_checkpoint``.
-    """
-    model, gguf_file = _split_name(model, gguf_file)
-    if not is_repository(model):
-        return open_source(_local(model, revision, gguf_file))
-    return _find(str(model), revision, offline, gguf_file).open()
+    repository, colon, tag = str(model).partition(":")
+    if not colon or model.exists() or not is_repository(Path(repository)):
+        return model, gguf_file
+    if gguf_file is not None:
+        raise ElutqError(f"{model} names a file already: leave out --gguf-file")
+    return Path(repository), tag
 
 
 def find_model(model: str, filename: str | None = None, revision: str | None = None, offline: bool = False) -> Path:
@@ -108,13 +46,14 @@ def find_model(model: str, filename: str | None = None, revision: str | None = N
     if Path(model).exists() or not is_repository(Path(repository)):
         if filename is not None:
             raise ElutqError(f"{model} is not a repository's name: it has no {filename}")
-        return _local(Path(model), revision)
+        check_revision(Path(model), revision)
+        return Path(model)
     from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, read_start
 
     offline, how = is_offline(offline), f"{repository}:FILE"
     if offline:
         folder = fetch(repository, revision, (), offline)
-        return folder / choose_file(repository, _model_files(folder), filename or tag, how, " in the cache")
+        return folder / choose_file(repository, gguf_files(folder), filename or tag, how, " in the cache")
     commit, names = list_files(repository, revision)
     name = choose_file(repository, names, filename or tag, how)
     if not is_cached(repository, commit, name) and not is_ours(read_start(repository, commit, name, START_BYTES)[0]):
@@ -122,98 +61,11 @@ def find_model(model: str, filename: str | None = None, revision: str | None = N
     return fetch(repository, revision, (name,), offline) / name
 
 
-def _model_files(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*" + GGUF)))
+def check_revision(model: Path, revision: str | None) -> None:
+    """Refuse a revision of what is on this disk.
 
-
-def _split_name(model: Path, gguf_file: str | None) -> tuple[Path, str | None]:
-    """Return the repository and the file of ``organisation/name:FILE``; else what is given."""
-    repository, colon, tag = str(model).partition(":")
-    if not colon or model.exists() or not is_repository(Path(repository)):
-        return model, gguf_file
-    if gguf_file is not None:
-        raise ElutqError(f"{model} names a file already: leave out --gguf-file")
-    return Path(repository), tag
-
-
-def _local(model: Path, revision: str | None, gguf_file: str | None = None) -> Path:
+    Raises:
+        ElutqError: one is asked for.
+    """
     if revision is not None and model.exists():
         raise ElutqError(f"{model} is on this disk and has no revisions: leave out --revision")
-    if gguf_file is None:
-        return model
-    if not model.is_dir():
-        raise ElutqError(f"{model} is neither a repository's name nor a folder: leave out --gguf-file")
-    return model / choose_file(str(model), _model_files(model), gguf_file, CHOICE)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A model of a repository, as far as it is here.
-
-    Attributes:
-        folder: of the repository's files, named by the commit.
-        place: of the model in it.
-        missing: names of files that are not here yet.
-        open: opens it, with what is not here looked at on the hub.
-    """
-
-    folder: Path
-    place: Path
-    missing: tuple[str, ...]
-    open: Callable[[], ModelSource]
-
-
-def _find(repository: str, revision: str | None, offline: bool, gguf_file: str | None) -> _Found:
-    if gguf_file is None:
-        folder, missing = _find_checkpoint(repository, revision, offline)
-        return _Found(folder, folder, missing, lambda: _open(repository, folder, missing))
-    from elutq_cli.hub_client import fetch, is_offline, list_files
-
-    folder = fetch(repository, revision, ("README.md", ".gitattributes"), offline)  # most have one or both
-    if is_offline(offline):
-        present, where = _model_files(folder), " in the cache"
-    else:
-        (_, present), where = list_files(repository, folder.name), ""
-    parts = part_names(choose_file(repository, present, gguf_file, CHOICE, where))
-    check_parts(repository, present, parts)
-    place, missing = folder / parts[0], _missing(folder, parts)
-    if not missing:
-        return _Found(folder, place, (), lambda: open_source(place))
-    return _Found(folder, place, missing, lambda: open_remote(repository, folder.name, parts))
-
-
-def _find_checkpoint(repository: str, revision: str | None, offline: bool) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder of a repository's small files, and the names of the weight files that are not in it yet."""
-    from elutq_cli.hub_client import fetch, is_offline, list_files, not_cached
-
-    folder = fetch(repository, revision, (*SMALL_FILES, SINGLE) if is_offline(offline) else SMALL_FILES, offline)
-    refuse_adapter(folder, repository)
-    if not _missing(folder, _weight_files(folder, (folder / SINGLE).exists())):
-        return folder, ()
-    if is_offline(offline):
-        raise not_cached(repository)
-    _, names = list_files(repository, folder.name)
-    check_names(repository, names)
-    weights = _weight_files(folder, SINGLE in names)
-    for name in weights:
-        if name not in names:
-            raise ElutqError(f"{repository} is incomplete: its index names {name!r:.80}, which it does not have")
-    return folder, _missing(folder, weights)
-
-
-def _weight_files(folder: Path, single: bool) -> tuple[str, ...]:
-    """Return the names of a checkpoint's weight files: the single one, where there is one, or those of the index."""
-    if single or not (folder / INDEX).exists():
-        return (SINGLE,)
-    return tuple(sorted(set(read_weight_map(folder / INDEX).values())))
-
-
-def _missing(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in names if not (folder / name).exists())
-
-
-def _open(repository: str, folder: Path, missing: tuple[str, ...]) -> Checkpoint:
-    """Open a checkpoint of which some weight files are on the hub alone."""
-    from elutq_cli.hub_client import RemoteWeights
-
-    return Checkpoint.open(folder, {name: RemoteWeights(repository, folder / name) for name in missing})

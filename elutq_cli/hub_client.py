@@ -4,14 +4,9 @@ import glob
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from elutq_formats.errors import CheckpointError, ElutqError
-from elutq_formats.safetensors_file import ALL_ROWS, DTYPES, Run
+from elutq_formats.errors import ElutqError
 
 
 def is_offline(wanted: bool) -> bool:
@@ -41,7 +36,7 @@ def fetch(repository: str, revision: str | None, names: Iterable[str], offline: 
     if not sys.stderr.isatty():
         disable_progress_bars()
     patterns = [glob.escape(name) for name in names]
-    with _explaining(repository, revision, offline):
+    with explaining(repository, revision, offline):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=offline))
 
 
@@ -53,7 +48,7 @@ def list_files(repository: str, revision: str | None) -> tuple[str, tuple[str, .
     """
     from huggingface_hub import HfApi
 
-    with _explaining(repository, revision, False):
+    with explaining(repository, revision, False):
         info = HfApi().model_info(repository, revision=revision)
         return str(info.sha), tuple(file.rfilename for file in info.siblings or ())
 
@@ -78,7 +73,7 @@ def read_start(repository: str, commit: str, name: str, n_bytes: int) -> tuple[b
         hf_raise_for_status,
     )
 
-    with _explaining(repository, commit, False):
+    with explaining(repository, commit, False):
         headers = {**build_hf_headers(), "Range": f"bytes=0-{n_bytes - 1}"}
         url = hf_hub_url(repository, name, revision=commit)
         answer = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
@@ -88,62 +83,8 @@ def read_start(repository: str, commit: str, name: str, n_bytes: int) -> tuple[b
         return content[:n_bytes], int(size) if size.isdecimal() else len(content)
 
 
-class RemoteWeights:
-    """A weight file on the hub, of which its header alone is asked for, when it is looked at: some kilobytes.
-
-    Attributes:
-        path: where it will be.
-        identity: nothing: it is not here.
-    """
-
-    identity = ""
-    dtypes = tuple(DTYPES)
-    package_bytes = 0
-
-    def __init__(self, repository: str, path: Path) -> None:
-        """Ask for nothing yet; ``path`` is in the folder that ``fetch`` returned."""
-        self.path = path
-        self._repository = repository
-
-    @cached_property
-    def _tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import SafetensorsParsingError
-
-        commit = self.path.parent.name
-        with _explaining(self._repository, commit, False):
-            try:
-                found = HfApi().parse_safetensors_file_metadata(self._repository, self.path.name, revision=commit)
-                return {name: (str(info.dtype), tuple(map(int, info.shape))) for name, info in found.tensors.items()}
-            except (SafetensorsParsingError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-                raise CheckpointError(
-                    f"{self._repository}: {self.path.name!r:.80} is damaged or no safetensors file"
-                ) from error
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape, by name."""
-        return {name: shape for name, (_, shape) in self._tensors.items()}
-
-    def dtype(self, name: str) -> str:
-        """Return a tensor's dtype as the header names it."""
-        return self._tensors[name][0]
-
-    def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
-        """Refuse to: the tensors are not here.
-
-        Raises:
-            CheckpointError: always.
-        """
-        raise CheckpointError(f"{self.path.name} of {self._repository} has not been downloaded")
-
-    def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield nothing: until its bytes are here, a head that is declared to be the embedding counts as equal."""
-        return iter(())
-
-
 @contextmanager
-def _explaining(repository: str, revision: str | None, offline: bool) -> Iterator[None]:
+def explaining(repository: str, revision: str | None, offline: bool) -> Iterator[None]:
     """Turn whatever the client raises into one line."""
     from huggingface_hub.errors import HFValidationError
 

@@ -136,7 +136,7 @@ def quantize_command(
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from elutq_cli.api import quantize
-    from elutq_cli.hub import open_headers
+    from elutq_cli.hub_sources import open_headers
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_formats.atomic import check_output
 

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from elutq_cli.evaluation.continuations import ContinuationModel, NativeContinuations, ReferenceContinuations
 from elutq_cli.evaluation.score import Advance, WindowLogitsModel
 from elutq_cli.evaluation.windows import Rule, Windows, split_windows
-from elutq_cli.hub import find_checkpoint
+from elutq_cli.hub_sources import find_checkpoint
 from elutq_cli.reference import Transformer
 from elutq_cli.streams import printable
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+from elutq_formats.gguf_start import is_foreign_gguf
 from elutq_formats.model_file import ModelFile
-from elutq_formats.open_source import is_foreign_gguf, open_source
+from elutq_formats.open_source import open_source
 from elutq_formats.tokenizer import Tokenizer
 from elutq_native import Model
 

@@ -14,7 +14,8 @@ from processes import started
 from safetensors.numpy import save
 
 import elutq
-from elutq_cli.hub import find_checkpoint, is_repository, open_headers
+from elutq_cli.hub import is_repository
+from elutq_cli.hub_sources import find_checkpoint, open_headers
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError

@@ -12,10 +12,10 @@ from hub_server import COMMIT, serving, use_here
 from typer.testing import CliRunner
 
 import elutq
-from elutq_cli import hub_gguf
+from elutq_cli import hub_headers
 from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.quantize import quantize_command
-from elutq_cli.hub import find_checkpoint, open_headers
+from elutq_cli.hub_sources import find_checkpoint, open_headers
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.open_source import open_source
@@ -77,7 +77,7 @@ def test_all_parts_of_a_split_file_come(hub):
 
 
 def test_a_long_header_is_asked_for_until_it_is_there(hub, monkeypatch):
-    monkeypatch.setattr(hub_gguf, "HEADER_BYTES", 100)
+    monkeypatch.setattr(hub_headers, "HEADER_BYTES", 100)
     with open_headers(TINY, gguf_file="Q8_0") as source:
         assert source.config.vocab_size == 128
         assert source.path == TINY / "tiny-Q8_0.gguf"

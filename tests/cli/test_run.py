@@ -239,6 +239,18 @@ def test_numpy_is_not_loaded_for_help():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_what_reads_checkpoints_is_not_loaded_to_run_a_model_file(novels_2bit):
+    """It takes 10 ms of every start."""
+    code = (
+        "import sys, elutq_cli.commands.run, elutq_cli.commands.serve\n"
+        "from elutq_cli.commands.model_argument import find_model_file\n"
+        "import elutq; elutq.load(find_model_file(sys.argv[1], None, False), ctx_size=8).close()\n"
+        "print(*sorted({'elutq_formats.checkpoint', 'elutq_formats.gguf_source', 'safetensors'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, novels_2bit], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("\n", "")
+
+
 def test_a_checkpoint_in_the_place_of_a_model_file_is_told_what_to_do(tmp_path):
     (tmp_path / "a" / "folder").mkdir(parents=True)
     command = [ELUTQ, "run", "a/folder", "-p", "x"]

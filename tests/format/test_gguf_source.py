@@ -22,9 +22,10 @@ from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.gguf import GGML_TYPES
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_source import GGUFSource
+from elutq_formats.gguf_start import is_foreign_gguf, is_gguf
 from elutq_formats.gguf_weights import GGUFWeights, unpermuted
 from elutq_formats.model_file import ModelFile
-from elutq_formats.open_source import is_foreign_gguf, is_gguf, open_source
+from elutq_formats.open_source import open_source
 
 KINDS = GGMLQuantizationType
 LLAMA = GOLDEN / "llama2-gqa-sharded"

@@ -17,8 +17,9 @@ from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf_reader import GGUFReader
+from elutq_formats.gguf_start import START_BYTES, is_ours
 from elutq_formats.model_file import ModelFile
-from elutq_formats.open_source import START_BYTES, is_ours, open_source
+from elutq_formats.open_source import open_source
 from elutq_formats.origin import BaseModel
 from elutq_formats.standard_metadata import basename, describe_vocabulary, size_label
 from elutq_formats.tokenizer import Tokenizer
