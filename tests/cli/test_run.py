@@ -244,7 +244,7 @@ def test_what_reads_checkpoints_is_not_loaded_to_run_a_model_file(novels_2bit):
     code = (
         "import sys, elutq_cli.commands.run, elutq_cli.commands.serve\n"
         "from elutq_cli.commands.model_argument import find_model_file\n"
-        "import elutq; elutq.load(find_model_file(sys.argv[1], None, False), ctx_size=8).close()\n"
+        "from elutq_cli.api import load; load(find_model_file(sys.argv[1], None, False), ctx_size=8).close()\n"
         "print(*sorted({'elutq_formats.checkpoint', 'elutq_formats.gguf_source', 'safetensors'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code, novels_2bit], capture_output=True, text=True, check=False)
