@@ -60,8 +60,8 @@ def is_cached(repository: str, commit: str, name: str) -> bool:
     return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
 
 
-def read_start(repository: str, commit: str, name: str, n_bytes: int) -> tuple[bytes, int]:
-    """Return the first bytes of a file on the hub, and the size of the whole.
+def read_bytes(repository: str, commit: str, name: str, n_bytes: int, first: int = 0) -> tuple[bytes, int]:
+    """Return some bytes of a file on the hub, from ``first`` on, and the size of the whole.
 
     Raises:
         ElutqError: see ``fetch``.
@@ -74,13 +74,15 @@ def read_start(repository: str, commit: str, name: str, n_bytes: int) -> tuple[b
     )
 
     with explaining(repository, commit, False):
-        headers = {**build_hf_headers(), "Range": f"bytes=0-{n_bytes - 1}"}
+        headers = {**build_hf_headers(), "Range": f"bytes={first}-{first + n_bytes - 1}"}
         url = hf_hub_url(repository, name, revision=commit)
         answer = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         hf_raise_for_status(answer)
         content = bytes(answer.content)
         size = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        return content[:n_bytes], int(size) if size.isdecimal() else len(content)
+        if not size.isdecimal():  # a server that knows no ranges sends the whole
+            return content[first : first + n_bytes], len(content)
+        return content[:n_bytes], int(size)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.hub_client import explaining, read_start
+from elutq_cli.hub_client import explaining, read_bytes
 from elutq_formats.errors import CheckpointError, ElutqError
 from elutq_formats.gguf_reader import GGUFReader, TruncatedHeaderError
 from elutq_formats.gguf_source import GGUFSource
+from elutq_formats.pytorch_file import TORCH_BYTES, PyTorchFile
 from elutq_formats.safetensors_file import ALL_ROWS, DTYPES, Run
 
 HEADER_BYTES = 1 << 21
@@ -20,8 +21,13 @@ HEADER_BYTES = 1 << 21
 _MOST_HEADER_BYTES = 1 << 28
 
 
+END_BYTES = 1 << 20
+"""Of a file in PyTorch's format, from its beginning and from its end: the pickle, and the list of what is in the file,
+of some thousand tensors."""
+
+
 class RemoteWeights:
-    """A weight file on the hub, of which its header alone is asked for, when it is looked at: some kilobytes.
+    """A safetensors file on the hub, of which its header alone is asked for, when it is looked at: some kilobytes.
 
     Attributes:
         path: where it will be.
@@ -74,6 +80,31 @@ class RemoteWeights:
         return iter(())
 
 
+class RemotePyTorch(RemoteWeights):
+    """A file of PyTorch's format on the hub, of which both ends are asked for, when it is looked at."""
+
+    package_bytes = TORCH_BYTES
+
+    @cached_property
+    def _tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The file is laid on disk with nothing between its ends, so that torch finds the same faults in it."""
+        commit, name = self.path.parent.name, self.path.name
+        start, size = read_bytes(self._repository, commit, name, END_BYTES)
+        rest = max(len(start), size - END_BYTES)
+        end = read_bytes(self._repository, commit, name, END_BYTES, rest)[0] if rest < size else b""
+        with TemporaryDirectory(prefix="elutq-") as folder:
+            path = Path(folder) / name
+            with path.open("wb") as file:
+                file.write(start)
+                file.seek(rest)
+                file.write(end)
+            try:
+                found = PyTorchFile(path)
+            except ElutqError as error:
+                raise type(error)(str(error).replace(folder, self._repository)) from error
+            return {tensor: (found.dtype(tensor), shape) for tensor, shape in found.shapes.items()}
+
+
 def open_remote(repository: str, commit: str, names: Sequence[str]) -> GGUFSource:
     """Open a file on the hub, or all parts of one, to look at everything but its weights.
 
@@ -98,7 +129,7 @@ def open_remote(repository: str, commit: str, names: Sequence[str]) -> GGUFSourc
 def _lay_header(repository: str, commit: str, name: str, path: Path) -> None:
     n_bytes = HEADER_BYTES
     while True:
-        start, size = read_start(repository, commit, name, n_bytes)
+        start, size = read_bytes(repository, commit, name, n_bytes)
         path.write_bytes(start)
         with path.open("r+b") as file:
             file.truncate(size)

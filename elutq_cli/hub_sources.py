@@ -1,20 +1,20 @@
 """Sources of weights on the Hugging Face hub, by name: what is small first, and only the files needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from elutq_cli.hub import check_revision, is_repository, split_name
 from elutq_cli.hub_client import fetch, is_offline, list_files, not_cached
 from elutq_cli.hub_gguf import check_parts, choose_file, gguf_files
-from elutq_cli.hub_headers import RemoteWeights, open_remote
+from elutq_cli.hub_headers import RemotePyTorch, RemoteWeights, open_remote
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.gguf_parts import part_names
 from elutq_formats.open_source import open_source
 from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
 from elutq_formats.source import ModelSource
-from elutq_formats.stored_weights import INDEX, SINGLE, read_weight_map
+from elutq_formats.stored_weights import INDEX, LAYOUTS, PYTORCH, PYTORCH_INDEX, SINGLE, read_weight_map
 
 SMALL_FILES = (
     "README.md",
@@ -26,6 +26,7 @@ SMALL_FILES = (
     "chat_template.jinja",
     ADAPTER_CONFIG,
     INDEX,
+    PYTORCH_INDEX,
 )
 """What is read of a checkpoint beside its weights."""
 
@@ -129,26 +130,29 @@ def _find(repository: str, revision: str | None, offline: bool, gguf_file: str |
 
 def _find_checkpoint(repository: str, revision: str | None, offline: bool) -> tuple[Path, tuple[str, ...]]:
     """Return the folder of a repository's small files, and the names of the weight files that are not in it yet."""
-    folder = fetch(repository, revision, (*SMALL_FILES, SINGLE) if is_offline(offline) else SMALL_FILES, offline)
+    folder = fetch(repository, revision, SMALL_FILES, offline)
     refuse_adapter(folder, repository)
-    if not _missing(folder, _weight_files(folder, (folder / SINGLE).exists())):
+    if not _missing(folder, _weight_files(folder, [single for single, _ in LAYOUTS if (folder / single).exists()])):
         return folder, ()
     if is_offline(offline):
         raise not_cached(repository)
     _, names = list_files(repository, folder.name)
     check_names(repository, names)
-    weights = _weight_files(folder, SINGLE in names)
+    weights = _weight_files(folder, names)
     for name in weights:
         if name not in names:
             raise ElutqError(f"{repository} is incomplete: its index names {name!r:.80}, which it does not have")
     return folder, _missing(folder, weights)
 
 
-def _weight_files(folder: Path, single: bool) -> tuple[str, ...]:
-    """Return the names of a checkpoint's weight files: the single one, where there is one, or those of the index."""
-    if single or not (folder / INDEX).exists():
-        return (SINGLE,)
-    return tuple(sorted(set(read_weight_map(folder / INDEX).values())))
+def _weight_files(folder: Path, present: Collection[str]) -> tuple[str, ...]:
+    """Return the names of a checkpoint's weight files: a single one that is present, or those of an index."""
+    for single, index in LAYOUTS:
+        if single in present:
+            return (single,)
+        if (folder / index).exists():
+            return tuple(sorted(set(read_weight_map(folder / index).values())))
+    return (SINGLE,)
 
 
 def _missing(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,4 +161,8 @@ def _missing(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _open(repository: str, folder: Path, missing: tuple[str, ...]) -> Checkpoint:
     """Open a checkpoint of which some weight files are on the hub alone."""
-    return Checkpoint.open(folder, {name: RemoteWeights(repository, folder / name) for name in missing})
+
+    def look_at(name: str) -> RemoteWeights:
+        return (RemotePyTorch if name.endswith(PYTORCH) else RemoteWeights)(repository, folder / name)
+
+    return Checkpoint.open(folder, {name: look_at(name) for name in missing})

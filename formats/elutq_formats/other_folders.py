@@ -7,9 +7,11 @@ from pathlib import Path, PurePosixPath
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.folder_texts import read_optional_json
 from elutq_formats.pytorch_file import SAVE
-from elutq_formats.stored_weights import INDEX, PYTORCH_INDEX, PYTORCH_SINGLE, SINGLE
+from elutq_formats.stored_weights import INDEX, LAYOUTS, SINGLE
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+_WEIGHTS = tuple(name for layout in LAYOUTS for name in layout)
 
 _PYTORCH = (".bin", ".pth", ".pt", ".ckpt")
 _OTHERS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "NumPy"}
@@ -35,7 +37,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         CheckpointError: it has something else, which the message names.
     """
-    weights = any((folder / name).is_file() for name in (SINGLE, INDEX, PYTORCH_SINGLE, PYTORCH_INDEX))
+    weights = any((folder / name).is_file() for name in _WEIGHTS)
     if not weights or not (folder / "config.json").is_file():
         check_names(folder, _names(folder))
 
@@ -68,7 +70,7 @@ def check_names(place: object, names: Sequence[str]) -> None:
     Raises:
         CheckpointError: they are something else.
     """
-    weights = SINGLE in names or INDEX in names
+    weights = any(name in names for name in _WEIGHTS)
     if weights and "config.json" in names:
         return
     below = sorted({str(PurePosixPath(name).parent) for name in names if name.endswith("/config.json")})
@@ -78,7 +80,7 @@ def check_names(place: object, names: Sequence[str]) -> None:
         why = f"it has one in {_some(below)}: give that"
     else:
         why = _describe(names)
-    raise CheckpointError(f"{place} is not a checkpoint with safetensors weights: {why}")
+    raise CheckpointError(f"{place} is not a checkpoint: {why}")
 
 
 def _describe(names: Sequence[str]) -> str:

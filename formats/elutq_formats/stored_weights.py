@@ -18,6 +18,10 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SAFETENSORS, PYTORCH = ".safetensors", ".bin"
 PYTORCH_SINGLE, PYTORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
+LAYOUTS = (SINGLE, INDEX), (PYTORCH_SINGLE, PYTORCH_INDEX)
+"""What is looked for, in this order: safetensors before PyTorch's format, a single file before an index, as
+transformers does."""
+
 
 class WeightFile(Protocol):
     """A file of tensors: see ``SafetensorsFile``."""
@@ -81,8 +85,6 @@ class StoredTensor:
 def open_weights(folder: Path, elsewhere: Mapping[str, WeightFile] = MappingProxyType({})) -> dict[str, StoredTensor]:
     """Open every weight file of a folder; return each tensor by its stored name.
 
-    Safetensors come before PyTorch's format, and a single file before an index, as for transformers.
-
     Args:
         folder: which holds one of them.
         elsewhere: files that are not in the folder, by name.
@@ -96,7 +98,7 @@ def open_weights(folder: Path, elsewhere: Mapping[str, WeightFile] = MappingProx
         kind = SafetensorsFile if name.endswith(SAFETENSORS) else PyTorchFile
         return elsewhere.get(name) or kind(folder / name)
 
-    for single, index in ((SINGLE, INDEX), (PYTORCH_SINGLE, PYTORCH_INDEX)):
+    for single, index in LAYOUTS:
         if single in elsewhere or (folder / single).exists():
             break
         if (folder / index).exists():

@@ -225,13 +225,15 @@ def test_a_single_file_is_downloaded_in_the_place_of_shards_where_there_are_both
             checkpoint.load("lm_head.weight")
     folder = find_checkpoint(here)
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    assert find_checkpoint(here, offline=True) == folder
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({"config.json": b"{}", "tiny.Q4_K.gguf": b""}, "'tiny.Q4_K.gguf' is GGUF"),
-        ({"config.json": b"{}", "pytorch_model.bin": b""}, "'pytorch_model.bin' is PyTorch's format"),
+        ({"config.json": b"{}", "consolidated.00.pth": b""}, "'consolidated.00.pth' is PyTorch's format"),
+        ({"pytorch_model.bin": b""}, "it has weights, but no config.json"),
         ({"README.md": b""}, "it has neither model.safetensors nor"),
         ({"sub/config.json": b"{}", "sub/model.safetensors": b""}, "it has one in 'sub'"),
         ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "a LoRA adapter: merge it"),

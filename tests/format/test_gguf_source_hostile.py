@@ -199,7 +199,7 @@ def test_bytes_that_are_no_gguf_file_are_named(name, change, said, tmp_path):
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "folder.gguf").mkdir()
-    assert "is not a checkpoint with safetensors weights: it is empty" in one_line(tmp_path / "folder.gguf")
+    assert "is not a checkpoint: it is empty" in one_line(tmp_path / "folder.gguf")
     os.mkfifo(tmp_path / "pipe.gguf")
     assert "it is a folder, a pipe or a device" in one_line(tmp_path / "pipe.gguf")
     assert "there is nothing of that name" in one_line(tmp_path / "absent.gguf")

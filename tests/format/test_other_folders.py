@@ -158,7 +158,7 @@ def test_a_folder_that_is_no_checkpoint_is_said_by_what_it_holds(tmp_path, names
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
-    assert f"is not a checkpoint with safetensors weights: {message}" in refusal(folder)
+    assert f"is not a checkpoint: {message}" in refusal(folder)
 
 
 def test_a_file_that_is_given_for_its_folder_is_said_by_what_it_is(folder, tmp_path):
