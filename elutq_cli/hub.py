@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from elutq_cli.hub_gguf import choose_file, gguf_files
+from elutq_cli.hub_gguf import choose_file
 from elutq_formats.errors import ElutqError
 from elutq_formats.gguf_start import GGUF, START_BYTES, is_ours
 
@@ -48,14 +48,10 @@ def find_model(model: str, filename: str | None = None, revision: str | None = N
             raise ElutqError(f"{model} is not a repository's name: it has no {filename}")
         check_revision(Path(model), revision)
         return Path(model)
-    from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, read_bytes
+    from elutq_cli.hub_client import fetch, is_cached, list_present, read_bytes
 
-    offline, how = is_offline(offline), f"{repository}:FILE"
-    if offline:
-        folder = fetch(repository, revision, (), offline)
-        return folder / choose_file(repository, gguf_files(folder), filename or tag, how, " in the cache")
-    commit, names = list_files(repository, revision)
-    name = choose_file(repository, names, filename or tag, how)
+    commit, names, where = list_present(repository, revision, offline)
+    name = choose_file(repository, names, filename or tag, f"{repository}:FILE", where)
     if not is_cached(repository, commit, name) and not is_ours(read_bytes(repository, commit, name, START_BYTES)[0]):
         raise ElutqError(f"{repository}: {name!r:.80} is not a file that elutq made: elutq quantize makes one of it")
     return fetch(repository, revision, (name,), offline) / name

@@ -53,6 +53,19 @@ def list_files(repository: str, revision: str | None) -> tuple[str, tuple[str, .
         return str(info.sha), tuple(file.rfilename for file in info.siblings or ())
 
 
+def list_present(repository: str, revision: str | None, offline: bool) -> tuple[str, tuple[str, ...], str]:
+    """Return the commit, the files that can be had of it, and where they are, for messages: all, or those in the cache.
+
+    Raises:
+        ElutqError: see ``fetch``.
+    """
+    if not is_offline(offline):
+        return *list_files(repository, revision), ""
+    folder = fetch(repository, revision, (), offline)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return folder.name, tuple(names), " in the cache"
+
+
 def is_cached(repository: str, commit: str, name: str) -> bool:
     """Whether a file is here already."""
     from huggingface_hub import try_to_load_from_cache

@@ -4,13 +4,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from elutq_cli.hub import check_revision, is_repository, split_name
-from elutq_cli.hub_client import fetch, is_offline, list_files, not_cached
+from elutq_cli.hub import check_revision, find_model, is_repository, split_name
+from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, list_present, not_cached, read_bytes
 from elutq_cli.hub_gguf import check_parts, choose_file, gguf_files
 from elutq_cli.hub_headers import RemotePyTorch, RemoteWeights, open_remote
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.gguf_parts import part_names
+from elutq_formats.gguf_start import GGUF, START_BYTES, is_ours
 from elutq_formats.open_source import open_source
 from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
 from elutq_formats.source import ModelSource
@@ -29,8 +30,6 @@ SMALL_FILES = (
     PYTORCH_INDEX,
 )
 """What is read of a checkpoint beside its weights."""
-
-CHOICE = "--gguf-file FILE"
 
 
 def find_checkpoint(
@@ -65,6 +64,32 @@ def find_checkpoint(
     return found.place
 
 
+def find_evaluated(model: Path, offline: bool = False) -> Path:
+    """Return a source of weights or a model file of elutq on this disk, downloaded first when it is one of the hub.
+
+    Args:
+        model: see ``find_checkpoint`` and ``find_model``. ``organisation/name`` is the repository's checkpoint; where
+            it has none, its only GGUF file.
+        offline: use only what has been downloaded before.
+
+    Raises:
+        ElutqError: see there.
+    """
+    repository, wanted = split_name(model, None)
+    if not is_repository(repository):
+        return model
+    name = str(repository)
+    if wanted is None and (fetch(name, None, SMALL_FILES, offline or is_offline(False)) / "config.json").exists():
+        return find_checkpoint(repository, offline=offline)
+    commit, present, where = list_present(name, None, offline)
+    if wanted is None and not any(each.endswith(GGUF) for each in present):
+        return find_checkpoint(repository, offline=offline)  # which says what it is instead
+    file = choose_file(name, present, wanted or "", f"{name}:FILE", where)
+    if is_cached(name, commit, file) or not is_ours(read_bytes(name, commit, file, START_BYTES)[0]):
+        return find_checkpoint(repository, offline=offline, gguf_file=file)
+    return find_model(name, file)
+
+
 def open_headers(
     model: Path, revision: str | None = None, offline: bool = False, gguf_file: str | None = None
 ) -> ModelSource:
@@ -91,7 +116,7 @@ def _local(model: Path, revision: str | None, gguf_file: str | None) -> Path:
         return model
     if not model.is_dir():
         raise ElutqError(f"{model} is neither a repository's name nor a folder: leave out --gguf-file")
-    return model / choose_file(str(model), gguf_files(model), gguf_file, CHOICE)
+    return model / choose_file(str(model), gguf_files(model), gguf_file, "--gguf-file FILE")
 
 
 @dataclass(frozen=True)
@@ -116,11 +141,8 @@ def _find(repository: str, revision: str | None, offline: bool, gguf_file: str |
         folder, missing = _find_checkpoint(repository, revision, offline)
         return _Found(folder, folder, missing, lambda: _open(repository, folder, missing))
     folder = fetch(repository, revision, ("README.md", ".gitattributes"), offline)  # most have one or both
-    if is_offline(offline):
-        present, where = gguf_files(folder), " in the cache"
-    else:
-        (_, present), where = list_files(repository, folder.name), ""
-    parts = part_names(choose_file(repository, present, gguf_file, CHOICE, where))
+    _, present, where = list_present(repository, folder.name, offline)
+    parts = part_names(choose_file(repository, present, gguf_file, f"{repository}:FILE", where))
     check_parts(repository, present, parts)
     place, missing = folder / parts[0], _missing(folder, parts)
     if not missing:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elutq_cli.commands.eval_report import print_json, print_text
+from elutq_cli.commands.model_argument import Offline
 from elutq_cli.commands.options import CacheType, Threads, one_of
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
@@ -31,7 +32,7 @@ def eval_command(
         list[Path],
         typer.Argument(
             metavar="MODEL",
-            help="Model files of elutq, checkpoint folders, GGUF files of other tools, or org/name on the hub.",
+            help="Model files of elutq, checkpoint folders, GGUF files of other tools, or org/name[:FILE] on the hub.",
         ),
     ],
     file: Annotated[Path | None, typer.Option("-f", "--file", help="UTF-8 text to evaluate on.")] = None,
@@ -70,6 +71,7 @@ def eval_command(
         bool,
         typer.Option("--token-by-token", help="Have the C runtime compute a text as it generates one: slower."),
     ] = False,
+    offline: Offline = False,
     threads: Threads = None,
     cache_type: CacheType = "f16",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -99,9 +101,10 @@ def eval_command(
     with ExitStack() as stack:
         n_tokens = ctx_size if text is None else window
         paths = [*models, *([] if reference is None else [reference])]
-        rows = [stack.enter_context(open_model(path, n_tokens, threads, cache_type, token_by_token)) for path in paths]
+        settings = (n_tokens, threads, cache_type, token_by_token, offline)
+        rows = [stack.enter_context(open_model(path, *settings)) for path in paths]
         if of_runtime:
-            rows.append(stack.enter_context(open_dequantized(models[0], n_tokens)))
+            rows.append(stack.enter_context(open_dequantized(models[0], n_tokens, offline)))
         opened, other = rows[: len(models)], rows[-1] if len(rows) > len(models) else None
         for row in rows:
             for note in row.notes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from elutq_cli.evaluation.continuations import ContinuationModel, NativeContinuations, ReferenceContinuations
 from elutq_cli.evaluation.score import Advance, WindowLogitsModel
 from elutq_cli.evaluation.windows import Rule, Windows, split_windows
-from elutq_cli.hub_sources import find_checkpoint
+from elutq_cli.hub_sources import find_evaluated
 from elutq_cli.reference import Transformer
 from elutq_cli.streams import printable
 from elutq_formats.config import ModelConfig
@@ -84,9 +84,14 @@ class NativeLogits:
 
 @contextmanager
 def open_model(
-    path: Path, ctx_size: int | None, threads: int | None, cache_type: str = "f16", token_by_token: bool = False
+    path: Path,
+    ctx_size: int | None,
+    threads: int | None,
+    cache_type: str = "f16",
+    token_by_token: bool = False,
+    offline: bool = False,
 ) -> Iterator[EvaluatedModel]:
-    """Open a model file for the C runtime, or a checkpoint for the reference: a folder, another's GGUF, or org/name.
+    """Open a model file for the C runtime, or for the reference a checkpoint or GGUF file; each may be on the hub.
 
     Args:
         path: where it is.
@@ -94,11 +99,12 @@ def open_model(
         threads: of the C runtime.
         cache_type: of the C runtime.
         token_by_token: whether the C runtime computes a window as it generates text, not as it reads a prompt.
+        offline: use only what the hub's cache holds.
 
     Raises:
         ElutqError: there is no such file, it cannot be used, or its context is shorter than ctx_size.
     """
-    name, path = str(path), find_checkpoint(path)
+    name, path = str(path), find_evaluated(path, offline)
     if path.is_dir() or is_foreign_gguf(path):
         with open_source(path) as checkpoint:
             check_context(path, checkpoint.config, ctx_size)
@@ -133,12 +139,13 @@ def open_model(
 
 
 @contextmanager
-def open_dequantized(path: Path, ctx_size: int | None) -> Iterator[EvaluatedModel]:
+def open_dequantized(path: Path, ctx_size: int | None, offline: bool = False) -> Iterator[EvaluatedModel]:
     """Open a model file for the float32 reference: what the C runtime would compute if it rounded nothing.
 
     Raises:
         ElutqError: there is no such file, or it is not a model file.
     """
+    name, path = str(path), find_evaluated(path, offline)
     if not path.is_file():
         raise ElutqError(
             f"--of-runtime compares the C runtime with a model file's own weights: {path} is not such a file"
@@ -147,7 +154,7 @@ def open_dequantized(path: Path, ctx_size: int | None) -> Iterator[EvaluatedMode
     check_context(path, model_file.config, ctx_size)
     transformer = Transformer(model_file)
     yield EvaluatedModel(
-        f"{path}, dequantized",
+        f"{name}, dequantized",
         "dequantized weights, float32 reference",
         model_file.config,
         model_file.tokenizer(),

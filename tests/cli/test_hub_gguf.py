@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_used_is_not_downloaded(hub, tmp_path):
     refused(r"^someone/tiny/cut.gguf is truncated or damaged", gguf_file="cut")
     refused(r"^someone/tiny/text.gguf is not a GGUF file", gguf_file="text")
     refused(r"^someone/tiny is incomplete: it has no 'split/tiny-00002-of-00003.gguf', a part of", gguf_file="split")
-    refused(r"has \d GGUF files \('tiny-Q8_0.gguf', .*\): choose one, as --gguf-file FILE", gguf_file="tiny")
+    refused(r"has \d GGUF files \('tiny-Q8_0.gguf', .*\): choose one, as someone/tiny:FILE", gguf_file="tiny")
     refused(r"has no GGUF file 'q9': it has 'tiny-Q8_0.gguf'", gguf_file="q9")
     refused(r"is GGUF: say which with --gguf-file")
     refused(r"has no GGUF file 'Q8_0' in the cache|has no GGUF file", gguf_file="Q8_0", offline=True)

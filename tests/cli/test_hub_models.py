@@ -1,19 +1,29 @@
 """Model files of the hub, against a stand-in for it on loopback: `elutq run -hf org/name`, `load("org/name")`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+from conftest import NOVELS
 from hub_server import hub_environment, serving, use_here
+from typer.testing import CliRunner
 
 import elutq
+from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.model_argument import find_model_file
 from elutq_cli.hub import find_model
 from elutq_formats.errors import ElutqError
 
 ELUTQ = [sys.executable, "-m", "elutq_cli"]
+SAMPLED = NOVELS.parent / "sampled.txt"
 PEER = b"GGUF\x03\0\0\0" + bytes(1000)
+
+app = typer.Typer()
+app.command("eval")(eval_command)
+app.callback()(lambda: None)  # so that eval is a subcommand
 
 
 @pytest.fixture
@@ -107,6 +117,47 @@ def test_a_file_on_this_disk_comes_before_a_repository(here, tmp_path, monkeypat
 def test_a_command_is_given_one_model(model, hf_repo, message):
     with pytest.raises(ElutqError, match=message):
         find_model_file(model, hf_repo, offline=False)
+
+
+def evaluate(*arguments):
+    """Evaluate in this process; returns what is printed as JSON."""
+    command = ["eval", *map(str, arguments), "-f", str(SAMPLED), "-c", "16", "--chunks", "1", "--json"]
+    return json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
+
+
+def test_eval_takes_what_run_takes(hub, here, novels_2bit):
+    expected = evaluate(novels_2bit, "--of-runtime")
+    for name in ("someone/tiny", "someone/tiny:tiny.gguf", "someone/tiny:TIN"):
+        found = evaluate(name, "--of-runtime")
+        assert found["reference"] == f"{name}, dequantized"
+        assert [found[key] for key in ("ppl", "kl")] == [expected[key] for key in ("ppl", "kl")]
+    assert hub.downloads().count("tiny.gguf") == 1
+    hub.requested.clear()
+    assert evaluate("someone/tiny:tiny", "--reference", "someone/tiny", "--offline")["kl"] == 0
+    assert hub.requested == []
+
+
+def test_eval_takes_a_repositorys_checkpoint_before_its_files(hub, here):
+    hub.files |= {path.name: path.read_bytes() for path in NOVELS.iterdir()}
+    assert evaluate("someone/tiny", "--reference", NOVELS)["kl"] == 0
+    assert "tiny.gguf" not in hub.downloads()
+    assert 0 < evaluate("someone/tiny:tiny", "--reference", "someone/tiny")["kl"] < 1
+
+
+def test_eval_says_which_files_there_are(hub, here):
+    hub.files["other.gguf"] = hub.files["tiny.gguf"]
+    with pytest.raises(
+        ElutqError, match=r"has 2 GGUF files \('tiny.gguf', 'other.gguf'\): choose one, as someone/tiny:F"
+    ):
+        evaluate("someone/tiny")
+    with pytest.raises(ElutqError, match=r"has no GGUF file 'more': it has 'tiny.gguf', 'other.gguf'"):
+        evaluate("someone/tiny:more")
+
+
+def test_eval_says_what_a_repository_holds_instead_of_a_model(hub, here):
+    hub.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
+    with pytest.raises(ElutqError, match="someone/tiny is a LoRA adapter"):
+        evaluate("someone/tiny")
 
 
 def test_run_takes_a_repository_by_name_and_as_llama_cpp_does(hub, tmp_path):
