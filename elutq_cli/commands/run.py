@@ -145,9 +145,11 @@ def run_command(
         min_tokens=min_tokens,
     )
     prepare_stream(sys.stdout)
-    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not json_output and logprobs is None
+    obstacle = why_no_chat(json_output, logprobs)
+    if conversation and obstacle is not None:
+        raise ElutqError(f"-cnv is a chat at a terminal, but {obstacle}: leave out -cnv for one answer")
     given = prompt is not None or file is not None
-    chatting = at_terminal and (not given if conversation is None else conversation)
+    chatting = obstacle is None and (not given if conversation is None else conversation)
     text = read_prompt(prompt, file) if given or not chatting else None
     prepare_runtime()
     path = find_model_file(model, hf_repo, offline)
@@ -173,6 +175,17 @@ def run_command(
         if verbose:
             print(f"{shown_text(text)}\n{tokens}\n", file=sys.stderr)
         one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, json_output, begin)
+
+
+def why_no_chat(json_output: bool, logprobs: int | None) -> str | None:
+    """Return what there is that a chat cannot be had with, or None."""
+    obstacles = {
+        "--json prints one object": json_output,
+        "--logprobs reports on one text": logprobs is not None,
+        "stdin is not one": not sys.stdin.isatty(),
+        "stdout is not one": not sys.stdout.isatty(),
+    }
+    return next((obstacle for obstacle, is_there in obstacles.items() if is_there), None)
 
 
 def chat(

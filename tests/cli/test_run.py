@@ -85,8 +85,16 @@ def test_prompt_from_stdin_from_a_file_and_from_the_command_line_are_the_same(no
     assert len(texts) == 1
 
 
-def test_without_a_terminal_even_cnv_is_one_shot(novels_2bit):
-    assert text_of(elutq(novels_2bit, "-cnv", "--raw", "-p", PROMPT, "-n", 5, "--temp", 0))
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [((), "stdin is not one"), (("--json",), "--json prints"), (("--logprobs", 1), "--logprobs reports")],
+)
+def test_a_chat_that_cannot_be_had_is_refused_and_not_passed_over(flags, words, novels_2bit):
+    result = elutq(novels_2bit, "-cnv", "--raw", "-p", PROMPT, "-n", 5, *flags)
+    assert result.returncode == 2
+    assert result.stdout == b""
+    assert result.stderr.startswith(f"elutq: -cnv is a chat at a terminal, but {words}".encode())
+    assert result.stderr.count(b"\n") == 1
 
 
 def test_stop_string(novels_2bit):
