@@ -53,7 +53,7 @@ def main() -> None:
     try:
         app()
     except ElutqError as error:
-        _leave(str(error), BAD_INPUT)
+        _leave(str(error), BAD_INPUT if error.bad_input else FAILURE)
     except BrokenPipeError:
         # The reader of stdout has gone. Python would complain when it flushes stdout at exit: give it somewhere to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,12 @@ from pathlib import Path
 from elutq_formats.errors import ElutqError
 
 
+class HubFailureError(ElutqError):
+    """The hub cannot be reached or does not answer as it should: the same command may do later."""
+
+    bad_input = False
+
+
 def is_offline(wanted: bool) -> bool:
     """Whether the hub must not be asked: it is wanted so, or HF_HUB_OFFLINE says so."""
     from huggingface_hub import constants
@@ -110,7 +116,7 @@ def explaining(repository: str, revision: str | None, offline: bool) -> Iterator
     except HFValidationError as error:
         raise ElutqError(f"{repository} is neither on this disk nor the name of a repository") from error
     except Exception as error:  # the HTTP library, and so the class of its errors, changes with huggingface_hub
-        raise ElutqError(_explain(error, repository, revision, offline)) from error
+        raise _explain(error, repository, revision, offline) from error
 
 
 def not_cached(repository: str) -> ElutqError:
@@ -123,8 +129,8 @@ def not_cached(repository: str) -> ElutqError:
     )
 
 
-def _explain(error: Exception, repository: str, revision: str | None, offline: bool) -> str:
-    """Say in one line why a request failed, and what to do."""
+def _explain(error: Exception, repository: str, revision: str | None, offline: bool) -> ElutqError:
+    """Return an error that says in one line why a request failed, and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -136,24 +142,24 @@ def _explain(error: Exception, repository: str, revision: str | None, offline: b
 
     endpoint = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
-        return (
+        return ElutqError(
             f"{repository} is gated: accept its terms at {endpoint}/{repository}, then log in with `hf auth login` "
             "or set HF_TOKEN"
         )
     if isinstance(error, RepositoryNotFoundError):
-        return (
+        return ElutqError(
             f"{repository} is neither on this disk nor a repository that {endpoint} lets you see: check the name, "
             "and log in with `hf auth login` if it is private"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{repository} has no revision {revision}: check --revision"
+        return ElutqError(f"{repository} has no revision {revision}: check --revision")
     if is_offline(offline):
-        return str(not_cached(repository))
+        return not_cached(repository)
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"{endpoint} answers {error.response.status_code} for {repository}: try again later"
+        return HubFailureError(f"{endpoint} answers {error.response.status_code} for {repository}: try again later")
     if isinstance(error, OSError) and not isinstance(error, LocalEntryNotFoundError) and error.strerror:
-        return f"cannot download {repository} to {constants.HF_HUB_CACHE}: {error.strerror}"
-    return (
+        return ElutqError(f"cannot download {repository} to {constants.HF_HUB_CACHE}: {error.strerror}")
+    return HubFailureError(
         f"{repository} is not on this disk, and {endpoint} cannot be reached: check the network and run the same "
         "command again, what was downloaded is kept (--offline uses no more than that)"
     )

@@ -2,7 +2,13 @@
 
 
 class ElutqError(Exception):
-    """Base of every error that is the input's fault; its text is one line fit for a user."""
+    """Base of every error that is told; its text is one line fit for a user.
+
+    Attributes:
+        bad_input: whether what the user gave is at fault, as it nearly always is.
+    """
+
+    bad_input = True
 
 
 class FormatError(ElutqError):

@@ -19,6 +19,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         requested: method, path and Range header of every request.
         interrupt: name of a file whose next download breaks off half-way, or None.
+        status: of every answer, when it is a failure; or None.
         stall: an event; while it is not set, downloads of the file in ``stalled`` wait half-way.
     """
 
@@ -30,6 +31,7 @@ class Hub(ThreadingHTTPServer):
         self.requested = []
         self.interrupt = None
         self.stalled = None
+        self.status = None
         self.go_on = threading.Event()
         self.half_sent = threading.Event()
 
@@ -65,7 +67,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body):
         hub, path = self.server, unquote(self.path.split("?")[0])
         hub.requested.append((self.command, path, self.headers.get("Range")))
-        if "/someone/gated" in path or path.startswith("/someone/gated"):
+        if hub.status is not None:
+            self.reply(hub.status, b"{}")
+        elif "/someone/gated" in path or path.startswith("/someone/gated"):
             self.reply(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
         elif path == "/api/models/someone/tiny" or path in {
             f"/api/models/someone/tiny/revision/{name}" for name in ("main", "v1", COMMIT)

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 import elutq
 from elutq_cli.hub import is_repository
+from elutq_cli.hub_client import HubFailureError
 from elutq_cli.hub_sources import find_checkpoint, open_headers
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.checkpoint import Checkpoint
@@ -62,8 +63,8 @@ def quantize(environment, output, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def refusal(result):
-    assert result.returncode == 2, result.stderr
+def refusal(result, status=2):
+    assert result.returncode == status, result.stderr
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1, result.stderr
     return result.stderr
@@ -138,9 +139,17 @@ def test_refusals_say_what_to_do(hub, environment, tmp_path):
     assert f"accept its terms at {hub.url}/someone/gated" in message
     assert "HF_TOKEN" in message
     nowhere = environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    message = refusal(quantize(nowhere, output, "someone/tiny"))
+    message = refusal(quantize(nowhere, output, "someone/tiny"), status=1)  # nothing is wrong with what was given
     assert "http://127.0.0.1:9 cannot be reached: check the network" in message
     assert [path.name for path in tmp_path.iterdir()] == ["hf"] or list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("use", [find_checkpoint, lambda name: elutq.load(name), open_headers])
+def test_a_hub_that_fails_is_no_bad_input(use, hub, here):
+    hub.status = 503
+    with pytest.raises(HubFailureError, match=f"{hub.url} (answers 503|cannot be reached)") as caught:
+        use(here)
+    assert not caught.value.bad_input
 
 
 def test_eval_takes_a_repository(hub, environment, tmp_path):
