@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from elutq_cli.evaluation.score import Advance
 from elutq_cli.reference import Block, Positions, Transformer
 from elutq_cli.reference.transformer import HIDDEN_BYTES, Array, KeyValueCache
+from elutq_cli.token_prefix import common_length
 from elutq_native import Model
 
 Logits = Generator[NDArray[np.float32], None, None]
@@ -70,12 +71,6 @@ class NativeContinuations:
                     rows = np.concatenate([first, session.eval(more, all_logits=True)]) if more else first
                     advance(1.0)
                     yield rows
-
-
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many tokens two sequences begin with in common."""
-    differing = (index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
-    return next(differing, min(len(left), len(right)))
 
 
 class _Prompt:

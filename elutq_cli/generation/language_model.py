@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from elutq_cli.generation.context import ContextOverflowError, check_context, checked_cache_type, fit_context
 from elutq_cli.generation.template import ChatTemplate, Message
 from elutq_cli.machine.memory import available_memory
+from elutq_cli.token_prefix import common_length
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_native import CancelledError, Model, Session, default_threads, lib
@@ -236,8 +237,7 @@ class LanguageModel:
 
     def reusable(self, tokens: Sequence[int]) -> int:
         """Return how many of these tokens the context holds already; the last one always has to be computed."""
-        n_most = min(len(self._tokens), len(tokens) - 1)
-        return next((at for at in range(n_most) if self._tokens[at] != tokens[at]), n_most)
+        return min(common_length(self._tokens, tokens), len(tokens) - 1)
 
     def clear(self) -> None:
         """Forget the context, so that the next text comes out as in a new process.

@@ -13,9 +13,9 @@ from elutq_formats.config import ModelConfig, ModelType, RopeScaling
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.gguf import TensorInfo
 from elutq_formats.model_metadata import ARCHITECTURE, Metadata
-from elutq_formats.names import EMBEDDING, ROPE_FREQUENCIES
+from elutq_formats.names import ROPE_FREQUENCIES, TOKEN_EMBEDDING
 
-ARCHITECTURES: Mapping[str, ModelType] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+MODEL_TYPES: Mapping[str, ModelType] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 _KNOWN = (
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
@@ -41,8 +41,8 @@ def read_architecture(metadata: Metadata) -> str:
         FormatError: the file does not say.
     """
     name = metadata.string(ARCHITECTURE)
-    if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    if name not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
         raise UnsupportedModelError(f"architecture {name!r:.60} is not supported: {known} are (Mistral is llama too)")
     return name
 
@@ -88,18 +88,18 @@ def read_gguf_config(
     for name in ("attention.value_length", "rope.dimension_count"):
         if integer(name, head_dim) != head_dim:
             raise UnsupportedModelError(f"{key(name)} {integer(name, head_dim)} is not {head_dim}, the width of a head")
-    if EMBEDDING not in tensors or len(tensors[EMBEDDING].dims) != 2:
-        metadata.refuse(f"it has no matrix {EMBEDDING}")
-    vocab_size = tensors[EMBEDDING].dims[1]
+    if TOKEN_EMBEDDING not in tensors or len(tensors[TOKEN_EMBEDDING].dims) != 2:
+        metadata.refuse(f"it has no matrix {TOKEN_EMBEDDING}")
+    vocab_size = tensors[TOKEN_EMBEDDING].dims[1]
     if integer("vocab_size", vocab_size) != vocab_size:
         metadata.refuse(
-            f"{key('vocab_size')} is {integer('vocab_size', vocab_size)}, but {EMBEDDING} has {vocab_size} rows"
+            f"{key('vocab_size')} is {integer('vocab_size', vocab_size)}, but {TOKEN_EMBEDDING} has {vocab_size} rows"
         )
     theta = metadata.number(key("rope.freq_base")) if key("rope.freq_base") in metadata else 10000.0
     window = integer("attention.sliding_window", 0, minimum=0)
     try:
         return ModelConfig(
-            model_type="mistral" if prefix == "llama" and window else ARCHITECTURES[prefix],
+            model_type="mistral" if prefix == "llama" and window else MODEL_TYPES[prefix],
             hidden_size=hidden,
             intermediate_size=metadata.integer(key("feed_forward_length")),
             num_hidden_layers=metadata.integer(key("block_count")),

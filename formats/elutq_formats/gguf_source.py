@@ -17,7 +17,7 @@ from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from elutq_formats.gguf_weights import GGUFWeights, unpermuted
 from elutq_formats.model_metadata import Metadata, read_sampling
-from elutq_formats.names import EMBEDDING, ROPE_FREQUENCIES, huggingface_name
+from elutq_formats.names import ROPE_FREQUENCIES, TOKEN_EMBEDDING, huggingface_name
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.sampling_defaults import SamplingDefaults
 from elutq_formats.source import ModelSource
@@ -76,7 +76,7 @@ class GGUFSource(ModelSource):
         if HLQ_VERSION_KEY in metadata:
             raise UnsupportedModelError("it is a model file of elutq already: elutq run runs it")
         infos = {name: info for reader in readers for name, info in reader.tensors.items()}
-        rows = infos[EMBEDDING].dims[-1] if EMBEDDING in infos else None
+        rows = infos[TOKEN_EMBEDDING].dims[-1] if TOKEN_EMBEDDING in infos else None
         architecture = read_architecture(metadata)
         tokenizer = read_gguf_tokenizer(metadata, rows)
         divisors = _read_divisors(readers)

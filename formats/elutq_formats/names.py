@@ -28,7 +28,7 @@ _INNER_BACK = {ours: theirs for theirs, ours in _INNER.items()}
 _HF_NAME = re.compile(r"(?:model\.layers\.(0|[1-9][0-9]*)\.)?(.+)\.(weight|bias)")
 _GGUF_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]*)\.)?(.+)\.(weight|bias)")
 
-EMBEDDING = "token_embd.weight"
+TOKEN_EMBEDDING = "token_embd.weight"
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
 """The one tensor of a model file that no checkpoint has: the divisors of the RoPE frequencies."""
