@@ -132,9 +132,9 @@ static int tensor_bytes(struct elutq_tensor *tensor, const struct elutq_error *e
 }
 
 static bool read_tensor_info(struct cursor *cursor, struct elutq_tensor *tensor, uint64_t *offset) {
-    if (!read_text(cursor, &tensor->name) || tensor->name.n_bytes > ELUTQ_MAX_NAME_BYTES || !elutq_text_is_printable(tensor->name) ||
-        !read_bytes(cursor, &tensor->n_dims, sizeof tensor->n_dims) || tensor->n_dims < 1 ||
-        tensor->n_dims > ELUTQ_MAX_DIMENSIONS)
+    if (!read_text(cursor, &tensor->name) || tensor->name.n_bytes > ELUTQ_MAX_NAME_BYTES ||
+        !elutq_text_is_printable(tensor->name) || !read_bytes(cursor, &tensor->n_dims, sizeof tensor->n_dims) ||
+        tensor->n_dims < 1 || tensor->n_dims > ELUTQ_MAX_DIMENSIONS)
         return false;
     for (uint32_t i = 0; i < ELUTQ_MAX_DIMENSIONS; i++)
         tensor->dims[i] = 1;

@@ -224,7 +224,8 @@ static void load_tensors(struct loader *loader) {
     const struct elutq_config *config = &model->config;
     uint32_t version;
     if (!elutq_gguf_u32(&model->gguf, "hlq.version", &version) || version != ELUTQ_HLQ_VERSION) {
-        fail(loader, "is missing or not 1; this file was written by another version of elutq, or by another tool", "hlq.version");
+        fail(loader, "is missing or not 1; this file was written by another version of elutq, or by another tool",
+             "hlq.version");
         return;
     }
     if (!hlq_arrays_fit(&model->gguf)) {
@@ -273,7 +274,8 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **out, char 
     *out = NULL;
     const struct elutq_kernels *kernels = choose_kernels(isa);
     if (kernels == NULL)
-        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "kernels \"%.32s\" do not exist here or this CPU cannot run them", isa);
+        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "kernels \"%.32s\" do not exist here or this CPU cannot run them",
+                          isa);
     struct elutq_model *model = calloc(1, sizeof *model);
     if (model == NULL)
         return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory");

@@ -278,7 +278,8 @@ static int run_passes(elutq_session *session, const int32_t *tokens, size_t n_to
             return elutq_fail(report, status, "cancelled");
         }
         if (status != ELUTQ_OK)
-            return elutq_fail(report, status, "this process was forked and has not the session's threads; open a session in it");
+            return elutq_fail(report, status,
+                              "this process was forked and has not the session's threads; open a session in it");
         logits += (size_t)wanted * session->model->config.vocab_size;
         session->position += n;
         done += n;

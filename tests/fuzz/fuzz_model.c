@@ -58,7 +58,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         file = memfd_create("model", MFD_CLOEXEC);
         snprintf(path, sizeof path, "/proc/self/fd/%d", file);
     }
-    require(pwrite(file, data, n_bytes, 0) == (ssize_t)n_bytes && ftruncate(file, (off_t)n_bytes) == 0, "cannot write the input");
+    const int written = pwrite(file, data, n_bytes, 0) == (ssize_t)n_bytes && ftruncate(file, (off_t)n_bytes) == 0;
+    require(written, "cannot write the input");
     char error[160] = "";
     elutq_model *model;
     const int status = elutq_model_open(path, n_bytes % 2 ? "scalar" : NULL, &model, error, sizeof error);

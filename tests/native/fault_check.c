@@ -54,7 +54,8 @@ static struct running start(unsigned n_threads) {
     char error[256] = "";
     write_copy();
     if (elutq_model_open(path, NULL, &running.model, error, sizeof error) != ELUTQ_OK ||
-        elutq_session_create(running.model, 64, ELUTQ_CACHE_F16, n_threads, &running.session, error, sizeof error) != ELUTQ_OK) {
+        elutq_session_create(running.model, 64, ELUTQ_CACHE_F16, n_threads, &running.session, error, sizeof error) !=
+            ELUTQ_OK) {
         printf("%s\n", error);
         exit(1);
     }

@@ -275,7 +275,8 @@ static void check_refused(elutq_model *model) {
     elutq_session *session;
     elutq_model_describe(model, &info);
     const uint32_t longer = info.context_length + 1;
-    check(elutq_session_create(model, 0, ELUTQ_CACHE_F16, 1, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT, "context 0");
+    check(elutq_session_create(model, 0, ELUTQ_CACHE_F16, 1, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT,
+          "context 0");
     check(elutq_session_create(model, longer, ELUTQ_CACHE_F16, 1, &session, error, 1) == ELUTQ_ERROR_ARGUMENT, "context");
     check(elutq_session_create(model, 1, (enum elutq_cache_type)2, 1, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "cache 2");
     check(elutq_session_create(model, 1, ELUTQ_CACHE_Q8, 0, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "0 threads");

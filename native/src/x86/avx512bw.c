@@ -11,7 +11,8 @@
 #include "kernel_sets.h"
 #include "tables_avx512bw.h"
 
-const struct elutq_kernels elutq_kernels_avx512bw = {.name = "avx512bw", .gemv = gemv, .gemm_tables = gemm_tables, ELUTQ_FLOAT_KERNELS};
+const struct elutq_kernels elutq_kernels_avx512bw = {
+    .name = "avx512bw", .gemv = gemv, .gemm_tables = gemm_tables, ELUTQ_FLOAT_KERNELS};
 
 #undef ELUTQ_TARGET
 #define ELUTQ_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"

@@ -7,8 +7,8 @@
 
 /* The multipliers of four cells in the order of add_four: those of cells 0 and 2 in the lower half, of 1 and 3 above. */
 INLINE __m256i four_multipliers(const uint8_t *multipliers) {
-    const __m256i order = _mm256_setr_epi8(0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1,
-                                           3, 1, 3);
+    const __m256i order = _mm256_setr_epi8(0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2,
+                                           1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3);
     int32_t four;
     memcpy(&four, multipliers, sizeof four);
     return _mm256_shuffle_epi8(_mm256_set1_epi32(four), order);

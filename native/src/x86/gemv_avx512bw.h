@@ -73,7 +73,8 @@ INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, const uint
 }
 
 INLINE __m512 half_to_floats(__m512i words, uint32_t half) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half ? _mm512_extracti64x4_epi64(words, 1) : _mm512_castsi512_si256(words)));
+    const __m256i chosen = half ? _mm512_extracti64x4_epi64(words, 1) : _mm512_castsi512_si256(words);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(chosen));
 }
 
 INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,

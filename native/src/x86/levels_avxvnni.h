@@ -29,7 +29,8 @@ INLINE __m256 round_lanes(__m256 x) {
 INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t strip, __m256i *steps, struct tile_levels *out) {
     const __m256 zero = _mm256_setzero_ps();
     __m256 h[ELUTQ_HLQ_MAX_BITS], total = zero;
-    __m256 best_hs = zero, best_ss = _mm256_set1_ps(1), best_scale = zero, sum = zero, sound = _mm256_cmp_ps(zero, zero, _CMP_EQ_OQ);
+    __m256 best_hs = zero, best_ss = _mm256_set1_ps(1), best_scale = zero, sum = zero;
+    __m256 sound = _mm256_cmp_ps(zero, zero, _CMP_EQ_OQ);
     for (uint32_t k = 0; k < bits; k++) {
         h[k] = load_scales(block, k, strip);
         sound = _mm256_and_ps(sound, _mm256_cmp_ps(h[k], zero, _CMP_GE_OQ));

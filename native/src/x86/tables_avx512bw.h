@@ -40,7 +40,8 @@ INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, c
 #pragma GCC unroll 4
         for (uint32_t t = 0; t < n_tokens; t++) {
             const __m512i of_cells = eight_multipliers(multipliers[t] + 8 * i);
-            const __m512i first = _mm512_load_si512(entries[t] + 128 * i), second = _mm512_load_si512(entries[t] + 128 * i + 64);
+            const __m512i first = _mm512_load_si512(entries[t] + 128 * i);
+            const __m512i second = _mm512_load_si512(entries[t] + 128 * i + 64);
             add_eight(&sums[t].low_0, &sums[t].high_0, of_cells, _mm512_shuffle_epi8(first, index[0]),
                       _mm512_shuffle_epi8(second, index[2]));
             add_eight(&sums[t].low_16, &sums[t].high_16, of_cells, _mm512_shuffle_epi8(first, index[1]),
