@@ -28,6 +28,24 @@ FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 
 
 @pytest.fixture
+def rng(request):
+    """Random numbers of a seed that the test's name makes."""
+    import numpy as np
+
+    seed = [20261122, *request.node.name.encode()]
+    print("seed", seed)
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def memory():
+    """Arrays between guard pages."""
+    from guarded import GuardedMemory
+
+    return GuardedMemory()
+
+
+@pytest.fixture
 def text(tmp_path):
     """A file to calibrate on, of words that every golden tokenizer has."""
     path = tmp_path / "text.txt"

@@ -1,6 +1,6 @@
 /*
  * Holds every kernel set that this build has and this CPU runs against the scalar one, bit for bit, on random inputs that
- * end at guard pages. The tests in test_kernels.py check more; this program needs no Python, so that it runs under an
+ * end at guard pages. The tests in test_*_kernels.py check more; this program needs no Python, so that it runs under an
  * emulator of another architecture.
  *
  *     kernels_check [SEED [NAME...]]    NAMEs: the sets that must run here, best first; any others are an error

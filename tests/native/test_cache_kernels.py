@@ -1,0 +1,74 @@
+"""Rows of the key-value cache, in f16 and q8, and attention over them, in every set."""
+
+import numpy as np
+import pytest
+from kernel_calls import F16, Q8, SCALAR, SETS, floats
+
+from elutq_native import ffi
+
+
+def rows_of_q8(x):
+    """Rounds rows (n, head_dim) as the int8 cache does, in float64: whole numbers and their scales (n,)."""
+    scales = np.abs(x.astype(np.float64)).max(axis=1) / 127
+    return np.rint(x / np.where(scales > 0, scales, 1)[:, None]), scales
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("head_dim", [2, 8, 20, 64, 100, 128])
+def test_int8_rows_of_the_cache(name, head_dim, memory, rng):
+    x = (rng.standard_normal((5, head_dim)) * [[0.01], [1], [30], [0], [1e-35]]).astype(np.float32)
+    wanted, scales = rows_of_q8(x * [[1], [1], [1], [1], [0]])  # what is too small for a scale becomes zero
+    for row, numbers, scale in zip(x, wanted, scales, strict=True):
+        found = memory.array(head_dim + 4, np.int8)
+        SETS[name].cache[Q8].store(floats(memory.copy(row)), head_dim, ffi.from_buffer(found))
+        assert found[head_dim:].view(np.float32)[0] == pytest.approx(scale, rel=1e-6)
+        assert np.abs(found[:head_dim] - numbers).max() <= (np.abs(row / scale % 1 - 0.5).min() < 1e-4 if scale else 0)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("head_dim", [64, 20])
+def test_a_number_that_is_not_finite_shows_in_the_scale_of_an_int8_row(name, bad, head_dim, memory):
+    for at in (0, head_dim // 2, head_dim - 1):
+        x, row = np.ones(head_dim, np.float32), memory.array(head_dim + 4, np.int8)
+        x[at] = bad
+        SETS[name].cache[Q8].store(floats(memory.copy(x)), head_dim, ffi.from_buffer(row))
+        assert not np.isfinite(row[head_dim:].view(np.float32)[0])
+
+
+def stored(kernels, cache_type, x, memory):
+    """Rows of the cache, and what they stand for in float64: (n, head_dim)."""
+    n, head_dim = x.shape
+    rows = memory.array((n, 2 * head_dim if cache_type == F16 else head_dim + 4), np.uint8)
+    for source, row in zip(x, rows, strict=True):
+        kernels.cache[cache_type].store(floats(source.copy()), head_dim, ffi.from_buffer(row))
+    if cache_type == F16:
+        return rows, rows.view(np.float16).astype(np.float64)
+    scales = np.ascontiguousarray(rows[:, head_dim:]).view(np.float32).astype(np.float64)
+    return rows, rows[:, :head_dim].view(np.int8) * scales
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("cache_type", [F16, Q8], ids=["f16", "q8"])
+@pytest.mark.parametrize("head_dim", [8, 20, 64, 128])
+@pytest.mark.parametrize("n_keys", [4, 16, 37])
+@pytest.mark.parametrize(("n_tokens", "n_queries"), [(1, 1), (1, 3), (1, 6), (3, 1), (4, 2)])
+def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memory, rng):
+    shape = (n_tokens, n_queries, head_dim)
+    q = memory.copy(rng.standard_normal(shape).astype(np.float32))
+    (key_rows, k), (value_rows, v) = (
+        stored(SETS[name], cache_type, rng.standard_normal((n_keys, head_dim)).astype(np.float32), memory)
+        for _ in range(2)
+    )
+    scores, y = memory.array((n_tokens * n_queries, n_keys), np.float32), memory.array(shape, np.float32)
+    rows = [ffi.from_buffer(array) for array in (key_rows, value_rows)]
+    arguments = (floats(q), n_tokens, n_queries, *rows, n_keys, head_dim, 0.3, floats(scores))
+    SETS[name].cache[cache_type].attend(*arguments, floats(y))
+    exact = np.exp(0.3 * q.astype(np.float64) @ k.T)
+    seen = np.arange(n_keys) <= (n_keys - n_tokens + np.arange(n_tokens))[:, None, None]
+    exact = np.where(seen, exact, 0)
+    exact = exact / exact.sum(axis=-1, keepdims=True) @ v
+    assert np.allclose(y, exact, atol=2e-6)
+    reference = memory.array(shape, np.float32)
+    SCALAR.cache[cache_type].attend(*arguments, floats(reference))
+    assert np.array_equal(y, reference)
