@@ -205,8 +205,9 @@ def quantize(
     """Quantize a checkpoint to a model file.
 
     Args:
-        checkpoint: a Hugging Face checkpoint folder with safetensors weights, a GGUF file (of a split one the first
-            part), or ``org/name`` on the hub: its weights are downloaded when all else has been checked.
+        checkpoint: a Hugging Face checkpoint folder (safetensors, or with torch pytorch_model.bin), a GGUF file (of a
+            split one the first part), or ``org/name`` on the hub: its weights are downloaded when all else has been
+            checked.
         output: the file to make; it appears whole or not at all.
         recipe: bits, group size and everything else; None: the defaults of ``elutq quantize``.
         revision: branch, tag or commit on the hub; None: its main branch.

@@ -33,7 +33,7 @@ def _methods(incomplete: str) -> list[str]:
 def quantize_command(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="Checkpoint folder (safetensors), GGUF file, or org/name on the hub."),
+        typer.Argument(metavar="MODEL", help="Checkpoint folder, GGUF file, or org/name[:FILE] on the hub."),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Model file to make; not needed with --dry-run.")
