@@ -28,9 +28,8 @@ class UniformBackend(NativeBackend):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        n_starts: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
-        """See ``fit.fit_groups``; importance and starts are not looked at."""
+        """See ``fit.fit_groups``; importance is not looked at."""
         groups = weights.reshape(len(weights), -1, group_size)
         low, high = groups.min(axis=-1), groups.max(axis=-1)
         step = (high - low) / (2**bits - 1)

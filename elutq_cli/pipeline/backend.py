@@ -58,10 +58,9 @@ class NumpyBackend(OnProcessor):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        n_starts: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
-        return fit_groups(weights, bits, group_size, importance, n_starts)
+        return fit_groups(weights, bits, group_size, importance)
 
     def feedback_columns(
         self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
@@ -103,10 +102,9 @@ class NativeBackend(OnProcessor):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        n_starts: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
-        starts = starting_points(bits)[:n_starts]
+        starts = starting_points(bits)
         return self._quantizer.fit(weights, starts, group_size, importance, ITERATIONS, PROXIMITY)
 
     def feedback_columns(

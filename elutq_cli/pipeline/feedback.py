@@ -29,10 +29,6 @@ from elutq_formats.hlq import HLQTensor
 MOST_DAMPING = 1.0
 LEAF = 128
 
-FIT_STARTS = {1: 2, 2: 2, 3: 4, 4: 2}
-"""Starting points of a fit, by bits. Refine goes on from here, and at 2 bits more do not lower the KL divergence; at 3
-bits they do, by 4 %. At 4 bits, which large heads have, they would take minutes."""
-
 REFITS = 1
 """Times that a group's levels are fitted again, see ``quantize_group``."""
 
@@ -103,7 +99,7 @@ def quantize_group(weights: FloatArray, factor: FloatArray, bits: int, backend: 
     importance = (1.0 / diagonal**2).astype(np.float32)
 
     def fit_and_round(target: FloatArray) -> Group:
-        half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance, FIT_STARTS[bits])
+        half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance)
         found = half_scales[:, 0], centers[:, 0]
         return *found, *backend.feedback_columns(weights, factor, *found)
 

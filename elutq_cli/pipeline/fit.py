@@ -22,7 +22,9 @@ ITERATIONS = 50
 STARTS = ((2.0, 1.0, 0.0), (1.6, 0.9, 0.0), (1.2, 0.5, 0.0), (1.6, 0.9, 0.15), (1.4, 1.0, 0.0), (1.6, 0.9, -0.15))
 """Starting points: the ratio of one plane's scale to that of the plane before, the part of a group's range that the
 levels span, and where their center lies between the range's middle (0) and its ends (-1, 1). The first is the uniform
-quantizer; the others were chosen greedily, on novels-6m in groups of 128, by how much they lower the error."""
+quantizer; the others were chosen greedily, on novels-6m in groups of 128, by how much they lower the error. On
+SmolLM2-135M, six in place of the first two lower the error after all stages by 3.6 % at 2 bits and 4.4 % at 4; ten
+random ones beside them lower it by 0.3 % more."""
 
 PROXIMITY = 1e-9
 """Weight of the pull towards the present levels, relative to the sum of a group's importances. It keeps the normal
@@ -65,7 +67,6 @@ def fit_groups(
     bits: int,
     group_size: int,
     importance: FloatArray | None = None,
-    n_starts: int | None = None,
 ) -> tuple[HalfArray, HalfArray, CodeArray]:
     """Fit the levels of every group of a matrix, round them to float16 and give each weight the nearest.
 
@@ -75,7 +76,6 @@ def fit_groups(
         group_size: columns that share their levels.
         importance: (columns,) float32, what a squared error in a column costs; not negative, and not all zero within
             a group. None: 1 everywhere.
-        n_starts: how many of STARTS are tried, the first; None: all.
 
     Returns:
         half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
@@ -90,7 +90,7 @@ def fit_groups(
     for first in range(0, groups.shape[1], GROUPS_AT_ONCE):
         part = slice(first, first + GROUPS_AT_ONCE)
         statistics = SortedGroups.of(groups[:, part], repeated[:, part])
-        best_half_scales, best_centers = fit_sorted(statistics, starting_points(bits)[:n_starts])
+        best_half_scales, best_centers = fit_sorted(statistics, starting_points(bits))
         half_scales[:, part] = _to_half(best_half_scales)
         centers[part] = _to_half(best_centers + statistics.middle)
     codes = nearest(groups.T, levels(half_scales.T, centers))

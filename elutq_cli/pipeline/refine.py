@@ -30,10 +30,13 @@ DoubleArray = npt.NDArray[np.float64]
 Group: TypeAlias = tuple[HalfArray, HalfArray, CodeArray, FloatArray]
 """Half scales, centers and codes of a group's rows, and by how much its weights grew."""
 
+PASSES = 2
+"""Times that all blocks of columns have their turn, each time at the price of a product with H. On SmolLM2-135M at 2
+bits the second lowers the error by 1.6 %, on calibration text and on other, and a third by 0.5 % more."""
+
 SWEEPS = 2
-"""Times that the groups of a block of columns are gone through, one after the other, before the next block's turn. On
-novels-6m a third time lowers the KL divergence by 2 %, about what seeds differ by, and costs an 8B model a minute; a
-fourth, or one over the whole row at the price of another product with H, lowers it no further."""
+"""Times that the groups of a block of columns are gone through, one after the other, before the next block's turn;
+eight times in place of two lower the error by 1 % when there is one pass, and by 0.2 % when there are three."""
 
 CODE_SWEEPS = 2
 """Times that all columns of a group are gone through after each solve for its levels."""
@@ -46,10 +49,11 @@ when a group uses fewer than bits + 1 levels, and well above float32's rounding 
 def refine(weights: Array, hessian: Array, start: HLQTensor, damping: float, backend: Backend) -> HLQTensor:
     """Lower the error of a quantized matrix: trace of D (H + damping * mean(diag H) * I) D^T, D = W - Q.
 
-    Block after block of columns, the groups of a block twice: a group's levels are solved for with its codes held and
-    rounded to float16, then each of its weights in turn takes the code that lowers the row's error most. A row's group
-    that would not gain stays as it is, so that no row's error rises. The residual D H, which tells a group what the
-    others lack, is computed for a block when its turn comes; within the block each group tells those still to come.
+    Block after block of columns, all of them twice, and in each turn its groups twice: a group's levels are solved for
+    with its codes held and rounded to float16, then each of its weights in turn takes the code that lowers the row's
+    error most. A row's group that would not gain stays as it is, so that no row's error rises. The residual D H, which
+    tells a group what the others lack, is computed for a block when its turn comes; within the block each group tells
+    those still to come.
 
     Args:
         weights: (rows, columns) float32, what the matrix should do to the inputs.
@@ -66,7 +70,7 @@ def refine(weights: Array, hessian: Array, start: HLQTensor, damping: float, bac
         return start
     half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
     difference = subtract_restored(weights, start, backend)
-    for block in column_blocks(start.columns, start.group_size):
+    for _, block in itertools.product(range(PASSES), column_blocks(start.columns, start.group_size)):
         damped = hessian[:, block] + 0.0
         damped[block].reshape(-1)[:: damped.shape[1] + 1] += shift
         residual, own = backend.fetch(multiply(difference, damped, backend)), backend.fetch(damped[block])

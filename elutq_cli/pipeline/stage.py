@@ -57,7 +57,6 @@ class Backend(Protocol):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        n_starts: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
 

@@ -90,7 +90,7 @@ def test_is_the_plain_fit_when_inputs_are_independent():
     scale = np.repeat(np.array([1.0, 5.0], dtype=np.float32), 64)
     factor = inverse_factor(np.diag(scale), DAMPING, NumpyBackend())
     ours = feedback(weights, factor, 2, 64, NumpyBackend())
-    plain = HLQTensor(*fit_groups(weights, 2, 64, None, stage.FIT_STARTS[2]), 64)
+    plain = HLQTensor(*fit_groups(weights, 2, 64), 64)
     np.testing.assert_array_equal(ours.dequantize(), plain.dequantize())
 
 
