@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.evaluation.score import Advance
-from elutq_cli.reference import Block, Positions, Transformer
-from elutq_cli.reference.transformer import HIDDEN_BYTES, Array, KeyValueCache
+from elutq_cli.reference import Array, Block, Positions, Transformer
+from elutq_cli.reference.transformer import HIDDEN_BYTES, KeyValueCache
 from elutq_cli.token_prefix import common_length
 from elutq_native import Model
 

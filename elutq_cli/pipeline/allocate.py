@@ -24,8 +24,7 @@ from elutq_cli.pipeline.measure import measure, sample_rows
 from elutq_cli.pipeline.products import map_few, multiply, quiet
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import Block, Head, Positions, Transformer
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array, Block, Head, Positions, Transformer
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError

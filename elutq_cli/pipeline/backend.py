@@ -14,7 +14,7 @@ from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
 from elutq_cli.pipeline.refine import CODE_SWEEPS, LEAST_PULL, refine_group
 from elutq_cli.pipeline.stage import Item, Result
 from elutq_cli.pipeline.torch_device import prepare_torch
-from elutq_cli.reference.transformer import Array, Namespace
+from elutq_cli.reference import Array, Namespace
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import default_threads
 from elutq_native.quantizer import Quantizer

@@ -11,7 +11,8 @@ from elutq_cli.pipeline.measure import measure, measured_rows
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, dequantize, pieces
 from elutq_cli.pipeline.recipe import MatrixPlan
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference.transformer import Array, WeightSource
+from elutq_cli.reference import Array
+from elutq_cli.reference.transformer import WeightSource
 from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
 from elutq_formats.hlq import HLQTensor, block_bytes, block_count
 from elutq_formats.model_tensors import EMBEDDING

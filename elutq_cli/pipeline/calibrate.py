@@ -14,8 +14,7 @@ import numpy as np
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import AT_ONCE, add_gram, add_product, map_few, mirror_upper, pieces, quiet
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import SHARED_INPUTS, Block, Positions
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import SHARED_INPUTS, Array, Block, Positions
 
 TOKENS_AT_ONCE = 1024
 ADDED_TO_STREAM = ("self_attn.o_proj", "mlp.down_proj")

@@ -3,7 +3,7 @@
 from elutq_cli.pipeline.calibrate import InputStatistics
 from elutq_cli.pipeline.products import multiply, right_lower, right_upper
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array
 
 
 class Correction:

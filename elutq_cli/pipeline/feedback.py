@@ -22,7 +22,7 @@ from elutq_cli.pipeline.products import (
     subtract_product,
 )
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 

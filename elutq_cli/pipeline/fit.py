@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import LARGEST_HALF, CodeArray, FloatArray, HalfArray, levels, nearest, signs
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array
 from elutq_formats.hlq import HLQTensor
 
 DoubleArray = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import work_folder
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.tune.budget import tuning_bytes, tuning_products
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name

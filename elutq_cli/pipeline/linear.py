@@ -7,7 +7,7 @@ import numpy as np
 from elutq_cli.pipeline.levels import FloatArray, HalfArray
 from elutq_cli.pipeline.products import dequantize
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.tensor_record import TensorRecord
 

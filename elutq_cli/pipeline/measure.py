@@ -7,8 +7,7 @@ from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import pieces, squared_norm
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import Block
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array, Block
 from elutq_formats.hlq import HLQTensor
 
 MEASURED_ROWS = 128

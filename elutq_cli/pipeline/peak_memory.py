@@ -13,7 +13,7 @@ from elutq_cli.pipeline.products import AT_ONCE, ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.rotate import WEIGHTS_AT_ONCE
 from elutq_cli.reference import SHARED_INPUTS
-from elutq_cli.reference.transformer import QUERY_ROWS
+from elutq_cli.reference.attention import QUERY_ROWS
 from elutq_formats.config import ModelConfig
 
 PROCESS_BYTES = 100_000_000

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.stage import Backend, Item, Result
-from elutq_cli.reference.transformer import Array
+from elutq_cli.reference import Array
 from elutq_formats.hlq import HLQTensor
 
 BLOCK_COLUMNS = 512

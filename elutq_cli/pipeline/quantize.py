@@ -32,8 +32,8 @@ from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import Block, block_tensor_names
-from elutq_cli.reference.transformer import Array, rms_norm
+from elutq_cli.reference import Array, Block, block_tensor_names
+from elutq_cli.reference.transformer import rms_norm
 from elutq_formats.atomic import check_output
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_file import ModelFile

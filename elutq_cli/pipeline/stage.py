@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
-from elutq_cli.reference.transformer import Array, Namespace
+from elutq_cli.reference import Array, Namespace
 from elutq_formats.hlq import HLQTensor
 
 Item = TypeVar("Item")

@@ -7,7 +7,7 @@ import torch
 
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.reference.transformer import Array, Namespace
+from elutq_cli.reference import Array, Namespace
 
 
 class TorchBackend(NativeBackend):

@@ -1,11 +1,11 @@
 """The reference transformer: readable, in float32, the oracle of the C runtime and the forward pass of calibration."""
 
+from elutq_cli.reference.attention import Array, Namespace, Positions
 from elutq_cli.reference.transformer import (
     SHARED_INPUTS,
     Block,
     Head,
     KeyValueCache,
-    Positions,
     Transformer,
     WeightSource,
     block_tensor_names,
@@ -13,9 +13,11 @@ from elutq_cli.reference.transformer import (
 
 __all__ = [
     "SHARED_INPUTS",
+    "Array",
     "Block",
     "Head",
     "KeyValueCache",
+    "Namespace",
     "Positions",
     "Transformer",
     "WeightSource",

@@ -4,24 +4,21 @@ An `Array` is a numpy array or a torch tensor; `xp` is the module that computes 
 the same name is used and no activation is written in place, so that torch can differentiate through a `Block`.
 Shapes: `...` stands for any number of batch axes (none for a single sequence), n for tokens.
 
-Source: Touvron et al. 2023 (LLaMA); Su et al. 2021 (RoPE, in the half-split order of Hugging Face checkpoints);
-Ainslie et al. 2023 (grouped-query attention); Jiang et al. 2023 (Mistral's sliding window); Qwen2 and Qwen3 reports.
+Source: Touvron et al. 2023 (LLaMA); Qwen2 and Qwen3 reports; see `attention` for what it is made of.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from elutq_cli.reference.attention import Array, Namespace, Positions, attend, rotate
 from elutq_formats.config import ModelConfig
 
-Array: TypeAlias = Any  # numpy array or torch tensor
-Namespace: TypeAlias = Any  # the module numpy or torch
 Observe: TypeAlias = Callable[[str, Array], None]
 Multiply: TypeAlias = Callable[[Array, Array], Array]
 """Returns the product of two matrices."""
@@ -35,9 +32,6 @@ SHARED_INPUTS: Mapping[str, tuple[str, ...]] = {
     "mlp.down_proj": ("mlp.down_proj",),
 }
 """Name that `observe` is called with -> all linears of a block that take that same input."""
-
-QUERY_ROWS = 256
-"""Queries per attention step: bounds the scores in memory and skips most keys that the causal mask hides."""
 
 HIDDEN_BYTES = 1 << 28
 """Bytes of hidden state that `Transformer.window_logits` carries through the blocks at once."""
@@ -63,48 +57,6 @@ def block_tensor_names(config: ModelConfig) -> tuple[str, ...]:
     return tuple(name.removeprefix("model.layers.0.") for name in names)
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Where n consecutive tokens stand in their sequence, and the rotations that belong there.
-
-    Attributes:
-        keys: (start + n,) integers 0, 1, ...: positions of all tokens so far.
-        start: number of tokens before these n (those in the cache).
-        cos: (n, head_dim / 2) float32.
-        sin: (n, head_dim / 2) float32.
-    """
-
-    keys: Array
-    start: int
-    cos: Array
-    sin: Array
-
-    @staticmethod
-    def of(
-        config: ModelConfig, n_tokens: int, start: int = 0, convert: Callable[[NDArray[Any]], Array] = np.asarray
-    ) -> Positions:
-        """Compute the angles position * theta^(-2i / head_dim) / divisor_i in float64.
-
-        Args:
-            config: hyper-parameters; theta and the divisors of RoPE scaling come from here.
-            n_tokens: number of tokens.
-            start: position of the first of them.
-            convert: makes the arrays `xp`'s own, for example ``lambda a: torch.asarray(a, device="cuda")``.
-        """
-        frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-        divisors = config.rope_divisors()
-        if divisors is not None:
-            frequencies = frequencies / divisors
-        keys = np.arange(start + n_tokens)
-        angles = keys[start:, None] * frequencies
-        return Positions(
-            keys=convert(keys),
-            start=start,
-            cos=convert(np.cos(angles).astype(np.float32)),
-            sin=convert(np.sin(angles).astype(np.float32)),
-        )
-
-
 def rms_norm(x: Array, weight: Array, epsilon: float, xp: Namespace) -> Array:
     """Divide x: (..., d) by the root mean square of its last axis and multiply by weight: (d,)."""
     return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
@@ -113,50 +65,6 @@ def rms_norm(x: Array, weight: Array, epsilon: float, xp: Namespace) -> Array:
 def silu(x: Array, xp: Namespace) -> Array:
     """Multiply x by sigmoid(x), through tanh because it cannot overflow."""
     return 0.5 * x * (1.0 + xp.tanh(0.5 * x))
-
-
-def rotate(x: Array, cos: Array, sin: Array, xp: Namespace) -> Array:
-    """Apply RoPE to x: (..., n, heads, head_dim); element i of a head turns with element i + head_dim / 2."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return xp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-
-
-def attend(q: Array, k: Array, v: Array, positions: Positions, window: int | None, xp: Namespace) -> Array:
-    """Causal scaled dot-product attention; every KV head serves heads / kv_heads consecutive query heads.
-
-    Args:
-        q: (..., n, heads, head_dim), rotated.
-        k: (..., start + n, kv_heads, head_dim), rotated.
-        v: (..., start + n, kv_heads, head_dim).
-        positions: of the n queries.
-        window: a query sees itself and the window - 1 keys before it; None: all before it.
-        xp: numpy or torch.
-
-    Returns:
-        (..., n, heads * head_dim)
-    """
-    *batch, n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads = k.shape[-2]
-    q = (q * head_dim**-0.5).reshape(*batch, n_tokens, n_kv_heads, n_heads // n_kv_heads, head_dim)
-    q = xp.moveaxis(q, -4, -2)  # (..., kv_heads, heads / kv_heads, n, head_dim)
-    k = xp.moveaxis(k, -3, -1)[..., None, :, :]  # (..., kv_heads, 1, head_dim, start + n)
-    v = xp.moveaxis(v, -3, -2)[..., None, :, :]  # (..., kv_heads, 1, start + n, head_dim)
-    outputs = []
-    for row in range(0, n_tokens, QUERY_ROWS):
-        rows = slice(row, min(row + QUERY_ROWS, n_tokens))
-        first_query, end = positions.start + rows.start, positions.start + rows.stop
-        begin = 0 if window is None else max(0, first_query - window + 1)
-        queries, keys = positions.keys[first_query:end, None], positions.keys[None, begin:end]
-        masked = keys > queries
-        if window is not None:
-            masked = masked | (keys <= queries - window)
-        scores = xp.where(masked, -np.inf, q[..., rows, :] @ k[..., begin:end])
-        weights = xp.exp(scores - xp.amax(scores, axis=-1, keepdims=True))
-        outputs.append((weights @ v[..., begin:end, :]) / xp.sum(weights, axis=-1, keepdims=True))
-    out = xp.moveaxis(xp.concatenate(outputs, axis=-2), -2, -4)  # (..., n, kv_heads, heads / kv_heads, head_dim)
-    return out.reshape(*batch, n_tokens, n_heads * head_dim)
 
 
 class Block:
@@ -221,19 +129,23 @@ class Block:
 
     def attention_values(self, x: Array, positions: Positions, cache: KeyValueCache | None = None) -> Array:
         """What the heads gather, before the output projection: (..., n, hidden_size) -> (..., n, heads * head_dim)."""
-        xp, head_dim = self.xp, self.config.head_dim
-        q = self.linear("self_attn.q_proj", x).reshape(*x.shape[:-1], self.config.num_attention_heads, head_dim)
-        k = self.linear("self_attn.k_proj", x).reshape(*x.shape[:-1], self.config.num_key_value_heads, head_dim)
-        v = self.linear("self_attn.v_proj", x).reshape(*x.shape[:-1], self.config.num_key_value_heads, head_dim)
-        if self.config.qk_norm:
-            q, k = self.norm("self_attn.q_norm", q), self.norm("self_attn.k_norm", k)
-        q, k = rotate(q, positions.cos, positions.sin, xp), rotate(k, positions.cos, positions.sin, xp)
+        q, k, v = (self.heads(name, x) for name in ("q", "k", "v"))
+        q, k, xp = self.positioned("q", q, positions), self.positioned("k", k, positions), self.xp
         if cache is not None:
             if self.layer in cache:
                 past_k, past_v = cache[self.layer]
                 k, v = xp.concatenate((past_k, k), axis=-3), xp.concatenate((past_v, v), axis=-3)
             cache[self.layer] = (k, v)
         return attend(q, k, v, positions, self.config.sliding_window, xp)
+
+    def heads(self, name: str, x: Array) -> Array:
+        """Project the normalised x: (..., n, hidden_size) to q, k or v: (..., n, heads or kv_heads, head_dim)."""
+        return self.linear(f"self_attn.{name}_proj", x).reshape(*x.shape[:-1], -1, self.config.head_dim)
+
+    def positioned(self, name: str, x: Array, positions: Positions) -> Array:
+        """Normalise q or k: (..., n, heads, head_dim) where the family does, and apply RoPE."""
+        x = self.norm(f"self_attn.{name}_norm", x) if self.config.qk_norm else x
+        return rotate(x, positions.cos, positions.sin, self.xp)
 
     def mlp(self, x: Array, observe: Observe | None = None) -> Array:
         """SwiGLU of the normalised x: (..., n, hidden_size) -> (..., n, hidden_size)."""

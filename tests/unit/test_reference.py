@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from elutq_cli.reference import SHARED_INPUTS, Block, Positions, Transformer, block_tensor_names, transformer
+from elutq_cli.reference import SHARED_INPUTS, Block, Positions, Transformer, attention, block_tensor_names, transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 
@@ -119,7 +119,7 @@ def test_cache_continues_a_sequence(variant, steps):
 
 @pytest.mark.parametrize("query_rows", [1, 3, 19])
 def test_attention_in_pieces_is_attention(variant, query_rows, monkeypatch):
-    monkeypatch.setattr(transformer, "QUERY_ROWS", query_rows)
+    monkeypatch.setattr(attention, "QUERY_ROWS", query_rows)
     tokens, logits = expected(variant)
     with Checkpoint.open(GOLDEN / variant) as checkpoint:
         assert relative_error(Transformer(checkpoint).logits(tokens), logits) < 1e-4

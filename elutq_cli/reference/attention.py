@@ -1,0 +1,135 @@
+"""Attention over a sequence: positions, the rotations that belong there (RoPE), and the causal softmax in pieces.
+
+An `Array` is a numpy array or a torch tensor; `xp` is the module that computes on it.
+Shapes: `...` stands for any number of batch axes (none for a single sequence), n for tokens.
+
+Source: Su et al. 2021 (RoPE, in the half-split order of Hugging Face checkpoints); Ainslie et al. 2023 (grouped-query
+attention); Jiang et al. 2023 (Mistral's sliding window).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elutq_formats.config import ModelConfig
+
+Array: TypeAlias = Any  # numpy array or torch tensor
+Namespace: TypeAlias = Any  # the module numpy or torch
+
+QUERY_ROWS = 256
+"""Queries per attention step: bounds the scores in memory and skips most keys that the causal mask hides."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where n consecutive tokens stand in their sequence, and the rotations that belong there.
+
+    Attributes:
+        keys: (start + n,) integers 0, 1, ...: positions of all tokens so far.
+        start: number of tokens before these n (those in the cache).
+        cos: (n, head_dim / 2) float32.
+        sin: (n, head_dim / 2) float32.
+    """
+
+    keys: Array
+    start: int
+    cos: Array
+    sin: Array
+
+    @staticmethod
+    def of(
+        config: ModelConfig, n_tokens: int, start: int = 0, convert: Callable[[NDArray[Any]], Array] = np.asarray
+    ) -> Positions:
+        """Compute the angles position * theta^(-2i / head_dim) / divisor_i in float64.
+
+        Args:
+            config: hyper-parameters; theta and the divisors of RoPE scaling come from here.
+            n_tokens: number of tokens.
+            start: position of the first of them.
+            convert: makes the arrays `xp`'s own, for example ``lambda a: torch.asarray(a, device="cuda")``.
+        """
+        frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+        divisors = config.rope_divisors()
+        if divisors is not None:
+            frequencies = frequencies / divisors
+        keys = np.arange(start + n_tokens)
+        angles = keys[start:, None] * frequencies
+        return Positions(
+            keys=convert(keys),
+            start=start,
+            cos=convert(np.cos(angles).astype(np.float32)),
+            sin=convert(np.sin(angles).astype(np.float32)),
+        )
+
+
+def rotate(x: Array, cos: Array, sin: Array, xp: Namespace) -> Array:
+    """Apply RoPE to x: (..., n, heads, head_dim); element i of a head turns with element i + head_dim / 2."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return xp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def by_kv_head(x: Array, n_kv_heads: int, xp: Namespace) -> Array:
+    """Heads under the KV head that serves them: (..., n, heads, d) -> (..., kv_heads, heads / kv_heads, n, d)."""
+    *tokens, n_heads, head_dim = x.shape
+    return xp.moveaxis(x.reshape(*tokens, n_kv_heads, n_heads // n_kv_heads, head_dim), -4, -2)
+
+
+def by_token(x: Array, xp: Namespace) -> Array:
+    """Undo `by_kv_head`, heads side by side: (..., kv_heads, heads / kv_heads, n, d) -> (..., n, heads * d)."""
+    x = xp.moveaxis(x, -2, -4)
+    return x.reshape(*x.shape[:-3], -1)
+
+
+def attention_pieces(
+    q: Array, k: Array, positions: Positions, window: int | None, xp: Namespace
+) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield queries QUERY_ROWS at a time, the keys of which they see some, and exp(scores - the row's largest).
+
+    Args:
+        q: (..., kv_heads, heads / kv_heads, n, head_dim), scaled.
+        k: (..., kv_heads, 1, start + n, head_dim).
+        positions: of the n queries.
+        window: a query sees itself and the window - 1 keys before it; None: all before it.
+        xp: numpy or torch.
+    """
+    n_tokens = q.shape[-2]
+    for row in range(0, n_tokens, QUERY_ROWS):
+        rows = slice(row, min(row + QUERY_ROWS, n_tokens))
+        first_query, end = positions.start + rows.start, positions.start + rows.stop
+        begin = 0 if window is None else max(0, first_query - window + 1)
+        queries, keys = positions.keys[first_query:end, None], positions.keys[None, begin:end]
+        masked = keys > queries
+        if window is not None:
+            masked = masked | (keys <= queries - window)
+        scores = xp.where(masked, -np.inf, q[..., rows, :] @ k[..., begin:end, :].swapaxes(-1, -2))
+        yield rows, slice(begin, end), xp.exp(scores - xp.amax(scores, axis=-1, keepdims=True))
+
+
+def attend(q: Array, k: Array, v: Array, positions: Positions, window: int | None, xp: Namespace) -> Array:
+    """Causal scaled dot-product attention; every KV head serves heads / kv_heads consecutive query heads.
+
+    Args:
+        q: (..., n, heads, head_dim), rotated.
+        k: (..., start + n, kv_heads, head_dim), rotated.
+        v: (..., start + n, kv_heads, head_dim).
+        positions: of the n queries.
+        window: see `attention_pieces`.
+        xp: numpy or torch.
+
+    Returns:
+        (..., n, heads * head_dim)
+    """
+    head_dim, n_kv_heads = k.shape[-1], k.shape[-2]
+    q, k, v = (by_kv_head(x, n_kv_heads, xp) for x in (q * head_dim**-0.5, k, v))
+    outputs = [
+        (weights @ v[..., keys, :]) / xp.sum(weights, axis=-1, keepdims=True)
+        for _, keys, weights in attention_pieces(q, k, positions, window, xp)
+    ]
+    return by_token(xp.concatenate(outputs, axis=-2), xp)
