@@ -1,6 +1,7 @@
 """The reference transformer: readable, in float32, the oracle of the C runtime and the forward pass of calibration."""
 
 from elutq_cli.reference.attention import Array, Namespace, Positions
+from elutq_cli.reference.backward import StreamGradients, block_gradients, prediction_gradient
 from elutq_cli.reference.transformer import (
     SHARED_INPUTS,
     Block,
@@ -19,7 +20,10 @@ __all__ = [
     "KeyValueCache",
     "Namespace",
     "Positions",
+    "StreamGradients",
     "Transformer",
     "WeightSource",
+    "block_gradients",
     "block_tensor_names",
+    "prediction_gradient",
 ]

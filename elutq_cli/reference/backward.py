@@ -1,0 +1,191 @@
+"""The transformer's backward pass: what a loss thinks of every direction of the residual stream.
+
+It computes no gradients of weights. Arrays, `xp` and shapes are those of `transformer`.
+
+Source: reverse-mode differentiation of `Block` and `Head`. As in Dao et al. 2022 (FlashAttention), the weights of
+attention are computed again, those of some queries at a time, and never all held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elutq_cli.reference.attention import (
+    Array,
+    Namespace,
+    Positions,
+    attend,
+    attention_pieces,
+    by_kv_head,
+    by_token,
+    rotate,
+)
+from elutq_cli.reference.transformer import Block, Head
+
+LOGIT_ROWS = 128
+"""Tokens whose logits `prediction_gradient` holds at once, because a vocabulary is long."""
+
+
+@dataclass(frozen=True)
+class StreamGradients:
+    """Gradients of a loss with respect to the residual stream, before each half of a block.
+
+    Attributes:
+        into_mlp: (..., n, hidden_size) float32, with respect to the stream between attention and MLP.
+        into_block: (..., n, hidden_size) float32, with respect to the block's input.
+    """
+
+    into_mlp: Array
+    into_block: Array
+
+
+def block_gradients(block: Block, x: Array, gradient: Array, positions: Positions) -> StreamGradients:
+    """Run a block again and go back through it.
+
+    Args:
+        block: the block.
+        x: (..., n, hidden_size) float32, its input; there are no earlier tokens in a cache.
+        gradient: (..., n, hidden_size) float32, of the loss with respect to the block's output.
+        positions: of the n tokens, from 0 on.
+    """
+    normalised = block.norm("input_layernorm", x)
+    raw_q, raw_k, v = (block.heads(name, normalised) for name in ("q", "k", "v"))
+    q, k = block.positioned("q", raw_q, positions), block.positioned("k", raw_k, positions)
+    window = block.config.sliding_window
+    middle = x + block.linear("self_attn.o_proj", attend(q, k, v, positions, window, block.xp))
+
+    of_normalised = mlp_gradient(block, block.norm("post_attention_layernorm", middle), gradient)
+    into_mlp = gradient + norm_gradient(block, "post_attention_layernorm", middle, of_normalised)
+
+    of_values = linear_gradient(block, "self_attn.o_proj", into_mlp)
+    of_q, of_k, of_v = attention_gradients(q, k, v, of_values.reshape(q.shape), positions, window, block.xp)
+    of_q = positioned_gradient(block, "q", raw_q, of_q, positions)
+    of_k = positioned_gradient(block, "k", raw_k, of_k, positions)
+    of_normalised = (
+        heads_gradient(block, "q", of_q) + heads_gradient(block, "k", of_k) + heads_gradient(block, "v", of_v)
+    )
+    return StreamGradients(into_mlp, into_mlp + norm_gradient(block, "input_layernorm", x, of_normalised))
+
+
+def prediction_gradient(head: Head, x: Array, rng: np.random.Generator) -> Array:
+    """Draw a next token after each of a sequence's tokens, and differentiate -log of their probabilities, summed.
+
+    Labels that the model itself draws make the mean of the gradient's outer product with itself the Fisher information
+    (Kunstner et al. 2019); labels from a text would not.
+
+    Args:
+        head: the last norm and the output projection.
+        x: (n, hidden_size) float32, the last block's output.
+        rng: draws n labels.
+
+    Returns:
+        (n, hidden_size) float32, the gradient with respect to x.
+    """
+    xp, epsilon = head.xp, head.config.rms_norm_eps
+    gradients = []
+    for row in range(0, len(x), LOGIT_ROWS):
+        rows = x[row : row + LOGIT_ROWS]
+        logits = head(rows)
+        weights = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))
+        of_logits = weights / xp.sum(weights, axis=-1, keepdims=True)
+        of_logits[xp.arange(len(rows)), draw(weights, rng, xp)] -= 1.0
+        of_normalised = head.multiply(of_logits, head.weight)
+        gradients.append(rms_norm_gradient(rows, head.norm, epsilon, of_normalised, xp))
+    return xp.concatenate(gradients, axis=0)
+
+
+def draw(weights: Array, rng: np.random.Generator, xp: Namespace) -> Array:
+    """Draw one index per row in proportion to weights: (n, choices), none negative; returns (n,) integers.
+
+    The sums are float64: in float32 those of a long vocabulary's tail would not grow.
+    """
+    sums = xp.cumsum(weights, axis=-1, dtype=xp.float64)
+    thresholds = xp.asarray(rng.random(len(weights)))[:, None] * sums[:, -1:]
+    return xp.sum(sums <= thresholds, axis=-1)  # rng.random() < 1, so that the last sum is above its threshold
+
+
+def rms_norm_gradient(x: Array, weight: Array, epsilon: float, gradient: Array, xp: Namespace) -> Array:
+    """Gradient with respect to the input x: (..., d) of `rms_norm`, from that with respect to its output: (..., d)."""
+    inverse = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    direction, scaled = x * inverse, gradient * weight
+    return inverse * (scaled - direction * xp.mean(direction * scaled, axis=-1, keepdims=True))
+
+
+def norm_gradient(block: Block, name: str, x: Array, gradient: Array) -> Array:
+    """Go back through ``block.norm(name, x)``: (..., d) -> (..., d)."""
+    return rms_norm_gradient(x, block.weights[f"{name}.weight"], block.config.rms_norm_eps, gradient, block.xp)
+
+
+def linear_gradient(block: Block, name: str, gradient: Array) -> Array:
+    """Go back through ``block.linear(name, ...)``: (..., out_features) -> (..., in_features)."""
+    weight = block.weights[f"{name}.weight"]
+    product = block.multiply(gradient.reshape(-1, gradient.shape[-1]), weight)
+    return product.reshape(*gradient.shape[:-1], weight.shape[1])
+
+
+def heads_gradient(block: Block, name: str, gradient: Array) -> Array:
+    """Go back through ``block.heads(name, ...)``: (..., n, heads or kv_heads, head_dim) -> (..., n, hidden_size)."""
+    return linear_gradient(block, f"self_attn.{name}_proj", gradient.reshape(*gradient.shape[:-2], -1))
+
+
+def positioned_gradient(block: Block, name: str, x: Array, gradient: Array, positions: Positions) -> Array:
+    """Go back through ``block.positioned(name, x, positions)``: both (..., n, heads or kv_heads, head_dim)."""
+    gradient = rotate(gradient, positions.cos, -positions.sin, block.xp)  # a rotation's transpose turns back
+    return norm_gradient(block, f"self_attn.{name}_norm", x, gradient) if block.config.qk_norm else gradient
+
+
+def mlp_gradient(block: Block, x: Array, gradient: Array) -> Array:
+    """Go back through ``block.mlp(x)``: (..., n, hidden_size) -> (..., n, hidden_size)."""
+    gate, up = block.linear("mlp.gate_proj", x), block.linear("mlp.up_proj", x)
+    sigmoid = 0.5 * (1.0 + block.xp.tanh(0.5 * gate))
+    of_product = linear_gradient(block, "mlp.down_proj", gradient)
+    of_gate = of_product * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    of_up = of_product * gate * sigmoid
+    return linear_gradient(block, "mlp.gate_proj", of_gate) + linear_gradient(block, "mlp.up_proj", of_up)
+
+
+def attention_gradients(
+    q: Array, k: Array, v: Array, gradient: Array, positions: Positions, window: int | None, xp: Namespace
+) -> tuple[Array, Array, Array]:
+    """Go back through ``attend(q, k, v, positions, window, xp)``.
+
+    Args:
+        q: (..., n, heads, head_dim), rotated.
+        k: (..., n, kv_heads, head_dim), rotated.
+        v: (..., n, kv_heads, head_dim).
+        gradient: (..., n, heads, head_dim), with respect to the heads' values.
+        positions: of the n tokens, from 0 on.
+        window: see `attention_pieces`.
+        xp: numpy or torch.
+
+    Returns:
+        The gradients with respect to q, k and v, in their shapes.
+    """
+    shape, kv_shape, scale = q.shape, k.shape, q.shape[-1] ** -0.5
+    q, k, v, gradient = (by_kv_head(each, kv_shape[-2], xp) for each in (q * scale, k, v, gradient))
+    of_q, of_k, of_v = [], xp.zeros_like(k), xp.zeros_like(v)
+    for rows, keys, weights in attention_pieces(q, k, positions, window, xp):
+        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+        of_weights = gradient[..., rows, :] @ v[..., keys, :].swapaxes(-1, -2)
+        of_scores = weights * (of_weights - xp.sum(weights * of_weights, axis=-1, keepdims=True))
+        of_q.append(of_scores @ k[..., keys, :])
+        of_k[..., keys, :] += product_over_queries(of_scores, q[..., rows, :])
+        of_v[..., keys, :] += product_over_queries(weights, gradient[..., rows, :])
+    of_q = by_token(xp.concatenate(of_q, axis=-2), xp).reshape(shape)
+    return of_q * scale, by_token(of_k, xp).reshape(kv_shape), by_token(of_v, xp).reshape(kv_shape)
+
+
+def product_over_queries(left: Array, right: Array) -> Array:
+    """Return left^T @ right, summed over the query heads of each KV head.
+
+    Args:
+        left: (..., kv_heads, heads / kv_heads, queries, keys).
+        right: (..., kv_heads, heads / kv_heads, queries, head_dim).
+
+    Returns:
+        (..., kv_heads, 1, keys, head_dim)
+    """
+    left, right = (each.reshape(*each.shape[:-3], 1, -1, each.shape[-1]) for each in (left, right))
+    return left.swapaxes(-1, -2) @ right
