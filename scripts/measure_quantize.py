@@ -25,15 +25,14 @@ from typing import Any
 
 from elutq_cli.pipeline.blas import configure_blas
 
-ALLOCATE, PROBES, PREDICTIONS = "allocate, errors", "allocate, probes", "allocate, predictions"
+ALLOCATE, GRADIENTS = "allocate, errors", "allocate, gradients"
 WRITE, TUNE_ALL = "write the file", "tune, end to end"
 STAGES = {
     "load": (("quantize", "_Run.load"),),
     "calibration forward": (("calibrate", "block_statistics"), ("calibrate", "input_statistics")),
     "Hessian products": (("calibrate", "add_gram"), ("calibrate", "add_product"), ("calibrate", "mirror_upper")),
     ALLOCATE: (("quantize", "allocate"),),
-    PROBES: (("allocate", "carry"),),
-    PREDICTIONS: (("allocate", "diverge"),),
+    GRADIENTS: (("allocate", "gradient_squares"),),
     "Cholesky factor": (("quantize", "inverse_factor"),),
     "correction": (("correct", "Correction.__init__"), ("correct", "Correction.__call__")),
     "fit levels": (("backend", "NativeBackend.fit_groups"),),
@@ -50,7 +49,7 @@ STAGES = {
     WRITE: (("quantize", "write_model"),),
 }
 OTHER = "all else"
-OF_BLOCKS = (ALLOCATE, PROBES, PREDICTIONS, TUNE_ALL)  # in proportion to the blocks, though not of one block
+OF_BLOCKS = (ALLOCATE, GRADIENTS, TUNE_ALL)  # in proportion to the blocks, though not of one block
 SERIAL = ("scratch files", WRITE, OTHER)
 ONCE, BLOCKS = "once", "blocks"
 
@@ -105,7 +104,7 @@ class Stopwatch:
         """Charge the time since the last switch to what was running, then let another run."""
         now = self.now()
         stage = self.running[-1]
-        if ALLOCATE in self.running and stage not in (PROBES, PREDICTIONS):
+        if ALLOCATE in self.running and stage != GRADIENTS:
             stage = ALLOCATE
         for kind in range(2):
             self.seconds[stage, self.part][kind] += now[kind] - self.last[kind]
@@ -215,10 +214,7 @@ def print_table(
         once, in_blocks = watch.seconds[stage, ONCE], watch.seconds[stage, BLOCKS]
         if stage in OF_BLOCKS:
             once, in_blocks = [0.0, 0.0], [a + b for a, b in zip(once, in_blocks, strict=True)]
-        # Probes go through all blocks after their own: their time grows with the number of pairs of blocks.
-        growth = scale * (blocks - 1) / max(1, slice_blocks - 1) if stage == PROBES else scale
-        if stage == TUNE_ALL:
-            growth = tuning_growth
+        growth = tuning_growth if stage == TUNE_ALL else scale
         whole, processor = (once[kind] + in_blocks[kind] * growth for kind in range(2))
         alone = processor / (1 if stage in SERIAL else threads) if threads else whole
         rows.append((stage, once[0], in_blocks[0] / slice_blocks, whole, processor / max(whole, 1e-9), alone))

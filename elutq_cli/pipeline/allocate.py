@@ -1,8 +1,9 @@
 """The allocate stage: bits and group size of each linear, so that a budget of bits does the least harm.
 
 The harm that a linear does at some bits and group size is taken as its sensitivity times its squared relative error
-under H there. The sensitivity is measured once: how far the model's predictions move when that linear alone is
-quantized. Harms are added up over linears, and the budget is spent where a bit takes away most.
+under H there. The sensitivity is what an error as large as the outputs themselves would do to the model's predictions,
+to second order: half the sum over rows of their energy times the mean square of the loss's gradient there. Harms are
+added up over linears, and the budget is spent where a bit takes away most.
 """
 
 import logging
@@ -15,16 +16,15 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.evaluation import log_softmax
 from elutq_cli.pipeline.by_rows import RowSource, embed
 from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.measure import measure, sample_rows
-from elutq_cli.pipeline.products import map_few, multiply, quiet
+from elutq_cli.pipeline.products import multiply
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
+from elutq_cli.pipeline.sensitivity import gradient_squares, row_energies
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import Array, Block, Head, Positions, Transformer
+from elutq_cli.reference import Array, Transformer
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
@@ -36,18 +36,11 @@ Choice = tuple[int, int]
 GROUP_SIZES = (128, 64)
 """Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
 
-HESSIAN_SEQUENCES = 8
-"""Calibration sequences for the Hessians."""
+SEQUENCES = 16
+"""Calibration sequences that go through the model, forwards and back."""
 
 SAMPLED_ROWS = 32
 """Rows of a linear on which its error at each choice is measured."""
-
-PROBE_SEQUENCES, PROBE_TOKENS = 2, 64
-"""Calibration sequences, and their first tokens, on which predictions are measured: for each linear they go through all
-blocks after it."""
-
-CHANGED_ROWS = 512
-"""Rows of a linear that are quantized to see what its errors do to the predictions."""
 
 ROUNDING = 1 + 1e-9
 """A budget counts as kept when it is exceeded by no more than the rounding of sums."""
@@ -62,7 +55,7 @@ class Candidate:
     Attributes:
         name: in the checkpoint.
         n_weights: number of weights.
-        sensitivity: KL divergence of the model's predictions per squared relative error of this linear.
+        sensitivity: KL divergence of the model's predictions, nats a token, per squared relative error of this linear.
         errors: squared relative error under H, by choice.
     """
 
@@ -79,6 +72,7 @@ def allocate(
     backend: Backend,
     advance: Callable[[int], None] = lambda n_weights: None,
     make_room: MakeRoom = in_memory,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Choice]:
     """Choose bits and group size of all the blocks' linears by what their errors do to the model's predictions.
 
@@ -90,6 +84,7 @@ def allocate(
         backend: runs the stages.
         advance: called with the number of weights just measured.
         make_room: for activations.
+        note: is told how far it is.
 
     Returns:
         Those of each linear that is not fixed; nothing is measured where all are.
@@ -101,7 +96,7 @@ def allocate(
     free, fixed = _split_linears(source.config, recipe)
     if not free:
         return {}
-    found = measure_candidates(source, recipe, free, tokens, backend, advance, make_room)
+    found = measure_candidates(source, recipe, free, tokens, backend, advance, make_room, note)
     chosen = spend(found, recipe.budget, NONE_FIXED if recipe.target_bpw is None else fixed)
     for candidate in found:
         bits, group_size = chosen[candidate.name]
@@ -227,21 +222,20 @@ def measure_candidates(
     backend: Backend,
     advance: Callable[[int], None],
     make_room: MakeRoom = in_memory,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Candidate]:
     """Measure the errors and the sensitivity of linears, one block in memory at a time.
 
-    Every linear's variant of the residual stream, in which it alone is quantized, is carried through the blocks after
-    it, beside the exact stream.
+    Errors and energies on the way forwards through the exact model, gradients on the way back.
     """
     model = Transformer(source, xp=backend.xp, convert=backend.place, multiply=partial(multiply, backend=backend))
-    hidden = embed(source, tokens[:HESSIAN_SEQUENCES])
-    exact = hidden[:PROBE_SEQUENCES, :PROBE_TOKENS].copy()
-    run = partial(_run, backend, Positions.of(source.config, exact.shape[1], convert=backend.place))
-    variants: dict[str, FloatArray] = {}
+    hidden = embed(source, tokens[:SEQUENCES])
+    inputs = make_room((source.config.num_hidden_layers, *hidden.shape))
     found: dict[str, _Measured] = {}
-    for layer in range(source.config.num_hidden_layers):
+    for layer in range(len(inputs)):
+        note(f"forwards through block {layer}")
+        inputs[layer] = hidden
         block = model.block(layer)
-        changed: dict[str, ChangedRows] = {}
         for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
             shared_by = gguf_name(f"model.layers.{layer}.{linears[0]}.weight")
             factor = inverse_factor(statistics.hessian, recipe.damping, backend, shared_by)
@@ -250,56 +244,25 @@ def measure_candidates(
                 weights = block.weights[f"{linear}.weight"]
                 if name in names:
                     options = _options(weights.shape[1], recipe.group_size)
-                    errors = measure_errors(weights, statistics.hessian, factor, options, backend)
-                    reference = min(options, key=lambda choice: abs(choice[0] - 2))
-                    changed[linear] = change_rows(weights, statistics.hessian, factor, reference, backend)
-                    found[name] = _Measured(math.prod(weights.shape), errors, changed[linear].error)
+                    found[name] = _Measured(
+                        math.prod(weights.shape),
+                        measure_errors(weights, statistics.hessian, factor, options, backend),
+                        row_energies(weights, statistics.hessian, backend),
+                    )
                 advance(math.prod(weights.shape))
-        variants = carry(variants, partial(run, block), backend)
-        for linear, change in changed.items():
-            other = block.copy()
-            other.weights[f"{linear}.weight"] = block.weights[f"{linear}.weight"] + 0.0
-            other.weights[f"{linear}.weight"][change.rows] = backend.place(change.restored)
-            variants[f"model.layers.{layer}.{linear}.weight"] = run(other, exact)
-        exact = run(block, exact)
-    divergences = diverge(variants, exact, model.load_head(), backend)
+    squares = gradient_squares(model, inputs, hidden, recipe.seed, backend, note)
     return [
-        Candidate(name, of.n_weights, divergences[name] / of.change if of.change > 0.0 else 0.0, of.errors)
-        for name, of in found.items()
+        Candidate(name, of.n_weights, 0.5 * float(of.energies @ squares[name]), of.errors) for name, of in found.items()
     ]
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of a linear: its weights' number, its squared relative errors by choice, and that of its variant."""
+    """Of a linear: its weights' number, its squared relative errors by choice, and the energy of each of its rows."""
 
     n_weights: int
     errors: Mapping[Choice, float]
-    change: float
-
-
-@dataclass(frozen=True)
-class ChangedRows:
-    """Some rows of a matrix, quantized.
-
-    Attributes:
-        rows: which.
-        restored: their dequantized values.
-        error: squared relative error that they make in the matrix.
-    """
-
-    rows: slice
-    restored: FloatArray
-    error: float
-
-
-def change_rows(weights: Array, hessian: Array, factor: Array, choice: Choice, backend: Backend) -> ChangedRows:
-    """Quantize CHANGED_ROWS rows spread over a matrix: what all do to the predictions is their share's, scaled up."""
-    rows = _spread_rows(len(weights), CHANGED_ROWS)
-    original = weights[rows]
-    tensor = feedback(original, factor, *choice, backend)
-    error = measure(sample_rows(original), tensor, hessian, backend) ** 2 * len(original) / len(weights)
-    return ChangedRows(rows, tensor.dequantize(), error)
+    energies: npt.NDArray[np.float64]
 
 
 def measure_errors(
@@ -321,43 +284,3 @@ def _spread_rows(n_rows: int, n_chosen: int) -> slice:
 def _options(columns: int, group_size: int) -> list[Choice]:
     sizes = [size for size in sorted({*GROUP_SIZES, group_size}, reverse=True) if columns % size == 0]
     return [(bits, size) for bits in range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1) for size in sizes]
-
-
-def carry(
-    variants: Mapping[str, FloatArray], run: Callable[[FloatArray], FloatArray], backend: Backend
-) -> dict[str, FloatArray]:
-    """Run all variants of the residual stream through a block."""
-    return dict(zip(variants, map_few(quiet(run), list(variants.values()), backend), strict=True))
-
-
-def diverge(variants: Mapping[str, FloatArray], exact: FloatArray, head: Head, backend: Backend) -> dict[str, float]:
-    """Return the mean KL divergence of each variant's predictions from the exact stream's: (sequences, n, hidden)."""
-
-    def predictions(x: FloatArray) -> npt.NDArray[np.float64]:
-        return log_softmax(backend.fetch(head(backend.place(x))))
-
-    divergence = quiet(partial(_divergence, predictions, [predictions(x) for x in exact]))
-    return dict(zip(variants, map_few(divergence, list(variants.values()), backend), strict=True))
-
-
-def _run(backend: Backend, positions: Positions, block: Block, stream: FloatArray) -> FloatArray:
-    return backend.fetch(block(backend.place(stream), positions))
-
-
-def _divergence(
-    predictions: Callable[[FloatArray], npt.NDArray[np.float64]],
-    expected: Sequence[npt.NDArray[np.float64]],
-    stream: FloatArray,
-) -> float:
-    """Return the mean KL divergence of a stream's predictions from those expected.
-
-    Args:
-        predictions: from a sequence's last hidden states to log-probabilities (n, vocab_size).
-        expected: of each sequence.
-        stream: (sequences, n, hidden_size), the last block's output.
-    """
-    return float(np.mean([_row_divergence(p, predictions(x)) for p, x in zip(expected, stream, strict=True)]))
-
-
-def _row_divergence(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
-    return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())

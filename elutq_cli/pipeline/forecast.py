@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elutq_cli.pipeline.allocate import PROBE_SEQUENCES, PROBE_TOKENS
+from elutq_cli.pipeline.allocate import SEQUENCES
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics
 from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
@@ -85,6 +85,9 @@ class Forecast:
         stream = 4 * config.hidden_size * n_tokens
         inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in ADDED_TO_STREAM)
         scratch = output_bytes + 2 * stream * (2 if recipe.keeps_exact else 1) + inputs
+        if recipe.method == "allocate":  # before any of that, the inputs of all blocks
+            few = min(SEQUENCES * recipe.sequence_length, n_tokens)
+            scratch = max(scratch, 4 * config.hidden_size * few * config.num_hidden_layers + inputs)
 
         def memory(recipe: Recipe, n_tokens: int) -> int:
             peak = peak_memory(config, plan, shapes, recipe, n_tokens, threads)
@@ -201,11 +204,10 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
         passes = (3 * rows + (1.5 if recipe.corrects else 0.5) * columns) * columns * n_tokens * product
         seconds += passes + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3
     if recipe.method == "allocate":
-        # Each linear's probe goes through all blocks after it; Hessians and errors cost about one block's stages.
-        block = sum(math.prod(shapes[entry.name]) for entry in plan.blocks[0])
-        n_passes = sum(len(plan.blocks[0]) * layer for layer in range(len(plan.blocks)))
-        n_probed = PROBE_SEQUENCES * min(PROBE_TOKENS, recipe.sequence_length)
-        seconds += n_passes * block * n_probed * product + 0.3 * seconds
+        # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
+        n_weights = sum(math.prod(shapes[entry.name]) for block in plan.blocks for entry in block)
+        few = min(SEQUENCES * recipe.sequence_length, n_tokens)
+        seconds += (3 * n_weights + 2 * config.vocab_size * config.hidden_size) * few * product + 0.3 * seconds
     seconds += TUNING_OVERHEAD * tuning_products(config, recipe) * product
     return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)
 

@@ -6,7 +6,7 @@ counted. Nothing grows with the number of threads but what each of them holds by
 
 import math
 
-from elutq_cli.pipeline.allocate import CHANGED_ROWS, HESSIAN_SEQUENCES, PROBE_SEQUENCES, PROBE_TOKENS
+from elutq_cli.pipeline.allocate import SEQUENCES
 from elutq_cli.pipeline.by_rows import runs_of_rows
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE
 from elutq_cli.pipeline.products import AT_ONCE, ROWS_AT_ONCE
@@ -14,6 +14,7 @@ from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe, bits_
 from elutq_cli.pipeline.rotate import WEIGHTS_AT_ONCE
 from elutq_cli.reference import SHARED_INPUTS
 from elutq_cli.reference.attention import QUERY_ROWS
+from elutq_cli.reference.backward import LOGIT_ROWS
 from elutq_formats.config import ModelConfig
 
 PROCESS_BYTES = 100_000_000
@@ -33,7 +34,9 @@ ALONE, HALF = 7.5, 6.0
 CODES, STAGE_WEIGHT, STAGE_SQUARE = 2.5, 10.5, 9.0
 FACTOR_SQUARE = 10.0
 ROTATED = 40.0
-LOGIT, LOGIT_COMPARED = 8.0, 32.0
+LOGIT = 32.0
+BACKWARDS = 2.0
+"""What a sequence takes on its way back through a block, over what it takes on its way forwards."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -150,20 +153,15 @@ def _batch_bytes(config: ModelConfig, sequence_length: int, streams: int, n_sequ
 
 
 def _allocate(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe, flight: float) -> list[float]:
-    """Return what the phases of choosing bits take, beside every linear's variant of the residual stream."""
-    tokens = min(PROBE_TOKENS, recipe.sequence_length)
-    n_linears = sum(map(len, plan.blocks))
-    hidden = HESSIAN_SEQUENCES * recipe.sequence_length
-    streams = 4.0 * config.hidden_size * ((n_linears + len(plan.blocks[0])) * PROBE_SEQUENCES * tokens + hidden)
+    """Return what the phases of choosing bits take: forwards with the stages of some rows, the head, and back."""
+    tokens = recipe.sequence_length
+    streams = 3 * 4.0 * SEQUENCES * tokens * config.hidden_size
     block = [shapes[entry.name] for entry in plan.blocks[0]]
     own = streams + 4.0 * sum(map(math.prod, block))
-    changed = [(min(CHANGED_ROWS, rows), columns) for rows, columns in block]
-    own += 4.0 * sum(map(math.prod, changed))
-    logit_bytes = PROBE_SEQUENCES * LOGIT + AT_ONCE * LOGIT_COMPARED
-    probes = AT_ONCE * _batch_bytes(config, tokens, 1, PROBE_SEQUENCES)
+    back = AT_ONCE * BACKWARDS * _batch_bytes(config, tokens, 1, 1)
     return [
         own + 4.0 * max(columns for _, columns in block) ** 2 + flight,
-        own + max(FACTOR_SQUARE * columns**2 + 2 * STAGE_WEIGHT * rows * columns for rows, columns in changed),
-        own + 4.0 * max(map(math.prod, block)) + probes,
-        streams + (4.0 * config.hidden_size + logit_bytes * tokens) * config.vocab_size,
+        own + max(FACTOR_SQUARE * columns**2 + 8.0 * rows * columns for rows, columns in block),
+        own + back,
+        streams + (4.0 * config.hidden_size + AT_ONCE * LOGIT * min(LOGIT_ROWS, tokens)) * config.vocab_size,
     ]

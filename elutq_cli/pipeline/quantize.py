@@ -104,12 +104,12 @@ def quantize(
     for note in checkpoint.notes:
         log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
+        progress = progress or Progress()
         if recipe.method == "allocate" and calibration is not None:
-            found = spool.remember(
-                partial(allocate, source, recipe, calibration.tokens, backend, make_room=spool.make_room)
-            )
+            find = partial(allocate, source, recipe, calibration.tokens, backend)
+            found = spool.remember(partial(find, make_room=spool.make_room, note=progress.note))
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
-        run = _Run(source, plan, recipe, backend, spool, progress or Progress(), device)
+        run = _Run(source, plan, recipe, backend, spool, progress, device)
         sources = run.add_all(calibration)
         origin = printable_origin(checkpoint)
         write_model(

@@ -1,4 +1,4 @@
-"""The transformer's backward pass: what a loss thinks of every direction of the residual stream.
+"""The transformer's backward pass: what a loss thinks of the residual stream and of what the linears add to it.
 
 It computes no gradients of weights. Arrays, `xp` and shapes are those of `transformer`.
 
@@ -8,7 +8,10 @@ attention are computed again, those of some queries at a time, and never all hel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,7 +25,10 @@ from elutq_cli.reference.attention import (
     by_token,
     rotate,
 )
-from elutq_cli.reference.transformer import Block, Head
+from elutq_cli.reference.transformer import Block, Head, Observe
+
+Back: TypeAlias = Callable[[str, Array], Array]
+"""Goes back through a linear of the block, by its name: (..., out_features) -> (..., in_features)."""
 
 LOGIT_ROWS = 128
 """Tokens whose logits `prediction_gradient` holds at once, because a vocabulary is long."""
@@ -41,7 +47,9 @@ class StreamGradients:
     into_block: Array
 
 
-def block_gradients(block: Block, x: Array, gradient: Array, positions: Positions) -> StreamGradients:
+def block_gradients(
+    block: Block, x: Array, gradient: Array, positions: Positions, observe: Observe | None = None
+) -> StreamGradients:
     """Run a block again and go back through it.
 
     Args:
@@ -49,23 +57,23 @@ def block_gradients(block: Block, x: Array, gradient: Array, positions: Position
         x: (..., n, hidden_size) float32, its input; there are no earlier tokens in a cache.
         gradient: (..., n, hidden_size) float32, of the loss with respect to the block's output.
         positions: of the n tokens, from 0 on.
+        observe: called with the name of each linear and the gradient with respect to its output (..., out_features).
     """
+    back = partial(linear_gradient, block, observe)
     normalised = block.norm("input_layernorm", x)
     raw_q, raw_k, v = (block.heads(name, normalised) for name in ("q", "k", "v"))
     q, k = block.positioned("q", raw_q, positions), block.positioned("k", raw_k, positions)
     window = block.config.sliding_window
     middle = x + block.linear("self_attn.o_proj", attend(q, k, v, positions, window, block.xp))
 
-    of_normalised = mlp_gradient(block, block.norm("post_attention_layernorm", middle), gradient)
+    of_normalised = mlp_gradient(block, back, block.norm("post_attention_layernorm", middle), gradient)
     into_mlp = gradient + norm_gradient(block, "post_attention_layernorm", middle, of_normalised)
 
-    of_values = linear_gradient(block, "self_attn.o_proj", into_mlp)
+    of_values = back("self_attn.o_proj", into_mlp)
     of_q, of_k, of_v = attention_gradients(q, k, v, of_values.reshape(q.shape), positions, window, block.xp)
     of_q = positioned_gradient(block, "q", raw_q, of_q, positions)
     of_k = positioned_gradient(block, "k", raw_k, of_k, positions)
-    of_normalised = (
-        heads_gradient(block, "q", of_q) + heads_gradient(block, "k", of_k) + heads_gradient(block, "v", of_v)
-    )
+    of_normalised = heads_gradient(back, "q", of_q) + heads_gradient(back, "k", of_k) + heads_gradient(back, "v", of_v)
     return StreamGradients(into_mlp, into_mlp + norm_gradient(block, "input_layernorm", x, of_normalised))
 
 
@@ -118,16 +126,18 @@ def norm_gradient(block: Block, name: str, x: Array, gradient: Array) -> Array:
     return rms_norm_gradient(x, block.weights[f"{name}.weight"], block.config.rms_norm_eps, gradient, block.xp)
 
 
-def linear_gradient(block: Block, name: str, gradient: Array) -> Array:
+def linear_gradient(block: Block, observe: Observe | None, name: str, gradient: Array) -> Array:
     """Go back through ``block.linear(name, ...)``: (..., out_features) -> (..., in_features)."""
+    if observe is not None:
+        observe(name, gradient)
     weight = block.weights[f"{name}.weight"]
     product = block.multiply(gradient.reshape(-1, gradient.shape[-1]), weight)
     return product.reshape(*gradient.shape[:-1], weight.shape[1])
 
 
-def heads_gradient(block: Block, name: str, gradient: Array) -> Array:
+def heads_gradient(back: Back, name: str, gradient: Array) -> Array:
     """Go back through ``block.heads(name, ...)``: (..., n, heads or kv_heads, head_dim) -> (..., n, hidden_size)."""
-    return linear_gradient(block, f"self_attn.{name}_proj", gradient.reshape(*gradient.shape[:-2], -1))
+    return back(f"self_attn.{name}_proj", gradient.reshape(*gradient.shape[:-2], -1))
 
 
 def positioned_gradient(block: Block, name: str, x: Array, gradient: Array, positions: Positions) -> Array:
@@ -136,14 +146,14 @@ def positioned_gradient(block: Block, name: str, x: Array, gradient: Array, posi
     return norm_gradient(block, f"self_attn.{name}_norm", x, gradient) if block.config.qk_norm else gradient
 
 
-def mlp_gradient(block: Block, x: Array, gradient: Array) -> Array:
+def mlp_gradient(block: Block, back: Back, x: Array, gradient: Array) -> Array:
     """Go back through ``block.mlp(x)``: (..., n, hidden_size) -> (..., n, hidden_size)."""
     gate, up = block.linear("mlp.gate_proj", x), block.linear("mlp.up_proj", x)
     sigmoid = 0.5 * (1.0 + block.xp.tanh(0.5 * gate))
-    of_product = linear_gradient(block, "mlp.down_proj", gradient)
+    of_product = back("mlp.down_proj", gradient)
     of_gate = of_product * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
     of_up = of_product * gate * sigmoid
-    return linear_gradient(block, "mlp.gate_proj", of_gate) + linear_gradient(block, "mlp.up_proj", of_up)
+    return back("mlp.gate_proj", of_gate) + back("mlp.up_proj", of_up)
 
 
 def attention_gradients(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from elutq_cli.reference import (
+    SHARED_INPUTS,
     Block,
     Head,
     Positions,
@@ -60,6 +61,8 @@ def test_gradients_of_a_block_are_those_of_torch(variant, query_rows, monkeypatc
     block, _ = read(variant)
     x, gradient = stream(block, (3, 23))
     exact = {name: torch.asarray(weight.astype(np.float64)) for name, weight in block.weights.items()}
+    for weight in exact.values():
+        weight.requires_grad_()
     attend, mlp = halves(
         Block(block.config, block.layer, exact, torch), Positions.of(block.config, 23, convert=torch.asarray)
     )
@@ -69,7 +72,15 @@ def test_gradients_of_a_block_are_those_of_torch(variant, query_rows, monkeypatc
     mlp(into_mlp).backward(torch.asarray(gradient.astype(np.float64)))
 
     monkeypatch.setattr(attention, "QUERY_ROWS", query_rows)
-    found = block_gradients(block, x, gradient, Positions.of(block.config, 23))
+    inputs, of_outputs = {}, {}
+    block(x, observe=inputs.__setitem__)
+    found = block_gradients(block, x, gradient, Positions.of(block.config, 23), of_outputs.__setitem__)
+    assert len(of_outputs) == sum(map(len, SHARED_INPUTS.values()))
+    for shared, linears in SHARED_INPUTS.items():
+        for name in linears:  # the weight's gradient is the sum of the output's times the input
+            of_output, of_input = (each.reshape(-1, each.shape[-1]) for each in (of_outputs[name], inputs[shared]))
+            of_weight = of_output.T @ of_input
+            assert relative_error(of_weight, exact[f"{name}.weight"].grad.numpy()) < 1e-5
     assert found.into_mlp.dtype == found.into_block.dtype == np.float32
     assert relative_error(found.into_mlp, into_mlp.grad.numpy()) < 1e-5
     assert relative_error(found.into_block, into_block.grad.numpy()) < 1e-5

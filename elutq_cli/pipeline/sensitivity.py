@@ -1,0 +1,102 @@
+"""How much the model's predictions mind an error in each output of its linears: one pass back through the exact model.
+
+With ``g`` the gradient of ``-log p`` at a linear's output, for a token that the model itself draws, errors ``D`` of its
+rows move the predictions by a KL divergence of about
+
+    sum over rows r of  E[g_r^2] (D H D^T)_rr / 2
+
+to second order, and as if gradients were independent of inputs and, as rounding errors are, rows of each other: the
+diagonal of a Kronecker-factored Fisher information (Martens and Grosse 2015).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.products import map_few, multiply, quiet
+from elutq_cli.pipeline.stage import Backend
+from elutq_cli.reference import Array, Block, Head, Positions, Transformer, block_gradients, prediction_gradient
+
+Squares: TypeAlias = dict[str, npt.NDArray[np.float64]]
+"""By a linear's name, for each of its rows."""
+
+
+def gradient_squares(
+    model: Transformer,
+    inputs: FloatArray,
+    outputs: FloatArray,
+    seed: int,
+    backend: Backend,
+    note: Callable[[str], None] = lambda text: None,
+) -> Squares:
+    """Return the mean square of every output's gradient, over all tokens.
+
+    Args:
+        model: the exact one; its blocks are read from the last to the first, one in memory at a time.
+        inputs: (layers, sequences, n, hidden_size) float32, the stream before every block.
+        outputs: (sequences, n, hidden_size) float32, the stream after the last.
+        seed: of the tokens that the model draws.
+        backend: runs the products, one sequence a thread.
+        note: is told how far it is.
+
+    Returns:
+        (rows,) float64 for each of the blocks' linears, by the name of its weights in the checkpoint.
+    """
+    n_sequences, n_tokens, _ = outputs.shape
+    positions = Positions.of(model.config, n_tokens, convert=backend.place)
+    rngs = [np.random.default_rng((seed, index)) for index in range(n_sequences)]
+    predict = quiet(partial(_of_predictions, model.load_head(), backend))
+    gradients = map_few(predict, list(zip(outputs, rngs, strict=True)), backend)
+    del predict
+    found: Squares = {}
+    for layer in reversed(range(len(inputs))):
+        note(f"backwards through block {layer}")
+        back = quiet(partial(_of_block, model.block(layer), positions, backend))
+        passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend)
+        gradients = [gradient for gradient, _ in passed]
+        for linear in passed[0][1]:
+            total = np.sum([squares[linear] for _, squares in passed], axis=0)
+            found[f"model.layers.{layer}.{linear}.weight"] = total / (n_sequences * n_tokens)
+    return found
+
+
+def row_energies(weights: Array, hessian: Array, backend: Backend) -> npt.NDArray[np.float64]:
+    """Return the mean square of every output, (W H W^T)_rr: (rows,) float64.
+
+    Args:
+        weights: (rows, columns) float32.
+        hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
+        backend: runs the product.
+    """
+    energies = (multiply(weights, hessian, backend) * weights).sum(-1)
+    return np.maximum(backend.fetch(energies).astype(np.float64), 0.0)
+
+
+def _of_predictions(head: Head, backend: Backend, sequence: tuple[FloatArray, np.random.Generator]) -> FloatArray:
+    """Return the gradient at the last block's output, from that and what draws the tokens: (n, hidden_size)."""
+    x, rng = sequence
+    return backend.fetch(prediction_gradient(head, backend.place(x), rng))
+
+
+def _of_block(
+    block: Block, positions: Positions, backend: Backend, sequence: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, Squares]:
+    """Return the gradient at a block's input, and the sums of squares over tokens at its linears' outputs.
+
+    Args:
+        block: the exact one.
+        positions: of the tokens.
+        backend: has the arrays.
+        sequence: (n, hidden_size) float32, the stream before the block, and the gradient after it.
+    """
+    sums: Squares = {}
+
+    def observe(name: str, gradient: Array) -> None:
+        sums[name] = np.square(backend.fetch(gradient), dtype=np.float64).reshape(-1, gradient.shape[-1]).sum(axis=0)
+
+    x, gradient = (backend.place(np.array(part)) for part in sequence)
+    return backend.fetch(block_gradients(block, x, gradient, positions, observe).into_block), sums
