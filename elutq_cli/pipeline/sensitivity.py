@@ -48,9 +48,9 @@ def gradient_squares(
     """
     n_sequences, n_tokens, _ = outputs.shape
     positions = Positions.of(model.config, n_tokens, convert=backend.place)
-    rngs = [np.random.default_rng((seed, index)) for index in range(n_sequences)]
+    numbers = [np.random.default_rng((seed, index)).random(n_tokens, np.float32) for index in range(n_sequences)]
     predict = quiet(partial(_of_predictions, model.load_head(), backend))
-    gradients = map_few(predict, list(zip(outputs, rngs, strict=True)), backend)
+    gradients = map_few(predict, list(zip(outputs, numbers, strict=True)), backend)
     del predict
     found: Squares = {}
     for layer in reversed(range(len(inputs))):
@@ -76,10 +76,10 @@ def row_energies(weights: Array, hessian: Array, backend: Backend) -> npt.NDArra
     return np.maximum(backend.fetch(energies).astype(np.float64), 0.0)
 
 
-def _of_predictions(head: Head, backend: Backend, sequence: tuple[FloatArray, np.random.Generator]) -> FloatArray:
-    """Return the gradient at the last block's output, from that and what draws the tokens: (n, hidden_size)."""
-    x, rng = sequence
-    return backend.fetch(prediction_gradient(head, backend.place(x), rng))
+def _of_predictions(head: Head, backend: Backend, sequence: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Return the gradient at the last block's output, from that and the numbers that draw the tokens."""
+    x, uniform = (backend.place(part) for part in sequence)
+    return backend.fetch(prediction_gradient(head, x, uniform))
 
 
 def _of_block(

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-import numpy as np
-
 from elutq_cli.reference.attention import (
     Array,
     Namespace,
@@ -77,7 +75,7 @@ def block_gradients(
     return StreamGradients(into_mlp, into_mlp + norm_gradient(block, "input_layernorm", x, of_normalised))
 
 
-def prediction_gradient(head: Head, x: Array, rng: np.random.Generator) -> Array:
+def prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
     """Draw a next token after each of a sequence's tokens, and differentiate -log of their probabilities, summed.
 
     Labels that the model itself draws make the mean of the gradient's outer product with itself the Fisher information
@@ -86,7 +84,7 @@ def prediction_gradient(head: Head, x: Array, rng: np.random.Generator) -> Array
     Args:
         head: the last norm and the output projection.
         x: (n, hidden_size) float32, the last block's output.
-        rng: draws n labels.
+        uniform: (n,), numbers at least 0 and below 1, which draw the labels.
 
     Returns:
         (n, hidden_size) float32, the gradient with respect to x.
@@ -98,20 +96,20 @@ def prediction_gradient(head: Head, x: Array, rng: np.random.Generator) -> Array
         logits = head(rows)
         weights = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))
         of_logits = weights / xp.sum(weights, axis=-1, keepdims=True)
-        of_logits[xp.arange(len(rows)), draw(weights, rng, xp)] -= 1.0
+        of_logits[xp.arange(len(rows)), draw(weights, uniform[row : row + LOGIT_ROWS], xp)] -= 1.0
         of_normalised = head.multiply(of_logits, head.weight)
         gradients.append(rms_norm_gradient(rows, head.norm, epsilon, of_normalised, xp))
     return xp.concatenate(gradients, axis=0)
 
 
-def draw(weights: Array, rng: np.random.Generator, xp: Namespace) -> Array:
+def draw(weights: Array, uniform: Array, xp: Namespace) -> Array:
     """Draw one index per row in proportion to weights: (n, choices), none negative; returns (n,) integers.
 
     The sums are float64: in float32 those of a long vocabulary's tail would not grow.
     """
     sums = xp.cumsum(weights, axis=-1, dtype=xp.float64)
-    thresholds = xp.asarray(rng.random(len(weights)))[:, None] * sums[:, -1:]
-    return xp.sum(sums <= thresholds, axis=-1)  # rng.random() < 1, so that the last sum is above its threshold
+    thresholds = uniform[:, None] * sums[:, -1:]
+    return xp.sum(sums <= thresholds, axis=-1)  # a number is below 1, so that the last sum is above its threshold
 
 
 def rms_norm_gradient(x: Array, weight: Array, epsilon: float, gradient: Array, xp: Namespace) -> Array:

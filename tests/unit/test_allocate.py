@@ -129,7 +129,10 @@ def test_gradients_are_how_the_loss_changes_at_every_block(backend):
         head, last = exact.load_head(), exact.block(checkpoint.config.num_hidden_layers - 1)
 
     after = inputs[-1].astype(np.float64)
-    drawn = [draw(np.exp(log_softmax(head(x))), np.random.default_rng((5, index)), np) for index, x in enumerate(after)]
+    drawn = [
+        draw(np.exp(log_softmax(head(x))), np.random.default_rng((5, index)).random(len(x), np.float32), np)
+        for index, x in enumerate(after)
+    ]
     channels, total = (0, 7, 40), np.zeros(3)
     for (index, position), (place, channel) in itertools.product(np.ndindex(after.shape[:2]), enumerate(channels)):
         ends = np.repeat(after[index, position][None], 2, axis=0)

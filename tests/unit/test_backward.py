@@ -1,7 +1,6 @@
 """The backward pass against torch's, and without torch against finite differences and exact expectations."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,7 +90,7 @@ def test_gradient_of_a_prediction_is_that_of_torch(variant):
     torch = pytest.importorskip("torch", reason="needs torch: pip install 'elutq[torch]'")
     block, head = read(variant)
     x, _ = stream(block, (2 * backward.LOGIT_ROWS + 9,))
-    found = prediction_gradient(head, x, np.random.default_rng(3))
+    found = prediction_gradient(head, x, np.random.default_rng(3).random(len(x)))
 
     input = torch.asarray(x.astype(np.float64)).requires_grad_()
     norm, weight = (torch.asarray(each.astype(np.float64)) for each in (head.norm, head.weight))
@@ -116,9 +115,9 @@ def test_torch_computes_the_same_gradients(variant):
     positions = Positions.of(block.config, 18, convert=torch.asarray)
     on_torch = block_gradients(there, torch.asarray(x), torch.asarray(gradient), positions)
     assert relative_error(on_torch.into_block.numpy(), found.into_block) < 1e-5
-    found = prediction_gradient(head, x, np.random.default_rng(3))
+    found = prediction_gradient(head, x, np.random.default_rng(3).random(len(x)))
     there = Head(head.config, torch.asarray(head.norm), torch.asarray(head.weight), torch)
-    on_torch = prediction_gradient(there, torch.asarray(x), np.random.default_rng(3))
+    on_torch = prediction_gradient(there, torch.asarray(x), torch.asarray(np.random.default_rng(3).random(len(x))))
     assert relative_error(on_torch.numpy(), found) < 1e-5
 
 
@@ -149,7 +148,7 @@ def test_gradient_of_a_prediction_is_a_finite_difference(variant):
     x, _ = stream(block, (19,), np.float64)
     seen = []
     spy = Head(head.config, head.norm, head.weight, multiply=lambda left, right: seen.append(left) or left @ right)
-    found = prediction_gradient(spy, x, np.random.default_rng(2))
+    found = prediction_gradient(spy, x, np.random.default_rng(2).random(len(x)))
     labels = np.argmin(seen[-1], axis=-1)
 
     def loss(x):
@@ -165,12 +164,12 @@ def test_gradient_of_a_prediction_is_a_finite_difference(variant):
 def test_labels_follow_the_distribution():
     probabilities = np.float32([0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
     n_draws = 40_000
-    labels = backward.draw(np.tile(7 * probabilities, (n_draws, 1)), np.random.default_rng(0), np)
+    labels = backward.draw(np.tile(7 * probabilities, (n_draws, 1)), np.random.default_rng(0).random(n_draws), np)
     counts = np.bincount(labels, minlength=6)
     assert counts.sum() == n_draws and counts[1] == counts[5] == 0
     deviation = np.sqrt(n_draws * probabilities * (1 - probabilities))
     assert np.all(np.abs(counts - n_draws * probabilities) <= 4 * deviation)
-    assert backward.draw(np.float32([[0, 1]]), SimpleNamespace(random=np.zeros), np) == [1]
+    assert backward.draw(np.float32([[0, 1]]), np.zeros(1), np) == [1]
 
 
 def test_labels_reach_the_tail_of_a_long_vocabulary():
@@ -178,7 +177,7 @@ def test_labels_reach_the_tail_of_a_long_vocabulary():
     weights = np.full((8, 1 << 18), 2.0**-25, dtype=np.float32)
     weights[:, 0] = 1.0
     draws = np.linspace(0.993, 1.0, 8, endpoint=False)
-    labels = backward.draw(weights, SimpleNamespace(random=lambda n: draws), np)
+    labels = backward.draw(weights, draws, np)
     tail = draws * (1 + (weights.shape[1] - 1) / 2**25) - 1
     np.testing.assert_allclose(labels, 2**25 * tail, atol=2)
 
@@ -189,7 +188,7 @@ def test_gradients_of_predictions_have_the_covariance_of_the_fisher_information(
     rng = np.random.default_rng(4)
     x = rng.normal(size=head.config.hidden_size)
     n_draws = 20_000
-    gradients = prediction_gradient(head, np.tile(x, (n_draws, 1)), rng)
+    gradients = prediction_gradient(head, np.tile(x, (n_draws, 1)), rng.random(n_draws))
     step = 1e-5 * np.eye(x.size)
     jacobian = (head(x + step) - head(x - step)).T / 2e-5
     logits = head(x)
