@@ -12,7 +12,17 @@ from typing import TypeAlias
 import numpy as np
 
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import AT_ONCE, add_gram, add_product, map_few, mirror_upper, pieces, quiet
+from elutq_cli.pipeline.products import (
+    AT_ONCE,
+    add_gram,
+    add_product,
+    map_few,
+    mirror_upper,
+    multiply,
+    pieces,
+    quiet,
+    subtract_product,
+)
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import SHARED_INPUTS, Array, Block, Positions
 
@@ -39,6 +49,24 @@ class InputStatistics:
     hessian: Array
     cross: Array | None = None
     lack: Array | None = None
+
+
+@dataclass(frozen=True)
+class AddedLinear:
+    """An exact linear whose output is added to the residual stream.
+
+    Attributes:
+        weights: (hidden_size, columns) float32.
+        bias: (hidden_size,) float32, or None.
+    """
+
+    weights: Array
+    bias: Array | None
+
+    @classmethod
+    def of(cls, block: Block, name: str) -> "AddedLinear":
+        """Take it from a block."""
+        return cls(block.weights[f"{name}.weight"], block.weights.get(f"{name}.bias"))
 
 
 MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
@@ -89,7 +117,7 @@ def block_statistics(
             yield SHARED_INPUTS[linear], input_statistics(inputs, streams, backend)
             continue
         kept = make_room((*hidden.shape[:2], block.weights[f"{linear}.weight"].shape[1]))
-        moments = [input_statistics(inputs, streams, backend, partial(blocks[-1].linear, linear), kept)]
+        moments = [input_statistics(inputs, streams, backend, AddedLinear.of(blocks[-1], linear), kept)]
         if exact is not None:  # the exact weights up to here have done their work
             for name in [name for name in blocks[-1].weights if name.startswith(linear.split(".")[0])]:
                 del blocks[-1].weights[name]
@@ -102,7 +130,7 @@ def input_statistics(
     inputs: Sequence[Linear],
     streams: Sequence[FloatArray],
     backend: Backend,
-    linear: Linear | None = None,
+    linear: AddedLinear | None = None,
     kept: FloatArray | None = None,
 ) -> InputStatistics:
     """Return the second moments of a linear's input, accumulated in float32 in the order of the tokens.
@@ -112,7 +140,7 @@ def input_statistics(
             the exact model.
         streams: (sequences, n, hidden_size) float32 of each.
         backend: runs AT_ONCE batches of sequences, then their products.
-        linear: the exact linear, where its output is added to the residual stream: the exact model's goes on from here.
+        linear: where its output is added to the residual stream: the exact model's goes on from here.
         kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
     """
     waves = list(zip(*map(token_batches, streams), strict=True))
@@ -136,7 +164,11 @@ def input_statistics(
         if total is not None:
             total /= n_tokens
     mirror_upper(hessian, backend)
-    return InputStatistics(hessian, None if linear else other, other if linear else None)
+    if linear is None:
+        return InputStatistics(hessian, other)
+    if other is not None:
+        subtract_product(other, linear.weights, hessian, backend)  # what the linear itself adds to the stream here
+    return InputStatistics(hessian, lack=other)
 
 
 def token_batches(sequences: FloatArray) -> list[FloatArray]:
@@ -146,18 +178,22 @@ def token_batches(sequences: FloatArray) -> list[FloatArray]:
 
 
 def _inputs_of(
-    inputs: Sequence[Linear], linear: Linear | None, backend: Backend, batch: tuple[FloatArray, ...]
+    inputs: Sequence[Linear], linear: AddedLinear | None, backend: Backend, batch: tuple[FloatArray, ...]
 ) -> tuple[Array, Array | None]:
-    """Return a batch's inputs X (tokens, columns) and, beside an exact stream, X' - X or what the stream then lacks."""
+    """Return a batch's inputs X (tokens, columns) and, beside an exact stream, X' - X or what X W^T should be."""
     streams = [backend.place(stream) for stream in batch]
     x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
     if not exact:
         return x, None
     if linear is None:
         return x, exact[0] - x
-    after = _flat(streams[1]) + linear(exact[0])
+    product = multiply(exact[0], linear.weights.T, backend)
+    after = _flat(streams[1]) + product
+    wanted = after - _flat(streams[0])
+    if linear.bias is not None:
+        after = after + linear.bias
     batch[1][...] = backend.fetch(after).reshape(batch[1].shape)
-    return x, after - (_flat(streams[0]) + linear(x))
+    return x, wanted
 
 
 def _add_output(linear: Linear, backend: Backend, stream_and_input: tuple[FloatArray, FloatArray]) -> None:
