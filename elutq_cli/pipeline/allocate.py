@@ -1,9 +1,8 @@
 """The allocate stage: bits and group size of each linear, so that a budget of bits does the least harm.
 
-The harm that a linear does at some bits and group size is taken as its sensitivity times its squared relative error
-under H there. The sensitivity is what an error as large as the outputs themselves would do to the model's predictions,
-to second order: half the sum over rows of their energy times the mean square of the loss's gradient there. Harms are
-added up over linears, and the budget is spent where a bit takes away most.
+The harm that a linear does at some bits and group size is what its errors there do to the model's predictions, to
+second order: half the sum over rows of their squared error under H times the mean square of the loss's gradient. Harms
+are added up over linears, and the budget is spent where a bit takes away most.
 """
 
 import logging
@@ -19,10 +18,9 @@ import numpy.typing as npt
 from elutq_cli.pipeline.by_rows import RowSource, embed
 from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.measure import measure, sample_rows
 from elutq_cli.pipeline.products import multiply
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
-from elutq_cli.pipeline.sensitivity import gradient_squares, row_energies
+from elutq_cli.pipeline.sensitivity import gradient_squares
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array, Transformer
 from elutq_formats.config import ModelConfig
@@ -37,9 +35,10 @@ GROUP_SIZES = (128, 64)
 """Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
 
 SEQUENCES = 16
-"""Calibration sequences that go through the model, forwards and back."""
+"""Calibration sequences that go through the model, forwards and back. On SmolLM2-135M the mean squares of gradients are
+those of 64 others to 5 %."""
 
-SAMPLED_ROWS = 32
+SAMPLED_ROWS = 64
 """Rows of a linear on which its error at each choice is measured."""
 
 ROUNDING = 1 + 1e-9
@@ -55,14 +54,12 @@ class Candidate:
     Attributes:
         name: in the checkpoint.
         n_weights: number of weights.
-        sensitivity: KL divergence of the model's predictions, nats a token, per squared relative error of this linear.
-        errors: squared relative error under H, by choice.
+        harms: KL divergence of the model's predictions when this linear alone is quantized, nats a token, by choice.
     """
 
     name: str
     n_weights: int
-    sensitivity: float
-    errors: Mapping[Choice, float]
+    harms: Mapping[Choice, float]
 
 
 def allocate(
@@ -99,10 +96,8 @@ def allocate(
     found = measure_candidates(source, recipe, free, tokens, backend, advance, make_room, note)
     chosen = spend(found, recipe.budget, NONE_FIXED if recipe.target_bpw is None else fixed)
     for candidate in found:
-        bits, group_size = chosen[candidate.name]
-        log.info(
-            "%s: %d bits, groups of %d (sensitivity %.4f)", candidate.name, bits, group_size, candidate.sensitivity
-        )
+        bits, group_size = choice = chosen[candidate.name]
+        log.info("%s: %d bits, groups of %d, harm %.5f", candidate.name, bits, group_size, candidate.harms[choice])
     return chosen
 
 
@@ -179,10 +174,7 @@ def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FI
     budget, spent = target * n_weights * ROUNDING, fixed.bits
     for candidate in candidates:
         hull = _lower_hull(
-            [
-                (bits_per_weight(*choice) * candidate.n_weights, candidate.sensitivity * error, choice)
-                for choice, error in candidate.errors.items()
-            ]
+            [(bits_per_weight(*choice) * candidate.n_weights, harm, choice) for choice, harm in candidate.harms.items()]
         )
         chosen[candidate.name] = hull[0][2]
         spent += hull[0][0]
@@ -224,14 +216,14 @@ def measure_candidates(
     make_room: MakeRoom = in_memory,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Candidate]:
-    """Measure the errors and the sensitivity of linears, one block in memory at a time.
+    """Measure the harms of linears, one block in memory at a time.
 
-    Errors and energies on the way forwards through the exact model, gradients on the way back.
+    Errors on the way forwards through the exact model, gradients on the way back.
     """
     model = Transformer(source, xp=backend.xp, convert=backend.place, multiply=partial(multiply, backend=backend))
-    hidden = embed(source, tokens[:SEQUENCES])
+    hidden = embed(source, tokens[:: -(-len(tokens) // SEQUENCES)])  # of all parts of the text
     inputs = make_room((source.config.num_hidden_layers, *hidden.shape))
-    found: dict[str, _Measured] = {}
+    found: dict[str, RowErrors] = {}
     for layer in range(len(inputs)):
         note(f"forwards through block {layer}")
         inputs[layer] = hidden
@@ -244,36 +236,58 @@ def measure_candidates(
                 weights = block.weights[f"{linear}.weight"]
                 if name in names:
                     options = _options(weights.shape[1], recipe.group_size)
-                    found[name] = _Measured(
-                        math.prod(weights.shape),
-                        measure_errors(weights, statistics.hessian, factor, options, backend),
-                        row_energies(weights, statistics.hessian, backend),
-                    )
+                    found[name] = measure_errors(weights, statistics.hessian, factor, options, backend)
                 advance(math.prod(weights.shape))
     squares = gradient_squares(model, inputs, hidden, recipe.seed, backend, note)
-    return [
-        Candidate(name, of.n_weights, 0.5 * float(of.energies @ squares[name]), of.errors) for name, of in found.items()
-    ]
+    shapes = source.config.tensor_shapes()
+    return [Candidate(name, math.prod(shapes[name]), of.harms(squares[name])) for name, of in found.items()]
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """Of a linear: its weights' number, its squared relative errors by choice, and the energy of each of its rows."""
+class RowErrors:
+    """What rounding does to a linear's rows.
 
-    n_weights: int
-    errors: Mapping[Choice, float]
-    energies: npt.NDArray[np.float64]
+    Attributes:
+        sizes: (rows,) float64, squared norm of each.
+        sampled: those whose errors were measured.
+        errors: (sampled rows,) float64, their squared errors under H, a token's mean, by choice.
+    """
+
+    sizes: npt.NDArray[np.float64]
+    sampled: slice
+    errors: Mapping[Choice, npt.NDArray[np.float64]]
+
+    def harms(self, squares: npt.NDArray[np.float64]) -> dict[Choice, float]:
+        """Return the divergence at each choice, from the mean squares of the loss's gradient at each row's output.
+
+        The sampled rows' share is scaled up by what all rows would have if errors grew with their sizes.
+        """
+        of_all = self.sizes @ squares
+        of_sampled = self.sizes[self.sampled] @ squares[self.sampled]
+        scale = of_all / of_sampled if of_sampled > 0.0 else 0.0
+        return {choice: float(0.5 * scale * (error @ squares[self.sampled])) for choice, error in self.errors.items()}
 
 
 def measure_errors(
     weights: Array, hessian: Array, factor: Array, options: Iterable[Choice], backend: Backend
-) -> dict[Choice, float]:
-    """Return the squared relative error under H at each choice, measured on SAMPLED_ROWS rows of the matrix."""
-    rows = weights[_spread_rows(len(weights), SAMPLED_ROWS)]
-    return {
-        choice: measure(sample_rows(rows), feedback(rows, factor, *choice, backend), hessian, backend) ** 2
-        for choice in options
-    }
+) -> RowErrors:
+    """Round SAMPLED_ROWS rows of a matrix at each choice.
+
+    Args:
+        weights: (rows, columns) float32.
+        hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
+        factor: of that, from ``inverse_factor``.
+        options: the choices.
+        backend: runs the stages.
+    """
+    sampled = _spread_rows(len(weights), SAMPLED_ROWS)
+    rows, errors = weights[sampled], {}
+    for choice in options:
+        difference = backend.place(feedback(rows, factor, *choice, backend).dequantize()) - rows
+        of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
+        errors[choice] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)
+    sizes = backend.fetch((weights * weights).sum(-1)).astype(np.float64)
+    return RowErrors(sizes, sampled, errors)
 
 
 def _spread_rows(n_rows: int, n_chosen: int) -> slice:

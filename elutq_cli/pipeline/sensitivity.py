@@ -5,8 +5,9 @@ rows move the predictions by a KL divergence of about
 
     sum over rows r of  E[g_r^2] (D H D^T)_rr / 2
 
-to second order, and as if gradients were independent of inputs and, as rounding errors are, rows of each other: the
-diagonal of a Kronecker-factored Fisher information (Martens and Grosse 2015).
+to second order, where gradients do not depend on inputs and errors, as those of rounding do not, on other rows': the
+diagonal of a Kronecker-factored Fisher information (Martens and Grosse 2015). (D H D^T, not W H W^T times a relative
+error: what most of a row's output is made of, the mean of the inputs, feedback keeps exact.)
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import map_few, multiply, quiet
+from elutq_cli.pipeline.products import map_few, quiet
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array, Block, Head, Positions, Transformer, block_gradients, prediction_gradient
 
@@ -62,18 +63,6 @@ def gradient_squares(
             total = np.sum([squares[linear] for _, squares in passed], axis=0)
             found[f"model.layers.{layer}.{linear}.weight"] = total / (n_sequences * n_tokens)
     return found
-
-
-def row_energies(weights: Array, hessian: Array, backend: Backend) -> npt.NDArray[np.float64]:
-    """Return the mean square of every output, (W H W^T)_rr: (rows,) float64.
-
-    Args:
-        weights: (rows, columns) float32.
-        hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
-        backend: runs the product.
-    """
-    energies = (multiply(weights, hessian, backend) * weights).sum(-1)
-    return np.maximum(backend.fetch(energies).astype(np.float64), 0.0)
 
 
 def _of_predictions(head: Head, backend: Backend, sequence: tuple[FloatArray, FloatArray]) -> FloatArray:

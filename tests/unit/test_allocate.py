@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.allocate import Candidate, allocate, measure_candidates, spend
+from elutq_cli.pipeline import allocate as stage
+from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_candidates, spend
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.sensitivity import gradient_squares
-from elutq_cli.reference import Transformer
+from elutq_cli.reference import SHARED_INPUTS, Transformer
 from elutq_cli.reference.backward import draw
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
@@ -47,12 +49,10 @@ def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
     rng = np.random.default_rng(2)
     choices = [(1, 128), (2, 128), (3, 128), (4, 128)]
     candidates = [
-        Candidate(
-            str(index), 1000, float(np.exp(rng.normal())), {choice: 0.3 * 4.0 ** -choice[0] for choice in choices}
-        )
-        for index in range(6)
+        Candidate(str(index), 1000, {choice: sensitivity * 4.0 ** -choice[0] for choice in choices})
+        for index, sensitivity in enumerate(np.exp(rng.normal(size=6)))
     ]
-    tables = [{c: candidate.sensitivity * error for c, error in candidate.errors.items()} for candidate in candidates]
+    tables = [candidate.harms for candidate in candidates]
     for target in (1.5, 2.0, 2.5, 3.0, 4.0):
         chosen = spend(candidates, target)
         assert sum(itertools.starmap(bits_per_weight, chosen.values())) <= 6 * target
@@ -92,28 +92,34 @@ def test_a_total_that_cannot_be_reached_is_refused_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("linear", ["self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"])
-def test_a_harm_is_about_the_divergence_when_one_linear_is_off(backend, linear):
-    """Errors as quantizing makes them: small, and of each row by itself. Gradients are sampled: to a third."""
+def test_a_harm_is_the_divergence_when_one_linear_is_quantized(backend, linear, monkeypatch):
+    """To second order, from sampled gradients: to a third. Quantizing as the stage does, with every row sampled."""
     name = f"model.layers.1.{linear}.weight"
     with Checkpoint.open(TINY) as checkpoint:
         tokens = tokens_of(checkpoint, 16)
+        weights = checkpoint.load(name)
+        monkeypatch.setattr(stage, "SAMPLED_ROWS", len(weights))
         [found] = measure_candidates(checkpoint, RECIPE, {name}, tokens, backend, lambda n_weights: None)
         model = Transformer(checkpoint, keep=True)
         expected = [log_softmax(model.logits(row)) for row in tokens]
         inputs = {}
         model.block(1)(model.block(0)(model.embed(tokens)), observe=inputs.__setitem__)
-        weights = checkpoint.load(name)
-        x = inputs["self_attn.q_proj" if "v_proj" in linear else linear.replace("up", "gate")].reshape(
-            -1, weights.shape[1]
-        )
-        error = 0.05 * weights.std() * np.random.default_rng(9).normal(size=weights.shape).astype(np.float32)
-        model._kept[name] = weights + error
+        shared = next(first for first, linears in SHARED_INPUTS.items() if linear in linears)
+        x = inputs[shared].reshape(-1, weights.shape[1])
+        factor = inverse_factor(x.T @ x / np.float32(len(x)), RECIPE.damping, backend)
+        model._kept[name] = feedback(weights, factor, 3, 64, backend).dequantize()
         changed = [log_softmax(model.logits(row)) for row in tokens]
     divergence = np.mean([(np.exp(p) * (p - q)).sum(-1).mean() for p, q in zip(expected, changed, strict=True)])
-    relative = np.square(x @ error.T).sum() / np.square(x @ weights.T).sum()
-    assert found.sensitivity * relative == pytest.approx(divergence, rel=0.35)
-    sizes = {bits: found.errors[bits, 64] for bits in (1, 2, 3, 4)}
-    assert sizes[1] > sizes[2] > sizes[3] > sizes[4] > 0
+    assert found.harms[3, 64] == pytest.approx(divergence, rel=0.35)
+    assert found.harms[1, 64] > found.harms[2, 64] > found.harms[3, 64] > found.harms[4, 64] > 0
+
+
+def test_harms_of_sampled_rows_are_scaled_up_to_all():
+    rng = np.random.default_rng(6)
+    sizes, squares = np.exp(rng.normal(size=(2, 100)))
+    errors = 0.01 * sizes[10::10]
+    found = RowErrors(sizes, slice(10, 100, 10), {(2, 64): errors}).harms(squares)
+    assert found[2, 64] == pytest.approx(0.005 * sizes @ squares)
 
 
 def test_gradients_are_how_the_loss_changes_at_every_block(backend):
