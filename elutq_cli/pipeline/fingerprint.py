@@ -35,7 +35,6 @@ def code_digest() -> str:
     for package, pattern in (
         (elutq_cli, "pipeline/**/*.py"),
         (elutq_cli, "reference/*.py"),
-        (elutq_cli, "evaluation/score.py"),  # what allocate measures by
         (elutq_formats, "*.py"),
         (elutq_native, "_elutq*"),
     ):
