@@ -18,11 +18,12 @@ import numpy.typing as npt
 from elutq_cli.pipeline.by_rows import RowSource, embed
 from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import multiply
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.sensitivity import gradient_squares
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import Array, Transformer
+from elutq_cli.reference import Array, Block, Transformer
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
@@ -67,7 +68,6 @@ def allocate(
     recipe: Recipe,
     tokens: npt.NDArray[np.int64],
     backend: Backend,
-    advance: Callable[[int], None] = lambda n_weights: None,
     make_room: MakeRoom = in_memory,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Choice]:
@@ -79,7 +79,6 @@ def allocate(
             it names a total.
         tokens: (sequences, n) calibration sequences.
         backend: runs the stages.
-        advance: called with the number of weights just measured.
         make_room: for activations.
         note: is told how far it is.
 
@@ -87,13 +86,13 @@ def allocate(
         Those of each linear that is not fixed; nothing is measured where all are.
 
     Raises:
-        ElutqError: as ``check_target``.
+        ElutqError: as ``check_target`` and ``measure_candidates``.
     """
     check_target(source.config, recipe)
     free, fixed = _split_linears(source.config, recipe)
     if not free:
         return {}
-    found = measure_candidates(source, recipe, free, tokens, backend, advance, make_room, note)
+    found = measure_candidates(source, recipe, free, tokens, backend, make_room, note)
     chosen = spend(found, recipe.budget, NONE_FIXED if recipe.target_bpw is None else fixed)
     for candidate in found:
         bits, group_size = choice = chosen[candidate.name]
@@ -212,13 +211,15 @@ def measure_candidates(
     names: set[str],
     tokens: npt.NDArray[np.int64],
     backend: Backend,
-    advance: Callable[[int], None],
     make_room: MakeRoom = in_memory,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Candidate]:
     """Measure the harms of linears, one block in memory at a time.
 
     Errors on the way forwards through the exact model, gradients on the way back.
+
+    Raises:
+        ElutqError: activations or gradients overflow.
     """
     model = Transformer(source, xp=backend.xp, convert=backend.place, multiply=partial(multiply, backend=backend))
     hidden = embed(source, tokens[:: -(-len(tokens) // SEQUENCES)])  # of all parts of the text
@@ -227,20 +228,27 @@ def measure_candidates(
     for layer in range(len(inputs)):
         note(f"forwards through block {layer}")
         inputs[layer] = hidden
-        block = model.block(layer)
-        for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
-            shared_by = gguf_name(f"model.layers.{layer}.{linears[0]}.weight")
-            factor = inverse_factor(statistics.hessian, recipe.damping, backend, shared_by)
-            for linear in linears:
-                name = f"model.layers.{layer}.{linear}.weight"
-                weights = block.weights[f"{linear}.weight"]
-                if name in names:
-                    options = _options(weights.shape[1], recipe.group_size)
-                    found[name] = measure_errors(weights, statistics.hessian, factor, options, backend)
-                advance(math.prod(weights.shape))
+        found |= _measure_block(model.block(layer), hidden, recipe, names, backend, make_room)
     squares = gradient_squares(model, inputs, hidden, recipe.seed, backend, note)
     shapes = source.config.tensor_shapes()
     return [Candidate(name, math.prod(shapes[name]), of.harms(squares[name])) for name, of in found.items()]
+
+
+def _measure_block(
+    block: Block, hidden: FloatArray, recipe: Recipe, names: set[str], backend: Backend, make_room: MakeRoom
+) -> dict[str, "RowErrors"]:
+    """Measure the errors of a block's linears, those with these names; ``hidden`` becomes the block's output."""
+    found = {}
+    for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
+        shared_by = gguf_name(f"model.layers.{block.layer}.{linears[0]}.weight")
+        factor = inverse_factor(statistics.hessian, recipe.damping, backend, shared_by)
+        for linear in linears:
+            name = f"model.layers.{block.layer}.{linear}.weight"
+            weights = block.weights[f"{linear}.weight"]
+            if name in names:
+                options = _options(weights.shape[1], recipe.group_size)
+                found[name] = measure_errors(weights, statistics.hessian, factor, options, backend)
+    return found
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import map_few, quiet
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array, Block, Head, Positions, Transformer, block_gradients, prediction_gradient
+from elutq_formats.errors import ElutqError
+from elutq_formats.names import gguf_name
 
 Squares: TypeAlias = dict[str, npt.NDArray[np.float64]]
 """By a linear's name, for each of its rows."""
@@ -46,6 +48,9 @@ def gradient_squares(
 
     Returns:
         (rows,) float64 for each of the blocks' linears, by the name of its weights in the checkpoint.
+
+    Raises:
+        ElutqError: gradients overflow; the message names the linear.
     """
     n_sequences, n_tokens, _ = outputs.shape
     positions = Positions.of(model.config, n_tokens, convert=backend.place)
@@ -58,10 +63,16 @@ def gradient_squares(
         note(f"backwards through block {layer}")
         back = quiet(partial(_of_block, model.block(layer), positions, backend))
         passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend)
+        del back
         gradients = [gradient for gradient, _ in passed]
         for linear in passed[0][1]:
+            name = f"model.layers.{layer}.{linear}.weight"
             total = np.sum([squares[linear] for _, squares in passed], axis=0)
-            found[f"model.layers.{layer}.{linear}.weight"] = total / (n_sequences * n_tokens)
+            if not np.isfinite(total).all():
+                raise ElutqError(
+                    f"{gguf_name(name)}: gradients overflow on the calibration text: use other text, or none"
+                )
+            found[name] = total / (n_sequences * n_tokens)
     return found
 
 

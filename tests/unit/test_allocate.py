@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.sensitivity import gradient_squares
-from elutq_cli.reference import SHARED_INPUTS, Transformer
+from elutq_cli.reference import SHARED_INPUTS, Block, Transformer
 from elutq_cli.reference.backward import draw
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
@@ -99,7 +100,7 @@ def test_a_harm_is_the_divergence_when_one_linear_is_quantized(backend, linear, 
         tokens = tokens_of(checkpoint, 16)
         weights = checkpoint.load(name)
         monkeypatch.setattr(stage, "SAMPLED_ROWS", len(weights))
-        [found] = measure_candidates(checkpoint, RECIPE, {name}, tokens, backend, lambda n_weights: None)
+        [found] = measure_candidates(checkpoint, RECIPE, {name}, tokens, backend)
         model = Transformer(checkpoint, keep=True)
         expected = [log_softmax(model.logits(row)) for row in tokens]
         inputs = {}
@@ -148,6 +149,38 @@ def test_gradients_are_how_the_loss_changes_at_every_block(backend):
     np.testing.assert_allclose(
         found[f"model.layers.{last.layer}.mlp.down_proj.weight"][list(channels)], total / 32, rtol=1e-3
     )
+
+
+def test_gradients_that_overflow_are_refused_by_name(backend):
+    with Checkpoint.open(TINY) as checkpoint:
+        model = Transformer(checkpoint)
+        inputs = model.embed(tokens_of(checkpoint, 2))[None].repeat(checkpoint.config.num_hidden_layers, axis=0)
+        last = f"blk.{checkpoint.config.num_hidden_layers - 1}.ffn_down.weight"
+        with pytest.raises(ElutqError, match=f"^{last}: gradients overflow on the calibration text"):
+            gradient_squares(model, inputs, np.full_like(inputs[0], np.inf), 5, backend)
+
+
+def test_one_block_is_in_memory_at_a_time(backend, monkeypatch):
+    """Forwards, at the head, and back: none that was read before is held, nor its weights, when the next is read."""
+    held, n_read = [], []
+
+    def reading(read):
+        def read_alone(*arguments):
+            n_read.append(1)
+            assert not any(reference() is not None for reference in held)
+            part = read(*arguments)
+            held.extend(
+                map(weakref.ref, [part, *(part.weights.values() if isinstance(part, Block) else [part.weight])])
+            )
+            return part
+
+        return read_alone
+
+    monkeypatch.setattr(Transformer, "block", reading(Transformer.block))
+    monkeypatch.setattr(Transformer, "load_head", reading(Transformer.load_head))
+    with Checkpoint.open(TINY) as checkpoint:
+        assert allocate(checkpoint, RECIPE, tokens_of(checkpoint), backend)
+        assert len(n_read) == 2 * checkpoint.config.num_hidden_layers + 1
 
 
 def test_tensor_types_are_left_alone_and_count(backend):
