@@ -160,8 +160,11 @@ def test_gradients_that_overflow_are_refused_by_name(backend):
             gradient_squares(model, inputs, np.full_like(inputs[0], np.inf), 5, backend)
 
 
-def test_one_block_is_in_memory_at_a_time(backend, monkeypatch):
-    """Forwards, at the head, and back: none that was read before is held, nor its weights, when the next is read."""
+def test_one_block_is_in_memory_at_a_time(monkeypatch):
+    """Forwards, at the head, and back: none that was read before is held, nor its weights, when the next is read.
+
+    On one thread: another lets go of what it did last a moment after its result is known.
+    """
     held, n_read = [], []
 
     def reading(read):
@@ -178,7 +181,7 @@ def test_one_block_is_in_memory_at_a_time(backend, monkeypatch):
 
     monkeypatch.setattr(Transformer, "block", reading(Transformer.block))
     monkeypatch.setattr(Transformer, "load_head", reading(Transformer.load_head))
-    with Checkpoint.open(TINY) as checkpoint:
+    with NativeBackend(1) as backend, Checkpoint.open(TINY) as checkpoint:
         assert allocate(checkpoint, RECIPE, tokens_of(checkpoint), backend)
         assert len(n_read) == 2 * checkpoint.config.num_hidden_layers + 1
 
