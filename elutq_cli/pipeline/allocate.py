@@ -222,7 +222,8 @@ def measure_candidates(
         ElutqError: activations or gradients overflow.
     """
     model = Transformer(source, xp=backend.xp, convert=backend.place, multiply=partial(multiply, backend=backend))
-    hidden = embed(source, tokens[:: -(-len(tokens) // SEQUENCES)])  # of all parts of the text
+    n_sequences = min(SEQUENCES, len(tokens))
+    hidden = embed(source, tokens[np.arange(n_sequences) * len(tokens) // n_sequences])  # of all parts of the text
     inputs = make_room((source.config.num_hidden_layers, *hidden.shape))
     found: dict[str, RowErrors] = {}
     for layer in range(len(inputs)):

@@ -160,6 +160,23 @@ def test_gradients_that_overflow_are_refused_by_name(backend):
             gradient_squares(model, inputs, np.full_like(inputs[0], np.inf), 5, backend)
 
 
+@pytest.mark.parametrize(("count", "n_used", "last"), [(5, 5, 4), (17, 16, 15), (31, 16, 29), (64, 16, 60)])
+def test_sequences_are_of_all_parts_of_the_text_and_as_many_as_there_are(backend, count, n_used, last, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def look(source, tokens):
+        raise Seen(tokens[:, 0].tolist())
+
+    monkeypatch.setattr(stage, "embed", look)
+    with Checkpoint.open(TINY) as checkpoint, pytest.raises(Seen) as seen:
+        allocate(checkpoint, RECIPE, np.repeat(np.arange(count)[:, None], 16, axis=1), backend)
+    [used] = seen.value.args
+    assert len(set(used)) == n_used
+    assert (used[0], used[-1]) == (0, last)
+    assert set(np.diff(used)) <= {count // n_used, -(-count // n_used)}
+
+
 def test_one_block_is_in_memory_at_a_time(monkeypatch):
     """Forwards, at the head, and back: none that was read before is held, nor its weights, when the next is read.
 
