@@ -96,7 +96,9 @@ def _of_block(
     sums: Squares = {}
 
     def observe(name: str, gradient: Array) -> None:
-        sums[name] = np.square(backend.fetch(gradient), dtype=np.float64).reshape(-1, gradient.shape[-1]).sum(axis=0)
+        squares = (gradient * gradient).reshape(-1, gradient.shape[-1])
+        total = squares.sum(axis=0, dtype=backend.xp.float64)  # so that not all of it has to leave a device
+        sums[name] = backend.fetch(total).astype(np.float64)
 
     x, gradient = (backend.place(np.array(part)) for part in sequence)
     return backend.fetch(block_gradients(block, x, gradient, positions, observe).into_block), sums
