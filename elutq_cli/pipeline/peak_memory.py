@@ -12,6 +12,7 @@ from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE
 from elutq_cli.pipeline.products import AT_ONCE, ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.rotate import WEIGHTS_AT_ONCE
+from elutq_cli.pipeline.sensitivity import BACK_AT_ONCE
 from elutq_cli.reference import SHARED_INPUTS
 from elutq_cli.reference.attention import QUERY_ROWS
 from elutq_cli.reference.backward import LOGIT_ROWS
@@ -158,7 +159,7 @@ def _allocate(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe, f
     streams = 3 * 4.0 * SEQUENCES * tokens * config.hidden_size
     block = [shapes[entry.name] for entry in plan.blocks[0]]
     own = streams + 4.0 * sum(map(math.prod, block))
-    back = AT_ONCE * BACKWARDS * _batch_bytes(config, tokens, 1, 1)
+    back = BACK_AT_ONCE * BACKWARDS * _batch_bytes(config, tokens, 1, 1)
     return [
         own + 4.0 * max(columns for _, columns in block) ** 2 + flight,
         own + max(FACTOR_SQUARE * columns**2 + 8.0 * rows * columns for rows, columns in block),

@@ -61,12 +61,14 @@ def tiles(matrix: Array, size: int, upper: bool = False) -> list[tuple[slice, sl
     return [(rows, columns) for rows, columns in squares if not upper or columns.stop > rows.start]
 
 
-def map_few(function: Callable[[Item], Result], items: Sequence[Item], backend: Backend) -> list[Result]:
-    """Return the function's results for items that take much memory: AT_ONCE of them at a time.
+def map_few(
+    function: Callable[[Item], Result], items: Sequence[Item], backend: Backend, at_once: int = AT_ONCE
+) -> list[Result]:
+    """Return the function's results for items that take much memory: so many of them at a time.
 
     All threads have work all the same where the function's products are ``multiply``'s.
     """
-    return [result for few in pieces(len(items), AT_ONCE) for result in backend.map(function, items[few])]
+    return [result for few in pieces(len(items), at_once) for result in backend.map(function, items[few])]
 
 
 # Which part of the inner axis a tile's product runs over.

@@ -24,6 +24,9 @@ from elutq_cli.reference import Array, Block, Head, Positions, Transformer, bloc
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
 
+BACK_AT_ONCE = 2
+"""Sequences on their way back through a block together: each takes twice what it does on its way forwards."""
+
 Squares: TypeAlias = dict[str, npt.NDArray[np.float64]]
 """By a linear's name, for each of its rows."""
 
@@ -62,7 +65,7 @@ def gradient_squares(
     for layer in reversed(range(len(inputs))):
         note(f"backwards through block {layer}")
         back = quiet(partial(_of_block, model.block(layer), positions, backend))
-        passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend)
+        passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend, BACK_AT_ONCE)
         del back
         gradients = [gradient for gradient, _ in passed]
         for linear in passed[0][1]:
