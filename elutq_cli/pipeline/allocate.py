@@ -40,7 +40,7 @@ SEQUENCES = 16
 those of 64 others to 5 %."""
 
 SAMPLED_ROWS = 64
-"""Rows of a linear on which its error at each choice is measured."""
+"""Rows of a linear on which its error at each choice is measured, about."""
 
 ROUNDING = 1 + 1e-9
 """A budget counts as kept when it is exceeded by no more than the rounding of sums."""
@@ -280,7 +280,7 @@ class RowErrors:
 def measure_errors(
     weights: Array, hessian: Array, factor: Array, options: Iterable[Choice], backend: Backend
 ) -> RowErrors:
-    """Round SAMPLED_ROWS rows of a matrix at each choice.
+    """Round about SAMPLED_ROWS rows of a matrix at each choice.
 
     Args:
         weights: (rows, columns) float32.
@@ -300,8 +300,8 @@ def measure_errors(
 
 
 def _spread_rows(n_rows: int, n_chosen: int) -> slice:
-    step = max(1, n_rows // n_chosen)
-    return slice(step // 2, step // 2 + n_chosen * step, step)
+    step = max(1, n_rows // n_chosen) | 1  # odd: with an even one all might have the same place in their heads
+    return slice(step // 2, n_rows, step)
 
 
 def _options(columns: int, group_size: int) -> list[Choice]:

@@ -11,7 +11,7 @@ import pytest
 
 from elutq_cli.evaluation import log_softmax
 from elutq_cli.pipeline import allocate as stage
-from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_candidates, spend
+from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_candidates, measure_errors, spend
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
@@ -113,6 +113,18 @@ def test_a_harm_is_the_divergence_when_one_linear_is_quantized(backend, linear, 
     divergence = np.mean([(np.exp(p) * (p - q)).sum(-1).mean() for p, q in zip(expected, changed, strict=True)])
     assert found.harms[3, 64] == pytest.approx(divergence, rel=0.35)
     assert found.harms[1, 64] > found.harms[2, 64] > found.harms[3, 64] > found.harms[4, 64] > 0
+
+
+@pytest.mark.parametrize("rows", [192, 576, 1536, 2048, 4096, 8192, 14336])
+def test_rows_are_sampled_at_all_places_of_a_head(backend, rows):
+    weights = np.random.default_rng(rows).normal(size=(rows, 32)).astype(np.float32)
+    hessian = np.eye(32, dtype=np.float32)
+    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), [(2, 32)], backend)
+    sampled = np.arange(rows)[found.sampled]
+    assert len(found.errors[2, 32]) == len(sampled) >= 48
+    assert sampled[0] < rows // 48
+    assert sampled[-1] >= rows - rows // 48
+    assert len(set(sampled % 128)) >= 32
 
 
 def test_harms_of_sampled_rows_are_scaled_up_to_all():
