@@ -28,26 +28,27 @@ from elutq_cli.pipeline.blas import configure_blas
 ALLOCATE, GRADIENTS = "allocate, errors", "allocate, gradients"
 WRITE, TUNE_ALL = "write the file", "tune, end to end"
 STAGES = {
-    "load": (("quantize", "_Run.load"),),
+    "load": (("tensors", "Tensors.load"),),
     "calibration forward": (("calibrate", "block_statistics"), ("calibrate", "input_statistics")),
     "Hessian products": (("calibrate", "add_gram"), ("calibrate", "add_product"), ("calibrate", "mirror_upper")),
     ALLOCATE: (("quantize", "allocate"),),
     GRADIENTS: (("allocate", "gradient_squares"),),
-    "Cholesky factor": (("quantize", "inverse_factor"),),
+    "Cholesky factor": (("tensors", "inverse_factor"),),
     "correction": (("correct", "Correction.__init__"), ("correct", "Correction.__call__")),
     "fit levels": (("backend", "NativeBackend.fit_groups"),),
     "feedback, columns": (("backend", "NativeBackend.feedback_columns"),),
-    "feedback, rest of the row": (("quantize", "feedback"),),
-    "refine, residual": (("quantize", "refine"),),
+    "feedback, rest of the row": (("tensors", "feedback"),),
+    "refine, residual": (("tensors", "refine"),),
     "refine, groups": (("backend", "NativeBackend.refine_group"),),
-    "tune, block": (("quantize", "_Run.tune_block"),),
-    TUNE_ALL: (("quantize", "_Run.tune_end_to_end"),),
-    "error": (("quantize", "measure"), ("by_rows", "measure"), ("measure", "measure")),
+    "tune, block": (("units", "Run.tune_block"),),
+    TUNE_ALL: (("units", "Run.tune_end_to_end"),),
+    "error": (("tensors", "measure"), ("by_rows", "measure"), ("measure", "measure")),
     "dequantize": (("linear", "dequantize"), ("by_rows", "dequantize")),
     "pack": (("backend", "NativeBackend.pack"),),
     "scratch files": (("spool", "Spool.add"), ("spool", "Spool.finish_unit"), ("spool", "Spool.open_streams")),
     WRITE: (("quantize", "write_model"),),
 }
+CALLERS = tuple(f"elutq_cli.pipeline.{module}" for module in ("quantize", "units", "tensors"))
 OTHER = "all else"
 OF_BLOCKS = (ALLOCATE, GRADIENTS, TUNE_ALL)  # in proportion to the blocks, though not of one block
 SERIAL = ("scratch files", WRITE, OTHER)
@@ -164,9 +165,9 @@ class Stopwatch:
                     holder = getattr(holder, attribute)
                 if hasattr(holder, name):
                     setattr(holder, name, self.wrap(stage, getattr(holder, name)))
-                quantize = importlib.import_module("elutq_cli.pipeline.quantize")
-                if not outer and holder is not quantize and hasattr(quantize, name):
-                    setattr(quantize, name, getattr(holder, name))
+                for caller in map(importlib.import_module, CALLERS):
+                    if not outer and holder is not caller and hasattr(caller, name):
+                        setattr(caller, name, getattr(holder, name))
 
 
 class PeakMemory:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from elutq_cli.app import app
 from elutq_cli.evaluation import evaluate, split_windows
-from elutq_cli.pipeline import quantize as driver
+from elutq_cli.pipeline import tensors
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fit import fit
@@ -245,7 +245,7 @@ def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, te
 
 def test_a_tall_matrix_goes_through_the_stages_in_parts(tmp_path, backend, text, monkeypatch):
     whole = run(UNTIED, tmp_path / "whole.gguf", backend, SMALL, text)
-    monkeypatch.setattr(driver, "ROWS_AT_ONCE", 24)
+    monkeypatch.setattr(tensors, "ROWS_AT_ONCE", 24)
     parts = run(UNTIED, tmp_path / "parts.gguf", backend, SMALL, text)
     assert (
         ModelFile.open(tmp_path / "parts.gguf").tensors.keys() == ModelFile.open(tmp_path / "whole.gguf").tensors.keys()

@@ -1,0 +1,169 @@
+"""Tensors of a checkpoint on their way through the stages into the spool, one matrix or some rows of one at a time."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from elutq_cli.pipeline.by_rows import MatrixByRows
+from elutq_cli.pipeline.calibrate import InputStatistics
+from elutq_cli.pipeline.checked_weights import CheckedWeights
+from elutq_cli.pipeline.correct import Correction
+from elutq_cli.pipeline.feedback import check_finite, feedback, inverse_factor
+from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.linear import LinearInputs, Matrix
+from elutq_cli.pipeline.measure import measure
+from elutq_cli.pipeline.products import ROWS_AT_ONCE, pieces
+from elutq_cli.pipeline.progress import Progress
+from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
+from elutq_cli.pipeline.refine import refine
+from elutq_cli.pipeline.spool import Spool
+from elutq_cli.pipeline.stage import Backend
+from elutq_cli.reference import Array
+from elutq_formats.hlq import HLQTensor
+from elutq_formats.model_tensors import EMBEDDING, HEAD
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
+
+log = logging.getLogger(__name__)
+
+
+class Tensors:
+    """Takes tensors from a checkpoint to a spool, through the stages of a recipe.
+
+    Attributes:
+        config: hyper-parameters of the model.
+    """
+
+    def __init__(
+        self, source: CheckedWeights, recipe: Recipe, backend: Backend, spool: Spool, progress: Progress
+    ) -> None:
+        """Read nothing yet."""
+        self.config = source.config
+        self._source = source
+        self._recipe = recipe
+        self._backend = backend
+        self._spool = spool
+        self._progress = progress
+
+    def load(self, name: str) -> FloatArray:
+        """Load a tensor of the checkpoint; a tied head is the embedding."""
+        return self._source.load(self._stored_name(name))
+
+    def n_weights(self, name: str) -> int:
+        """Return the weights of a matrix of the plan."""
+        return math.prod(self._source.shape(self._stored_name(name)))
+
+    def add_vector(self, name: str) -> FloatArray:
+        """Copy a norm or a bias."""
+        vector = self.load(name)
+        self._spool.add(TensorRecord(gguf_name(name), 32, len(vector)), vector)
+        return vector
+
+    def prepare(self, name: str, statistics: InputStatistics) -> tuple[Correction | None, LinearInputs | None]:
+        """Return what turns the weights of linears with one input into targets, and what the stages use of that input.
+
+        Args:
+            name: of one of them, for messages.
+            statistics: of the input.
+
+        Raises:
+            ElutqError: the inputs overflow.
+        """
+        if self._recipe.method == "fit":
+            check_finite(statistics.hessian, self._backend, gguf_name(name))
+            return None, LinearInputs(statistics.hessian, None)
+        factor = inverse_factor(statistics.hessian, self._recipe.damping, self._backend, gguf_name(name))
+        correct = Correction(statistics, factor, self._backend) if self._recipe.corrects else None
+        return correct, LinearInputs(statistics.hessian, factor)
+
+    def add_by_rows(
+        self,
+        plan: MatrixPlan,
+        correct: Callable[[Array], Array] | None = None,
+        inputs: LinearInputs | None = None,
+        use: Callable[[slice, FloatArray, Callable[[], FloatArray]], None] | None = None,
+    ) -> None:
+        """Quantize a matrix, some rows at a time, and put it into the spool.
+
+        Args:
+            plan: what becomes of it.
+            correct: returns what rows of it should be near; None: themselves.
+            inputs: what is known of its input; None: nothing.
+            use: called with the place of some rows, what they were, and a function that dequantizes them.
+        """
+        begin = time.perf_counter()
+        name = self._stored_name(plan.name)
+        matrix = MatrixByRows(plan, self._source.shape(name), self._backend)
+        for rows, weights in self._source.load_by_rows(name):
+            placed = self._backend.place(weights)
+            target = placed if correct is None else correct(placed)
+            restore = matrix.add(rows, placed, target, lambda part: self._run_stages(plan, part, inputs))
+            if use is not None:
+                use(rows, weights, restore)
+            self._progress.advance(weights.size)
+            del weights, placed, target, restore
+        record = matrix.record(None if inputs is None else inputs.hessian)
+        _log_done(record, begin)
+        self._spool.add(record, matrix.contents)
+
+    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None, sample: Array) -> Matrix:
+        """Quantize a matrix.
+
+        Args:
+            plan: what is to become of it.
+            weights: (rows, columns) float32, what it is to be near.
+            inputs: what is known of its input.
+            sample: ``sample_rows`` of the checkpoint's weights.
+        """
+        rows, columns = weights.shape
+        name = gguf_name(plan.name)
+        begin = time.perf_counter()
+        if plan.group_size is None:
+            matrix = Matrix(
+                TensorRecord(name, plan.bits, rows, columns), self._backend.fetch(weights).astype(np.float16)
+            )
+        else:
+            tensor = self._run_stages(plan, weights, inputs)
+            error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
+            matrix = Matrix(TensorRecord(name, plan.bits, rows, columns, plan.group_size, error), tensor)
+        _log_done(matrix.record, begin)
+        self._progress.advance(rows * columns)
+        return matrix
+
+    def add_matrix(self, matrix: Matrix) -> None:
+        """Put a quantized matrix into the spool."""
+        contents = matrix.contents
+        if isinstance(contents, HLQTensor):
+            self._spool.add(matrix.record, self._backend.pack(contents))
+        else:
+            self._spool.add(matrix.record, contents)
+
+    def _run_stages(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> HLQTensor:
+        """Run the stages that the recipe and the calibration call for, on a matrix that is to be quantized."""
+        bits, group_size = plan.bits, plan.group_size
+        assert group_size is not None
+        if inputs is None or inputs.factor is None:
+            hessian = None if inputs is None else inputs.hessian
+            return fit(self._backend.fetch(weights), hessian, bits, group_size, self._backend)
+        parts = []
+        for rows in pieces(len(weights), ROWS_AT_ONCE):
+            part = feedback(weights[rows], inputs.factor, bits, group_size, self._backend)
+            if self._recipe.method != "feedback":
+                part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend)
+            parts.append(part)
+        return HLQTensor.concatenate(parts)
+
+    def _stored_name(self, name: str) -> str:
+        """Return the name of the tensor that a matrix of the plan is made from."""
+        return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
+
+
+def _log_done(record: TensorRecord, begin: float) -> None:
+    how = "float16"
+    if record.group_size is not None:
+        how = f"{record.bits} bits, groups of {record.group_size}, error {record.error:.4f}"
+    log.info("%s: %s (%.2f s)", record.name, how, time.perf_counter() - begin)
