@@ -222,7 +222,7 @@ def quantize(
         progress: is told how far the run is; None: nobody is.
 
     Returns:
-        Bits per weight, size, time and the error of each matrix.
+        Bits per weight, size, time, the error of each matrix, and after calibration the divergence of the predictions.
 
     Raises:
         ElutqError: the input is wrong or the disk refuses; then there is no output.

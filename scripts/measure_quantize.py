@@ -42,6 +42,8 @@ STAGES = {
     "refine, groups": (("backend", "NativeBackend.refine_group"),),
     "tune, block": (("units", "Run.tune_block"),),
     TUNE_ALL: (("units", "Run.tune_end_to_end"),),
+    "held out, forward": (("units", "run_block"),),
+    "compare predictions": (("units", "measure_divergence"),),
     "error": (("tensors", "measure"), ("by_rows", "measure"), ("measure", "measure")),
     "dequantize": (("linear", "dequantize"), ("by_rows", "dequantize")),
     "pack": (("backend", "NativeBackend.pack"),),

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from elutq_formats.source import ModelSource
 
 
+WIDE_GAP = 1.25
+"""Divergence on unseen text over that on seen text, from which on it is said what helps."""
+
+
 def _methods(incomplete: str) -> list[str]:
     from elutq_cli.pipeline.recipe import METHODS
 
@@ -128,7 +132,8 @@ def quantize_command(
 ) -> None:
     """Quantize a checkpoint to a model file.
 
-    Bits per weight, size and time are printed at the end.
+    Bits per weight, size and time are printed at the end; after calibration also how far the model's predictions are
+    from the checkpoint's, on that text and on text of the same kind that it has not seen.
 
     Example: elutq quantize checkpoint -o model-2bit.gguf --calibration text.txt
     """
@@ -193,6 +198,17 @@ def quantize_command(
             f"{shown_line(output)}: {summary.bits_per_weight:.3f} bits per weight, {summary.size_bytes / 1e6:.2f} MB, "
             f"{summary.seconds:.1f} s"
         )
+        if summary.kl_seen is not None:
+            print(describe_divergence(summary.kl_seen, summary.kl_unseen))
+
+
+def describe_divergence(seen: float, unseen: float | None) -> str:
+    """Say how far predictions are from the checkpoint's, and what to do where it is more than calibration thinks."""
+    line = f"KL divergence from the checkpoint, nats a token: {seen:.3g} on text that calibration saw, "
+    if unseen is None:
+        return line + "more on other text: to tell how much, give it a text longer than what it uses"
+    line += f"{unseen:.3g} on text of the same kind that it did not see"
+    return line + (": more text narrows this gap (--num-samples)" if unseen > WIDE_GAP * seen else "")
 
 
 class ProgressBars(Progress):
@@ -251,7 +267,7 @@ def print_forecast(
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
         run = prepare(checkpoint, output, recipe, text, backend, max_memory, device)
         forecast = run.forecast
-        seconds = estimate_seconds(run.config, run.plan, recipe, run.n_tokens, backend)
+        seconds = estimate_seconds(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens)
     if json_output:
         print(json.dumps(asdict(forecast) | {"seconds": seconds}))
         return

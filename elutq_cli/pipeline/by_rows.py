@@ -1,7 +1,7 @@
 """Matrices with a row for each token of the vocabulary, some rows at a time: they need no more memory than others."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
 from elutq_cli.reference.transformer import WeightSource
 from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
-from elutq_formats.hlq import HLQTensor, block_bytes, block_count
+from elutq_formats.hlq import HLQTensor, block_bytes, block_count, unpack
 from elutq_formats.model_tensors import EMBEDDING
 from elutq_formats.names import gguf_name
 from elutq_formats.safetensors_file import ALL_ROWS
@@ -58,6 +58,22 @@ def embed(source: RowSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
         if ((tokens >= rows.start) & (tokens < rows.stop)).any():
             look_up(found, tokens, rows, source.load(EMBEDDING, rows=rows))
     return found
+
+
+def read_rows(record: TensorRecord, contents: npt.NDArray[Any], rows: slice, backend: Backend) -> FloatArray:
+    """Return rows of a finished matrix, dequantized: (rows, columns) float32.
+
+    Args:
+        record: of the matrix.
+        contents: what the file holds of it: blocks uint8 (n_blocks, block_bytes), or (rows, columns) float16.
+        rows: which, one of ``runs_of_rows``.
+        backend: dequantizes.
+    """
+    if record.group_size is None:
+        return contents[rows].astype(np.float32)
+    first, end = (block_count(row, record.columns, record.group_size) for row in (rows.start, rows.stop))
+    n_rows = rows.stop - rows.start
+    return dequantize(unpack(contents[first:end], n_rows, record.columns, record.bits, record.group_size), backend)
 
 
 class MatrixByRows:

@@ -18,6 +18,9 @@ JSONL = ".jsonl"
 
 log = logging.getLogger(__name__)
 
+HELD_OUT_EVERY, MOST_HELD_OUT = 8, 32
+"""For every eight sequences to calibrate on one is held out, 32 at most."""
+
 ENCODED_BYTE, ENCODED_TOKEN = 60, 250
 """Memory that each byte of a text and each of its tokens take while it is encoded; measured: 131 for a byte where
 a token has three."""
@@ -33,12 +36,15 @@ class CalibrationText:
         files: where they come from.
         sha256: of each file.
         encoding_bytes: an upper bound of the memory that it took to encode the largest file.
+        held_out: (n_held_out or fewer, sequence_length) int64, other sequences of the same files, to which nothing is
+            fitted; None where the files have none to spare.
     """
 
     tokens: npt.NDArray[np.int64]
     files: tuple[Path, ...]
     sha256: tuple[str, ...]
     encoding_bytes: int = 0
+    held_out: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def read(cls, files: Sequence[Path], checkpoint: ModelSource, recipe: Recipe) -> "CalibrationText":
@@ -47,7 +53,7 @@ class CalibrationText:
         A file whose name ends in .jsonl holds one JSON object a line, whose ``text`` fields are joined by empty lines;
         any other is plain text. Every sequence begins as a text does at inference: with BOS where the tokenizer adds
         one, which counts in its length. Files that hold fewer sequences than the recipe asks for are used whole, with
-        a warning.
+        a warning. Sequences are held out of what is left when those have been chosen, so that none is lost by it.
 
         Raises:
             ElutqError: a file cannot be read or is malformed, all of them are too short, or one has a token that the
@@ -95,10 +101,22 @@ class CalibrationText:
                 length,
                 recipe.num_samples,
             )
-        n_chosen = min(recipe.num_samples, len(sequences))
-        chosen = np.random.default_rng(recipe.seed).choice(len(sequences), n_chosen, replace=False)
-        prefix = np.tile(np.array(tokenizer.prefix, dtype=np.int64), (n_chosen, 1))
-        return cls(np.hstack([prefix, sequences[np.sort(chosen)]]), tuple(files), tuple(hashes), most)
+        rng = np.random.default_rng(recipe.seed)
+        chosen = rng.choice(len(sequences), min(recipe.num_samples, len(sequences)), replace=False)
+        spare = np.setdiff1d(np.arange(len(sequences)), chosen)
+        held_out = rng.choice(spare, min(n_held_out(len(chosen)), len(spare)), replace=False)
+        prefix = np.array(tokenizer.prefix, dtype=np.int64)
+
+        def begun(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            return np.hstack([np.tile(prefix, (len(numbers), 1)), sequences[np.sort(numbers)]])
+
+        others = begun(held_out) if len(held_out) else None
+        return cls(begun(chosen), tuple(files), tuple(hashes), most, others)
+
+
+def n_held_out(n_sequences: int) -> int:
+    """Return how many sequences are held out beside so many to calibrate on, where the text has them."""
+    return min(-(-n_sequences // HELD_OUT_EVERY), MOST_HELD_OUT)
 
 
 def _read_file(file: Path) -> tuple[str, str]:

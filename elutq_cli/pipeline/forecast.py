@@ -19,6 +19,7 @@ from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import work_folder
 from elutq_cli.pipeline.stage import Backend
+from elutq_cli.pipeline.streams import compared_tokens, stream_tokens
 from elutq_cli.pipeline.tune.budget import tuning_bytes, tuning_products
 from elutq_cli.reference import Array
 from elutq_formats.config import ModelConfig
@@ -31,6 +32,9 @@ SHORT_SEQUENCE = 512
 
 TUNING_OVERHEAD = 2.5
 """Time of a tuning step over that of its products alone, measured on novels-6m."""
+
+EXPONENTIAL = 400
+"""Multiplications that take as long as all else that is done with a logit when predictions are compared; measured."""
 
 PROBE_ROWS, PROBE_COLUMNS = 1024, 1024
 
@@ -65,6 +69,7 @@ class Forecast:
         threads: int,
         encoding_bytes: int = 0,
         package_bytes: int = 0,
+        held_out_tokens: int = 0,
     ) -> "Forecast":
         """Plan a run.
 
@@ -76,6 +81,7 @@ class Forecast:
             threads: of the run.
             encoding_bytes: memory that it takes to encode the calibration text.
             package_bytes: memory of the package that reads the weights.
+            held_out_tokens: of the calibration text, beside those to calibrate on.
         """
         recipe = recipe.resolved(n_tokens > 0)
         shapes = _shapes(config, plan)
@@ -84,7 +90,8 @@ class Forecast:
         output_bytes = sum(record.n_bytes for record in records)
         stream = 4 * config.hidden_size * n_tokens
         inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in ADDED_TO_STREAM)
-        scratch = output_bytes + 2 * stream * (2 if recipe.keeps_exact else 1) + inputs
+        streams = 4 * config.hidden_size * stream_tokens(recipe, n_tokens, held_out_tokens)
+        scratch = output_bytes + 2 * streams + inputs + (stream if "e2e" in recipe.tune else 0)
         if recipe.method == "allocate":  # before any of that, the inputs of all blocks
             few = min(SEQUENCES * recipe.sequence_length, n_tokens)
             scratch = max(scratch, 4 * config.hidden_size * few * config.num_hidden_layers + inputs)
@@ -167,7 +174,9 @@ def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> Tens
     return TensorRecord(gguf_name(name), entry.bits, shape[0], shape[1], entry.group_size)
 
 
-def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, backend: Backend) -> float:
+def estimate_seconds(
+    config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, backend: Backend, held_out_tokens: int = 0
+) -> float:
     """Time the stages on a small matrix and scale them up; good to about a factor of 1.5 on a quiet machine."""
     recipe = recipe.resolved(n_tokens > 0)
     rng = np.random.default_rng(0)
@@ -198,10 +207,12 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
     if recipe.method != "fit":
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     seconds = alone(plan.embedding)
+    beside = stream_tokens(recipe, n_tokens, held_out_tokens) - (2 if recipe.keeps_exact else 1) * n_tokens
     for entry in (entry for block in plan.blocks for entry in block):
         rows, columns = shapes[entry.name]
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
         passes = (3 * rows + (1.5 if recipe.corrects else 0.5) * columns) * columns * n_tokens * product
+        passes += rows * columns * beside * product
         seconds += passes + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
@@ -209,6 +220,8 @@ def estimate_seconds(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: 
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         seconds += (3 * n_weights + 2 * config.vocab_size * config.hidden_size) * few * product + 0.3 * seconds
     seconds += TUNING_OVERHEAD * tuning_products(config, recipe) * product
+    logits = 2 * config.vocab_size * (compared_tokens(recipe, n_tokens) + held_out_tokens)
+    seconds += logits * (config.hidden_size + EXPONENTIAL) * product
     return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)
 
 

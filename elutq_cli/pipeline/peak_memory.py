@@ -9,6 +9,7 @@ import math
 from elutq_cli.pipeline.allocate import SEQUENCES
 from elutq_cli.pipeline.by_rows import runs_of_rows
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE
+from elutq_cli.pipeline.divergence import TOKENS_AT_ONCE as TOKENS_AT_HEAD
 from elutq_cli.pipeline.products import AT_ONCE, ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe, bits_per_weight
 from elutq_cli.pipeline.rotate import WEIGHTS_AT_ONCE
@@ -36,6 +37,7 @@ CODES, STAGE_WEIGHT, STAGE_SQUARE = 2.5, 10.5, 9.0
 FACTOR_SQUARE = 10.0
 ROTATED = 40.0
 LOGIT = 32.0
+COMPARED_LOGIT = 24.0
 BACKWARDS = 2.0
 """What a sequence takes on its way back through a block, over what it takes on its way forwards."""
 
@@ -66,6 +68,7 @@ def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe,
         peaks += [_block(plan, layer, shapes, flight) for layer in range(len(plan.blocks))]
         if recipe.method == "allocate":
             peaks += _allocate(config, plan, shapes, recipe, flight)
+        peaks.append(_compare(shapes[(plan.head or plan.embedding).name]))
         if plan.head is not None:
             peaks.append(_head(plan.head, shapes[plan.head.name], flight))
     return process_bytes(config) + THREAD_BYTES * threads + int(MARGIN * (max(peaks) + rotation))
@@ -112,6 +115,12 @@ def _head(entry: MatrixPlan, shape: tuple[int, ...], flight: float) -> float:
         return _alone(entry, shape, True)
     run = _run(shape)
     return _stored(entry, shape) + 4.0 * run + _calibrated([(run // shape[1], shape[1])], False, flight)
+
+
+def _compare(shape: tuple[int, ...]) -> float:
+    """Return what comparing predictions takes: some rows of both heads, and their logits."""
+    run = _run(shape)
+    return ALONE * run + 4.0 * run + AT_ONCE * COMPARED_LOGIT * TOKENS_AT_HEAD * (run // shape[1])
 
 
 def _calibrated(sharing: list[tuple[int, ...]], adds_to_stream: bool, forward: float) -> float:

@@ -27,12 +27,14 @@ class Preparation:
         config: of the model that is quantized: the checkpoint's, or that of the rotated one.
         plan: what becomes of its matrices.
         n_tokens: to calibrate on; 0 for weights alone.
+        held_out_tokens: beside them.
         forecast: what the run will make and take.
     """
 
     config: ModelConfig
     plan: Plan
     n_tokens: int
+    held_out_tokens: int
     forecast: Forecast
 
 
@@ -66,19 +68,23 @@ def prepare(
     recipe = recipe.resolved(calibration is not None)
     plan = Plan.make(config, recipe)
     check_target(config, recipe)
+    held_out = None if calibration is None else calibration.held_out
     if recipe.tune and calibration is not None:
         prepare_torch(device, backend.threads, "--tune")
         from elutq_cli.pipeline.tune.descent import split_sequences
 
-        split_sequences(len(calibration.tokens))
+        split_sequences(len(calibration.tokens), 0 if held_out is None else len(held_out))
     n_tokens = 0 if calibration is None else calibration.tokens.size
+    held_out_tokens = 0 if held_out is None else held_out.size
     encoding = 0 if calibration is None else calibration.encoding_bytes
-    forecast = Forecast.make(config, plan, recipe, n_tokens, backend.threads, encoding, checkpoint.package_bytes())
+    forecast = Forecast.make(
+        config, plan, recipe, n_tokens, backend.threads, encoding, checkpoint.package_bytes(), held_out_tokens
+    )
     forecast.check(output, max_memory)
     shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None
     if shortage is not None:
         log.warning("%s", shortage)
-    return Preparation(config, plan, n_tokens, forecast)
+    return Preparation(config, plan, n_tokens, held_out_tokens, forecast)
 
 
 def _check_texts(checkpoint: ModelSource) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from elutq_cli.pipeline.calibration_text import CalibrationText
+from elutq_cli.pipeline.divergence import Divergence
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.streams import printable
 from elutq_cli.version import __version__
@@ -18,7 +19,11 @@ def printable_origin(source: ModelSource) -> Origin:
 
 
 def describe_run(
-    source: ModelSource, origin: Origin, recipe: Recipe, calibration: CalibrationText | None
+    source: ModelSource,
+    origin: Origin,
+    recipe: Recipe,
+    calibration: CalibrationText | None,
+    divergence: Divergence | None,
 ) -> Provenance:
     """Return what the file records of how it was made; the recipe is that of the run, resolved."""
     provenance: dict[str, str | int | float | bool | list[str]] = {
@@ -41,7 +46,12 @@ def describe_run(
             "calibration.sha256": list(calibration.sha256),
             "calibration.samples": n_sequences,
             "calibration.sequence_length": length,
+            "calibration.held_out_samples": 0 if calibration.held_out is None else len(calibration.held_out),
         }
+    if divergence is not None:
+        provenance["calibration.kl_seen"] = divergence.seen
+        if divergence.unseen is not None:
+            provenance["calibration.kl_unseen"] = divergence.unseen
     return provenance
 
 

@@ -35,12 +35,17 @@ class Summary:
         size_bytes: of the file.
         seconds: wall-clock time.
         errors: relative error of every quantized matrix, by its name in the file.
+        kl_seen: KL divergence of the predictions from the checkpoint's on sequences that calibration saw, in nats a
+            token; None without a calibration text.
+        kl_unseen: the same on sequences of that text which no stage was fitted to; None where it has none to spare.
     """
 
     bits_per_weight: float
     size_bytes: int
     seconds: float
     errors: dict[str, float]
+    kl_seen: float | None = None
+    kl_unseen: float | None = None
 
 
 def quantize(
@@ -89,8 +94,8 @@ def quantize(
             find = partial(allocate, source, recipe, calibration.tokens, backend)
             found = spool.remember(partial(find, make_room=spool.make_room, note=progress.note))
             plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
-        run = Run(source, plan, recipe, backend, spool, progress, device)
-        sources = run.add_all(calibration)
+        run = Run(source, plan, recipe, backend, spool, progress, device, calibration)
+        sources, divergence = run.add_all()
         origin = printable_origin(checkpoint)
         write_model(
             output,
@@ -101,9 +106,10 @@ def quantize(
             chat_template=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,
             sampling=checkpoint.sampling,
-            provenance=describe_run(checkpoint, origin, recipe, calibration),
+            provenance=describe_run(checkpoint, origin, recipe, calibration, divergence),
             force=force,
         )
     file = ModelFile.open(output)
     errors = {record.name: record.error for record in file.tensors.values() if record.error is not None}
-    return Summary(file.bits_per_weight(), file.size_bytes, time.perf_counter() - begin, errors)
+    kl = (None, None) if divergence is None else (divergence.seen, divergence.unseen)
+    return Summary(file.bits_per_weight(), file.size_bytes, time.perf_counter() - begin, errors, *kl)

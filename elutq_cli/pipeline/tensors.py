@@ -3,11 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from elutq_cli.pipeline.by_rows import MatrixByRows
+from elutq_cli.pipeline.by_rows import MatrixByRows, read_rows
 from elutq_cli.pipeline.calibrate import InputStatistics
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.correct import Correction
@@ -56,6 +56,13 @@ class Tensors:
     def n_weights(self, name: str) -> int:
         """Return the weights of a matrix of the plan."""
         return math.prod(self._source.shape(self._stored_name(name)))
+
+    def head_rows(self) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Yield the finished head some rows at a time: the checkpoint's, and dequantized."""
+        finished = {record.name: (record, contents) for record, contents in self._spool.sources()}
+        record, contents = finished.get(gguf_name(HEAD)) or finished[gguf_name(EMBEDDING)]
+        for rows, weights in self._source.load_by_rows(self._stored_name(HEAD)):
+            yield weights, read_rows(record, contents(), rows, self._backend)
 
     def add_vector(self, name: str) -> FloatArray:
         """Copy a norm or a bias."""

@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from elutq_cli.pipeline.by_rows import look_up
 from elutq_cli.pipeline.calibrate import block_statistics, input_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.checked_weights import CheckedWeights
+from elutq_cli.pipeline.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.linear import Matrix
 from elutq_cli.pipeline.measure import measure_block, sample_rows
@@ -20,6 +20,7 @@ from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend
+from elutq_cli.pipeline.streams import Pair, Streams, followed_tokens, run_block
 from elutq_cli.pipeline.tensors import Tensors
 from elutq_cli.reference import Array, Block, block_tensor_names
 from elutq_cli.reference.transformer import rms_norm
@@ -42,6 +43,7 @@ class Run:
         spool: Spool,
         progress: Progress,
         device: str,
+        text: CalibrationText | None,
     ) -> None:
         self.tensors = Tensors(source, recipe, backend, spool, progress)
         self.config = source.config
@@ -51,83 +53,94 @@ class Run:
         self.spool = spool
         self.progress = progress
         self.device = device
+        self.text = text
 
-    def add_all(self, calibration: CalibrationText | None) -> Iterable[TensorSource]:
-        """Quantize every tensor that the spool does not hold, unit by unit; return them all in the file's order."""
+    def add_all(self) -> tuple[Iterable[TensorSource], Divergence | None]:
+        """Quantize every tensor that the spool does not hold, unit by unit.
+
+        Returns:
+            All of them in the file's order; and how far predictions are from the exact model's, where there is a text.
+        """
         n_weights = sum(self.tensors.n_weights(entry.name) for entry in self.plan.matrices())
         self.progress.begin(n_weights, "weights")
         for record in self.spool.records:
             self.progress.advance(record.n_weights if record.bits != 32 else 0)
         units: list[Callable[[], list[FloatArray]]] = [
-            partial(self.add_embedding, calibration),
+            self.add_embedding,
             *(partial(self.add_block, layer) for layer in range(self.config.num_hidden_layers)),
             self.add_head,
         ]
         for unit in units[self.spool.n_finished :]:
             self.spool.finish_unit(unit())
-        if calibration is None or "e2e" not in self.recipe.tune:
-            return self.spool.sources()
-        return self.tune_end_to_end(calibration.tokens)
+        sources: Iterable[TensorSource] = self.spool.sources()
+        if self.text is None:
+            return sources, None
+        streams, state = self.open_streams()
+        assert streams is not None
+        if "e2e" in self.recipe.tune:
+            sources, streams = self.tune_end_to_end(self.text, streams, state)
+        self.progress.note("comparing predictions")
+        head_input = self.head_input(self.tensors.load(FINAL_NORM))
+        return sources, measure_divergence(streams, head_input, self.tensors.head_rows(), self.backend)
 
-    def add_embedding(self, calibration: CalibrationText | None) -> list[FloatArray]:
-        """Quantize the embedding.
+    def open_streams(self) -> tuple[Streams | None, list[FloatArray]]:
+        """Return the streams that the last unit left, None without a text, and what it left beside them."""
+        arrays = self.spool.open_streams()
+        if self.text is None:
+            return None, arrays
+        n_streams = 2 if self.text.held_out is None else 4
+        return Streams(*arrays[:n_streams]), arrays[n_streams:]
 
-        Returns:
-            The residual streams of the calibration sequences, (sequences, n, hidden_size) float32: on the quantized
-            model, and where the recipe asks for it on the exact model. None at all without calibration.
-        """
-        streams: list[FloatArray] = []
-        if calibration is not None:
-            shape = (*calibration.tokens.shape, self.config.hidden_size)
-            streams = [self.spool.make_room(shape) for _ in range(2 if self.recipe.keeps_exact else 1)]
+    def add_embedding(self) -> list[FloatArray]:
+        """Quantize the embedding; return what it makes of the calibration text: the arrays of ``Streams``."""
+        followed = [] if self.text is None else followed_tokens(self.text, self.recipe.keeps_exact)
+        streams = [self.spool.make_room((*tokens.shape, self.config.hidden_size)) for tokens in followed]
 
         def look_up_rows(rows: slice, weights: FloatArray, restore: Callable[[], FloatArray]) -> None:
-            if calibration is not None:
-                for stream, values in zip(streams, (restore(), weights), strict=False):
-                    look_up(stream, calibration.tokens, rows, values)
+            values = (restore(), weights) if streams else ()
+            for index, (stream, tokens) in enumerate(zip(streams, followed, strict=True)):
+                look_up(stream, tokens, rows, values[index % 2])
 
         self.tensors.add_by_rows(self.plan.embedding, use=look_up_rows)
         return streams
 
     def add_block(self, layer: int) -> list[FloatArray]:
         """Quantize a block; return the residual streams after it."""
-        streams = self.spool.open_streams()
-        if streams:
-            self.add_calibrated_block(layer, self.plan.blocks[layer], *streams)
+        streams, _ = self.open_streams()
+        if streams is not None:
+            self.add_calibrated_block(layer, self.plan.blocks[layer], streams)
         else:
             for plan in self.plan.blocks[layer]:
                 self.tensors.add_by_rows(plan)
         for name in self.config.vector_shapes(layer):
             self.tensors.add_vector(name)
-        return streams
+        return [] if streams is None else streams.arrays()
 
     def add_head(self) -> list[FloatArray]:
-        """Quantize the output norm and the head, if there is one; return the streams for those who tune all blocks."""
-        norm, streams = self.tensors.add_vector(FINAL_NORM), self.spool.open_streams()
+        """Quantize the output norm and the head, if there is one; return the residual streams before them."""
+        norm, (streams, _) = self.tensors.add_vector(FINAL_NORM), self.open_streams()
         if self.plan.head is not None:
             correct, inputs = None, None
-            if streams and self.plan.head.group_size is not None:
-                statistics = input_statistics([self.head_input(norm)] * len(streams), streams, self.backend)
+            if streams is not None and self.plan.head.group_size is not None:
+                calibrated = [streams.hidden, streams.exact] if self.recipe.keeps_exact else [streams.hidden]
+                statistics = input_statistics([self.head_input(norm)] * len(calibrated), calibrated, self.backend)
                 correct, inputs = self.tensors.prepare(HEAD, statistics)
                 del statistics
             self.tensors.add_by_rows(self.plan.head, correct, inputs)
-        return streams if "e2e" in self.recipe.tune else []
+        return [] if streams is None else streams.arrays()
 
     def head_input(self, norm: FloatArray) -> Callable[[Array], Array]:
         """Return the function from the last block's output to the head's input."""
         weight, epsilon = self.backend.place(norm), self.config.rms_norm_eps
         return lambda x: rms_norm(x, weight, epsilon, self.backend.xp)
 
-    def add_calibrated_block(
-        self, layer: int, plans: tuple[MatrixPlan, ...], hidden: FloatArray, exact: FloatArray | None = None
-    ) -> None:
+    def add_calibrated_block(self, layer: int, plans: tuple[MatrixPlan, ...], streams: Streams) -> None:
         """Quantize a block's linears one input at a time.
 
         Args:
             layer: the block.
             plans: of its linears.
-            hidden: its input, which becomes the quantized block's output.
-            exact: the exact model's, which becomes the exact block's output; or None.
+            streams: its inputs, which become its outputs.
         """
         prefix = f"model.layers.{layer}."
         by_name = {plan.name: plan for plan in plans}
@@ -135,6 +148,10 @@ class Run:
             name: self.backend.place(self.tensors.load(prefix + name)) for name in block_tensor_names(self.config)
         }
         block = Block(self.config, layer, weights, self.backend.xp, partial(multiply, backend=self.backend))
+        hidden, exact = streams.hidden, streams.exact if self.recipe.keeps_exact else None
+        for stream in [streams.held_out_exact, streams.exact if exact is None else None]:
+            if stream is not None:
+                run_block(block, stream, self.backend)  # before its weights change
         before = np.array(hidden) if "block" in self.recipe.tune else None
         matrices: dict[str, Matrix] = {}
         for linears, statistics in block_statistics(block, hidden, exact, self.backend, self.spool.make_room):
@@ -151,21 +168,23 @@ class Run:
                     matrices[name.removeprefix(prefix)] = matrix
                 block.weights[name.removeprefix(prefix)] = self.backend.place(matrix.restore(self.backend))
         if before is not None and exact is not None:
-            matrices = self.tune_block(block, matrices, before, exact)
+            matrices = self.tune_block(block, matrices, (before, exact), streams.held_out_pair)
             hidden[...] = before
             tensors = {name: of.contents for name, of in matrices.items() if isinstance(of.contents, HLQTensor)}
             errors = measure_block(block, hidden, tensors, self.tensors.load, self.backend, self.spool.make_room)
             for name, matrix in matrices.items():
                 self.tensors.add_matrix(Matrix(replace(matrix.record, error=errors.get(name)), matrix.contents))
+        if streams.held_out is not None:
+            run_block(block, streams.held_out, self.backend)
 
     def tune_block(
-        self, block: Block, matrices: Mapping[str, Matrix], inputs: FloatArray, outputs: FloatArray
+        self, block: Block, matrices: Mapping[str, Matrix], train: Pair, held_out: Pair | None
     ) -> dict[str, Matrix]:
         """Tune a block whose linears are quantized; its weights become those of the matrices that are returned."""
         from elutq_cli.pipeline.tune.block import tune_block
 
         starts = {name: matrix.contents for name, matrix in matrices.items() if isinstance(matrix.contents, HLQTensor)}
-        tuned = tune_block(block, starts, inputs, outputs, self.recipe.seed, self.device, self.progress.note)
+        tuned = tune_block(block, starts, train, held_out, self.recipe.seed, self.device, self.progress.note)
         log.info("blk.%d: output error %.4f, %.4f before tuning", block.layer, tuned.after, tuned.before)
         found = dict(matrices)
         if tuned.after < tuned.before:
@@ -174,24 +193,35 @@ class Run:
                 block.weights[name] = self.backend.place(found[name].restore(self.backend))
         return found
 
-    def tune_end_to_end(self, tokens: npt.NDArray[np.int64]) -> Iterable[TensorSource]:
-        """Tune the levels of all blocks on sequences (sequences, n), each epoch a unit; return the file's tensors."""
+    def tune_end_to_end(
+        self, text: CalibrationText, streams: Streams, state: list[FloatArray]
+    ) -> tuple[Iterable[TensorSource], Streams]:
+        """Tune the levels of all blocks, each epoch a unit.
+
+        Args:
+            text: to learn from.
+            streams: of it, after the last block.
+            state: of an earlier epoch; none at the start.
+
+        Returns:
+            The file's tensors, and the streams with those of the tuned model.
+        """
         from elutq_cli.pipeline.tune.end_to_end import EndToEnd, QuantizedModel
 
         model = QuantizedModel(self.config, self.spool.sources(), self.device)
         exact_head = model.head(self.tensors.load(FINAL_NORM), self.tensors.load(HEAD))
-        tuning = EndToEnd(model, exact_head, tokens, self.recipe.seed)
-        hidden, exact, *state = self.spool.open_streams()
+        tuning = EndToEnd(model, exact_head, text.tokens, self.recipe.seed, text.held_out)
         if state:
             tuning.resume(state)
         self.progress.begin(tuning.n_steps, "steps")
         self.progress.advance(tuning.n_steps_done)
         while not tuning.finished:
-            tuning.run_epoch(exact, self.progress)
+            tuning.run_epoch(streams.exact, self.progress, streams.held_out_exact)
             log.info("epoch %d: KL %.5f, %.5f before tuning", tuning.n_epochs_done, tuning.losses[-1], tuning.losses[0])
-            self.spool.finish_unit([hidden, exact, *tuning.state()])
+            self.spool.finish_unit([*streams.arrays(), *tuning.state()])
         if not tuning.keep_best():
-            return self.spool.sources()
-        stream = self.spool.make_room(hidden.shape)
-        errors = model.measure(tokens, stream, self.tensors.load, self.backend, self.spool.make_room)
-        return model.replace_tuned(self.spool.sources(), errors)
+            return self.spool.sources(), streams
+        tuned = self.spool.make_room(streams.hidden.shape)
+        errors = model.measure(text.tokens, tuned, self.tensors.load, self.backend, self.spool.make_room)
+        held_out = None if text.held_out is None else model.hidden(text.held_out)
+        return model.replace_tuned(self.spool.sources(), errors), replace(streams, hidden=tuned, held_out=held_out)

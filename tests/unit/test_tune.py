@@ -16,6 +16,7 @@ from elutq_cli.pipeline.levels import levels, nearest, signs
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.streams import compared_sequences
 from elutq_cli.reference import Block, Transformer, block_tensor_names
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
@@ -69,8 +70,7 @@ def recipe(**options):
 def run(output, text, backend, options, folder=TINY, progress=None):
     with Checkpoint.open(folder) as checkpoint:
         calibration = CalibrationText.read([text], checkpoint, options)
-        quantize(checkpoint, output, options, calibration, backend, progress=progress)
-        return calibration.tokens
+        return calibration, quantize(checkpoint, output, options, calibration, backend, progress=progress)
 
 
 def random_matrix(bits, group_size, seed=0, rows=6):
@@ -156,7 +156,14 @@ def test_the_descent_is_adam():
     assert ours.grad is None
 
 
-def test_held_out_sequences_are_not_learned_from():
+def test_sequences_that_no_stage_has_seen_judge_what_all_others_teach():
+    for n_sequences, n_held_out in ((1, 1), (64, 8), (1000, 32)):
+        train, judges = descent.split_sequences(n_sequences, n_held_out)
+        assert train.tolist() == list(range(n_sequences))
+        assert judges.tolist() == list(range(n_held_out))
+
+
+def test_without_any_some_calibration_sequences_are_not_learned_from():
     for n_sequences in (2, 9, 1000):
         train, held_out = descent.split_sequences(n_sequences)
         assert len(train) > 0
@@ -177,8 +184,9 @@ def spoilt(tensor):
     return HLQTensor(wide, tensor.centers, tensor.codes, tensor.group_size)
 
 
+@pytest.mark.parametrize("unseen", [False, True], ids=["some held out", "others unseen"])
 @pytest.mark.parametrize("folder", [TINY, QWEN3], ids=lambda folder: folder.name)
-def test_a_tuned_block_is_nearer_to_the_exact_one(folder, backend):
+def test_a_tuned_block_is_nearer_to_the_exact_one(folder, unseen, backend):
     with Checkpoint.open(folder) as checkpoint:
         config = checkpoint.config
         weights = {name: checkpoint.load(f"model.layers.1.{name}") for name in block_tensor_names(config)}
@@ -189,14 +197,19 @@ def test_a_tuned_block_is_nearer_to_the_exact_one(folder, backend):
     outputs_of = np.random.default_rng(4).normal(size=(64, 24, config.hidden_size)).astype(np.float32)
     inputs = outputs_of + 0.02 * np.random.default_rng(5).normal(size=outputs_of.shape).astype(np.float32)
     outputs = np.asarray(exact(outputs_of))
+    if unseen:
+        calibration, held_out = (inputs[:56], outputs[:56]), (inputs[56:], outputs[56:])
+        judged = held_out
+    else:
+        calibration, held_out = (inputs, outputs), None
+        _, judges = descent.split_sequences(len(inputs))
+        judged = inputs[judges], outputs[judges]
 
     def held_out_error(tensors):
         block = Block(config, 1, weights | {name: tensor.dequantize() for name, tensor in tensors.items()})
-        _, held_out = descent.split_sequences(len(inputs))
-        difference = np.asarray(block(inputs[held_out])) - outputs[held_out]
-        return np.linalg.norm(difference) / np.linalg.norm(outputs[held_out])
+        return np.linalg.norm(np.asarray(block(judged[0])) - judged[1]) / np.linalg.norm(judged[1])
 
-    tuned = block_tuning.tune_block(rough, matrices, inputs, outputs, 0, "cpu")
+    tuned = block_tuning.tune_block(rough, matrices, calibration, held_out, 0, "cpu")
     assert tuned.before == pytest.approx(held_out_error(matrices), rel=1e-4)
     assert tuned.after == pytest.approx(held_out_error(tuned.matrices), rel=1e-4)
     assert tuned.after < 0.9 * tuned.before
@@ -210,7 +223,7 @@ def test_a_block_that_cannot_gain_stays_as_it_was(backend):
         matrices = {name: fit(weights[name], None, 2, 32, backend)}
         block = Block(checkpoint.config, 0, weights | {name: matrices[name].dequantize()})
     inputs = np.random.default_rng(6).normal(size=(8, 24, checkpoint.config.hidden_size)).astype(np.float32)
-    tuned = block_tuning.tune_block(block, matrices, inputs, np.asarray(block(inputs)), 0, "cpu")
+    tuned = block_tuning.tune_block(block, matrices, (inputs, np.asarray(block(inputs))), None, 0, "cpu")
     assert tuned.after == tuned.before
     assert tuned.matrices[name] is matrices[name]
 
@@ -218,12 +231,11 @@ def test_a_block_that_cannot_gain_stays_as_it_was(backend):
 # ---- whole runs
 
 
-def held_out_kl(output, folder, tokens):
-    """KL(exact || quantized) on held-out sequences, with the numpy transformer."""
-    _, held_out = descent.split_sequences(len(tokens))
+def kl(output, folder, tokens):
+    """KL(exact || quantized) on sequences, with the numpy transformer."""
     with Checkpoint.open(folder) as checkpoint:
-        expected = log_softmax(Transformer(checkpoint).logits(tokens[held_out]))
-    found = log_softmax(Transformer(ModelFile.open(output)).logits(tokens[held_out]))
+        expected = log_softmax(Transformer(checkpoint).logits(tokens))
+    found = log_softmax(Transformer(ModelFile.open(output)).logits(tokens))
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
 
 
@@ -233,8 +245,11 @@ def test_tuning_lowers_the_divergence_and_is_recorded(tmp_path, text, backend, c
     caplog.set_level("INFO")
     for tune in ((), ("block",), ("e2e",), ("block", "e2e")):
         output = tmp_path / f"{'-'.join(tune)}.gguf"
-        tokens = run(output, text, backend, recipe(tune=tune), folder)
-        divergence[tune] = held_out_kl(output, folder, tokens)
+        calibration, summary = run(output, text, backend, recipe(tune=tune), folder)
+        divergence[tune] = kl(output, folder, calibration.held_out)
+        assert summary.kl_unseen == pytest.approx(divergence[tune], rel=1e-3)
+        seen = calibration.tokens[compared_sequences(len(calibration.tokens))]
+        assert summary.kl_seen == pytest.approx(kl(output, folder, seen), rel=1e-3)
         provenance = ModelFile.open(output).provenance
         assert json.loads(provenance["recipe"])["tune"] == list(tune)
         stages = {"block": "block reconstruction", "e2e": "end-to-end tuning"}
@@ -255,6 +270,25 @@ def test_tuning_lowers_the_divergence_and_is_recorded(tmp_path, text, backend, c
             assert_recorded_errors_are_true(output, checkpoint, calibration.tokens, head="e2e" not in tune)
 
 
+@pytest.mark.parametrize("tune", ["block", "e2e"])
+def test_tuning_that_only_helps_on_text_it_has_seen_is_not_kept(tmp_path, text, backend, monkeypatch, tune):
+    """What judges is made to be text for which the untuned model is exact."""
+    run(tmp_path / "plain.gguf", text, backend, recipe())
+    if tune == "block":
+        tuned = block_tuning.tune_block
+
+        def judged_by_itself(block, matrices, calibration, held_out, *more):
+            return tuned(block, matrices, calibration, (held_out[0], np.asarray(block(held_out[0]))), *more)
+
+        monkeypatch.setattr(block_tuning, "tune_block", judged_by_itself)
+    else:
+        monkeypatch.setattr(end_to_end.EndToEnd, "_measure", lambda self, exact: float(len(self.losses) + len(exact)))
+    run(tmp_path / "tuned.gguf", text, backend, recipe(tune=(tune,)))
+    plain, kept = (ModelFile.open(tmp_path / f"{name}.gguf") for name in ("plain", "tuned"))
+    names = [name for layer in range(plain.config.num_hidden_layers) for name in plain.config.linear_names(layer)]
+    assert [plain.load(name).tolist() for name in names] == [kept.load(name).tolist() for name in names]
+
+
 class StopAt(Progress):
     """Stops a run after so many calls."""
 
@@ -268,10 +302,11 @@ class StopAt(Progress):
 
 
 def test_one_sequence_is_too_few_before_any_work(tmp_path, text, backend):
-    options = replace(recipe(tune=("e2e",)), num_samples=1)
+    options, short = replace(recipe(tune=("e2e",)), num_samples=1), tmp_path / "short.txt"
+    short.write_text(text.read_text()[:40])
     with pytest.raises(ElutqError, match="tuning needs 2 calibration sequences at least"):
-        run(tmp_path / "out.gguf", text, backend, options, progress=StopAt(1))
-    assert list(tmp_path.iterdir()) == []
+        run(tmp_path / "out.gguf", short, backend, options, progress=StopAt(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
 def test_a_run_goes_on_after_each_epoch_and_ends_the_same(tmp_path, text, backend):
@@ -280,7 +315,7 @@ def test_a_run_goes_on_after_each_epoch_and_ends_the_same(tmp_path, text, backen
     run(tmp_path / "again.gguf", text, backend, options)
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     output, units = tmp_path / "out.gguf", []
-    for n_calls in (12, 18, 24, 30, 34):  # within the second block, then in one epoch after the other
+    for n_calls in (12, 18, 24, 32, 34):  # within the second block, then in one epoch after the other
         with pytest.raises(KeyboardInterrupt):
             run(output, text, backend, options, progress=StopAt(n_calls))
         units.append(len(list((tmp_path / "out.gguf.work").glob("*.unit"))))

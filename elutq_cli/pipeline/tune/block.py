@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.streams import Pair
 from elutq_cli.pipeline.tune.budget import BLOCK_STEPS, BLOCK_TOKENS
 from elutq_cli.pipeline.tune.descent import PATIENCE, Descent, Sequences, Tensor, shuffled_batches, split_sequences
 from elutq_cli.pipeline.tune.matrix import LearnedMatrix
@@ -39,8 +39,8 @@ class TunedBlock:
 def tune_block(
     block: Block,
     matrices: Mapping[str, HLQTensor],
-    inputs: FloatArray,
-    outputs: FloatArray,
+    calibration: Pair,
+    held_out: Pair | None,
     seed: int,
     device: str,
     note: Callable[[str], None] = lambda text: None,
@@ -53,8 +53,9 @@ def tune_block(
     Args:
         block: the block; its weights that are not among the matrices stay as they are.
         matrices: its quantized linears, by their names in the block.
-        inputs: (sequences, n, hidden_size) float32, the residual stream of the quantized model before the block.
-        outputs: the same of the exact model after it.
+        calibration: (sequences, n, hidden_size) float32 twice, to learn from: the residual stream of the quantized
+            model before the block, and that of the exact model after it.
+        held_out: the same of sequences that no stage has seen; None: see ``split_sequences``.
         seed: of the order of the sequences.
         device: torch's name of where to compute.
         note: is told how it goes.
@@ -68,22 +69,24 @@ def tune_block(
     move = partial(torch.asarray, device=device)
     learned = {name: LearnedMatrix(start, device, learn_bits=True) for name, start in matrices.items()}
     constants = {name: move(array) for name, array in block.weights.items() if name not in learned}
+    inputs, outputs = calibration
     positions = Positions.of(block.config, inputs.shape[1], convert=move)
 
-    def squared_error(sequences: Sequences) -> Tensor:
+    def squared_error(streams: Pair, sequences: Sequences) -> Tensor:
         weights = constants | {name: matrix.dequantize() for name, matrix in learned.items()}
-        x, wanted = (move(np.asarray(stream[sequences])) for stream in (inputs, outputs))
+        x, wanted = (move(np.asarray(stream[sequences])) for stream in streams)
         difference = Block(block.config, block.layer, weights, torch)(x, positions) - wanted
         return (difference * difference).sum()
 
-    train, held_out = split_sequences(len(inputs))
+    train, judges = split_sequences(len(inputs), 0 if held_out is None else len(held_out[0]))
+    judged = calibration if held_out is None else held_out
     size = max(1, BLOCK_TOKENS // inputs.shape[1])
-    norm = float(np.square(outputs[held_out], dtype=np.float64).sum())
+    norm = float(np.square(judged[1][judges], dtype=np.float64).sum())
 
     def held_out_error() -> float:
         with torch.no_grad():
-            parts = np.array_split(held_out, -(-len(held_out) // size))
-            return float((sum(float(squared_error(part)) for part in parts) / norm) ** 0.5)
+            parts = np.array_split(judges, -(-len(judges) // size))
+            return float((sum(float(squared_error(judged, part)) for part in parts) / norm) ** 0.5)
 
     n_epochs = max(1, round(BLOCK_STEPS * size / len(train)))
     scale = len(outputs) / float(np.square(outputs, dtype=np.float64).sum())
@@ -94,7 +97,7 @@ def tune_block(
     before = best_error
     for epoch in range(n_epochs):
         for batch in shuffled_batches(train, size, (seed, block.layer, epoch)):
-            (squared_error(batch) * (scale / len(batch))).backward()
+            (squared_error(calibration, batch) * (scale / len(batch))).backward()
             descent.step()
         error = held_out_error()
         note(f"block {block.layer}, output error {error:.4f}, was {before:.4f}")

@@ -10,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from elutq_cli.pipeline.calibration_text import HELD_OUT_EVERY, MOST_HELD_OUT
 from elutq_formats.errors import ElutqError
 
 Tensor: TypeAlias = Any  # torch.Tensor
 Sequences: TypeAlias = npt.NDArray[np.int64]
-"""Numbers of calibration sequences."""
-
-HELD_OUT_EVERY = 8
-MOST_HELD_OUT = 32
-"""One calibration sequence in eight judges what is learned from the others, 32 at most."""
+"""Numbers of sequences."""
 
 PATIENCE = 4
 """Epochs without a gain on held-out sequences after which no more follow: the first ones, at full speed, may lose."""
@@ -28,15 +25,26 @@ BETAS = 0.9, 0.95
 EPSILON = 1e-12
 
 
-def split_sequences(n_sequences: int) -> tuple[Sequences, Sequences]:
-    """Return the sequences to learn from, and those held out.
+def split_sequences(n_sequences: int, n_held_out: int = 0) -> tuple[Sequences, Sequences]:
+    """Return the sequences to learn from, and those that judge what was learned.
+
+    Args:
+        n_sequences: to calibrate on.
+        n_held_out: others, which no stage has seen: these judge. Where there are none, one calibration sequence in
+            HELD_OUT_EVERY does, MOST_HELD_OUT at most, though the stages before have seen it.
+
+    Returns:
+        Numbers of calibration sequences, and those of the sequences that are held out or, without any, again of
+        calibration sequences.
 
     Raises:
         ElutqError: there are too few.
     """
+    numbers = np.arange(n_sequences)
+    if n_held_out:
+        return numbers, np.arange(n_held_out)
     if n_sequences < 2:
         raise ElutqError("tuning needs 2 calibration sequences at least: use a longer text or more --num-samples")
-    numbers = np.arange(n_sequences)
     return numbers[numbers % HELD_OUT_EVERY != 0], numbers[::HELD_OUT_EVERY][:MOST_HELD_OUT]
 
 

@@ -98,6 +98,16 @@ class QuantizedModel:
             errors |= {gguf_name(prefix + name): error for name, error in found.items()}
         return errors
 
+    def hidden(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
+        """Return the last block's output for tokens (sequences, n): (sequences, n, hidden_size) float32."""
+        model = Transformer(self, xp=torch, convert=partial(torch.asarray, device=self.device))
+        with torch.no_grad():
+            x = self.embed(tokens)
+            positions = Positions.of(self.config, tokens.shape[1], convert=model.convert)
+            for block in model.blocks():
+                x = torch.stack([block(sequence, positions) for sequence in x])
+        return _fetch(x)
+
     def replace_tuned(self, sources: Iterable[TensorSource], errors: Mapping[str, float]) -> Iterator[TensorSource]:
         """Yield the tensors of the run, those that learned as they are now, with their errors."""
         for record, contents in sources:
@@ -136,7 +146,14 @@ class EndToEnd:
         losses: KL on held-out sequences, before the first epoch and after each.
     """
 
-    def __init__(self, model: QuantizedModel, exact_head: Head, tokens: npt.NDArray[np.int64], seed: int) -> None:
+    def __init__(
+        self,
+        model: QuantizedModel,
+        exact_head: Head,
+        tokens: npt.NDArray[np.int64],
+        seed: int,
+        held_out: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Begin.
 
         Args:
@@ -144,6 +161,7 @@ class EndToEnd:
             exact_head: last norm and head of the exact model, on the model's device.
             tokens: (sequences, n) calibration sequences.
             seed: of their order.
+            held_out: (held-out sequences, n), which no stage has seen; None: see ``split_sequences``.
 
         Raises:
             ElutqError: there are too few sequences.
@@ -157,29 +175,33 @@ class EndToEnd:
         self._positions = Positions.of(
             model.config, tokens.shape[1], convert=lambda array: torch.asarray(array, device=model.device)
         )
-        self._train, self._held_out = split_sequences(len(tokens))
+        self._judged = tokens if held_out is None else held_out
+        n_held_out = 0 if held_out is None else len(held_out)
+        self._train, self._judges = split_sequences(len(tokens), n_held_out)
         self._size = max(1, END_TO_END_TOKENS // tokens.shape[1])
-        self.n_epochs, self.n_steps = plan_epochs(*tokens.shape)
+        self.n_epochs, self.n_steps = plan_epochs(len(tokens), tokens.shape[1], n_held_out)
         self._descent = Descent([(matrix.shifts, LEVEL_RATE) for matrix in model.learned.values()], self.n_steps)
         self._best = self._flat(self._descent.parameters)
         self.losses: list[float] = []
 
-    def run_epoch(self, exact: FloatArray, progress: Progress) -> None:
+    def run_epoch(self, exact: FloatArray, progress: Progress, held_out_exact: FloatArray | None = None) -> None:
         """Learn from every training sequence once, then measure.
 
         Args:
             exact: (sequences, n, hidden_size) float32, output of the exact model's last block.
             progress: is told of every step and its loss.
+            held_out_exact: (held-out sequences, n, hidden_size) float32, the same of those.
         """
+        judged = exact if held_out_exact is None else held_out_exact
         if not self.losses:
-            self.losses.append(self._measure(exact))
+            self.losses.append(self._measure(judged))
         for batch in shuffled_batches(self._train, self._size, (self._seed, len(self.losses))):
-            loss = self._loss(batch, exact, NEXT_TOKEN_WEIGHT) / len(batch)
+            loss = self._loss(self._tokens, batch, exact, NEXT_TOKEN_WEIGHT) / len(batch)
             loss.backward()
             self._descent.step()
             progress.advance(1)
             progress.note(f"loss {float(loss.detach()):.4f}")
-        held_out = self._measure(exact)
+        held_out = self._measure(judged)
         if held_out < min(self.losses):
             self._best = self._flat(self._descent.parameters)
         self.losses.append(held_out)
@@ -224,19 +246,21 @@ class EndToEnd:
     def _measure(self, exact: FloatArray) -> float:
         """Return the mean KL divergence on the held-out sequences."""
         with torch.no_grad():
-            parts = np.array_split(self._held_out, -(-len(self._held_out) // self._size))
-            return sum(float(self._loss(part, exact, 0.0)) for part in parts) / len(self._held_out)
+            parts = np.array_split(self._judges, -(-len(self._judges) // self._size))
+            return sum(float(self._loss(self._judged, part, exact, 0.0)) for part in parts) / len(self._judges)
 
-    def _loss(self, batch: Sequences, exact: FloatArray, next_token_weight: float) -> Tensor:
+    def _loss(
+        self, tokens: npt.NDArray[np.int64], batch: Sequences, exact: FloatArray, next_token_weight: float
+    ) -> Tensor:
         """Return the sum over sequences of their mean loss."""
-        x = self._model.embed(self._tokens[batch])
+        x = self._model.embed(tokens[batch])
         for layer in range(self._model.config.num_hidden_layers):
             x = self._recomputed(self._run_block, layer, x)
         total = torch.zeros((), device=x.device)
         for index, sequence in enumerate(batch):
             wanted = torch.asarray(np.array(exact[sequence]), device=x.device)
-            tokens = torch.asarray(self._tokens[sequence], device=x.device)
-            total = total + self._recomputed(self._sequence_loss, x[index], wanted, tokens, next_token_weight)
+            following = torch.asarray(tokens[sequence], device=x.device)
+            total = total + self._recomputed(self._sequence_loss, x[index], wanted, following, next_token_weight)
         return total
 
     def _run_block(self, layer: int, x: Tensor) -> Tensor:
@@ -266,9 +290,9 @@ class EndToEnd:
             first += part.numel()
 
 
-def plan_epochs(n_sequences: int, n_tokens: int) -> tuple[int, int]:
+def plan_epochs(n_sequences: int, n_tokens: int, n_held_out: int = 0) -> tuple[int, int]:
     """Return how many epochs, and how many steps in all, so many calibration sequences of so many tokens give."""
-    train, _ = split_sequences(n_sequences)
+    train, _ = split_sequences(n_sequences, n_held_out)
     per_epoch = -(-len(train) // max(1, END_TO_END_TOKENS // n_tokens))
     n_epochs = max(1, round(END_TO_END_STEPS / per_epoch))
     return n_epochs, n_epochs * per_epoch
