@@ -71,6 +71,8 @@ def test_json_and_the_log_say_every_error(tmp_path):
     assert len(log) == len(recorded)
     for name, error in recorded.items():
         assert any(entry.startswith(f"{name}: ") and f"error {error:.4f}" in entry for entry in log)
+    assert 0.0 < values["kl_seen"] == file.provenance["calibration.kl_seen"]
+    assert 0.0 < values["kl_unseen"] == file.provenance["calibration.kl_unseen"]
     assert file.provenance["seed"] == 7
     assert file.provenance["calibration.files"] == ["text.txt"]
 
@@ -84,6 +86,8 @@ def test_bits_are_chosen_under_a_budget_and_overridden(tmp_path):
     result = run(TINY, "-o", output, *options, *budget)
     assert result.returncode == 0, result.stderr
     assert "model.layers.0.mlp.up_proj.weight: " in result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stdout.splitlines()[1].startswith("KL divergence from the checkpoint, nats a token: ")
     file = ModelFile.open(output)
     records = {name: record for name, record in file.tensors.items() if name.startswith("blk.") and record.group_size}
     assert (records["blk.1.attn_q.weight"].bits, records["blk.1.attn_q.weight"].group_size) == (4, 32)
