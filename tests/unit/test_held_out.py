@@ -23,7 +23,7 @@ from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
-from elutq_cli.pipeline.streams import compared_sequences
+from elutq_cli.pipeline.streams import Streams, compared_sequences
 from elutq_cli.reference import Transformer
 from elutq_cli.shapes import named_shape
 from elutq_formats.checkpoint import Checkpoint
@@ -190,6 +190,17 @@ def test_divergence_is_that_of_the_whole_vocabulary(monkeypatch):
         p, q = log_softmax(2 * exact @ head.T), log_softmax(2 * hidden @ other.T)
         assert value == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1).mean(), rel=1e-5)
         assert value > 1.0
+
+
+def test_predictions_that_are_not_finite_are_told_and_not_a_number(caplog):
+    streams = Streams(*np.ones((4, 1, 5, 8), np.float32))
+    head = np.ones((3, 8), np.float32)
+    for spoilt in (np.inf, np.nan):
+        rows = [(head, head), (head, head * spoilt)]
+        assert divergence.measure_divergence(streams, lambda x: x, rows, NumpyBackend()) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    found = divergence.measure_divergence(streams, lambda x: x, [(head, head)], NumpyBackend())
+    assert found == divergence.Divergence(0.0, 0.0)
 
 
 @pytest.mark.parametrize("plan", [MatrixPlan("lm_head.weight", 2, 32), MatrixPlan("lm_head.weight", 16, None)])
