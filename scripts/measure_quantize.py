@@ -253,7 +253,7 @@ def main() -> None:
     from elutq_cli.api import quantize
     from elutq_cli.pipeline.forecast import Forecast
     from elutq_cli.pipeline.recipe import Plan, Recipe
-    from elutq_cli.pipeline.tune.budget import tuning_products
+    from elutq_cli.pipeline.tune.budget import end_to_end_products
     from elutq_formats.open_source import open_source
     from elutq_native import default_threads
 
@@ -291,9 +291,8 @@ def main() -> None:
         watch.share_writing(output)
         peak = memory.stop()
     threads = (arguments.threads or default_threads()) if arguments.device == "cpu" else None
-    end_to_end = replace(recipe, tune=("e2e",))
-    whole = tuning_products(replace(config, num_hidden_layers=blocks), end_to_end)
-    growth = whole / tuning_products(config, end_to_end)
+    whole = end_to_end_products(replace(config, num_hidden_layers=blocks), recipe)
+    growth = whole / end_to_end_products(config, recipe)
     total, alone = print_table(watch, slice_blocks, blocks, threads, growth)
     n_tokens = arguments.num_samples * arguments.sequence_length if arguments.calibration else 0
     bound = Forecast.make(

@@ -27,15 +27,17 @@ def resident():
 
 
 def few_steps():
-    from elutq_cli.pipeline.tune import block, end_to_end
+    from elutq_cli.pipeline.tune import block
 
-    block.BLOCK_STEPS = end_to_end.END_TO_END_STEPS = 2
+    block.BLOCK_STEPS = 2
 
 
 def main():
     folder, output, threads, options, *texts = sys.argv[1:]
     options = json.loads(options)
-    recipe = Recipe(**options | {"tune": tuple(options.get("tune", ()))})
+    tune = tuple(options.get("tune", ()))
+    few = {"tune_tokens": 2048} if "e2e" in tune else {}
+    recipe = Recipe(**options | few | {"tune": tune})
     if recipe.tune:
         few_steps()
     samples, ended = [resident()], threading.Event()

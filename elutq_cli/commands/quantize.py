@@ -86,9 +86,17 @@ def quantize_command(
         typer.Option(
             metavar="block,e2e",
             help="Then learn by gradients, with torch: block (levels and bits of each block by its output), e2e (all "
-            "levels by the predictions), or both.",
+            "levels and norms by the predictions), or both.",
             autocompletion=one_of("block", "e2e", "block,e2e"),
         ),
+    ] = None,
+    tune_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the text that --tune e2e learns from; default: 262144, or --tune-minutes alone."),
+    ] = None,
+    tune_minutes: Annotated[
+        float | None,
+        typer.Option(help="End --tune e2e after so many minutes: the file then depends on the machine's speed."),
     ] = None,
     device: Annotated[
         str,
@@ -156,6 +164,8 @@ def quantize_command(
         tensor_types=tuple(tensor_type or ()),
         method=method,
         tune=tuple(tune.split(",")) if tune else (),
+        tune_tokens=tune_tokens,
+        tune_minutes=tune_minutes,
         rotate=rotate,
         output_bits=output_bits,
         embedding_bits=embedding_bits,

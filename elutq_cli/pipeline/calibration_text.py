@@ -38,6 +38,8 @@ class CalibrationText:
         encoding_bytes: an upper bound of the memory that it took to encode the largest file.
         held_out: (n_held_out or fewer, sequence_length) int64, other sequences of the same files, to which nothing is
             fitted; None where the files have none to spare.
+        fresh: (sequences, sequence_length) int64, what the files have beside those, as much as tuning end to end may
+            want, in the seed's order; nothing where the recipe does not tune so.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -45,6 +47,7 @@ class CalibrationText:
     sha256: tuple[str, ...]
     encoding_bytes: int = 0
     held_out: npt.NDArray[np.int64] | None = None
+    fresh: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def read(cls, files: Sequence[Path], checkpoint: ModelSource, recipe: Recipe) -> "CalibrationText":
@@ -107,16 +110,25 @@ class CalibrationText:
         held_out = rng.choice(spare, min(n_held_out(len(chosen)), len(spare)), replace=False)
         prefix = np.array(tokenizer.prefix, dtype=np.int64)
 
-        def begun(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-            return np.hstack([np.tile(prefix, (len(numbers), 1)), sequences[np.sort(numbers)]])
+        fresh = rng.permutation(np.setdiff1d(spare, held_out))[: _n_fresh(recipe)]
 
-        others = begun(held_out) if len(held_out) else None
-        return cls(begun(chosen), tuple(files), tuple(hashes), most, others)
+        def begun(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            return np.hstack([np.tile(prefix, (len(numbers), 1)), sequences[numbers]])
+
+        others = begun(np.sort(held_out)) if len(held_out) else None
+        return cls(begun(np.sort(chosen)), tuple(files), tuple(hashes), most, others, begun(fresh))
 
 
 def n_held_out(n_sequences: int) -> int:
     """Return how many sequences are held out beside so many to calibrate on, where the text has them."""
     return min(-(-n_sequences // HELD_OUT_EVERY), MOST_HELD_OUT)
+
+
+def _n_fresh(recipe: Recipe) -> int | None:
+    """Return how many sequences tuning end to end may want; None: any number."""
+    if "e2e" not in recipe.tune:
+        return 0
+    return None if recipe.tune_tokens is None else -(-recipe.tune_tokens // recipe.sequence_length)
 
 
 def _read_file(file: Path) -> tuple[str, str]:

@@ -24,8 +24,9 @@ def fingerprint(
     found |= {name.replace("_", " "): str(value) for name, value in asdict(recipe).items()}
     if calibration is not None:
         digest = hashlib.sha256(calibration.tokens.tobytes())
-        if calibration.held_out is not None:
-            digest.update(calibration.held_out.tobytes())
+        for others in (calibration.held_out, calibration.fresh):
+            if others is not None:
+                digest.update(others.tobytes())
         digest.update(repr((calibration.sha256, [file.name for file in calibration.files])).encode())
         found[CALIBRATION] = digest.hexdigest()
     return found | {CODE: f"{__version__} {code_digest()}"}

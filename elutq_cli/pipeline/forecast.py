@@ -20,7 +20,7 @@ from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import work_folder
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.streams import compared_tokens, stream_tokens
-from elutq_cli.pipeline.tune.budget import tuning_bytes, tuning_products
+from elutq_cli.pipeline.tune.budget import tuning_bytes, tuning_scratch, tuning_seconds
 from elutq_cli.reference import Array
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
@@ -29,9 +29,6 @@ from elutq_formats.tensor_record import TensorRecord
 
 SHORT_SEQUENCE = 512
 """Tokens of a sequence that is advised where memory is short: fewer save nothing."""
-
-TUNING_OVERHEAD = 2.5
-"""Time of a tuning step over that of its products alone, measured on novels-6m."""
 
 EXPONENTIAL = 400
 """Multiplications that take as long as all else that is done with a logit when predictions are compared; measured."""
@@ -92,6 +89,7 @@ class Forecast:
         inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in ADDED_TO_STREAM)
         streams = 4 * config.hidden_size * stream_tokens(recipe, n_tokens, held_out_tokens)
         scratch = output_bytes + 2 * streams + inputs + (stream if "e2e" in recipe.tune else 0)
+        scratch += tuning_scratch(config, recipe)
         if recipe.method == "allocate":  # before any of that, the inputs of all blocks
             few = min(SEQUENCES * recipe.sequence_length, n_tokens)
             scratch = max(scratch, 4 * config.hidden_size * few * config.num_hidden_layers + inputs)
@@ -106,12 +104,12 @@ class Forecast:
 
         alternatives = {}
         if recipe.tune:
-            alternatives["without --tune"] = memory(replace(recipe, tune=()), n_tokens)
+            alternatives["without --tune"] = memory(recipe.untuned(), n_tokens)
         if n_tokens > 0 and recipe.sequence_length > SHORT_SEQUENCE:
             shorter = replace(recipe, sequence_length=SHORT_SEQUENCE)
             alternatives[f"with --sequence-length {SHORT_SEQUENCE}"] = memory(shorter, n_tokens)
         if n_tokens > 0:
-            alternatives["without --calibration"] = memory(replace(recipe, tune=()), 0)
+            alternatives["without --calibration"] = memory(recipe.untuned(), 0)
         now = memory(recipe, n_tokens)
         return cls(records, output_bytes, scratch, now, tuning_bytes(config, recipe), alternatives)
 
@@ -219,7 +217,7 @@ def estimate_seconds(
         n_weights = sum(math.prod(shapes[entry.name]) for block in plan.blocks for entry in block)
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         seconds += (3 * n_weights + 2 * config.vocab_size * config.hidden_size) * few * product + 0.3 * seconds
-    seconds += TUNING_OVERHEAD * tuning_products(config, recipe) * product
+    seconds += tuning_seconds(config, recipe, product)
     logits = 2 * config.vocab_size * (compared_tokens(recipe, n_tokens) + held_out_tokens)
     seconds += logits * (config.hidden_size + EXPONENTIAL) * product
     return seconds + (alone(plan.head) * 2 if plan.head is not None else 0.0)

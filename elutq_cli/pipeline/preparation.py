@@ -74,6 +74,14 @@ def prepare(
         from elutq_cli.pipeline.tune.descent import split_sequences
 
         split_sequences(len(calibration.tokens), 0 if held_out is None else len(held_out))
+        fresh = 0 if calibration.fresh is None else calibration.fresh.size
+        if recipe.tune_tokens is not None and fresh < recipe.tune_tokens:
+            log.warning(
+                "the text has %d tokens that calibration leaves, fewer than the %d to tune on: those that it uses "
+                "follow, and then all of them again",
+                fresh,
+                recipe.tune_tokens,
+            )
     n_tokens = 0 if calibration is None else calibration.tokens.size
     held_out_tokens = 0 if held_out is None else held_out.size
     encoding = 0 if calibration is None else calibration.encoding_bytes

@@ -24,6 +24,7 @@ def describe_run(
     recipe: Recipe,
     calibration: CalibrationText | None,
     divergence: Divergence | None,
+    tuned_tokens: int | None,
 ) -> Provenance:
     """Return what the file records of how it was made; the recipe is that of the run, resolved."""
     provenance: dict[str, str | int | float | bool | list[str]] = {
@@ -52,6 +53,8 @@ def describe_run(
         provenance["calibration.kl_seen"] = divergence.seen
         if divergence.unseen is not None:
             provenance["calibration.kl_unseen"] = divergence.unseen
+    if tuned_tokens is not None:
+        provenance["tuned_tokens"] = tuned_tokens
     return provenance
 
 

@@ -106,7 +106,7 @@ def quantize(
             chat_template=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,
             sampling=checkpoint.sampling,
-            provenance=describe_run(checkpoint, origin, recipe, calibration, divergence),
+            provenance=describe_run(checkpoint, origin, recipe, calibration, divergence, run.tuned_tokens),
             force=force,
         )
     file = ModelFile.open(output)

@@ -1,6 +1,7 @@
 """The recipe: every option that decides what ends up in the file, and the plan it makes for a model's matrices."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,8 @@ from elutq_formats.names import gguf_name
 
 HALF_BITS = 16
 TUNINGS = ("block", "e2e")
+TUNE_TOKENS = 1 << 18
+"""What end-to-end tuning learns from where nobody says."""
 METHODS = ("fit", "feedback", "refine", "correct", "allocate")
 _OF_CALIBRATION = {
     "num_samples": "a number of samples",
@@ -48,7 +51,9 @@ class Recipe:
             quantized prefix, or this with bits and group size chosen for each linear at the same total size. None:
             allocate with a text, fit without.
         tune: what is learned by gradients after that: ``block``, a block's levels and bits by its output; ``e2e``, all
-            levels by the model's predictions; in this order.
+            levels and norms by the model's predictions; in this order.
+        tune_tokens: of text that e2e learns from; None: TUNE_TOKENS where there is no tune_minutes either.
+        tune_minutes: after which it ends, if the tokens have not. Then the file depends on the machine's speed.
         rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.
         target_bpw: bits per weight of the blocks' linears, scales and centers included, when bits and group size are
             chosen for each of them. None: what ``bits`` and ``group_size`` would take for those that ``tensor_types``
@@ -67,6 +72,8 @@ class Recipe:
     damping: float = 0.1
     method: str | None = None
     tune: tuple[str, ...] = ()
+    tune_tokens: int | None = None
+    tune_minutes: float | None = None
     rotate: bool = False
     target_bpw: float | None = None
     tensor_types: tuple[str, ...] = ()
@@ -94,6 +101,12 @@ class Recipe:
             raise ElutqError(f"method {self.method} is not known: choose {', '.join(METHODS[:-1])} or {METHODS[-1]}")
         if self.tune not in ((), *((name,) for name in TUNINGS), TUNINGS):
             raise ElutqError(f"tuning {','.join(self.tune)} is not known: choose block, e2e or block,e2e")
+        if (self.tune_tokens, self.tune_minutes) != (None, None) and "e2e" not in self.tune:
+            raise ElutqError("a number of tokens or minutes to tune for is of end-to-end tuning: add e2e to --tune")
+        if self.tune_tokens is not None and self.tune_tokens < 1:
+            raise ElutqError(f"{self.tune_tokens} tokens to tune on: there must be at least 1")
+        if self.tune_minutes is not None and not 0.0 < self.tune_minutes < math.inf:
+            raise ElutqError(f"{self.tune_minutes:g} minutes to tune for: there must be more than 0")
         if self.target_bpw is not None and not 0.0 < self.target_bpw < HALF_BITS:
             raise ElutqError(f"target {self.target_bpw:g} bits per weight: it must be above 0 and below {HALF_BITS}")
         if self.target_bpw is not None and self.method not in (None, "allocate"):
@@ -118,7 +131,12 @@ class Recipe:
                 raise ElutqError(f"{wanted[0]} needs a text to calibrate on: add --calibration")
         if method == "fit" and "damping" in changed:
             raise ElutqError("method fit factors no Hessian: it takes no damping")
-        return replace(self, method=method)
+        unlimited = "e2e" in self.tune and self.tune_tokens is None and self.tune_minutes is None
+        return replace(self, method=method, tune_tokens=TUNE_TOKENS if unlimited else self.tune_tokens)
+
+    def untuned(self) -> "Recipe":
+        """Return the same without tuning."""
+        return replace(self, tune=(), tune_tokens=None, tune_minutes=None)
 
     @property
     def corrects(self) -> bool:

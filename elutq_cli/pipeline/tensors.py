@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
-from elutq_cli.pipeline.by_rows import MatrixByRows, read_rows
+from elutq_cli.pipeline.by_rows import MatrixByRows, embed, read_rows
 from elutq_cli.pipeline.calibrate import InputStatistics
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.correct import Correction
@@ -52,6 +53,10 @@ class Tensors:
     def load(self, name: str) -> FloatArray:
         """Load a tensor of the checkpoint; a tied head is the embedding."""
         return self._source.load(self._stored_name(name))
+
+    def embed(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
+        """Return the checkpoint's embedding of tokens (sequences, n): (sequences, n, hidden_size) float32."""
+        return embed(self._source, tokens)
 
     def n_weights(self, name: str) -> int:
         """Return the weights of a matrix of the plan."""

@@ -1,4 +1,4 @@
-"""The units of a run, in their order: the embedding, each block, the head, and the epochs of tuning end to end."""
+"""The units of a run, in their order: the embedding, each block, the head, and what is saved of tuning end to end."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +22,7 @@ from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.streams import Pair, Streams, followed_tokens, run_block
 from elutq_cli.pipeline.tensors import Tensors
+from elutq_cli.pipeline.tune.budget import keeps_activations
 from elutq_cli.reference import Array, Block, block_tensor_names
 from elutq_cli.reference.transformer import rms_norm
 from elutq_formats.hlq import HLQTensor
@@ -32,7 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """One checkpoint on its way into a spool."""
+    """One checkpoint on its way into a spool.
+
+    Attributes:
+        tuned_tokens: what tuning end to end has learned from, once it has.
+    """
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class Run:
         self.progress = progress
         self.device = device
         self.text = text
+        self.tuned_tokens: int | None = None
 
     def add_all(self) -> tuple[Iterable[TensorSource], Divergence | None]:
         """Quantize every tensor that the spool does not hold, unit by unit.
@@ -77,11 +83,13 @@ class Run:
             return sources, None
         streams, state = self.open_streams()
         assert streams is not None
+        norm = self.tensors.load(FINAL_NORM)
+        tuned_norm = None
         if "e2e" in self.recipe.tune:
-            sources, streams = self.tune_end_to_end(self.text, streams, state)
+            sources, streams, tuned_norm = self.tune_end_to_end(self.text, streams, state)
         self.progress.note("comparing predictions")
-        head_input = self.head_input(self.tensors.load(FINAL_NORM))
-        return sources, measure_divergence(streams, head_input, self.tensors.head_rows(), self.backend)
+        head_inputs = self.head_input(norm), self.head_input(norm if tuned_norm is None else tuned_norm)
+        return sources, measure_divergence(streams, head_inputs, self.tensors.head_rows(), self.backend)
 
     def open_streams(self) -> tuple[Streams | None, list[FloatArray]]:
         """Return the streams that the last unit left, None without a text, and what it left beside them."""
@@ -195,33 +203,44 @@ class Run:
 
     def tune_end_to_end(
         self, text: CalibrationText, streams: Streams, state: list[FloatArray]
-    ) -> tuple[Iterable[TensorSource], Streams]:
-        """Tune the levels of all blocks, each epoch a unit.
+    ) -> tuple[Iterable[TensorSource], Streams, FloatArray | None]:
+        """Tune levels and norms of all blocks, each state that is saved a unit.
 
         Args:
             text: to learn from.
             streams: of it, after the last block.
-            state: of an earlier epoch; none at the start.
+            state: of a run that was stopped; none at the start.
 
         Returns:
-            The file's tensors, and the streams with those of the tuned model.
+            The file's tensors, the streams with those of the tuned model, and its last norm; None where it has not
+            changed.
         """
-        from elutq_cli.pipeline.tune.end_to_end import EndToEnd, QuantizedModel
+        from elutq_cli.pipeline.tune.end_to_end import THOUSANDTHS, EndToEnd
+        from elutq_cli.pipeline.tune.fused_block import learning_products
+        from elutq_cli.pipeline.tune.learned_model import LearnedModel
 
-        model = QuantizedModel(self.config, self.spool.sources(), self.device)
-        exact_head = model.head(self.tensors.load(FINAL_NORM), self.tensors.load(HEAD))
-        tuning = EndToEnd(model, exact_head, text.tokens, self.recipe.seed, text.held_out)
+        keep = keeps_activations(self.config, self.recipe.sequence_length)
+        model = LearnedModel(self.config, self.spool.sources(), self.device, keep, learning_products(self.device))
+        tuning = EndToEnd.of_text(model, self.tensors, text, self.recipe)
         if state:
             tuning.resume(state)
-        self.progress.begin(tuning.n_steps, "steps")
-        self.progress.advance(tuning.n_steps_done)
+        self.progress.begin(THOUSANDTHS, "thousandths")
+        self.progress.advance(tuning.thousandths)
         while not tuning.finished:
-            tuning.run_epoch(streams.exact, self.progress, streams.held_out_exact)
-            log.info("epoch %d: KL %.5f, %.5f before tuning", tuning.n_epochs_done, tuning.losses[-1], tuning.losses[0])
+            tuning.run(self.progress)
             self.spool.finish_unit([*streams.arrays(), *tuning.state()])
+        self.tuned_tokens = tuning.n_tokens
+        if tuning.ended_by_time:
+            log.warning(
+                "tuning had %d tokens in its %g minutes, which another run may not: for the same file again give "
+                "--tune-tokens instead",
+                tuning.n_tokens,
+                self.recipe.tune_minutes,
+            )
         if not tuning.keep_best():
-            return self.spool.sources(), streams
+            return self.spool.sources(), streams, None
         tuned = self.spool.make_room(streams.hidden.shape)
         errors = model.measure(text.tokens, tuned, self.tensors.load, self.backend, self.spool.make_room)
         held_out = None if text.held_out is None else model.hidden(text.held_out)
-        return model.replace_tuned(self.spool.sources(), errors), replace(streams, hidden=tuned, held_out=held_out)
+        streams = replace(streams, hidden=tuned, held_out=held_out)
+        return model.replace_tuned(self.spool.sources(), errors), streams, model.vector(FINAL_NORM)

@@ -39,6 +39,12 @@ def test_an_unknown_way_of_tuning_is_refused(tmp_path):
     assert "tuning all is not known: choose block, e2e or block,e2e" in refusal(tmp_path, "--tune", "all")
 
 
+def test_a_budget_without_end_to_end_tuning_is_refused(tmp_path):
+    found = refusal(tmp_path, "--calibration", str(SAMPLED), "--tune", "block", "--tune-minutes", "5")
+    assert "add e2e to --tune" in found
+    assert "add e2e to --tune" in refusal(tmp_path, "--calibration", str(SAMPLED), "--tune-tokens", "5")
+
+
 def test_a_text_is_needed(tmp_path):
     assert "add --calibration" in refusal(tmp_path, "--tune", "block")
 
@@ -73,14 +79,14 @@ def test_the_forecast_counts_tuning():
     assert seconds[1] > seconds[0]
 
 
-def test_a_run_killed_between_epochs_ends_the_same(tmp_path):
+def test_a_run_killed_while_it_tunes_ends_the_same(tmp_path):
     pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
     options = [TINY, "--group-size", 32, "--num-samples", 16, "--sequence-length", 24, "--calibration", SAMPLED]
-    options += ["--method", "feedback", "--tune", "e2e", "-t", 1]
+    options += ["--method", "feedback", "--tune", "e2e", "--tune-tokens", 4096, "-t", 1]
     command = [sys.executable, "-m", "elutq_cli", "quantize", *map(str, options)]
     assert subprocess.run([*command, "-o", tmp_path / "whole.gguf"], timeout=120, check=False).returncode == 0
     output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
-    n_units = 6  # embedding, two blocks, head, two epochs
+    n_units = 6  # embedding, two blocks, head, and two quarters of what tuning learns
     with paused_quantize([*options, "-o", output], work, "*.unit", n_units) as process:
         process.kill()
     assert not output.exists()

@@ -142,6 +142,8 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
         "damping": 0.1,
         "method": "correct",
         "tune": [],
+        "tune_tokens": None,
+        "tune_minutes": None,
         "rotate": False,
         "target_bpw": None,
         "tensor_types": [],

@@ -36,7 +36,7 @@ torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'el
 from elutq_cli.pipeline.torch_device import prepare_torch  # noqa: E402
 from elutq_cli.pipeline.tune import block as block_tuning  # noqa: E402
 from elutq_cli.pipeline.tune import descent, end_to_end  # noqa: E402
-from elutq_cli.pipeline.tune.matrix import LearnedMatrix  # noqa: E402
+from elutq_cli.pipeline.tune.matrix import LearnedLevels, LearnedMatrix, LearnedVector  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +44,10 @@ def short(monkeypatch):
     """Few steps, on one thread."""
     prepare_torch("cpu", 1, "--tune")
     monkeypatch.setattr(block_tuning, "BIT_RATE", 0.06)
+    monkeypatch.setattr(block_tuning, "BLOCK_STEPS", 21)
+    monkeypatch.setattr(block_tuning, "BLOCK_TOKENS", 8 * 24)
     monkeypatch.setattr(end_to_end, "LEVEL_RATE", 3e-3)
-    for module, stage in ((block_tuning, "BLOCK"), (end_to_end, "END_TO_END")):
-        monkeypatch.setattr(module, f"{stage}_STEPS", 21)
-        monkeypatch.setattr(module, f"{stage}_TOKENS", 8 * 24)
+    monkeypatch.setattr(end_to_end, "STEP_TOKENS", 8 * 24)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,9 @@ def text(tmp_path_factory):
     return path
 
 
-def recipe(**options):
-    return Recipe(group_size=32, num_samples=64, sequence_length=24, method="feedback", **options)
+def recipe(tune=(), **options):
+    options |= {"tune_tokens": 21 * 8 * 24} if "e2e" in tune else {}
+    return Recipe(group_size=32, num_samples=64, sequence_length=24, method="feedback", tune=tune, **options)
 
 
 def run(output, text, backend, options, folder=TINY, progress=None):
@@ -87,12 +88,14 @@ def random_matrix(bits, group_size, seed=0, rows=6):
 # ---- the learned matrix
 
 
-@pytest.mark.parametrize("learn_bits", [False, True])
+@pytest.mark.parametrize("learned", [LearnedLevels, LearnedMatrix])
 @pytest.mark.parametrize(("bits", "group_size"), [(1, 32), (2, 128), (3, 64), (4, 32)])
-def test_a_matrix_begins_as_it_was(bits, group_size, learn_bits):
+def test_a_matrix_begins_as_it_was(bits, group_size, learned):
     start = random_matrix(bits, group_size)
-    matrix = LearnedMatrix(start, "cpu", learn_bits)
-    np.testing.assert_array_equal(matrix.dequantize().detach().numpy(), start.dequantize())
+    matrix = learned(start, "cpu")
+    np.testing.assert_array_equal(matrix.values().detach().numpy(), start.dequantize())
+    if learned is LearnedMatrix:
+        np.testing.assert_array_equal(matrix.dequantize().detach().numpy(), start.dequantize())
     tensor = matrix.tensor()
     np.testing.assert_array_equal(tensor.dequantize(), start.dequantize())
     np.testing.assert_array_equal(tensor.half_scales, start.half_scales)
@@ -101,7 +104,7 @@ def test_a_matrix_begins_as_it_was(bits, group_size, learn_bits):
 
 def test_values_are_those_of_the_nearest_levels_after_any_move():
     start = random_matrix(3, 64)
-    matrix = LearnedMatrix(start, "cpu", learn_bits=True)
+    matrix = LearnedMatrix(start, "cpu")
     rng = np.random.default_rng(1)
     reach = start.half_scales.astype(np.float32).sum(axis=-1, keepdims=True)
     shifts = rng.normal(scale=0.2, size=matrix.shifts.shape).astype(np.float32)
@@ -123,26 +126,60 @@ def test_values_are_those_of_the_nearest_levels_after_any_move():
     np.testing.assert_array_equal(tensor.dequantize(), expected)
 
 
-@pytest.mark.parametrize("learn_bits", [False, True])
-def test_gradients_reach_levels_and_weights(learn_bits):
+def test_levels_that_move_alone_keep_their_codes():
+    start = random_matrix(3, 64)
+    matrix = LearnedLevels(start, "cpu")
+    reach = start.half_scales.astype(np.float32).sum(axis=-1, keepdims=True)
+    shifts = np.random.default_rng(1).normal(scale=0.2, size=matrix.shifts.shape).astype(np.float32)
+    matrix.shifts.data = torch.asarray(shifts)
+    parts = np.concatenate([start.half_scales, start.centers[..., None]], axis=-1).astype(np.float32)
+    moved = parts + reach * shifts
+    assert (moved[..., :-1] < 0).any()
+    half_scales, centers = np.maximum(moved[..., :-1], 0).astype(np.float16), moved[..., -1].astype(np.float16)
+    expected = HLQTensor(half_scales, centers, start.codes, 64).dequantize()
+    np.testing.assert_array_equal(matrix.values().detach().numpy(), expected)
+    np.testing.assert_array_equal(matrix.tensor().dequantize(), expected)
+    np.testing.assert_array_equal(matrix.tensor().codes, start.codes)
+
+
+@pytest.mark.parametrize("learned", [LearnedLevels, LearnedMatrix])
+def test_gradients_reach_levels_and_weights(learned):
     start = random_matrix(2, 32)
-    matrix = LearnedMatrix(start, "cpu", learn_bits)
+    matrix = learned(start, "cpu")
     slope = np.random.default_rng(2).normal(size=start.codes.shape).astype(np.float32)
-    (matrix.dequantize() * torch.asarray(slope)).sum().backward()
+    if learned is LearnedMatrix:
+        (matrix.dequantize() * torch.asarray(slope)).sum().backward()
+    else:
+        matrix.pass_back(torch.asarray(0.25 * slope))
+        matrix.pass_back(torch.asarray(0.75 * slope))
     reach = start.half_scales.astype(np.float32).sum(axis=-1, keepdims=True)
     by_group = slope.reshape(*start.centers.shape, -1)
     sign = signs(2)[start.codes.reshape(by_group.shape)]
     expected = np.concatenate([(by_group[..., None] * sign).sum(axis=2), by_group.sum(axis=-1, keepdims=True)], axis=-1)
     np.testing.assert_allclose(matrix.shifts.grad.numpy(), reach * expected, rtol=1e-4, atol=1e-5)
-    if learn_bits:
+    if learned is LearnedMatrix:
         np.testing.assert_allclose(matrix.pull.grad.numpy(), reach * by_group, rtol=1e-6)
+
+
+def test_a_half_scale_below_zero_has_no_gradient_and_a_vector_has_its_own():
+    matrix = LearnedLevels(random_matrix(2, 32), "cpu")
+    matrix.shifts.data[0, 0, 1] = -9.0
+    matrix.pass_back(torch.ones(6, 256))
+    assert matrix.shifts.grad[0, 0, 1] == 0.0
+    assert (matrix.shifts.grad[0, 0, 2] != 0.0) and (matrix.shifts.grad[1:, :, 2] != 0.0).all()
+    vector = LearnedVector(np.array([3.0, -4.0, 0.0, 0.0], dtype=np.float32), "cpu")
+    assert vector.values().tolist() == [3.0, -4.0, 0.0, 0.0]
+    vector.pass_back(torch.asarray([1.0, 2.0, 0.0, -2.0]))
+    assert vector.shifts.grad.tolist() == [2.5, 5.0, 0.0, -5.0]
+    vector.shifts.data[2] = 2.0
+    assert vector.values().tolist() == [3.0, -4.0, 5.0, 0.0]
 
 
 def test_the_descent_is_adam():
     start = np.random.default_rng(3).normal(size=7).astype(np.float32)
     ours, theirs = (torch.tensor(start, requires_grad=True) for _ in range(2))
     n_steps, rate = 20, 0.01
-    steps = descent.Descent([(ours, rate)], n_steps)
+    steps = descent.Descent([(ours, rate)])
     adam = torch.optim.Adam([theirs], betas=descent.BETAS, eps=descent.EPSILON)
     for step in range(n_steps):
         schedule = min(1, (step + 1) / descent.WARM_UP_STEPS) * (1 + np.cos(np.pi * step / n_steps)) / 2
@@ -150,7 +187,7 @@ def test_the_descent_is_adam():
         for parameter in (ours, theirs):
             parameter.grad = None
             ((parameter - 1) ** 4).sum().backward()
-        steps.step()
+        steps.step(step / n_steps)
         adam.step()
     np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=1e-5)
     assert ours.grad is None
@@ -256,8 +293,8 @@ def test_tuning_lowers_the_divergence_and_is_recorded(tmp_path, text, backend, c
         assert provenance["method"] == ", ".join(["calibrate", "feedback", *(stages[name] for name in tune)])
     assert divergence["e2e",] < 0.95 * divergence[()]
     assert divergence["block", "e2e"] <= divergence["block",]
-    epochs = [record.args for record in caplog.records if record.msg.startswith("epoch %d")]
-    assert epochs[0][2] == pytest.approx(divergence[()], rel=1e-3)
+    measured = [record.args for record in caplog.records if record.msg.startswith("KL %.5f")]
+    assert measured[0] == (pytest.approx(divergence[()], rel=1e-3),) * 2
     tuned = ModelFile.open(tmp_path / "e2e.gguf")
     plain = ModelFile.open(tmp_path / ".gguf")
     name = gguf_name("model.layers.0.mlp.up_proj.weight")
@@ -282,7 +319,7 @@ def test_tuning_that_only_helps_on_text_it_has_seen_is_not_kept(tmp_path, text, 
 
         monkeypatch.setattr(block_tuning, "tune_block", judged_by_itself)
     else:
-        monkeypatch.setattr(end_to_end.EndToEnd, "_measure", lambda self, exact: float(len(self.losses) + len(exact)))
+        monkeypatch.setattr(end_to_end.EndToEnd, "_held_out_loss", lambda self: float(len(self.losses)))
     run(tmp_path / "tuned.gguf", text, backend, recipe(tune=(tune,)))
     plain, kept = (ModelFile.open(tmp_path / f"{name}.gguf") for name in ("plain", "tuned"))
     names = [name for layer in range(plain.config.num_hidden_layers) for name in plain.config.linear_names(layer)]
@@ -309,18 +346,20 @@ def test_one_sequence_is_too_few_before_any_work(tmp_path, text, backend):
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
-def test_a_run_goes_on_after_each_epoch_and_ends_the_same(tmp_path, text, backend):
+def test_a_run_goes_on_where_it_was_stopped_and_ends_the_same(tmp_path, text, backend, monkeypatch):
+    monkeypatch.setattr(end_to_end, "SAVE_SECONDS", 0.0)  # the state is on disk after every step
     options = recipe(tune=("block", "e2e"))
     run(tmp_path / "whole.gguf", text, backend, options)
     run(tmp_path / "again.gguf", text, backend, options)
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     output, units = tmp_path / "out.gguf", []
-    for n_calls in (12, 18, 24, 32, 34):  # within the second block, then in one epoch after the other
+    for n_calls in (12, 18, 24, 33):  # within the second block, then after some steps each time
         with pytest.raises(KeyboardInterrupt):
             run(output, text, backend, options, progress=StopAt(n_calls))
         units.append(len(list((tmp_path / "out.gguf.work").glob("*.unit"))))
     print(f"finished units: {units}")
-    assert units[-1] > 5  # embedding, two blocks, head, and epochs
+    assert units[1] < units[2] < units[3]
+    assert units[-1] > 4 + 10  # embedding, two blocks, head, and steps
     run(output, text, backend, options)
     assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert not (tmp_path / "out.gguf.work").exists()

@@ -67,7 +67,7 @@ def tune_block(
     quantized prefix and outputs of the exact model, as in the correct stage.
     """
     move = partial(torch.asarray, device=device)
-    learned = {name: LearnedMatrix(start, device, learn_bits=True) for name, start in matrices.items()}
+    learned = {name: LearnedMatrix(start, device) for name, start in matrices.items()}
     constants = {name: move(array) for name, array in block.weights.items() if name not in learned}
     inputs, outputs = calibration
     positions = Positions.of(block.config, inputs.shape[1], convert=move)
@@ -92,13 +92,13 @@ def tune_block(
     scale = len(outputs) / float(np.square(outputs, dtype=np.float64).sum())
     parameters = [(matrix.shifts, LEVEL_RATE) for matrix in learned.values()]
     parameters += [(matrix.pull, BIT_RATE) for matrix in learned.values()]
-    descent = Descent(parameters, n_epochs * -(-len(train) // size))
+    descent, n_steps = Descent(parameters), n_epochs * -(-len(train) // size)
     best, best_error, since = dict(matrices), held_out_error(), 0
     before = best_error
     for epoch in range(n_epochs):
         for batch in shuffled_batches(train, size, (seed, block.layer, epoch)):
             (squared_error(calibration, batch) * (scale / len(batch))).backward()
-            descent.step()
+            descent.step(descent.n_done / n_steps)
         error = held_out_error()
         note(f"block {block.layer}, output error {error:.4f}, was {before:.4f}")
         if error < best_error:

@@ -60,19 +60,22 @@ class Descent:
     Source: Kingma and Ba 2015; Loshchilov and Hutter 2017 for the schedule.
     """
 
-    def __init__(self, parameters: Sequence[tuple[Tensor, float]], n_steps: int) -> None:
+    def __init__(self, parameters: Sequence[tuple[Tensor, float]]) -> None:
         """Begin; every parameter comes with the size of its largest step."""
         self.parameters = [parameter for parameter, _ in parameters]
         self.rates = [rate for _, rate in parameters]
         self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.n_steps = n_steps
         self.n_done = 0
 
-    def step(self) -> None:
-        """Move every parameter against its gradient, and clear the gradients."""
+    def step(self, used: float) -> None:
+        """Move every parameter against its gradient, and clear the gradients.
+
+        Args:
+            used: the part of all steps that is behind, from 0 to 1.
+        """
         warm = min(1.0, (self.n_done + 1) / WARM_UP_STEPS)
-        schedule = warm * 0.5 * (1.0 + math.cos(math.pi * self.n_done / self.n_steps))
+        schedule = warm * 0.5 * (1.0 + math.cos(math.pi * used))
         self.n_done += 1
         with torch.no_grad():
             for parameter, rate, mean, square in zip(

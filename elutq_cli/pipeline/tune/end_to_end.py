@@ -1,281 +1,256 @@
-"""End-to-end tuning: the levels of all blocks learned together, bits frozen, so that the predictions are right."""
+"""End-to-end tuning: all levels and norms learned together from text that no stage has seen, bits frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.checkpoint import checkpoint as recompute
 
-from elutq_cli.pipeline.calibrate import MakeRoom
+from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.measure import measure_block
-from elutq_cli.pipeline.products import multiply
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.pipeline.stage import Backend
-from elutq_cli.pipeline.tune.budget import END_TO_END_STEPS, END_TO_END_TOKENS
-from elutq_cli.pipeline.tune.descent import PATIENCE, Descent, Sequences, Tensor, shuffled_batches, split_sequences
-from elutq_cli.pipeline.tune.matrix import LearnedMatrix
-from elutq_cli.reference import Block, Head, Positions, Transformer, block_tensor_names
-from elutq_formats.config import ModelConfig
-from elutq_formats.hlq import HLQTensor, pack, unpack
-from elutq_formats.model_writer import TensorSource
-from elutq_formats.names import gguf_name
-from elutq_formats.tensor_record import TensorRecord
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.tune.budget import EXACT_TOKENS, STEP_TOKENS
+from elutq_cli.pipeline.tune.descent import Descent, Tensor, split_sequences
+from elutq_cli.pipeline.tune.exact_model import ExactModel, ExactWeights
+from elutq_cli.pipeline.tune.fused_block import fast_products, learning_products
+from elutq_cli.pipeline.tune.learned_model import LearnedModel
+from elutq_cli.pipeline.tune.matrix import LearnedLevels
+
+log = logging.getLogger(__name__)
 
 State: TypeAlias = list[npt.NDArray[Any]]
+TokenArray: TypeAlias = npt.NDArray[np.int64]
 
 LEVEL_RATE = 1e-3
 """Largest step of a level, in units of its group's reach."""
 
-NEXT_TOKEN_WEIGHT = 0.05
-"""Weight of the next-token loss beside the KL divergence."""
+VECTOR_RATE = 1e-3
+"""Largest step of a norm's weight or a bias, in units of the vector's root mean square."""
+
+N_MEASURED = 4
+"""How often the divergence on held-out sequences is measured while the budget lasts, after the first time."""
+
+THOUSANDTHS = 1000
+
+SAVE_SECONDS = 300.0
+"""After so much time the state is on disk."""
 
 
-class QuantizedModel:
-    """The tensors of a finished run, as torch tensors through which gradients reach the levels of the blocks' linears.
+@dataclass(frozen=True)
+class Budget:
+    """How long to learn: whichever ends first.
 
-    A source of weights for ``Transformer``. Embedding and head are constants; of the embedding only the rows that are
-    asked for are dequantized.
+    Attributes:
+        tokens: to learn from, or None.
+        seconds: from the first step, or None.
     """
 
-    def __init__(self, config: ModelConfig, sources: Iterable[TensorSource], device: str) -> None:
-        """Read every tensor; codes stay packed."""
-        self.config = config
-        self.device = device
-        self.learned: dict[str, LearnedMatrix] = {}
-        self._constants: dict[str, HLQTensor | npt.NDArray[Any]] = {}
-        for record, contents in sources:
-            tensor = _read(record, contents())
-            if isinstance(tensor, HLQTensor) and record.name.startswith("blk."):
-                self.learned[record.name] = LearnedMatrix(tensor, device)
-            else:
-                self._constants[record.name] = tensor
+    tokens: int | None
+    seconds: float | None
 
-    def has(self, name: str) -> bool:
-        """Whether there is a tensor of this Hugging Face name."""
-        return gguf_name(name) in self.learned or gguf_name(name) in self._constants
+    def used(self, tokens: int, seconds: float) -> float:
+        """Return the fraction that is used, 1 or more at the end."""
+        parts = (tokens, self.tokens), (seconds, self.seconds)
+        return max(done / limit for done, limit in parts if limit is not None)
 
-    def load(self, name: str) -> Tensor:
-        """Return one tensor by its Hugging Face name."""
-        if gguf_name(name) in self.learned:
-            return self.learned[gguf_name(name)].dequantize()
-        return torch.asarray(_dequantize(self._constants[gguf_name(name)]), device=self.device)
 
-    def measure(
-        self,
-        tokens: npt.NDArray[np.int64],
-        hidden: FloatArray,
-        original: Callable[[str], FloatArray],
-        backend: Backend,
-        make_room: MakeRoom,
-    ) -> dict[str, float]:
-        """Return the error of every matrix that learned, by its name in the file: see ``measure_block``.
+class Curriculum:
+    """The order in which sequences are learned from: those that calibration has not seen, then the others, and again.
 
-        Args:
-            tokens: (sequences, n) to measure on.
-            hidden: (sequences, n, hidden_size) float32, room for the residual stream.
-            original: returns a weight of the checkpoint by its name there.
-            backend: runs the blocks and the products.
-            make_room: see ``block_statistics``.
-        """
-        for place, sequence in zip(hidden, tokens, strict=True):
-            place[...] = _fetch(self.embed(sequence))
-        errors: dict[str, float] = {}
-        for layer in range(self.config.num_hidden_layers):
-            prefix = f"model.layers.{layer}."
-            names = block_tensor_names(self.config)
-            weights = {name: backend.place(_fetch(self.load(prefix + name))) for name in names}
-            learned = {name: self.learned.get(gguf_name(prefix + name)) for name in names}
-            tensors = {name: matrix.tensor() for name, matrix in learned.items() if matrix is not None}
-            block = Block(self.config, layer, weights, backend.xp, partial(multiply, backend=backend))
-            found = measure_block(block, hidden, tensors, original, backend, make_room)
-            errors |= {gguf_name(prefix + name): error for name, error in found.items()}
-        return errors
+    Each time around the order is another.
 
-    def hidden(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
-        """Return the last block's output for tokens (sequences, n): (sequences, n, hidden_size) float32."""
-        model = Transformer(self, xp=torch, convert=partial(torch.asarray, device=self.device))
-        with torch.no_grad():
-            x = self.embed(tokens)
-            positions = Positions.of(self.config, tokens.shape[1], convert=model.convert)
-            for block in model.blocks():
-                x = torch.stack([block(sequence, positions) for sequence in x])
-        return _fetch(x)
+    Attributes:
+        batch_tokens: tokens of a batch.
+    """
 
-    def replace_tuned(self, sources: Iterable[TensorSource], errors: Mapping[str, float]) -> Iterator[TensorSource]:
-        """Yield the tensors of the run, those that learned as they are now, with their errors."""
-        for record, contents in sources:
-            if record.name in self.learned:
-                matrix = self.learned[record.name]
-                yield replace(record, error=errors[record.name]), partial(_packed, matrix)
-            else:
-                yield record, contents
+    def __init__(self, fresh: TokenArray, seen: TokenArray, size: int, seed: int) -> None:
+        """Take sequences, (sequences, n) tokens each, for batches of ``size`` of them."""
+        self._sequences = np.concatenate([fresh, seen])
+        self._n_fresh, self._size, self._seed = len(fresh), size, seed
+        self.batch_tokens: int = size * fresh.shape[1]
 
-    def head(self, norm: FloatArray, weight: FloatArray) -> Head:
-        """Return another model's last norm and head on this one's device."""
-        on_device = [torch.asarray(part, device=self.device) for part in (norm, weight)]
-        return Head(self.config, on_device[0], on_device[1], torch)
+    def batch(self, step: int) -> TokenArray:
+        """Return the sequences of a step: (size, n) tokens."""
+        numbers = range(step * self._size, (step + 1) * self._size)
+        return self._sequences[[self._number(place) for place in numbers]]
 
-    def embed(self, tokens: npt.NDArray[np.int64]) -> Tensor:
-        """Look up tokens: (..., n) -> (..., n, hidden_size) float32."""
-        table = self._constants[gguf_name("model.embed_tokens.weight")]
-        used, places = np.unique(tokens, return_inverse=True)
-        if isinstance(table, HLQTensor):
-            table = HLQTensor(table.half_scales[used], table.centers[used], table.codes[used], table.group_size)
-        else:
-            table = table[used]
-        return torch.asarray(_dequantize(table)[places.reshape(tokens.shape)], device=self.device)
+    def _number(self, place: int) -> int:
+        around, place = divmod(place, len(self._sequences))
+        rng = np.random.default_rng((self._seed, around))
+        order = rng.permutation(self._n_fresh), self._n_fresh + rng.permutation(len(self._sequences) - self._n_fresh)
+        return int(np.concatenate(order)[place])
 
 
 class EndToEnd:
-    """Tuning that can stop after any epoch and go on from its state.
+    """Tuning that can stop after any step and go on from its state.
 
-    The loss is KL(exact || quantized) of the predictions plus NEXT_TOKEN_WEIGHT times the next-token loss. Of the exact
-    model only the last block's output and the head are needed. Each block's activations are computed again when its
-    gradient is, so that one block's are in memory at a time; and one sequence's logits.
+    The loss is KL(exact || quantized) of the predictions.
 
     Attributes:
-        n_epochs: how often ``run_epoch`` is to be called, unless it is ``finished`` before.
-        n_steps: steps of all epochs.
-        losses: KL on held-out sequences, before the first epoch and after each.
+        losses: KL on held-out sequences, before the first step and at each quarter of the budget.
     """
 
     def __init__(
         self,
-        model: QuantizedModel,
-        exact_head: Head,
-        tokens: npt.NDArray[np.int64],
-        seed: int,
-        held_out: npt.NDArray[np.int64] | None = None,
+        model: LearnedModel,
+        exact: ExactModel,
+        curriculum: Curriculum,
+        held_out: TokenArray,
+        budget: Budget,
     ) -> None:
         """Begin.
 
         Args:
             model: learns.
-            exact_head: last norm and head of the exact model, on the model's device.
-            tokens: (sequences, n) calibration sequences.
-            seed: of their order.
-            held_out: (held-out sequences, n), which no stage has seen; None: see ``split_sequences``.
-
-        Raises:
-            ElutqError: there are too few sequences.
+            exact: what it is to be like.
+            curriculum: to learn from.
+            held_out: (sequences, n) tokens of others, which judge.
+            budget: how long.
 
         Source: EfficientQAT (Chen et al. 2024) for training step sizes alone; the KL divergence is distillation
         (Hinton et al. 2015).
         """
-        self._model, self._exact_head, self._tokens, self._seed = model, exact_head, tokens, seed
-        self._transformer = Transformer(model, xp=torch, convert=lambda tensor: tensor)
-        self._head = self._transformer.load_head()
-        self._positions = Positions.of(
-            model.config, tokens.shape[1], convert=lambda array: torch.asarray(array, device=model.device)
-        )
-        self._judged = tokens if held_out is None else held_out
-        n_held_out = 0 if held_out is None else len(held_out)
-        self._train, self._judges = split_sequences(len(tokens), n_held_out)
-        self._size = max(1, END_TO_END_TOKENS // tokens.shape[1])
-        self.n_epochs, self.n_steps = plan_epochs(len(tokens), tokens.shape[1], n_held_out)
-        self._descent = Descent([(matrix.shifts, LEVEL_RATE) for matrix in model.learned.values()], self.n_steps)
+        self._model, self._exact, self._curriculum = model, exact, curriculum
+        self._budget, self._held_out = budget, held_out
+        self._wanted = exact.hidden([sequence[None] for sequence in held_out])
+        parts = model.learned.values()
+        rates = [LEVEL_RATE if isinstance(part, LearnedLevels) else VECTOR_RATE for part in parts]
+        self._descent = Descent([(part.shifts, rate) for part, rate in zip(parts, rates, strict=True)])
         self._best = self._flat(self._descent.parameters)
+        self._ahead: dict[int, Tensor] = {}
+        self._seconds, self._n_measured = 0.0, 0
         self.losses: list[float] = []
 
-    def run_epoch(self, exact: FloatArray, progress: Progress, held_out_exact: FloatArray | None = None) -> None:
-        """Learn from every training sequence once, then measure.
+    @classmethod
+    def of_text(cls, model: LearnedModel, weights: ExactWeights, text: CalibrationText, recipe: Recipe) -> EndToEnd:
+        """Begin on what a calibration text has: sequences to learn from, and those that judge.
 
         Args:
-            exact: (sequences, n, hidden_size) float32, output of the exact model's last block.
-            progress: is told of every step and its loss.
-            held_out_exact: (held-out sequences, n, hidden_size) float32, the same of those.
+            model: learns.
+            weights: of the exact model.
+            text: as it was read for the recipe.
+            recipe: says how long.
+
+        Raises:
+            ElutqError: there are too few sequences.
         """
-        judged = exact if held_out_exact is None else held_out_exact
-        if not self.losses:
-            self.losses.append(self._measure(judged))
-        for batch in shuffled_batches(self._train, self._size, (self._seed, len(self.losses))):
-            loss = self._loss(self._tokens, batch, exact, NEXT_TOKEN_WEIGHT) / len(batch)
-            loss.backward()
-            self._descent.step()
-            progress.advance(1)
-            progress.note(f"loss {float(loss.detach()):.4f}")
-        held_out = self._measure(judged)
-        if held_out < min(self.losses):
-            self._best = self._flat(self._descent.parameters)
-        self.losses.append(held_out)
+        train, judges = split_sequences(len(text.tokens), 0 if text.held_out is None else len(text.held_out))
+        held_out = text.tokens[judges] if text.held_out is None else text.held_out
+        fresh = text.tokens[:0] if text.fresh is None else text.fresh
+        size = max(1, STEP_TOKENS // text.tokens.shape[1])
+        curriculum = Curriculum(fresh, text.tokens[train], size, recipe.seed)
+        seconds = None if recipe.tune_minutes is None else 60.0 * recipe.tune_minutes
+        exact = ExactModel(model.config, weights, model.device)
+        return cls(model, exact, curriculum, held_out, Budget(recipe.tune_tokens, seconds))
 
     @property
-    def n_epochs_done(self) -> int:
-        """Epochs that are done."""
-        return max(0, len(self.losses) - 1)
+    def n_steps(self) -> int:
+        """Steps that are done."""
+        return self._descent.n_done
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that were learned from."""
+        return self.n_steps * self._curriculum.batch_tokens
+
+    @property
+    def used(self) -> float:
+        """The part of the budget that is used."""
+        return self._budget.used(self.n_tokens, self._seconds)
+
+    @property
+    def thousandths(self) -> int:
+        """The same for ``Progress``."""
+        return min(THOUSANDTHS, int(THOUSANDTHS * self.used))
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or the last ones gained nothing on held-out sequences."""
-        gained = int(np.argmin(self.losses)) if self.losses else 0
-        return self.n_epochs_done >= min(self.n_epochs, gained + PATIENCE)
+        """Whether the budget is used, and the last state measured."""
+        return self._n_measured > N_MEASURED
 
     @property
-    def n_steps_done(self) -> int:
-        """Steps that are done."""
-        return self._descent.n_done
+    def ended_by_time(self) -> bool:
+        """Whether it was the time that ended, not the tokens."""
+        return self.finished and (self._budget.tokens is None or self.n_tokens < self._budget.tokens)
+
+    def run(self, progress: Progress) -> None:
+        """Learn until the state should be saved: after a measurement, after SAVE_SECONDS, and at the end.
+
+        Args:
+            progress: is told of every thousandth of the budget, and of the loss.
+        """
+        begin = last = time.perf_counter()
+        measured = False
+        while not (self.finished or measured or last - begin > SAVE_SECONDS):
+            before, shown = self.used, self.thousandths
+            measured = before * N_MEASURED >= self._n_measured
+            if measured:
+                self._measure()
+                self._n_measured = 1 + int(min(1.0, before) * N_MEASURED)
+            else:
+                progress.note(f"loss {self._step():.4f}")
+            now = time.perf_counter()
+            self._seconds, last = self._seconds + now - last, now
+            progress.advance(self.thousandths - shown)
 
     def state(self) -> State:
         """Return what ``resume`` needs."""
         kept = [self._flat(part) for part in (self._descent.parameters, self._descent.means, self._descent.squares)]
-        return [np.array([self._descent.n_done, *self.losses]), *kept, self._best]
+        return [np.array([self.n_steps, self._seconds, self._n_measured, *self.losses]), *kept, self._best]
 
     def resume(self, state: State) -> None:
         """Go on from a state of the same run."""
         numbers, parameters, means, squares, best = state
-        self._descent.n_done, self.losses, self._best = int(numbers[0]), numbers[1:].tolist(), np.array(best)
-        for part, values in (
-            (self._descent.parameters, parameters),
-            (self._descent.means, means),
-            (self._descent.squares, squares),
-        ):
-            self._set(part, values)
+        self._descent.n_done, self._seconds, self._n_measured = int(numbers[0]), float(numbers[1]), int(numbers[2])
+        self.losses, self._best = numbers[3:].tolist(), np.array(best)
+        self._set(self._descent.parameters, parameters)
+        self._set(self._descent.means, means)
+        self._set(self._descent.squares, squares)
 
     def keep_best(self) -> bool:
-        """Give the model the levels that were best on held-out sequences; return whether they are not its first."""
+        """Give the model what was best on held-out sequences; return whether that is not how it began."""
         self._set(self._descent.parameters, self._best)
         return min(self.losses) < self.losses[0]
 
-    def _measure(self, exact: FloatArray) -> float:
+    def _step(self) -> float:
+        """Learn from the next batch; return its loss."""
+        step, used = self.n_steps, self.used
+        with fast_products():
+            if step not in self._ahead:
+                self._look_ahead(step)
+            batch = self._curriculum.batch(step)
+            loss = self._model.divergence(batch, self._exact.logits(self._ahead.pop(step)), learn=True)
+        self._descent.step(used)
+        return loss
+
+    def _look_ahead(self, step: int) -> None:
+        """Have the exact model look at the next steps' sequences: as many as a reading of the checkpoint is worth."""
+        size = self._curriculum.batch_tokens
+        steps = [step + ahead for ahead in range(max(1, EXACT_TOKENS // size))]
+        steps = [number for number in steps if self._budget.used(number * size, self._seconds) < 1.0]
+        batches = [self._curriculum.batch(number) for number in steps]
+        hidden = self._exact.hidden(batches, learning_products(self._model.device))
+        self._ahead = dict(zip(steps, hidden, strict=True))
+
+    def _measure(self) -> None:
+        """Measure on the held-out sequences, and keep the best state."""
+        self.losses.append(self._held_out_loss())
+        log.info("KL %.5f on held-out text, %.5f before tuning", self.losses[-1], self.losses[0])
+        if self.losses[-1] <= min(self.losses):
+            self._best = self._flat(self._descent.parameters)
+
+    def _held_out_loss(self) -> float:
         """Return the mean KL divergence on the held-out sequences."""
-        with torch.no_grad():
-            parts = np.array_split(self._judges, -(-len(self._judges) // self._size))
-            return sum(float(self._loss(self._judged, part, exact, 0.0)) for part in parts) / len(self._judges)
-
-    def _loss(
-        self, tokens: npt.NDArray[np.int64], batch: Sequences, exact: FloatArray, next_token_weight: float
-    ) -> Tensor:
-        """Return the sum over sequences of their mean loss."""
-        x = self._model.embed(tokens[batch])
-        for layer in range(self._model.config.num_hidden_layers):
-            x = self._recomputed(self._run_block, layer, x)
-        total = torch.zeros((), device=x.device)
-        for index, sequence in enumerate(batch):
-            wanted = torch.asarray(np.array(exact[sequence]), device=x.device)
-            following = torch.asarray(tokens[sequence], device=x.device)
-            total = total + self._recomputed(self._sequence_loss, x[index], wanted, following, next_token_weight)
-        return total
-
-    def _run_block(self, layer: int, x: Tensor) -> Tensor:
-        return self._transformer.block(layer)(x, self._positions)
-
-    def _sequence_loss(self, x: Tensor, exact: Tensor, tokens: Tensor, next_token_weight: float) -> Tensor:
-        with torch.no_grad():
-            expected = torch.log_softmax(self._exact_head(exact), dim=-1)
-        found = torch.log_softmax(self._head(x), dim=-1)
-        divergence = (expected.exp() * (expected - found)).sum(dim=-1).mean()
-        return divergence - next_token_weight * found[:-1].gather(-1, tokens[1:, None]).mean()
-
-    @staticmethod
-    def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:  # noqa: ANN401
-        return recompute(function, *arguments, use_reentrant=False)
+        judges = zip(self._held_out, self._wanted, strict=True)
+        found = [self._model.divergence(tokens[None], self._exact.logits(wanted)) for tokens, wanted in judges]
+        return float(np.mean(found))
 
     @staticmethod
     def _flat(parts: Sequence[Tensor]) -> FloatArray:
@@ -288,29 +263,3 @@ class EndToEnd:
             values = np.array(flat[first : first + part.numel()]).reshape(part.shape)
             part.data.copy_(torch.asarray(values))
             first += part.numel()
-
-
-def plan_epochs(n_sequences: int, n_tokens: int, n_held_out: int = 0) -> tuple[int, int]:
-    """Return how many epochs, and how many steps in all, so many calibration sequences of so many tokens give."""
-    train, _ = split_sequences(n_sequences, n_held_out)
-    per_epoch = -(-len(train) // max(1, END_TO_END_TOKENS // n_tokens))
-    n_epochs = max(1, round(END_TO_END_STEPS / per_epoch))
-    return n_epochs, n_epochs * per_epoch
-
-
-def _read(record: TensorRecord, contents: npt.NDArray[Any]) -> HLQTensor | npt.NDArray[Any]:
-    if record.group_size is None:
-        return contents
-    return unpack(contents, record.rows, record.columns, record.bits, record.group_size)
-
-
-def _dequantize(tensor: HLQTensor | npt.NDArray[Any]) -> FloatArray:
-    return tensor.dequantize() if isinstance(tensor, HLQTensor) else np.array(tensor, dtype=np.float32)
-
-
-def _fetch(tensor: Tensor) -> FloatArray:
-    return np.asarray(tensor.numpy(force=True))
-
-
-def _packed(matrix: LearnedMatrix) -> npt.NDArray[np.uint8]:
-    return pack(matrix.tensor())

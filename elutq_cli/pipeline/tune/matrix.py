@@ -1,4 +1,4 @@
-"""A quantized matrix whose levels, and where asked for bits, gradients can change."""
+"""A quantized matrix that gradients can change: its levels alone, or its levels and bits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
 from elutq_cli.pipeline.levels import LARGEST_HALF
 from elutq_formats.hlq import HLQTensor
@@ -15,49 +16,54 @@ Tensor: TypeAlias = Any  # torch.Tensor; written so that types can be checked wi
 
 TINY = 1e-8
 
+SIGNS_OF_BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=-1, bitorder="little") * np.float32(2) - 1
+"""(256, 8) float32: what a byte of a bit-plane says of eight columns, -1 or 1."""
 
-class LearnedMatrix:
-    """An HLQ matrix on a torch device.
+
+class LearnedLevels:
+    """An HLQ matrix on a torch device, whose half scales and centers are learned; codes stay, packed.
 
     What is learned begins at 0 and is in units of the group's reach, the distance from its center to its outermost
     level: steps of one size then suit all groups, whatever their scale.
 
     Attributes:
         shifts: (rows, groups, bits + 1) float32, of half scales and center.
-        pull: (rows, groups, group_size) float32, of continuous weights that begin at their levels and choose the
-            codes; None where the bits are frozen.
     """
 
-    def __init__(self, start: HLQTensor, device: str, learn_bits: bool = False) -> None:
+    def __init__(self, start: HLQTensor, device: str) -> None:
         """Copy a matrix to the device."""
         self._bits, self._group_size = start.bits, start.group_size
         levels = np.concatenate([start.half_scales, start.centers[..., None]], axis=-1)
         self._start = torch.asarray(levels, device=device).float()
         self._reach = self._start[..., :-1].sum(dim=-1, keepdim=True).clamp_min(TINY)
         self._planes = torch.asarray(_packed_planes(start), device=device)
-        self._weights: Tensor = None
+        self._signs_of_bytes = torch.asarray(SIGNS_OF_BYTES, device=device)
         self.shifts: Tensor = torch.zeros_like(self._start, requires_grad=True)
-        self.pull: Tensor = None
-        if learn_bits:
-            weights = start.dequantize().reshape(*start.centers.shape, start.group_size)
-            self._weights = torch.asarray(weights, device=device)
-            self.pull = torch.zeros_like(self._weights, requires_grad=True)
 
-    def dequantize(self) -> Tensor:
-        """Return what a model file would hold: (rows, columns) float32.
+    def values(self) -> Tensor:
+        """Return what a model file would hold, (rows, columns) float32, for a gradient of its own: see ``pass_back``.
 
-        Gradients pass through the rounding of levels to float16, and from the values to the continuous weights, as if
-        neither were there (the straight-through estimator of Bengio et al. 2013).
+        A model's matrices then keep nothing for their gradients but these.
         """
-        half_scales, centers = self._levels()
-        values = centers[..., None]
-        for plane, ones in enumerate(self._bit_planes(half_scales, centers)):
-            half_scale = half_scales[..., plane, None]
-            values = values + torch.where(ones, half_scale, -half_scale)
-        if self.pull is not None:
-            moved = self._reach * self.pull
-            values = values + (moved - moved.detach())
-        return values.reshape(len(values), -1)
+        with torch.no_grad():
+            half_scales, centers = self._levels()
+            values = centers[..., None].expand(*centers.shape, self._group_size)
+            for plane in range(self._bits):
+                values = torch.addcmul(values, self._signs(plane), half_scales[..., plane, None])
+        return values.reshape(len(values), -1).requires_grad_()
+
+    def pass_back(self, gradient: Tensor) -> None:
+        """Add to the gradient of the shifts what that of the values, (rows, columns) float32, makes it.
+
+        It passes through the rounding of levels to float16 as if there were none (the straight-through estimator of
+        Bengio et al. 2013).
+        """
+        with torch.no_grad():
+            by_group = gradient.reshape(*self.shifts.shape[:-1], self._group_size)
+            parts = [(by_group * self._signs(plane)).sum(dim=-1) for plane in range(self._bits)]
+            found = torch.stack([*parts, by_group.sum(dim=-1)], dim=-1) * self._reach
+            found[..., :-1] *= self._moved()[..., :-1] >= 0.0
+            self.shifts.grad = found if self.shifts.grad is None else self.shifts.grad + found
 
     def tensor(self) -> HLQTensor:
         """Return the matrix as a model file holds it."""
@@ -70,22 +76,85 @@ class LearnedMatrix:
         arrays = [part.cpu().numpy() for part in parts]
         return HLQTensor(arrays[0], arrays[1], arrays[2], self._group_size)
 
+    def _moved(self) -> Tensor:
+        """Return half scales and centers before they are rounded: (rows, groups, bits + 1) float32."""
+        return self._start + self._reach * self.shifts
+
     def _levels(self) -> tuple[Tensor, Tensor]:
         """Return half scales and centers: float16 values in float32, with gradients as if they were not rounded."""
-        moved = self._start + self._reach * self.shifts
+        moved = self._moved()
         moved = torch.cat((moved[..., :-1].clamp_min(0.0), moved[..., -1:]), dim=-1)
         rounded = moved.detach().clamp(-LARGEST_HALF, LARGEST_HALF).half().float()
-        levels = moved + (rounded - moved.detach())
+        levels = moved + (rounded - moved.detach()) if moved.requires_grad else rounded
         return levels[..., :-1], levels[..., -1]
+
+    def _signs(self, plane: int) -> Tensor:
+        """Return the bits of a plane as -1 and 1: (rows, groups, group_size) float32."""
+        return functional.embedding(self._planes[plane].int(), self._signs_of_bytes).flatten(-2)
 
     def _bit_planes(self, half_scales: Tensor, centers: Tensor) -> list[Tensor]:
         """Return where each plane's bits are set: bits times (rows, groups, group_size) bool."""
-        if self.pull is None:
-            places = torch.arange(8, dtype=torch.uint8, device=self._planes.device)
-            return [((plane[..., None] >> places) & 1).bool().flatten(-2) for plane in self._planes]
+        return [self._signs(plane) > 0 for plane in range(self._bits)]
+
+
+class LearnedMatrix(LearnedLevels):
+    """One whose bits are learned too.
+
+    Attributes:
+        pull: (rows, groups, group_size) float32, of continuous weights that begin at their levels and choose the
+            codes, in units of the reach.
+    """
+
+    def __init__(self, start: HLQTensor, device: str) -> None:
+        """Copy a matrix to the device."""
+        super().__init__(start, device)
+        weights = start.dequantize().reshape(*start.centers.shape, start.group_size)
+        self._weights = torch.asarray(weights, device=device)
+        self.pull: Tensor = torch.zeros_like(self._weights, requires_grad=True)
+
+    def dequantize(self) -> Tensor:
+        """Return what a model file would hold: (rows, columns) float32, with gradients that reach levels and weights.
+
+        They pass from the values to the continuous weights as if these were the values.
+        """
+        half_scales, centers = self._levels()
+        values = centers[..., None]
+        for plane, ones in enumerate(self._bit_planes(half_scales, centers)):
+            half_scale = half_scales[..., plane, None]
+            values = values + torch.where(ones, half_scale, -half_scale)
+        moved = self._reach * self.pull
+        values = values + (moved - moved.detach())
+        return values.reshape(len(values), -1)
+
+    def _bit_planes(self, half_scales: Tensor, centers: Tensor) -> list[Tensor]:
         with torch.no_grad():
             codes = _nearest(self._weights + self._reach * self.pull, half_scales, centers)
             return [((codes >> plane) & 1).bool() for plane in range(self._bits)]
+
+
+class LearnedVector:
+    """A norm's weights or a bias, learned in units of their root mean square.
+
+    Attributes:
+        shifts: (n,) float32.
+    """
+
+    def __init__(self, start: npt.NDArray[np.float32], device: str) -> None:
+        """Copy a vector to the device."""
+        self._start = torch.asarray(np.array(start, dtype=np.float32), device=device)
+        self._reach = self._start.square().mean().sqrt().clamp_min(TINY)
+        self.shifts: Tensor = torch.zeros_like(self._start, requires_grad=True)
+
+    def values(self) -> Tensor:
+        """Return what a model file would hold, (n,) float32, for a gradient of its own: see ``pass_back``."""
+        with torch.no_grad():
+            values = self._start + self._reach * self.shifts
+        return values.requires_grad_()
+
+    def pass_back(self, gradient: Tensor) -> None:
+        """Add to the gradient of the shifts what that of the values, (n,) float32, makes it."""
+        found = gradient * self._reach
+        self.shifts.grad = found if self.shifts.grad is None else self.shifts.grad + found
 
 
 def _packed_planes(tensor: HLQTensor) -> npt.NDArray[np.uint8]:
