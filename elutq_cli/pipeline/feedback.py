@@ -164,7 +164,7 @@ def feedback_columns(
 def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str = "a linear") -> Array:
     """Return the upper triangular U with U^T U = (H + damping * mean(diag H) * I)^-1.
 
-    Damping grows tenfold, and says so in the log, while H is not positive definite in float32.
+    Damping grows tenfold, to MOST_DAMPING, and says so in the log, while H is not positive definite in float32.
 
     Args:
         hessian: (n, n) float32, symmetric.
@@ -176,7 +176,7 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
         (n, n) float32.
 
     Raises:
-        ElutqError: H is not finite, or no damping up to MOST_DAMPING helps.
+        ElutqError: H is not finite, or not even MOST_DAMPING helps.
     """
     check_finite(hessian, backend, name)
     mean = mean_diagonal(hessian)
@@ -188,11 +188,11 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
         try:
             invert_to_factor(factor, backend)
         except np.linalg.LinAlgError:
-            if damping * 10 > MOST_DAMPING:
+            if damping >= MOST_DAMPING:
                 raise ElutqError(
                     f"{name}: its Hessian is not positive definite even with damping {damping:g}"
                 ) from None
-            damping *= 10
+            damping = min(damping * 10, MOST_DAMPING)
             log.warning("%s: its Hessian is not positive definite: damping raised to %g", name, damping)
             continue
         return factor

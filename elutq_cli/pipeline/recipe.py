@@ -69,7 +69,7 @@ class Recipe:
     num_samples: int = 64
     sequence_length: int = 512
     seed: int = 0
-    damping: float = 0.1
+    damping: float = 0.3
     method: str | None = None
     tune: tuple[str, ...] = ()
     tune_tokens: int | None = None

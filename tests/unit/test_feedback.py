@@ -11,6 +11,7 @@ from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_fact
 from elutq_cli.pipeline.fit import fit, fit_groups
 from elutq_cli.pipeline.levels import levels
 from elutq_cli.pipeline.measure import measure
+from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 
@@ -138,14 +139,26 @@ def test_damping_is_raised_and_logged(caplog):
     assert "damping raised to 0.1" in caplog.text
 
 
-def test_a_hopeless_hessian_is_refused():
+@pytest.mark.parametrize("damping", [Recipe.damping, 0.02])
+def test_the_last_step_of_damping_ends_at_the_most(caplog, damping):
+    """Ten times 0.3 would be past it, and so would a hundred times 0.02: 1 is tried all the same."""
+    hessian = correlated_hessian(np.random.default_rng(6), 64)
+    hessian -= np.float32(0.5 * np.mean(np.diagonal(hessian))) * np.eye(64, dtype=np.float32)
+    with caplog.at_level(logging.WARNING):
+        factor = inverse_factor(hessian, damping, NumpyBackend())
+    assert np.isfinite(factor).all()
+    assert caplog.messages[-1].endswith("damping raised to 1")
+
+
+@pytest.mark.parametrize("damping", [DAMPING, Recipe.damping])
+def test_a_hopeless_hessian_is_refused(damping):
     hessian = np.ones((8, 8), dtype=np.float32) * 100
     np.fill_diagonal(hessian, 1.0)
     with pytest.raises(ElutqError, match=r"not positive definite even with damping 1$"):
-        inverse_factor(hessian, DAMPING, NumpyBackend())
+        inverse_factor(hessian, damping, NumpyBackend())
     hessian[3, 3] = np.nan
     with pytest.raises(ElutqError, match="overflow"):
-        inverse_factor(hessian, DAMPING, NumpyBackend())
+        inverse_factor(hessian, damping, NumpyBackend())
 
 
 def test_columns_whose_input_is_always_zero():

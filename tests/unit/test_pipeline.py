@@ -139,7 +139,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
         "num_samples": 6,
         "sequence_length": 24,
         "seed": 0,
-        "damping": 0.1,
+        "damping": 0.3,
         "method": "correct",
         "tune": [],
         "tune_tokens": None,
