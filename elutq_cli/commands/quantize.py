@@ -86,7 +86,7 @@ def quantize_command(
         typer.Option(
             metavar="block,e2e",
             help="Then learn by gradients, with torch: block (levels and bits of each block by its output), e2e (all "
-            "levels and norms by the predictions), or both.",
+            "levels by the predictions), or both.",
             autocompletion=one_of("block", "e2e", "block,e2e"),
         ),
     ] = None,

@@ -28,7 +28,6 @@ DIGITS = 6
 
 DoubleArray = npt.NDArray[np.float64]
 
-HeadInputs = tuple[Callable[[Array], Array], Callable[[Array], Array]]
 HeadRows = tuple[FloatArray, FloatArray]
 """Rows of a head, (rows, hidden_size) float32: as the checkpoint has them, and dequantized."""
 
@@ -47,13 +46,13 @@ class Divergence:
 
 
 def measure_divergence(
-    streams: Streams, head_inputs: HeadInputs, head: Iterable[HeadRows], backend: Backend
+    streams: Streams, head_input: Callable[[Array], Array], head: Iterable[HeadRows], backend: Backend
 ) -> Divergence | None:
     """Compare predictions on the calibration sequences that are compared and on those that are held out.
 
     Args:
         streams: the last blocks' outputs.
-        head_inputs: apply the last norms: the exact model's, and the quantized one's.
+        head_input: applies the last norm.
         head: all rows of it, in runs.
         backend: runs the products.
 
@@ -62,7 +61,7 @@ def measure_divergence(
     """
     seen = streams.compared()
     held_out = [] if streams.held_out_pair is None else list(zip(*streams.held_out_pair, strict=True))
-    found = divergences([*seen, *held_out], head_inputs, head, backend)
+    found = divergences([*seen, *held_out], head_input, head, backend)
     if not np.isfinite(found).all():
         log.warning("the model's predictions on the calibration text are not finite: it cannot be used on such text")
         return None
@@ -71,14 +70,14 @@ def measure_divergence(
 
 
 def divergences(
-    sequences: Sequence[Pair], head_inputs: HeadInputs, head: Iterable[HeadRows], backend: Backend
+    sequences: Sequence[Pair], head_input: Callable[[Array], Array], head: Iterable[HeadRows], backend: Backend
 ) -> DoubleArray:
     """Return KL(exact || quantized) of each sequence's predictions, in nats a token: (sequences,).
 
     Args:
         sequences: (n, hidden_size) float32 twice, the last block's output on the quantized and in the exact model; all
             of the same n.
-        head_inputs: apply the last norms: the exact model's, and the quantized one's.
+        head_input: applies the last norm.
         head: all rows of it, in runs.
         backend: runs the products.
     """
@@ -89,7 +88,7 @@ def divergences(
     ]
     for rows in head:
         exact_rows, quantized_rows = map(backend.place, rows)
-        add = partial(_add_rows, head_inputs, exact_rows, quantized_rows, backend)
+        add = partial(_add_rows, head_input, exact_rows, quantized_rows, backend)
         map_few(quiet(add), tallies, backend)
     of_tokens = np.concatenate([tally.divergence() for tally in tallies])
     return np.asarray(of_tokens.reshape(len(sequences), -1).mean(axis=1))
@@ -119,11 +118,11 @@ class _Tally:
 
 
 def _add_rows(
-    head_inputs: HeadInputs, exact_rows: Array, quantized_rows: Array, backend: Backend, tally: _Tally
+    head_input: Callable[[Array], Array], exact_rows: Array, quantized_rows: Array, backend: Backend, tally: _Tally
 ) -> None:
     xp = backend.xp
-    a = multiply(head_inputs[0](backend.place(tally.exact)), exact_rows.T, backend)
-    b = multiply(head_inputs[1](backend.place(tally.hidden)), quantized_rows.T, backend)
+    a = multiply(head_input(backend.place(tally.exact)), exact_rows.T, backend)
+    b = multiply(head_input(backend.place(tally.hidden)), quantized_rows.T, backend)
     weights_a, log_a = _exponentials(a, xp)
     _, log_b = _exponentials(b, xp)
     gap = xp.sum(weights_a * (a - b), axis=-1) / xp.sum(weights_a, axis=-1)

@@ -51,7 +51,7 @@ class Recipe:
             quantized prefix, or this with bits and group size chosen for each linear at the same total size. None:
             allocate with a text, fit without.
         tune: what is learned by gradients after that: ``block``, a block's levels and bits by its output; ``e2e``, all
-            levels and norms by the model's predictions; in this order.
+            levels by the model's predictions; in this order.
         tune_tokens: of text that e2e learns from; None: TUNE_TOKENS where there is no tune_minutes either.
         tune_minutes: after which it ends, if the tokens have not. Then the file depends on the machine's speed.
         rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.

@@ -83,13 +83,11 @@ class Run:
             return sources, None
         streams, state = self.open_streams()
         assert streams is not None
-        norm = self.tensors.load(FINAL_NORM)
-        tuned_norm = None
         if "e2e" in self.recipe.tune:
-            sources, streams, tuned_norm = self.tune_end_to_end(self.text, streams, state)
+            sources, streams = self.tune_end_to_end(self.text, streams, state)
         self.progress.note("comparing predictions")
-        head_inputs = self.head_input(norm), self.head_input(norm if tuned_norm is None else tuned_norm)
-        return sources, measure_divergence(streams, head_inputs, self.tensors.head_rows(), self.backend)
+        head_input = self.head_input(self.tensors.load(FINAL_NORM))
+        return sources, measure_divergence(streams, head_input, self.tensors.head_rows(), self.backend)
 
     def open_streams(self) -> tuple[Streams | None, list[FloatArray]]:
         """Return the streams that the last unit left, None without a text, and what it left beside them."""
@@ -203,8 +201,8 @@ class Run:
 
     def tune_end_to_end(
         self, text: CalibrationText, streams: Streams, state: list[FloatArray]
-    ) -> tuple[Iterable[TensorSource], Streams, FloatArray | None]:
-        """Tune levels and norms of all blocks, each state that is saved a unit.
+    ) -> tuple[Iterable[TensorSource], Streams]:
+        """Tune the levels of all blocks, each state that is saved a unit.
 
         Args:
             text: to learn from.
@@ -212,8 +210,7 @@ class Run:
             state: of a run that was stopped; none at the start.
 
         Returns:
-            The file's tensors, the streams with those of the tuned model, and its last norm; None where it has not
-            changed.
+            The file's tensors, and the streams with those of the tuned model.
         """
         from elutq_cli.pipeline.tune.end_to_end import THOUSANDTHS, EndToEnd
         from elutq_cli.pipeline.tune.fused_block import learning_products
@@ -238,9 +235,8 @@ class Run:
                 self.recipe.tune_minutes,
             )
         if not tuning.keep_best():
-            return self.spool.sources(), streams, None
+            return self.spool.sources(), streams
         tuned = self.spool.make_room(streams.hidden.shape)
         errors = model.measure(text.tokens, tuned, self.tensors.load, self.backend, self.spool.make_room)
         held_out = None if text.held_out is None else model.hidden(text.held_out)
-        streams = replace(streams, hidden=tuned, held_out=held_out)
-        return model.replace_tuned(self.spool.sources(), errors), streams, model.vector(FINAL_NORM)
+        return model.replace_tuned(self.spool.sources(), errors), replace(streams, hidden=tuned, held_out=held_out)

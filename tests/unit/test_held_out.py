@@ -185,9 +185,9 @@ def test_divergence_is_that_of_the_whole_vocabulary(monkeypatch):
     other = head + other / 40
     sequences = [tuple(rng.normal(size=(2, 7, 8)).astype(np.float32)) for _ in range(4)]
     rows = [(head[part], other[part]) for part in (slice(0, 1), slice(1, 30), slice(30, 50))]
-    found = divergences(sequences, (lambda x: 2 * x, lambda x: 3 * x), rows, NumpyBackend())
+    found = divergences(sequences, lambda x: 2 * x, rows, NumpyBackend())
     for value, (hidden, exact) in zip(found, sequences, strict=True):
-        p, q = log_softmax(2 * exact @ head.T), log_softmax(3 * hidden @ other.T)
+        p, q = log_softmax(2 * exact @ head.T), log_softmax(2 * hidden @ other.T)
         assert value == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1).mean(), rel=1e-5)
         assert value > 1.0
 

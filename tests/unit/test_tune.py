@@ -36,7 +36,7 @@ torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'el
 from elutq_cli.pipeline.torch_device import prepare_torch  # noqa: E402
 from elutq_cli.pipeline.tune import block as block_tuning  # noqa: E402
 from elutq_cli.pipeline.tune import descent, end_to_end  # noqa: E402
-from elutq_cli.pipeline.tune.matrix import LearnedLevels, LearnedMatrix, LearnedVector  # noqa: E402
+from elutq_cli.pipeline.tune.matrix import LearnedLevels, LearnedMatrix  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -161,18 +161,12 @@ def test_gradients_reach_levels_and_weights(learned):
         np.testing.assert_allclose(matrix.pull.grad.numpy(), reach * by_group, rtol=1e-6)
 
 
-def test_a_half_scale_below_zero_has_no_gradient_and_a_vector_has_its_own():
+def test_a_half_scale_below_zero_has_no_gradient():
     matrix = LearnedLevels(random_matrix(2, 32), "cpu")
     matrix.shifts.data[0, 0, 1] = -9.0
     matrix.pass_back(torch.ones(6, 256))
     assert matrix.shifts.grad[0, 0, 1] == 0.0
     assert (matrix.shifts.grad[0, 0, 2] != 0.0) and (matrix.shifts.grad[1:, :, 2] != 0.0).all()
-    vector = LearnedVector(np.array([3.0, -4.0, 0.0, 0.0], dtype=np.float32), "cpu")
-    assert vector.values().tolist() == [3.0, -4.0, 0.0, 0.0]
-    vector.pass_back(torch.asarray([1.0, 2.0, 0.0, -2.0]))
-    assert vector.shifts.grad.tolist() == [2.5, 5.0, 0.0, -5.0]
-    vector.shifts.data[2] = 2.0
-    assert vector.values().tolist() == [3.0, -4.0, 5.0, 0.0]
 
 
 def test_the_descent_is_adam():
@@ -348,18 +342,17 @@ def test_one_sequence_is_too_few_before_any_work(tmp_path, text, backend):
 
 def test_a_run_goes_on_where_it_was_stopped_and_ends_the_same(tmp_path, text, backend, monkeypatch):
     monkeypatch.setattr(end_to_end, "SAVE_SECONDS", 0.0)  # the state is on disk after every step
-    options = recipe(tune=("block", "e2e"))
+    options = replace(recipe(tune=("block", "e2e")), tune_tokens=10 * 8 * 24)
     run(tmp_path / "whole.gguf", text, backend, options)
     run(tmp_path / "again.gguf", text, backend, options)
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     output, units = tmp_path / "out.gguf", []
-    for n_calls in (12, 18, 24, 33):  # within the second block, then after some steps each time
+    for n_calls in (12, 18, 26, 28):  # within the second block, then after some steps each time
         with pytest.raises(KeyboardInterrupt):
             run(output, text, backend, options, progress=StopAt(n_calls))
         units.append(len(list((tmp_path / "out.gguf.work").glob("*.unit"))))
     print(f"finished units: {units}")
-    assert units[1] < units[2] < units[3]
-    assert units[-1] > 4 + 10  # embedding, two blocks, head, and steps
+    assert units[1] <= 4 < units[2] < units[3]  # embedding, two blocks, head, and steps
     run(output, text, backend, options)
     assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert not (tmp_path / "out.gguf.work").exists()

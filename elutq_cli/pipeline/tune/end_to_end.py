@@ -1,4 +1,4 @@
-"""End-to-end tuning: all levels and norms learned together from text that no stage has seen, bits frozen."""
+"""End-to-end tuning: all levels learned together from text that no stage has seen, bits frozen."""
 
 from __future__ import annotations
 
@@ -21,18 +21,14 @@ from elutq_cli.pipeline.tune.descent import Descent, Tensor, split_sequences
 from elutq_cli.pipeline.tune.exact_model import ExactModel, ExactWeights
 from elutq_cli.pipeline.tune.fused_block import fast_products, learning_products
 from elutq_cli.pipeline.tune.learned_model import LearnedModel
-from elutq_cli.pipeline.tune.matrix import LearnedLevels
 
 log = logging.getLogger(__name__)
 
 State: TypeAlias = list[npt.NDArray[Any]]
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
-LEVEL_RATE = 1e-3
+LEVEL_RATE = 5e-4
 """Largest step of a level, in units of its group's reach."""
-
-VECTOR_RATE = 1e-3
-"""Largest step of a norm's weight or a bias, in units of the vector's root mean square."""
 
 N_MEASURED = 4
 """How often the divergence on held-out sequences is measured while the budget lasts, after the first time."""
@@ -120,9 +116,7 @@ class EndToEnd:
         self._model, self._exact, self._curriculum = model, exact, curriculum
         self._budget, self._held_out = budget, held_out
         self._wanted = exact.hidden([sequence[None] for sequence in held_out])
-        parts = model.learned.values()
-        rates = [LEVEL_RATE if isinstance(part, LearnedLevels) else VECTOR_RATE for part in parts]
-        self._descent = Descent([(part.shifts, rate) for part, rate in zip(parts, rates, strict=True)])
+        self._descent = Descent([(matrix.shifts, LEVEL_RATE) for matrix in model.learned.values()])
         self._best = self._flat(self._descent.parameters)
         self._ahead: dict[int, Tensor] = {}
         self._seconds, self._n_measured = 0.0, 0

@@ -20,7 +20,7 @@ from elutq_cli.pipeline.measure import measure_block
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.tune.budget import LOGIT_ROWS
 from elutq_cli.pipeline.tune.fused_block import FusedBlock
-from elutq_cli.pipeline.tune.matrix import LearnedLevels, LearnedVector
+from elutq_cli.pipeline.tune.matrix import LearnedLevels
 from elutq_cli.reference import Block, Positions, block_tensor_names
 from elutq_formats.config import ModelConfig
 from elutq_formats.hlq import HLQTensor, pack, unpack
@@ -35,12 +35,12 @@ Tensor: TypeAlias = Any  # torch.Tensor
 class LearnedModel:
     """The tensors of a finished run on a torch device: what learns of them, and what stays.
 
-    Levels of the blocks' matrices learn, and every norm and bias, which the file holds in float32. Codes, embedding and
-    head stay. No graph spans more than a block: each block's gradient is taken by itself, from its output's to its
-    input's, so that one block's weights have gradients at a time.
+    Levels of the blocks' matrices learn; codes, norms, embedding and head stay. No graph spans more than a block:
+    each block's gradient is taken by itself, from its output's to its input's, so that one block's weights have
+    gradients at a time.
 
     Attributes:
-        learned: what learns, by its name in the file.
+        learned: the matrices that learn, by their names in the file.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LearnedModel:
         """
         self.config = config
         self.device = device
-        self.learned: dict[str, LearnedLevels | LearnedVector] = {}
+        self.learned: dict[str, LearnedLevels] = {}
         self._keep = keep
         self._multiply = multiply
         self._constants: dict[str, HLQTensor | npt.NDArray[Any]] = {}
@@ -70,12 +70,10 @@ class LearnedModel:
             tensor = _read(record, contents())
             if isinstance(tensor, HLQTensor) and record.name.startswith("blk."):
                 self.learned[record.name] = LearnedLevels(tensor, device)
-            elif isinstance(tensor, np.ndarray) and tensor.ndim == 1:
-                self.learned[record.name] = LearnedVector(tensor, device)
             else:
                 self._constants[record.name] = tensor
         tied = gguf_name(HEAD) not in self._constants
-        self._head = self.load(EMBEDDING if tied else HEAD)
+        self._norm, self._head = self.load(FINAL_NORM), self.load(EMBEDDING if tied else HEAD)
 
     def load(self, name: str) -> Tensor:
         """Return one tensor by its Hugging Face name."""
@@ -120,11 +118,14 @@ class LearnedModel:
         total, gradient = self._compare(x.detach(), exact, learn)
         while passes:
             x, kept, y = passes.pop()
-            block = kept or self.block(len(passes), learn)
+            layer = len(passes)
+            block = kept or self.block(layer, learn)
             torch.autograd.backward(block(x, positions) if kept is None else y, gradient)
             gradient = x.grad
             for name, values in block.weights.items():
-                self._pass_back(f"model.layers.{len(passes)}.{name}", values)
+                matrix = self.learned.get(gguf_name(f"model.layers.{layer}.{name}"))
+                if matrix is not None:
+                    matrix.pass_back(values.grad)
             del x, y, kept, block
         return total
 
@@ -134,7 +135,7 @@ class LearnedModel:
         The gradient of KL(p || q) for the logits of q is q - p: it is written down, so that no graph keeps logits.
         """
         x.requires_grad_(learn)
-        norm = self.load(FINAL_NORM)
+        norm = self._norm
         n_rows, total = x[..., 0].numel(), 0.0
         for first in range(0, n_rows, LOGIT_ROWS):
             rows = slice(first, min(first + LOGIT_ROWS, n_rows))
@@ -150,8 +151,6 @@ class LearnedModel:
                 del expected, found, p
             if learn:
                 normed.backward(slope)
-        if learn:
-            self._pass_back(FINAL_NORM, norm)
         return total / n_rows, x.grad
 
     def hidden(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
@@ -163,10 +162,6 @@ class LearnedModel:
                 block = self.block(layer)
                 x = torch.stack([block(sequence, positions) for sequence in x])
         return _fetch(x)
-
-    def vector(self, name: str) -> FloatArray:
-        """Return a norm or a bias by its Hugging Face name: (n,) float32."""
-        return _fetch(self.load(name))
 
     def measure(
         self,
@@ -193,7 +188,7 @@ class LearnedModel:
             names = block_tensor_names(self.config)
             weights = {name: backend.place(_fetch(self.load(prefix + name))) for name in names}
             learned = {name: self.learned.get(gguf_name(prefix + name)) for name in names}
-            tensors = {name: it.tensor() for name, it in learned.items() if isinstance(it, LearnedLevels)}
+            tensors = {name: it.tensor() for name, it in learned.items() if it is not None}
             block = Block(self.config, layer, weights, backend.xp, partial(products.multiply, backend=backend))
             found = measure_block(block, hidden, tensors, original, backend, make_room)
             errors |= {gguf_name(prefix + name): error for name, error in found.items()}
@@ -202,15 +197,11 @@ class LearnedModel:
     def replace_tuned(self, sources: Iterable[TensorSource], errors: Mapping[str, float]) -> Iterator[TensorSource]:
         """Yield the tensors of the run, those that learned as they are now, matrices with their errors."""
         for record, contents in sources:
-            learned = self.learned.get(record.name)
-            if learned is None:
+            matrix = self.learned.get(record.name)
+            if matrix is None:
                 yield record, contents
             else:
-                yield replace(record, error=errors.get(record.name)), partial(_contents, learned)
-
-    def _pass_back(self, name: str, values: Tensor) -> None:
-        if gguf_name(name) in self.learned:
-            self.learned[gguf_name(name)].pass_back(values.grad)
+                yield replace(record, error=errors.get(record.name)), partial(_packed, matrix)
 
 
 def _read(record: TensorRecord, contents: npt.NDArray[Any]) -> HLQTensor | npt.NDArray[Any]:
@@ -223,9 +214,8 @@ def _dequantize(tensor: HLQTensor | npt.NDArray[Any]) -> FloatArray:
     return tensor.dequantize() if isinstance(tensor, HLQTensor) else np.array(tensor, dtype=np.float32)
 
 
-def _contents(learned: LearnedLevels | LearnedVector) -> npt.NDArray[Any]:
-    """Return what the file holds."""
-    return pack(learned.tensor()) if isinstance(learned, LearnedLevels) else _fetch(learned.values())
+def _packed(matrix: LearnedLevels) -> npt.NDArray[np.uint8]:
+    return pack(matrix.tensor())
 
 
 def _fetch(tensor: Tensor) -> FloatArray:

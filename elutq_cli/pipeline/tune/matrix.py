@@ -132,31 +132,6 @@ class LearnedMatrix(LearnedLevels):
             return [((codes >> plane) & 1).bool() for plane in range(self._bits)]
 
 
-class LearnedVector:
-    """A norm's weights or a bias, learned in units of their root mean square.
-
-    Attributes:
-        shifts: (n,) float32.
-    """
-
-    def __init__(self, start: npt.NDArray[np.float32], device: str) -> None:
-        """Copy a vector to the device."""
-        self._start = torch.asarray(np.array(start, dtype=np.float32), device=device)
-        self._reach = self._start.square().mean().sqrt().clamp_min(TINY)
-        self.shifts: Tensor = torch.zeros_like(self._start, requires_grad=True)
-
-    def values(self) -> Tensor:
-        """Return what a model file would hold, (n,) float32, for a gradient of its own: see ``pass_back``."""
-        with torch.no_grad():
-            values = self._start + self._reach * self.shifts
-        return values.requires_grad_()
-
-    def pass_back(self, gradient: Tensor) -> None:
-        """Add to the gradient of the shifts what that of the values, (n,) float32, makes it."""
-        found = gradient * self._reach
-        self.shifts.grad = found if self.shifts.grad is None else self.shifts.grad + found
-
-
 def _packed_planes(tensor: HLQTensor) -> npt.NDArray[np.uint8]:
     """Return a matrix's bit-planes, eight columns a byte: (bits, rows, groups, group_size / 8) uint8."""
     codes = tensor.codes.reshape(tensor.rows, -1, tensor.group_size)
