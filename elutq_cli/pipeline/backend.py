@@ -10,7 +10,7 @@ from elutq_cli.pipeline.blas import one_blas_thread
 from elutq_cli.pipeline.crew import Crew
 from elutq_cli.pipeline.feedback import feedback_columns
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
-from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
+from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray
 from elutq_cli.pipeline.refine import CODE_SWEEPS, LEAST_PULL, refine_group
 from elutq_cli.pipeline.stage import Item, Result
 from elutq_cli.pipeline.torch_device import prepare_torch
@@ -58,9 +58,10 @@ class NumpyBackend(OnProcessor):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
+        grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
-        return fit_groups(weights, bits, group_size, importance)
+        return fit_groups(weights, bits, group_size, importance, grid)
 
     def feedback_columns(
         self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
@@ -69,10 +70,16 @@ class NumpyBackend(OnProcessor):
         return feedback_columns(weights, factor, half_scales, centers)
 
     def refine_group(
-        self, half_scales: HalfArray, centers: HalfArray, codes: CodeArray, residual: FloatArray, hessian: FloatArray
+        self,
+        half_scales: HalfArray,
+        centers: HalfArray,
+        codes: CodeArray,
+        residual: FloatArray,
+        hessian: FloatArray,
+        grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
         """See ``refine.refine_group``."""
-        return refine_group(half_scales, centers, codes, residual, hessian)
+        return refine_group(half_scales, centers, codes, residual, hessian, grid)
 
     def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
         """See ``elutq_formats.hlq.pack``."""
@@ -102,10 +109,13 @@ class NativeBackend(OnProcessor):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
+        grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
         starts = starting_points(bits)
-        return self._quantizer.fit(weights, starts, group_size, importance, ITERATIONS, PROXIMITY)
+        return self._quantizer.fit(
+            weights, starts, group_size, importance, ITERATIONS, PROXIMITY, grid.exponent
+        )
 
     def feedback_columns(
         self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
@@ -114,10 +124,18 @@ class NativeBackend(OnProcessor):
         return self._quantizer.feedback(weights, factor, half_scales, centers)
 
     def refine_group(
-        self, half_scales: HalfArray, centers: HalfArray, codes: CodeArray, residual: FloatArray, hessian: FloatArray
+        self,
+        half_scales: HalfArray,
+        centers: HalfArray,
+        codes: CodeArray,
+        residual: FloatArray,
+        hessian: FloatArray,
+        grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
         """See ``refine.refine_group``."""
-        return self._quantizer.refine(half_scales, centers, codes, residual, hessian, CODE_SWEEPS, LEAST_PULL)
+        return self._quantizer.refine(
+            half_scales, centers, codes, residual, hessian, CODE_SWEEPS, LEAST_PULL, grid.exponent
+        )
 
     def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
         """See ``elutq_formats.hlq.pack``."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.pipeline.levels import LARGEST_HALF, CodeArray, FloatArray, HalfArray, levels, nearest, signs
+from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels, nearest, signs
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
 from elutq_formats.hlq import HLQTensor
@@ -67,8 +67,9 @@ def fit_groups(
     bits: int,
     group_size: int,
     importance: FloatArray | None = None,
+    grid: Grid = ANY_HALF,
 ) -> tuple[HalfArray, HalfArray, CodeArray]:
-    """Fit the levels of every group of a matrix, round them to float16 and give each weight the nearest.
+    """Fit the levels of every group of a matrix, round them and give each weight the nearest.
 
     Args:
         weights: (rows, columns) float32, finite, columns a multiple of group_size.
@@ -76,6 +77,7 @@ def fit_groups(
         group_size: columns that share their levels.
         importance: (columns,) float32, what a squared error in a column costs; not negative, and not all zero within
             a group. None: 1 everywhere.
+        grid: what half scales and centers are rounded to.
 
     Returns:
         half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
@@ -91,8 +93,8 @@ def fit_groups(
         part = slice(first, first + GROUPS_AT_ONCE)
         statistics = SortedGroups.of(groups[:, part], repeated[:, part])
         best_half_scales, best_centers = fit_sorted(statistics, starting_points(bits))
-        half_scales[:, part] = _to_half(best_half_scales)
-        centers[part] = _to_half(best_centers + statistics.middle)
+        half_scales[:, part] = grid.round_half_scales(best_half_scales)
+        centers[part] = grid.round_centers(best_centers + statistics.middle)
     codes = nearest(groups.T, levels(half_scales.T, centers))
     shape = rows, columns // group_size
     return half_scales.T.reshape(*shape, bits), centers.reshape(shape), codes.reshape(rows, columns)
@@ -204,11 +206,6 @@ def descend(groups: SortedGroups, half_scales: DoubleArray, centers: DoubleArray
         theta = np.where(changed, theta + step, theta)
         theta[:bits] = np.abs(theta[:bits])  # the same levels, under other codes
     return np.array(history)
-
-
-def _to_half(values: DoubleArray) -> HalfArray:
-    """Round to float16 by way of float32, as C does; too large values to the largest."""
-    return np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float32).astype(np.float16)
 
 
 def _bounds(values: DoubleArray, midpoints: DoubleArray) -> npt.NDArray[np.intp]:

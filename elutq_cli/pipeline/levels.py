@@ -1,7 +1,12 @@
 """The levels of HLQ groups: what each code stands for, and which code is nearest to a weight."""
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
+
+from elutq_formats.constants import CENTER_SHIFT, HALF_SCALE_SHIFT, MAX_EXPONENT
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
@@ -9,6 +14,52 @@ CodeArray = npt.NDArray[np.uint8]
 
 LARGEST_HALF = 65504.0
 """The largest float16."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What half scales and centers are rounded to, so that the file can hold them.
+
+    Attributes:
+        exponent: of two, of a matrix that holds them as bytes (SPEC.md, section 4); None: any float16.
+    """
+
+    exponent: int | None = None
+
+    @classmethod
+    def of_bytes(cls, largest: float) -> "Grid":
+        """Return the finest of bytes in which half scales and centers reach ``largest``, or nearly."""
+        reach = math.frexp(largest)[1] if largest > 0.0 else -MAX_EXPONENT
+        return cls(min(max(reach + 7, 0), MAX_EXPONENT))  # bytes alone stay below 2**-7
+
+    def round_half_scales(self, values: npt.NDArray[np.float64]) -> HalfArray:
+        """Round half scales, none of them negative: float16 of the same shape."""
+        if self.exponent is None:
+            return _to_half(values)
+        return self._nearest_bytes(values, HALF_SCALE_SHIFT, 255)
+
+    def round_centers(self, values: npt.NDArray[np.float64]) -> HalfArray:
+        """Round centers: float16 of the same shape."""
+        if self.exponent is None:
+            return _to_half(values)
+        return np.where(values < 0.0, np.float16(-1), np.float16(1)) * self._nearest_bytes(
+            np.abs(values), CENTER_SHIFT, 127
+        )
+
+    def _nearest_bytes(self, magnitudes: npt.NDArray[np.float64], shift: int, last: int) -> HalfArray:
+        factor = np.float32(2.0 ** (self.exponent or 0))
+        halves = (np.minimum(magnitudes, LARGEST_HALF).astype(np.float32) / factor).astype(np.float16)
+        nearest = np.minimum((halves.view(np.uint16).astype(np.int32) + (1 << (shift - 1))) >> shift, last)
+        steps = (nearest << shift).astype(np.uint16).view(np.float16)
+        return (steps.astype(np.float32) * factor).astype(np.float16)
+
+
+ANY_HALF = Grid()
+
+
+def _to_half(values: npt.NDArray[np.float64]) -> HalfArray:
+    """Round to float16 by way of float32, as C does; too large values to the largest."""
+    return np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float32).astype(np.float16)
 
 
 def signs(bits: int) -> npt.NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.fit import eliminate
-from elutq_cli.pipeline.levels import LARGEST_HALF, CodeArray, FloatArray, HalfArray, levels
+from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels
 from elutq_cli.pipeline.products import (
     column_blocks,
     mean_diagonal,
@@ -96,7 +96,12 @@ def _keep(places: Group, found: Group, residual: FloatArray, hessian: FloatArray
 
 
 def refine_group(
-    half_scales: HalfArray, centers: HalfArray, codes: CodeArray, residual: FloatArray, hessian: FloatArray
+    half_scales: HalfArray,
+    centers: HalfArray,
+    codes: CodeArray,
+    residual: FloatArray,
+    hessian: FloatArray,
+    grid: Grid = ANY_HALF,
 ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
     """Improve one group of each row where that lowers the row's error; the others stay as they are.
 
@@ -108,6 +113,7 @@ def refine_group(
         codes: (rows, group_size) uint8.
         residual: (rows, group_size) float32, this group's columns of (W - Q) H.
         hessian: (group_size, group_size) float32, positive definite: this group's diagonal block.
+        grid: what half scales and centers are rounded to.
 
     Returns:
         half_scales, centers and codes anew, and by how much the dequantized weights grew: (rows, group_size) float32.
@@ -117,8 +123,7 @@ def refine_group(
     spread = [ordered_product(plane, hessian) for plane in features]
     across = ordered_product(np.ones((1, len(hessian)), dtype=np.float32), hessian)
     theta = solve_levels(half_scales, centers, features, spread, across, residual)
-    new_scales = np.minimum(np.abs(theta[:bits]), LARGEST_HALF).T.astype(np.float32).astype(np.float16)
-    new_centers = np.clip(theta[bits], -LARGEST_HALF, LARGEST_HALF).astype(np.float32).astype(np.float16)
+    new_scales, new_centers = grid.round_half_scales(np.abs(theta[:bits]).T), grid.round_centers(theta[bits])
     negative = theta[:bits] < 0.0  # the same levels, under the codes with these planes flipped
     new_codes = codes ^ ((1 << np.arange(bits)) @ negative).astype(np.uint8)[:, None]
     moved = np.where(negative.T, -new_scales, new_scales).astype(np.float32) - half_scales

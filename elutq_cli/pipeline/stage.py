@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
+from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray
 from elutq_cli.reference import Array, Namespace
 from elutq_formats.hlq import HLQTensor
 
@@ -57,6 +57,7 @@ class Backend(Protocol):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
+        grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
 
@@ -66,7 +67,13 @@ class Backend(Protocol):
         """See ``feedback.feedback_columns``."""
 
     def refine_group(
-        self, half_scales: HalfArray, centers: HalfArray, codes: CodeArray, residual: FloatArray, hessian: FloatArray
+        self,
+        half_scales: HalfArray,
+        centers: HalfArray,
+        codes: CodeArray,
+        residual: FloatArray,
+        hessian: FloatArray,
+        grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
         """See ``refine.refine_group``."""
 

@@ -47,6 +47,7 @@ class Quantizer:
         importance: FloatArray | None,
         iterations: int,
         proximity: float,
+        exponent: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """Fit levels to every group and give each weight the nearest.
 
@@ -58,6 +59,7 @@ class Quantizer:
                 group. None: 1 everywhere.
             iterations: most rounds of assignment and solve per start.
             proximity: pull towards the present levels in each solve, relative to the sum of a group's importances.
+            exponent: of two, of a matrix that holds half scales and centers as bytes, 0 to 23; None: as float16.
 
         Returns:
             half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
@@ -92,6 +94,7 @@ class Quantizer:
                 len(starts),
                 iterations,
                 proximity,
+                lib.ELUTQ_ANY_HALF if exponent is None else exponent,
                 _pointer("uint16_t *", half_scales),
                 _pointer("uint16_t *", centers),
                 _pointer("uint8_t *", codes),
@@ -156,6 +159,7 @@ class Quantizer:
         hessian: FloatArray,
         sweeps: int,
         proximity: float,
+        exponent: int | None = None,
     ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
         """Improve one group of every row under the group's block of the Hessian.
 
@@ -167,6 +171,7 @@ class Quantizer:
             hessian: (group_size, group_size) float32, symmetric, positive definite.
             sweeps: most times to go over all columns.
             proximity: added to the diagonal of each solve, relative to it.
+            exponent: as in ``fit``.
 
         Returns:
             half_scales, centers and codes anew, and by how much the weights grew: (rows, group_size) float32.
@@ -194,6 +199,7 @@ class Quantizer:
                 group_size,
                 sweeps,
                 proximity,
+                lib.ELUTQ_ANY_HALF if exponent is None else exponent,
                 _pointer("uint16_t *", half_scales),
                 _pointer("uint16_t *", centers),
                 _pointer("uint8_t *", codes),

@@ -31,6 +31,14 @@
 #define ELUTQ_CELL_COLUMNS 4
 #define ELUTQ_CELL_BYTES 16
 
+/*
+ * A half scale's byte, three bits of exponent and five of mantissa, shifted left by this many bits is an fp16 number below
+ * 2^-7; so is a center's, its sign taken out, four bits of mantissa. 2^ELUTQ_MAX_EXPONENT times those are still fp16 numbers.
+ */
+#define ELUTQ_HALF_SCALE_SHIFT 5
+#define ELUTQ_CENTER_SHIFT 6
+#define ELUTQ_MAX_EXPONENT 23
+
 /* Limits a reader enforces before it trusts a file. */
 #define ELUTQ_MAX_METADATA_ENTRIES 65536
 #define ELUTQ_MAX_TENSORS 65536

@@ -17,7 +17,13 @@
 #define ELUTQ_MAX_GROUP_SIZE 128
 
 /*
- * Fits levels to every group by alternating optimisation from each start in turn, keeps the best, rounds it to float16 and
+ * Half scales and centers are rounded to what the matrix's file can hold: with `exponent` ELUTQ_ANY_HALF to float16, else,
+ * 0 to ELUTQ_MAX_EXPONENT, to the numbers that bytes stand for in a matrix of that exponent (elutq_format.h).
+ */
+#define ELUTQ_ANY_HALF 255
+
+/*
+ * Fits levels to every group by alternating optimisation from each start in turn, keeps the best, rounds it and
  * gives every weight the code of the nearest level.
  *
  *   weights      [n_rows][row_stride], of which the first n_columns are read; group_size divides n_columns
@@ -32,7 +38,7 @@
  */
 int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_columns, size_t row_stride, unsigned bits,
               unsigned group_size, const float *importance, const double *starts, unsigned n_starts, unsigned n_iterations,
-              double proximity, uint16_t *half_scales, uint16_t *centers, uint8_t *codes);
+              double proximity, unsigned exponent, uint16_t *half_scales, uint16_t *centers, uint8_t *codes);
 
 /*
  * Rounds one group of columns to its levels, one column after the other, and takes each column's error out of those to its
@@ -64,11 +70,11 @@ int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t
  *   codes        [n_rows][group_size], below 2^bits; changed in place
  *   grown        [n_rows][group_size], written: by how much the dequantized weights grew
  *
- * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size, proximity or a code out of range).
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size, proximity, exponent or a code out of range).
  */
 int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, size_t n_rows, size_t row_stride,
-                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, uint16_t *half_scales,
-                 uint16_t *centers, uint8_t *codes, float *grown);
+                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, unsigned exponent,
+                 uint16_t *half_scales, uint16_t *centers, uint8_t *codes, float *grown);
 
 /*
  * Lays a matrix out as the blocks of a model file (elutq_format.h), little-endian as this machine is taken to be.

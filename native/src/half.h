@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define ELUTQ_LARGEST_HALF 65504.0
+
 static inline float elutq_half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16;
     uint32_t rest = half & 0x7FFF;

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "grid.h"
 #include "levels.h"
 #include "solve.h"
 #include "threads.h"
@@ -26,6 +27,7 @@ struct fit_task {
     const double *starts;
     unsigned n_starts, n_iterations;
     double proximity;
+    unsigned exponent;
     uint16_t *half_scales, *centers;
     uint8_t *codes;
 };
@@ -211,10 +213,6 @@ WITHIN void descend(const struct sorted_group *group, double *theta, unsigned bi
     }
 }
 
-static uint16_t to_half(double value) {
-    return elutq_float_to_half((float)fmin(fmax(value, -LARGEST_HALF), LARGEST_HALF));
-}
-
 WIDE static void fit_group(const struct fit_task *task, const float *weights, const float *importance, uint16_t *half_scales,
                       uint16_t *center, uint8_t *codes) {
     struct sorted_group group;
@@ -240,8 +238,8 @@ WIDE static void fit_group(const struct fit_task *task, const float *weights, co
         }
     }
     for (unsigned plane = 0; plane < bits; plane++)
-        half_scales[plane] = to_half(best.theta[plane]);
-    *center = to_half(best.theta[bits] + group.middle);
+        half_scales[plane] = round_half_scale(best.theta[plane], task->exponent);
+    *center = round_center(best.theta[bits] + group.middle, task->exponent);
 
     float levels[MAX_LEVELS], distance[ELUTQ_MAX_GROUP_SIZE];
     uint32_t nearest[ELUTQ_MAX_GROUP_SIZE];
@@ -282,12 +280,12 @@ static void fit_rows(void *context, unsigned thread, unsigned n_threads) {
 
 int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_columns, size_t row_stride, unsigned bits,
               unsigned group_size, const float *importance, const double *starts, unsigned n_starts, unsigned n_iterations,
-              double proximity, uint16_t *half_scales, uint16_t *centers, uint8_t *codes) {
+              double proximity, unsigned exponent, uint16_t *half_scales, uint16_t *centers, uint8_t *codes) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_MAX_GROUP_SIZE ||
         n_columns % group_size != 0 || row_stride < n_columns || n_starts == 0 || !(proximity > 0.0) ||
-        n_rows > UINT32_MAX)
+        n_rows > UINT32_MAX || !is_grid(exponent))
         return ELUTQ_ERROR_ARGUMENT;
-    struct fit_task task = {pool,       weights,  n_rows,       n_columns, row_stride,  bits,    group_size, importance,
-                            starts,     n_starts, n_iterations, proximity, half_scales, centers, codes};
+    struct fit_task task = {pool,   weights,  n_rows,       n_columns, row_stride, bits,        group_size, importance,
+                            starts, n_starts, n_iterations, proximity, exponent,   half_scales, centers,    codes};
     return elutq_pool_run(pool, fit_rows, &task);
 }

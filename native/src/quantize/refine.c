@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "grid.h"
 #include "levels.h"
 #include "solve.h"
 #include "threads.h"
@@ -28,6 +29,7 @@ struct refine_task {
     size_t n_rows, row_stride;
     unsigned bits, group_size, n_sweeps;
     double proximity;
+    unsigned exponent;
     uint16_t *half_scales, *centers;
     uint8_t *codes;
     float *grown;
@@ -142,7 +144,7 @@ WITHIN void solve_levels(const struct refine_task *task, struct tile *tile, doub
     }
 }
 
-/* Rounds the solution to fp16 and takes what the weights grew by out of the residual. */
+/* Rounds the solution to what can be stored and takes what the weights grew by out of the residual. */
 WITHIN void move_levels(const struct refine_task *task, struct tile *tile) {
     const unsigned bits = task->bits, size = task->group_size;
     double theta[MAX_UNKNOWNS][LANES];
@@ -150,15 +152,14 @@ WITHIN void move_levels(const struct refine_task *task, struct tile *tile) {
     uint32_t flipped[LANES];
     solve_levels(task, tile, theta);
     for (unsigned lane = 0; lane < LANES; lane++) {
-        const double center = fmin(fmax(theta[bits][lane], -LARGEST_HALF), LARGEST_HALF);
         const float old_center = elutq_half_to_float(tile->centers[lane]);
-        tile->centers[lane] = elutq_float_to_half((float)center);
+        tile->centers[lane] = round_center(theta[bits][lane], task->exponent);
         moved[bits][lane] = elutq_half_to_float(tile->centers[lane]) - old_center;
         flipped[lane] = 0;
         for (unsigned plane = 0; plane < bits; plane++) { /* negative: the same levels, under codes with this plane flipped */
             const bool negative = theta[plane][lane] < 0.0;
             const float old_scale = elutq_half_to_float(tile->half_scales[plane][lane]);
-            tile->half_scales[plane][lane] = elutq_float_to_half((float)fmin(fabs(theta[plane][lane]), LARGEST_HALF));
+            tile->half_scales[plane][lane] = round_half_scale(fabs(theta[plane][lane]), task->exponent);
             const float scale = elutq_half_to_float(tile->half_scales[plane][lane]);
             moved[plane][lane] = (negative ? -scale : scale) - old_scale;
             flipped[lane] |= (uint32_t)negative << plane;
@@ -258,10 +259,11 @@ static void refine_rows(void *context, unsigned thread, unsigned n_threads) {
 }
 
 int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, size_t n_rows, size_t row_stride,
-                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, uint16_t *half_scales,
-                 uint16_t *centers, uint8_t *codes, float *grown) {
+                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, unsigned exponent,
+                 uint16_t *half_scales, uint16_t *centers, uint8_t *codes, float *grown) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_MAX_GROUP_SIZE ||
-        group_size % 4 != 0 || row_stride < group_size || !(proximity > 0.0) || n_rows > UINT32_MAX)
+        group_size % 4 != 0 || row_stride < group_size || !(proximity > 0.0) || n_rows > UINT32_MAX ||
+        !is_grid(exponent))
         return ELUTQ_ERROR_ARGUMENT;
     for (size_t i = 0; i < n_rows * group_size; i++) {
         if (codes[i] >> bits)
@@ -269,7 +271,7 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
     }
     struct refine_task task = {
         .pool = pool, .hessian = hessian, .residual = residual, .n_rows = n_rows, .row_stride = row_stride, .bits = bits,
-        .group_size = group_size, .n_sweeps = n_sweeps, .proximity = proximity, .half_scales = half_scales,
+        .group_size = group_size, .n_sweeps = n_sweeps, .proximity = proximity, .exponent = exponent, .half_scales = half_scales,
         .centers = centers, .codes = codes, .grown = grown,
     };
     for (unsigned i = 0; i < group_size; i++)

@@ -4,7 +4,6 @@
 
 #include "elutq_format.h"
 
-#define LARGEST_HALF 65504.0
 #define MAX_UNKNOWNS (ELUTQ_HLQ_MAX_BITS + 1)
 
 /* Solves matrix * x = step in place by elimination without pivoting; only the lower triangle of matrix is used. */
