@@ -18,9 +18,10 @@ import numpy.typing as npt
 from elutq_cli.pipeline.by_rows import RowSource, embed
 from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import multiply
-from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
+from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.sensitivity import gradient_squares
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array, Block, Transformer
@@ -28,9 +29,6 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
-
-Choice = tuple[int, int]
-"""Bits and group size."""
 
 GROUP_SIZES = (128, 64)
 """Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
@@ -40,7 +38,7 @@ SEQUENCES = 16
 those of 64 others to 5 %."""
 
 SAMPLED_ROWS = 64
-"""Rows of a linear on which its error at each choice is measured, about."""
+"""Rows of a linear on which its error in each layout is measured, about."""
 
 ROUNDING = 1 + 1e-9
 """A budget counts as kept when it is exceeded by no more than the rounding of sums."""
@@ -55,12 +53,12 @@ class Candidate:
     Attributes:
         name: in the checkpoint.
         n_weights: number of weights.
-        harms: KL divergence of the model's predictions when this linear alone is quantized, nats a token, by choice.
+        harms: KL divergence of the model's predictions when this linear alone is quantized, nats a token, by layout.
     """
 
     name: str
     n_weights: int
-    harms: Mapping[Choice, float]
+    harms: Mapping[Layout, float]
 
 
 def allocate(
@@ -70,8 +68,8 @@ def allocate(
     backend: Backend,
     make_room: MakeRoom = in_memory,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Choice]:
-    """Choose bits and group size of all the blocks' linears by what their errors do to the model's predictions.
+) -> dict[str, Layout]:
+    """Choose the layouts of all the blocks' linears by what their errors do to the model's predictions.
 
     Args:
         source: the checkpoint.
@@ -95,8 +93,8 @@ def allocate(
     found = measure_candidates(source, recipe, free, tokens, backend, make_room, note)
     chosen = spend(found, recipe.budget, NONE_FIXED if recipe.target_bpw is None else fixed)
     for candidate in found:
-        bits, group_size = choice = chosen[candidate.name]
-        log.info("%s: %d bits, groups of %d, harm %.5f", candidate.name, bits, group_size, candidate.harms[choice])
+        layout = chosen[candidate.name]
+        log.info("%s: %s, harm %.5f", candidate.name, layout, candidate.harms[layout])
     return chosen
 
 
@@ -112,7 +110,7 @@ NONE_FIXED = Fixed(0.0, 0)
 
 
 def check_target(config: ModelConfig, recipe: Recipe) -> None:
-    """Refuse a total of bits per weight that no choice of bits and group sizes makes; nothing is measured for that.
+    """Refuse a total of bits per weight that no choice of layouts makes; nothing is measured for that.
 
     Raises:
         ElutqError: it is below or above what the linears can have.
@@ -123,7 +121,7 @@ def check_target(config: ModelConfig, recipe: Recipe) -> None:
     least = most = fixed.bits
     n_weights = fixed.n_weights
     for rows, columns in (config.tensor_shapes()[name] for name in free):
-        sizes = [bits_per_weight(*choice) for choice in _options(columns, recipe.group_size)]
+        sizes = [layout.bits_per_weight for layout in _options(columns, recipe.group_size)]
         least, most = least + min(sizes) * rows * columns, most + max(sizes) * rows * columns
         n_weights += rows * columns
     if not free:
@@ -141,57 +139,56 @@ def check_target(config: ModelConfig, recipe: Recipe) -> None:
 def _split_linears(config: ModelConfig, recipe: Recipe) -> tuple[set[str], Fixed]:
     """Return the linears that no tensor type fixes, and the others."""
     shapes = config.tensor_shapes()
-    impossible = (0, 1)  # a choice that no recipe makes: what still has it afterwards is free
+    impossible = Layout(0, 1)  # one that no recipe has: what still has it afterwards is free
     names = [name for layer in range(config.num_hidden_layers) for name in config.linear_names(layer)]
     plan = Plan.make(config, recipe, dict.fromkeys(names, impossible))
     free, fixed_bits, n_fixed = set(), 0.0, 0
     for entry in (entry for block in plan.blocks for entry in block):
         n_weights = math.prod(shapes[entry.name])
-        if (entry.bits, entry.group_size) == impossible:
+        if entry.layout == impossible:
             free.add(entry.name)
         else:
-            size = 16.0 if entry.group_size is None else bits_per_weight(entry.bits, entry.group_size)
-            fixed_bits += size * n_weights
+            fixed_bits += entry.bits_per_weight * n_weights
             n_fixed += n_weights
     return free, Fixed(fixed_bits, n_fixed)
 
 
-def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FIXED) -> dict[str, Choice]:
-    """Give each linear a choice so that the sum of harms is small and the sum of bits within the budget.
+def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FIXED) -> dict[str, Layout]:
+    """Give each linear a layout so that the sum of harms is small and the sum of bits within the budget.
 
-    All start with the smallest choice. Along the lower convex hull of each linear's harms over bits, the steps are
-    taken in the order of the harm they take away per bit, as far as the budget goes.
+    All start with the smallest. Along the lower convex hull of each linear's harms over bits, the steps are taken in
+    the order of the harm they take away per bit, as far as the budget goes.
 
     Args:
         candidates: the linears.
         target: bits per weight of all of them, and of those that are fixed; see ``check_target``.
         fixed: the latter.
     """
-    steps: list[tuple[float, float, str, Choice]] = []
-    chosen: dict[str, Choice] = {}
+    steps: list[tuple[float, float, str, Layout]] = []
+    chosen: dict[str, Layout] = {}
     n_weights = fixed.n_weights + sum(candidate.n_weights for candidate in candidates)
     budget, spent = target * n_weights * ROUNDING, fixed.bits
     for candidate in candidates:
         hull = _lower_hull(
-            [(bits_per_weight(*choice) * candidate.n_weights, harm, choice) for choice, harm in candidate.harms.items()]
+            [(layout.bits_per_weight * candidate.n_weights, harm, layout) for layout, harm in candidate.harms.items()]
         )
         chosen[candidate.name] = hull[0][2]
         spent += hull[0][0]
-        for (bits, harm, _), (next_bits, next_harm, choice) in pairwise(hull):
-            steps.append(((harm - next_harm) / (next_bits - bits), next_bits - bits, candidate.name, choice))
+        for (bits, harm, _), (next_bits, next_harm, layout) in pairwise(hull):
+            steps.append(((harm - next_harm) / (next_bits - bits), next_bits - bits, candidate.name, layout))
     stopped: set[str] = set()
-    for _, bits, name, choice in sorted(steps, key=lambda step: -step[0]):
+    for _, bits, name, layout in sorted(steps, key=lambda step: -step[0]):
         if name not in stopped and spent + bits <= budget:
             spent += bits
-            chosen[name] = choice
+            chosen[name] = layout
         else:
             stopped.add(name)
     return chosen
 
 
-def _lower_hull(points: Iterable[tuple[float, float, Choice]]) -> list[tuple[float, float, Choice]]:
-    """Return the points (bits, harm, choice) that minimise harm + price * bits at some price, by bits."""
-    hull: list[tuple[float, float, Choice]] = []
+def _lower_hull(points: Iterable[tuple[float, float, Layout]]) -> list[tuple[float, float, Layout]]:
+    """Return the points (bits, harm, layout) that minimise harm + price * bits at some price, by bits."""
+    hull: list[tuple[float, float, Layout]] = []
     for point in sorted(points):
         if hull and point[1] >= hull[-1][1]:
             continue
@@ -201,7 +198,7 @@ def _lower_hull(points: Iterable[tuple[float, float, Choice]]) -> list[tuple[flo
     return hull
 
 
-def _slope(left: tuple[float, float, Choice], right: tuple[float, float, Choice]) -> float:
+def _slope(left: tuple[float, float, Layout], right: tuple[float, float, Layout]) -> float:
     return (left[1] - right[1]) / (right[0] - left[0])
 
 
@@ -259,42 +256,42 @@ class RowErrors:
     Attributes:
         sizes: (rows,) float64, squared norm of each.
         sampled: those whose errors were measured.
-        errors: (sampled rows,) float64, their squared errors under H, a token's mean, by choice.
+        errors: (sampled rows,) float64, their squared errors under H, a token's mean, by layout.
     """
 
     sizes: npt.NDArray[np.float64]
     sampled: slice
-    errors: Mapping[Choice, npt.NDArray[np.float64]]
+    errors: Mapping[Layout, npt.NDArray[np.float64]]
 
-    def harms(self, squares: npt.NDArray[np.float64]) -> dict[Choice, float]:
-        """Return the divergence at each choice, from the mean squares of the loss's gradient at each row's output.
+    def harms(self, squares: npt.NDArray[np.float64]) -> dict[Layout, float]:
+        """Return the divergence in each layout, from the mean squares of the loss's gradient at each row's output.
 
         The sampled rows' share is scaled up by what all rows would have if errors grew with their sizes.
         """
         of_all = self.sizes @ squares
         of_sampled = self.sizes[self.sampled] @ squares[self.sampled]
         scale = of_all / of_sampled if of_sampled > 0.0 else 0.0
-        return {choice: float(0.5 * scale * (error @ squares[self.sampled])) for choice, error in self.errors.items()}
+        return {layout: float(0.5 * scale * (error @ squares[self.sampled])) for layout, error in self.errors.items()}
 
 
 def measure_errors(
-    weights: Array, hessian: Array, factor: Array, options: Iterable[Choice], backend: Backend
+    weights: Array, hessian: Array, factor: Array, options: Iterable[Layout], backend: Backend
 ) -> RowErrors:
-    """Round about SAMPLED_ROWS rows of a matrix at each choice.
+    """Round about SAMPLED_ROWS rows of a matrix in each layout.
 
     Args:
         weights: (rows, columns) float32.
         hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
         factor: of that, from ``inverse_factor``.
-        options: the choices.
+        options: the layouts.
         backend: runs the stages.
     """
     sampled = _spread_rows(len(weights), SAMPLED_ROWS)
     rows, errors = weights[sampled], {}
-    for choice in options:
-        difference = backend.place(feedback(rows, factor, *choice, backend).dequantize()) - rows
+    for layout in options:
+        difference = backend.place(feedback(rows, factor, layout, backend).dequantize()) - rows
         of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
-        errors[choice] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)
+        errors[layout] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)
     sizes = backend.fetch((weights * weights).sum(-1)).astype(np.float64)
     return RowErrors(sizes, sampled, errors)
 
@@ -304,6 +301,6 @@ def _spread_rows(n_rows: int, n_chosen: int) -> slice:
     return slice(step // 2, n_rows, step)
 
 
-def _options(columns: int, group_size: int) -> list[Choice]:
+def _options(columns: int, group_size: int) -> list[Layout]:
     sizes = [size for size in sorted({*GROUP_SIZES, group_size}, reverse=True) if columns % size == 0]
-    return [(bits, size) for bits in range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1) for size in sizes]
+    return [Layout(bits, size) for bits in range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1) for size in sizes]

@@ -16,7 +16,6 @@ from elutq_cli.reference.transformer import WeightSource
 from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
 from elutq_formats.hlq import HLQTensor, block_bytes, block_count, unpack
 from elutq_formats.model_tensors import EMBEDDING
-from elutq_formats.names import gguf_name
 from elutq_formats.safetensors_file import ALL_ROWS
 from elutq_formats.tensor_record import TensorRecord
 
@@ -89,10 +88,11 @@ class MatrixByRows:
         self.shape = rows, columns = shape
         self.backend = backend
         self.contents: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
-        if plan.group_size is None:
+        if plan.layout is None:
             self.contents = np.empty(shape, dtype=np.float16)
         else:
-            blocks = block_count(rows, columns, plan.group_size), block_bytes(plan.bits, plan.group_size)
+            bits, group_size = plan.layout.bits, plan.layout.group_size
+            blocks = block_count(rows, columns, group_size), block_bytes(bits, group_size)
             self.contents = np.empty(blocks, dtype=np.uint8)
         self._measured: list[tuple[Array, HLQTensor]] = []
 
@@ -110,12 +110,12 @@ class MatrixByRows:
         Returns:
             A function that returns them dequantized: (rows, columns) float32.
         """
-        if self.plan.group_size is None:
+        if self.plan.layout is None:
             halves = self.contents[rows] = self.backend.fetch(weights).astype(np.float16)
             return lambda: halves.astype(np.float32)
         tensor = quantize(target)
         blocks = self.backend.pack(tensor)
-        first = block_count(rows.start, self.shape[1], self.plan.group_size)
+        first = block_count(rows.start, self.shape[1], tensor.group_size)
         self.contents[first : first + len(blocks)] = blocks
         measured = np.arange(*measured_rows(self.shape[0]).indices(self.shape[0]))
         own = measured[(measured >= rows.start) & (measured < rows.stop)] - rows.start
@@ -126,10 +126,8 @@ class MatrixByRows:
 
     def record(self, hessian: Array | None) -> TensorRecord:
         """Return the file's record, with the error under the Hessian of the inputs, if there is one."""
-        name, (rows, columns) = gguf_name(self.plan.name), self.shape
-        if self.plan.group_size is None:
-            return TensorRecord(name, self.plan.bits, rows, columns)
+        if self.plan.layout is None:
+            return self.plan.record(self.shape)
         weights = self.backend.xp.concatenate([weights for weights, _ in self._measured])
         tensor = HLQTensor.concatenate([tensor for _, tensor in self._measured])
-        error = measure(weights, tensor, hessian, self.backend)
-        return TensorRecord(name, self.plan.bits, rows, columns, self.plan.group_size, error)
+        return self.plan.record(self.shape, measure(weights, tensor, hessian, self.backend))

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
 from elutq_cli.pipeline.products import (
     column_blocks,
@@ -38,7 +39,7 @@ Group: TypeAlias = tuple[HalfArray, HalfArray, CodeArray, FloatArray]
 log = logging.getLogger(__name__)
 
 
-def feedback(weights: Array, factor: Array, bits: int, group_size: int, backend: Backend) -> HLQTensor:
+def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend) -> HLQTensor:
     """Quantize a matrix so that its output error on the calibration inputs is small.
 
     Group by group from the left: the levels are fitted and the columns rounded in turn (``quantize_group``), then what
@@ -48,13 +49,13 @@ def feedback(weights: Array, factor: Array, bits: int, group_size: int, backend:
     Args:
         weights: (rows, columns) float32.
         factor: (columns, columns) float32, from ``inverse_factor`` of the Hessian of the inputs.
-        bits: bit-planes.
-        group_size: columns that share their levels.
+        layout: how it is to be stored.
         backend: runs the inner loops.
 
     Source: GPTQ (Frantar et al. 2022) with ELUTQ's levels. ELUTQ's own code keeps the codes chosen before
     compensation; here the compensated weight is rounded, which is better at every number of bits.
     """
+    bits, group_size = layout.bits, layout.group_size
     rows, columns = weights.shape
     all_errors = backend.empty((rows, columns))
     half_scales = np.empty((rows, columns // group_size, bits), dtype=np.float16)

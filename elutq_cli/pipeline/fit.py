@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels, nearest, signs
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
@@ -33,23 +34,22 @@ equations solvable when fewer than bits + 1 levels are in use, and is too small 
 GROUPS_AT_ONCE = 8192
 
 
-def fit(weights: FloatArray, hessian: Array | None, bits: int, group_size: int, backend: Backend) -> HLQTensor:
+def fit(weights: FloatArray, hessian: Array | None, layout: Layout, backend: Backend) -> HLQTensor:
     """Quantize a matrix group by group, each column weighted by its diagonal element of the Hessian if there is one.
 
     Args:
         weights: (rows, columns) float32.
         hessian: (columns, columns) float32, X^T X of the inputs up to a factor, or None: all columns count the same.
-        bits: bit-planes.
-        group_size: columns that share their levels.
+        layout: how it is to be stored.
         backend: runs the inner loop.
     """
     importance = None
     if hessian is not None:
         # Where no input of a group is ever used, any levels do as well; the weights' own are as good as others.
-        by_group = backend.fetch(hessian.diagonal()).reshape(-1, group_size)
+        by_group = backend.fetch(hessian.diagonal()).reshape(-1, layout.group_size)
         importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
-    half_scales, centers, codes = backend.fit_groups(weights, bits, group_size, importance)
-    return HLQTensor(half_scales, centers, codes, group_size)
+    half_scales, centers, codes = backend.fit_groups(weights, layout.bits, layout.group_size, importance)
+    return HLQTensor(half_scales, centers, codes, layout.group_size)
 
 
 def starting_points(bits: int) -> DoubleArray:

@@ -169,7 +169,7 @@ def _shapes(config: ModelConfig, plan: Plan) -> dict[str, tuple[int, ...]]:
 def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> TensorRecord:
     if entry is None:
         return TensorRecord(gguf_name(name), 32, shape[0])
-    return TensorRecord(gguf_name(name), entry.bits, shape[0], shape[1], entry.group_size)
+    return entry.record(shape)
 
 
 def estimate_seconds(
@@ -183,12 +183,12 @@ def estimate_seconds(
     probed: dict[int, float] = {}
 
     def alone(entry: MatrixPlan) -> float:
-        if entry.group_size is None:
+        layout = entry.layout
+        if layout is None:
             return 0.0
-        if entry.bits not in probed:
-            group_size = min(entry.group_size, PROBE_COLUMNS)
-            probed[entry.bits] = _seconds(lambda: fit(weights, None, entry.bits, group_size, backend)) / weights.size
-        return probed[entry.bits] * math.prod(shapes[entry.name])
+        if layout.bits not in probed:
+            probed[layout.bits] = _seconds(lambda: fit(weights, None, layout, backend)) / weights.size
+        return probed[layout.bits] * math.prod(shapes[entry.name])
 
     if n_tokens == 0:
         return sum(map(alone, plan.matrices()))
@@ -224,10 +224,11 @@ def estimate_seconds(
 
 
 def _run_stages(weights: Array, hessian: Array, recipe: Recipe, backend: Backend) -> None:
+    layout = recipe.layout(recipe.bits)
     if recipe.method == "fit":
-        fit(backend.fetch(weights), hessian, recipe.bits, recipe.group_size, backend)
+        fit(backend.fetch(weights), hessian, layout, backend)
         return
-    tensor = feedback(weights, hessian, recipe.bits, recipe.group_size, backend)
+    tensor = feedback(weights, hessian, layout, backend)
     if recipe.method != "feedback":
         refine(weights, hessian, tensor, recipe.damping, backend)
     if recipe.corrects:

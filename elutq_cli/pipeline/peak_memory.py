@@ -11,7 +11,7 @@ from elutq_cli.pipeline.by_rows import runs_of_rows
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE
 from elutq_cli.pipeline.divergence import TOKENS_AT_ONCE as TOKENS_AT_HEAD
 from elutq_cli.pipeline.products import AT_ONCE, ROWS_AT_ONCE
-from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan, Recipe, bits_per_weight
+from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.rotate import WEIGHTS_AT_ONCE
 from elutq_cli.pipeline.sensitivity import BACK_AT_ONCE
 from elutq_cli.reference import SHARED_INPUTS
@@ -87,15 +87,14 @@ def _run(shape: tuple[int, ...]) -> int:
 
 def _stored(entry: MatrixPlan, shape: tuple[int, ...]) -> float:
     """Return the bytes of a matrix as the file holds it, with what fills up its tiles."""
-    bits = 16.0 if entry.group_size is None else bits_per_weight(entry.bits, entry.group_size)
-    return bits / 8 * (math.prod(shape) + 32 * shape[1])
+    return entry.bits_per_weight / 8 * (math.prod(shape) + 32 * shape[1])
 
 
 def _alone(entry: MatrixPlan, shape: tuple[int, ...], by_rows: bool) -> float:
     """Return what a matrix takes that is fitted by itself, read by rows or as a whole."""
     run = _run(shape)
     read = 0.0 if by_rows else 4.0 * (math.prod(shape) - run)
-    return read + (HALF if entry.bits == HALF_BITS else ALONE) * run + _stored(entry, shape)
+    return read + (HALF if entry.layout is None else ALONE) * run + _stored(entry, shape)
 
 
 def _block(plan: Plan, layer: int, shapes: Shapes, flight: float) -> float:
@@ -111,7 +110,7 @@ def _block(plan: Plan, layer: int, shapes: Shapes, flight: float) -> float:
 
 
 def _head(entry: MatrixPlan, shape: tuple[int, ...], flight: float) -> float:
-    if entry.bits == HALF_BITS:
+    if entry.layout is None:
         return _alone(entry, shape, True)
     run = _run(shape)
     return _stored(entry, shape) + 4.0 * run + _calibrated([(run // shape[1], shape[1])], False, flight)

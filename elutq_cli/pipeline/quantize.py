@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from elutq_cli.pipeline.allocate import allocate
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.fingerprint import fingerprint
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_run, printable_origin
@@ -91,9 +92,9 @@ def quantize(
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         progress = progress or Progress()
         if recipe.method == "allocate" and calibration is not None:
-            find = partial(allocate, source, recipe, calibration.tokens, backend)
-            found = spool.remember(partial(find, make_room=spool.make_room, note=progress.note))
-            plan = Plan.make(source.config, recipe, {name: (bits, group) for name, (bits, group) in found.items()})
+            find = partial(allocate, source, recipe, calibration.tokens, backend, spool.make_room, progress.note)
+            found = spool.remember(lambda: {name: astuple(layout) for name, layout in find().items()})
+            plan = Plan.make(source.config, recipe, {name: Layout(*fields) for name, fields in found.items()})
         run = Run(source, plan, recipe, backend, spool, progress, device, calibration)
         sources, divergence = run.add_all()
         origin = printable_origin(checkpoint)

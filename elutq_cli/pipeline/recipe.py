@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
+from elutq_cli.pipeline.layout import Layout
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import GROUP_SIZES
 from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
 
 HALF_BITS = 16
 TUNINGS = ("block", "e2e")
@@ -25,11 +27,6 @@ _OF_CALIBRATION = {
     "damping": "damping",
 }
 """Options that mean nothing without a calibration text, as messages call them."""
-
-
-def bits_per_weight(bits: int, group_size: int) -> float:
-    """Return what a weight takes, scales and centers included."""
-    return bits + 16.0 * (bits + 1) / group_size
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,11 @@ class Recipe:
     @property
     def budget(self) -> float:
         """Bits per weight of the blocks' linears when they are chosen one by one."""
-        return bits_per_weight(self.bits, self.group_size) if self.target_bpw is None else self.target_bpw
+        return self.layout(self.bits).bits_per_weight if self.target_bpw is None else self.target_bpw
+
+    def layout(self, bits: int) -> Layout:
+        """Return that of a matrix of so many bit-planes."""
+        return Layout(bits, self.group_size)
 
     def to_json(self) -> str:
         """Return all options as a JSON object."""
@@ -164,13 +165,11 @@ class TensorType:
 
     Attributes:
         pattern: searched for in the name, without ``.weight``.
-        bits: bit-planes, or 16 for float16.
-        group_size: columns that share their levels; None in float16.
+        layout: how they are stored; None: float16.
     """
 
     pattern: re.Pattern[str]
-    bits: int
-    group_size: int | None
+    layout: Layout | None
 
     @classmethod
     def parse(cls, text: str, group_size: int) -> "TensorType":
@@ -191,8 +190,8 @@ class TensorType:
         except re.error as error:
             raise ElutqError(f"tensor type {text}: {pattern!r} is not a regular expression: {error}") from error
         if choice == str(HALF_BITS):
-            return cls(compiled, HALF_BITS, None)
-        return cls(compiled, int(found[1]), int(found[2] or group_size))
+            return cls(compiled, None)
+        return cls(compiled, Layout(int(found[1]), int(found[2] or group_size)))
 
     def matches(self, name: str) -> bool:
         """Whether a matrix of this name in the checkpoint is meant."""
@@ -205,13 +204,28 @@ class MatrixPlan:
 
     Attributes:
         name: its name in the checkpoint.
-        bits: bit-planes, or 16 for float16.
-        group_size: columns that share their levels; None in float16.
+        layout: how it is stored; None: float16.
     """
 
     name: str
-    bits: int
-    group_size: int | None
+    layout: Layout | None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """What a weight takes."""
+        return float(HALF_BITS) if self.layout is None else self.layout.bits_per_weight
+
+    def record(self, shape: tuple[int, ...], error: float | None = None) -> TensorRecord:
+        """Return what the file says about it.
+
+        Args:
+            shape: (rows, columns).
+            error: that was measured.
+        """
+        name, (rows, columns) = gguf_name(self.name), shape
+        if self.layout is None:
+            return TensorRecord(name, HALF_BITS, rows, columns)
+        return TensorRecord(name, self.layout.bits, rows, columns, self.layout.group_size, error)
 
 
 @dataclass(frozen=True)
@@ -229,15 +243,13 @@ class Plan:
     head: MatrixPlan | None
 
     @classmethod
-    def make(
-        cls, config: ModelConfig, recipe: Recipe, choices: Mapping[str, tuple[int, int]] = MappingProxyType({})
-    ) -> "Plan":
+    def make(cls, config: ModelConfig, recipe: Recipe, choices: Mapping[str, Layout] = MappingProxyType({})) -> "Plan":
         """Apply a recipe to a model.
 
         Args:
             config: of the model.
             recipe: how to quantize.
-            choices: bits and group size of matrices for which the allocate stage chose them, by name.
+            choices: layouts of matrices for which the allocate stage chose them, by name.
 
         Raises:
             ElutqError: a group size does not divide the columns of its matrix, or a tensor type matches none.
@@ -246,13 +258,12 @@ class Plan:
         used: set[int] = set()
 
         def matrix(name: str, bits: int) -> MatrixPlan:
-            group_size: int | None = recipe.group_size
-            bits, group_size = choices.get(name, (bits, None if bits == HALF_BITS else group_size))
+            layout = choices.get(name, None if bits == HALF_BITS else recipe.layout(bits))
             for index, entry in enumerate(types):
                 if entry.matches(name):
                     used.add(index)
-                    bits, group_size = entry.bits, entry.group_size
-            return MatrixPlan(name, bits, group_size)
+                    layout = entry.layout
+            return MatrixPlan(name, layout)
 
         blocks = tuple(
             tuple(matrix(name, recipe.bits) for name in config.linear_names(layer))
@@ -262,7 +273,7 @@ class Plan:
         for index, text in enumerate(recipe.tensor_types):
             if index not in used:
                 raise ElutqError(f"tensor type {text} matches no matrix: names are those that elutq info prints")
-        same = (head.bits, head.group_size) == (embedding.bits, embedding.group_size)
+        same = head.layout == embedding.layout
         plan = cls(embedding, blocks, None if config.tie_word_embeddings and same else head)
         columns = {name: shape[-1] for name, shape in config.tensor_shapes().items()}
         columns[HEAD] = config.hidden_size
@@ -286,7 +297,7 @@ def _require(name: str, value: int, allowed: Iterable[int]) -> None:
 
 def _check_groups(plan: Plan, columns: Mapping[str, int]) -> None:
     """Check that each group size divides the columns of its matrix, and name one that suits all if there is any."""
-    grouped = {entry.name: entry.group_size for entry in plan.matrices() if entry.group_size is not None}
+    grouped = {entry.name: entry.layout.group_size for entry in plan.matrices() if entry.layout is not None}
     unfit = [name for name, group_size in grouped.items() if columns[name] % group_size]
     if not unfit:
         return

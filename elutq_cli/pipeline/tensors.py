@@ -131,19 +131,16 @@ class Tensors:
             inputs: what is known of its input.
             sample: ``sample_rows`` of the checkpoint's weights.
         """
-        rows, columns = weights.shape
-        name = gguf_name(plan.name)
+        shape = tuple(weights.shape)
         begin = time.perf_counter()
-        if plan.group_size is None:
-            matrix = Matrix(
-                TensorRecord(name, plan.bits, rows, columns), self._backend.fetch(weights).astype(np.float16)
-            )
+        if plan.layout is None:
+            matrix = Matrix(plan.record(shape), self._backend.fetch(weights).astype(np.float16))
         else:
             tensor = self._run_stages(plan, weights, inputs)
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
-            matrix = Matrix(TensorRecord(name, plan.bits, rows, columns, plan.group_size, error), tensor)
+            matrix = Matrix(plan.record(shape, error), tensor)
         _log_done(matrix.record, begin)
-        self._progress.advance(rows * columns)
+        self._progress.advance(math.prod(shape))
         return matrix
 
     def add_matrix(self, matrix: Matrix) -> None:
@@ -156,14 +153,13 @@ class Tensors:
 
     def _run_stages(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> HLQTensor:
         """Run the stages that the recipe and the calibration call for, on a matrix that is to be quantized."""
-        bits, group_size = plan.bits, plan.group_size
-        assert group_size is not None
+        assert plan.layout is not None
         if inputs is None or inputs.factor is None:
             hessian = None if inputs is None else inputs.hessian
-            return fit(self._backend.fetch(weights), hessian, bits, group_size, self._backend)
+            return fit(self._backend.fetch(weights), hessian, plan.layout, self._backend)
         parts = []
         for rows in pieces(len(weights), ROWS_AT_ONCE):
-            part = feedback(weights[rows], inputs.factor, bits, group_size, self._backend)
+            part = feedback(weights[rows], inputs.factor, plan.layout, self._backend)
             if self._recipe.method != "feedback":
                 part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend)
             parts.append(part)

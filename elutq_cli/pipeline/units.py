@@ -127,7 +127,7 @@ class Run:
         norm, (streams, _) = self.tensors.add_vector(FINAL_NORM), self.open_streams()
         if self.plan.head is not None:
             correct, inputs = None, None
-            if streams is not None and self.plan.head.group_size is not None:
+            if streams is not None and self.plan.head.layout is not None:
                 calibrated = [streams.hidden, streams.exact] if self.recipe.keeps_exact else [streams.hidden]
                 statistics = input_statistics([self.head_input(norm)] * len(calibrated), calibrated, self.backend)
                 correct, inputs = self.tensors.prepare(HEAD, statistics)

@@ -10,6 +10,7 @@ import pytest
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
+from elutq_cli.pipeline.layout import Layout
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import NativeError
@@ -90,8 +91,8 @@ def test_feedback_equals_the_twin(native, bits, group_size):
     for rows in (1, 16, 37):
         weights = random_weights(rng, rows, 2 * group_size)
         assert_same(
-            [*_parts(feedback(weights, factor, bits, group_size, native))],
-            [*_parts(feedback(weights, factor, bits, group_size, NumpyBackend()))],
+            [*_parts(feedback(weights, factor, Layout(bits, group_size), native))],
+            [*_parts(feedback(weights, factor, Layout(bits, group_size), NumpyBackend()))],
         )
 
 

@@ -15,9 +15,10 @@ from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
-from elutq_cli.pipeline.recipe import Plan, Recipe, bits_per_weight
+from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.sensitivity import gradient_squares
 from elutq_cli.reference import SHARED_INPUTS, Block, Transformer
 from elutq_cli.reference.backward import draw
@@ -41,27 +42,27 @@ def tokens_of(checkpoint, count=6):
 
 
 def test_bits_per_weight_counts_scales_and_centers():
-    assert bits_per_weight(2, 128) == 2.375
-    assert bits_per_weight(2, 64) == 2.75
-    assert bits_per_weight(3, 128) == 3.5
+    assert Layout(2, 128).bits_per_weight == 2.375
+    assert Layout(2, 64).bits_per_weight == 2.75
+    assert Layout(3, 128).bits_per_weight == 3.5
 
 
 def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
     rng = np.random.default_rng(2)
-    choices = [(1, 128), (2, 128), (3, 128), (4, 128)]
+    layouts = [Layout(bits, 128) for bits in (1, 2, 3, 4)]
     candidates = [
-        Candidate(str(index), 1000, {choice: sensitivity * 4.0 ** -choice[0] for choice in choices})
+        Candidate(str(index), 1000, {layout: sensitivity * 4.0**-layout.bits for layout in layouts})
         for index, sensitivity in enumerate(np.exp(rng.normal(size=6)))
     ]
     tables = [candidate.harms for candidate in candidates]
     for target in (1.5, 2.0, 2.5, 3.0, 4.0):
         chosen = spend(candidates, target)
-        assert sum(itertools.starmap(bits_per_weight, chosen.values())) <= 6 * target
+        assert sum(layout.bits_per_weight for layout in chosen.values()) <= 6 * target
         harm = sum(table[chosen[str(index)]] for index, table in enumerate(tables))
         possible = (
-            sum(table[choice] for table, choice in zip(tables, combination, strict=True))
-            for combination in itertools.product(choices, repeat=6)
-            if sum(itertools.starmap(bits_per_weight, combination)) <= 6 * target
+            sum(table[layout] for table, layout in zip(tables, combination, strict=True))
+            for combination in itertools.product(layouts, repeat=6)
+            if sum(layout.bits_per_weight for layout in combination) <= 6 * target
         )
         assert harm <= 1.5 * min(possible)  # a hull's steps leave less than one step of the budget
 
@@ -108,20 +109,21 @@ def test_a_harm_is_the_divergence_when_one_linear_is_quantized(backend, linear, 
         shared = next(first for first, linears in SHARED_INPUTS.items() if linear in linears)
         x = inputs[shared].reshape(-1, weights.shape[1])
         factor = inverse_factor(x.T @ x / np.float32(len(x)), RECIPE.damping, backend)
-        model._kept[name] = feedback(weights, factor, 3, 64, backend).dequantize()
+        model._kept[name] = feedback(weights, factor, Layout(3, 64), backend).dequantize()
         changed = [log_softmax(model.logits(row)) for row in tokens]
     divergence = np.mean([(np.exp(p) * (p - q)).sum(-1).mean() for p, q in zip(expected, changed, strict=True)])
-    assert found.harms[3, 64] == pytest.approx(divergence, rel=0.35)
-    assert found.harms[1, 64] > found.harms[2, 64] > found.harms[3, 64] > found.harms[4, 64] > 0
+    assert found.harms[Layout(3, 64)] == pytest.approx(divergence, rel=0.35)
+    falling = [found.harms[Layout(bits, 64)] for bits in (1, 2, 3, 4)]
+    assert all(more > less > 0 for more, less in itertools.pairwise(falling))
 
 
 @pytest.mark.parametrize("rows", [192, 576, 1536, 2048, 4096, 8192, 14336])
 def test_rows_are_sampled_at_all_places_of_a_head(backend, rows):
     weights = np.random.default_rng(rows).normal(size=(rows, 32)).astype(np.float32)
     hessian = np.eye(32, dtype=np.float32)
-    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), [(2, 32)], backend)
+    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), [Layout(2, 32)], backend)
     sampled = np.arange(rows)[found.sampled]
-    assert len(found.errors[2, 32]) == len(sampled) >= 48
+    assert len(found.errors[Layout(2, 32)]) == len(sampled) >= 48
     assert sampled[0] < rows // 48
     assert sampled[-1] >= rows - rows // 48
     assert len(set(sampled % 128)) >= 32
@@ -131,8 +133,8 @@ def test_harms_of_sampled_rows_are_scaled_up_to_all():
     rng = np.random.default_rng(6)
     sizes, squares = np.exp(rng.normal(size=(2, 100)))
     errors = 0.01 * sizes[10::10]
-    found = RowErrors(sizes, slice(10, 100, 10), {(2, 64): errors}).harms(squares)
-    assert found[2, 64] == pytest.approx(0.005 * sizes @ squares)
+    found = RowErrors(sizes, slice(10, 100, 10), {Layout(2, 64): errors}).harms(squares)
+    assert found[Layout(2, 64)] == pytest.approx(0.005 * sizes @ squares)
 
 
 def test_gradients_are_how_the_loss_changes_at_every_block(backend):
@@ -224,9 +226,9 @@ def test_tensor_types_are_left_alone_and_count(backend):
     assert "model.layers.0.mlp.down_proj.weight" not in chosen
     entries = [entry for block in plan.blocks for entry in block]
     weights = sum(np.prod(shapes[entry.name]) for entry in entries)
-    spent = sum(bits_per_weight(entry.bits, entry.group_size) * np.prod(shapes[entry.name]) for entry in entries)
+    spent = sum(entry.bits_per_weight * np.prod(shapes[entry.name]) for entry in entries)
     assert 3.0 * weights < spent <= 3.5 * weights
-    assert [entry.bits for entry in entries if entry.name == "model.layers.0.mlp.down_proj.weight"] == [4]
+    assert [entry.layout.bits for entry in entries if entry.name == "model.layers.0.mlp.down_proj.weight"] == [4]
 
 
 def test_a_fixed_tensor_takes_nothing_from_the_others(backend):
@@ -236,9 +238,9 @@ def test_a_fixed_tensor_takes_nothing_from_the_others(backend):
         with Checkpoint.open(TINY) as checkpoint:
             chosen = allocate(checkpoint, recipe, tokens_of(checkpoint), backend)
             shapes = checkpoint.config.tensor_shapes()
-        spent = sum(bits_per_weight(*choice) * np.prod(shapes[name]) for name, choice in chosen.items())
+        spent = sum(layout.bits_per_weight * np.prod(shapes[name]) for name, layout in chosen.items())
         free_rate[types] = spent / sum(np.prod(shapes[name]) for name in chosen)
-    rate = bits_per_weight(RECIPE.bits, RECIPE.group_size)
+    rate = Layout(RECIPE.bits, RECIPE.group_size).bits_per_weight
     assert all(0.8 * rate < found <= rate for found in free_rate.values()), free_rate
 
 
@@ -277,7 +279,7 @@ def test_the_file_has_the_bits_that_were_chosen(tmp_path, backend):
     file = ModelFile.open(tmp_path / "out.gguf")
     records = [record for record in file.tensors.values() if record.group_size]
     assert len({record.bits for record in records}) > 1
-    bits = sum(bits_per_weight(r.bits, r.group_size) * r.n_weights for r in records)
+    bits = sum(Layout(r.bits, r.group_size).bits_per_weight * r.n_weights for r in records)
     assert 2.5 < bits / sum(r.n_weights for r in records) <= 3.0
     assert file.provenance["method"] == "allocate, calibrate, correct, feedback, refine"
     assert file.provenance["calibration.files"] == ["text.jsonl", "text.jsonl"]
@@ -304,13 +306,13 @@ def test_tensor_types_apply_in_order_to_every_matrix():
         plan = Plan.make(checkpoint.config, Recipe(group_size=64, tensor_types=types))
         with pytest.raises(ElutqError, match=r"type blk\\.99=3 matches no matrix"):
             Plan.make(checkpoint.config, Recipe(group_size=64, tensor_types=(r"blk\.99=3",)))
-    found = {entry.name: (entry.bits, entry.group_size) for entry in plan.matrices()}
-    assert found["model.layers.0.self_attn.q_proj.weight"] == (3, 64)
-    assert found["model.layers.0.mlp.up_proj.weight"] == (2, 64)
-    assert found["model.layers.1.self_attn.q_proj.weight"] == (4, 32)
-    assert found["lm_head.weight"] == (16, None)
-    assert found["model.embed_tokens.weight"] == (2, 64)
-    assert plan.blocks[0][3].bits == 3  # attn_output is no head
+    found = {entry.name: entry.layout for entry in plan.matrices()}
+    assert found["model.layers.0.self_attn.q_proj.weight"] == Layout(3, 64)
+    assert found["model.layers.0.mlp.up_proj.weight"] == Layout(2, 64)
+    assert found["model.layers.1.self_attn.q_proj.weight"] == Layout(4, 32)
+    assert found["lm_head.weight"] is None
+    assert found["model.embed_tokens.weight"] == Layout(2, 64)
+    assert plan.blocks[0][3].layout.bits == 3  # attn_output is no head
 
 
 @pytest.mark.parametrize(

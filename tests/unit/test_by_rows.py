@@ -10,6 +10,7 @@ from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.by_rows import MatrixByRows, embed, look_up, runs_of_rows
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_formats.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ def go_through(backend, weights, plan, hessian, rows_at_once, monkeypatch):
     matrix, restored = MatrixByRows(plan, weights.shape, backend), np.empty_like(weights)
     for rows in runs_of_rows(len(weights)):
         part = weights[rows]
-        restore = matrix.add(rows, part, part, lambda part: fit(part, hessian, plan.bits, 32, backend))
+        restore = matrix.add(rows, part, part, lambda part: fit(part, hessian, plan.layout, backend))
         restored[rows] = restore()
     return matrix.record(hessian), matrix.contents, restored
 
@@ -44,7 +45,7 @@ def test_a_matrix_by_rows_is_the_matrix_as_a_whole(backend, monkeypatch, bits, n
     weights = rng.normal(size=(n_rows, COLUMNS)).astype(np.float32)
     x = rng.normal(size=(200, COLUMNS)).astype(np.float32)
     hessian = x.T @ x if calibrated else None
-    plan = MatrixPlan(EMBEDDING, bits, None if bits == 16 else 32)
+    plan = MatrixPlan(EMBEDDING, None if bits == 16 else Layout(bits, 32))
     whole = go_through(backend, weights, plan, hessian, 1 << 20, monkeypatch)
     parts = go_through(backend, weights, plan, hessian, 256, monkeypatch)
     assert parts[0] == whole[0]

@@ -9,6 +9,7 @@ import pytest
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, block_statistics
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.products import AT_ONCE, multiply
 from elutq_cli.pipeline.refine import refine
 from elutq_cli.reference import SHARED_INPUTS, Block, Transformer
@@ -89,7 +90,7 @@ def test_long_sequences_give_the_weights_of_a_reference_computation(block):
         hessian = expected["self_attn.q_proj"][0].astype(np.float32)
         tensors = []
         for used in (statistics.hessian, hessian):
-            start = feedback(weights, inverse_factor(used, 0.1, backend), 3, 32, backend)
+            start = feedback(weights, inverse_factor(used, 0.1, backend), Layout(3, 32), backend)
             tensors.append(refine(weights, used, start, 0.1, backend))
     assert np.mean(tensors[0].codes == tensors[1].codes) > 0.99
     found, wanted = ((tensor.dequantize() - weights).astype(np.float64) for tensor in tensors)

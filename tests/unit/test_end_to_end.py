@@ -13,6 +13,7 @@ from elutq_cli.pipeline.by_rows import embed
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe
@@ -91,7 +92,7 @@ def quantized(checkpoint, backend):
             found.append((TensorRecord(here, 16, *values.shape), values.astype(np.float16)))
         else:
             record = TensorRecord(here, 2, *values.shape, group_size=32)
-            found.append((record, pack(fit(values, None, 2, 32, backend))))
+            found.append((record, pack(fit(values, None, Layout(2, 32), backend))))
     return lambda: [(record, lambda contents=contents: contents) for record, contents in found]
 
 

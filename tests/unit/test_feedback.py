@@ -9,6 +9,7 @@ from elutq_cli.pipeline import feedback as stage
 from elutq_cli.pipeline.backend import NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_to_factor, quantize_group
 from elutq_cli.pipeline.fit import fit, fit_groups
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import levels
 from elutq_cli.pipeline.measure import measure
 from elutq_cli.pipeline.recipe import Recipe
@@ -55,11 +56,11 @@ def test_error_under_h_is_below_the_plain_fit_and_the_authors_way(bits, seed):
     weights = (rng.standard_t(4, (48, 256)) * 0.05).astype(np.float32)
     hessian = correlated_hessian(rng, 256)
     factor = inverse_factor(hessian, DAMPING, NumpyBackend())
-    tensor = feedback(weights, factor, bits, 64, NumpyBackend())
+    tensor = feedback(weights, factor, Layout(bits, 64), NumpyBackend())
     ours = measure(weights, tensor, hessian, NumpyBackend())
     error = error_under(hessian, weights, tensor.dequantize())
     assert ours == pytest.approx(np.sqrt(error / error_under(hessian, weights, 0.0)), rel=1e-4)
-    for plain in (fit(weights, None, bits, 64, NumpyBackend()), fit(weights, hessian, bits, 64, NumpyBackend())):
+    for plain in (fit(weights, given, Layout(bits, 64), NumpyBackend()) for given in (None, hessian)):
         assert error < error_under(hessian, weights, plain.dequantize())
     for weighted in (False, True):
         assert error < error_under(hessian, weights, bits_fixed_first(weights, hessian, bits, 64, weighted))
@@ -90,7 +91,7 @@ def test_is_the_plain_fit_when_inputs_are_independent():
     weights = rng.normal(size=(16, 128)).astype(np.float32)
     scale = np.repeat(np.array([1.0, 5.0], dtype=np.float32), 64)
     factor = inverse_factor(np.diag(scale), DAMPING, NumpyBackend())
-    ours = feedback(weights, factor, 2, 64, NumpyBackend())
+    ours = feedback(weights, factor, Layout(2, 64), NumpyBackend())
     plain = HLQTensor(*fit_groups(weights, 2, 64), 64)
     np.testing.assert_array_equal(ours.dequantize(), plain.dequantize())
 
@@ -100,8 +101,8 @@ def test_the_last_columns_compensate_what_the_first_cannot():
     rng = np.random.default_rng(5)
     weights = rng.normal(size=(64, 64)).astype(np.float32)
     pairs = np.kron(np.eye(32), np.ones((2, 2))).astype(np.float32)
-    ours = feedback(weights, inverse_factor(pairs, 1e-4, NumpyBackend()), 2, 32, NumpyBackend()).dequantize()
-    plain = fit(weights, pairs, 2, 32, NumpyBackend()).dequantize()
+    ours = feedback(weights, inverse_factor(pairs, 1e-4, NumpyBackend()), Layout(2, 32), NumpyBackend()).dequantize()
+    plain = fit(weights, pairs, Layout(2, 32), NumpyBackend()).dequantize()
     assert error_under(pairs, weights, ours) < 0.8 * error_under(pairs, weights, plain)
 
 
@@ -167,11 +168,11 @@ def test_columns_whose_input_is_always_zero():
     hessian = correlated_hessian(rng, 128)
     hessian[10, :] = hessian[:, 10] = 0.0
     hessian[64:, :] = hessian[:, 64:] = 0.0
-    result = feedback(weights, inverse_factor(hessian, DAMPING, NumpyBackend()), 2, 64, NumpyBackend())
+    result = feedback(weights, inverse_factor(hessian, DAMPING, NumpyBackend()), Layout(2, 64), NumpyBackend())
     assert np.isfinite(result.dequantize()).all()
     assert 0.0 < measure(weights, result, hessian, NumpyBackend()) < 0.5
     none = np.zeros_like(hessian)
-    nothing = feedback(weights, inverse_factor(none, DAMPING, NumpyBackend()), 2, 64, NumpyBackend())
+    nothing = feedback(weights, inverse_factor(none, DAMPING, NumpyBackend()), Layout(2, 64), NumpyBackend())
     assert measure(weights, nothing, none, NumpyBackend()) == 0.0
     assert np.isfinite(nothing.dequantize()).all()
 

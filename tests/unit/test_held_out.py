@@ -18,6 +18,7 @@ from elutq_cli.pipeline.divergence import divergences
 from elutq_cli.pipeline.fingerprint import explain_difference, fingerprint
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
@@ -203,7 +204,7 @@ def test_predictions_that_are_not_finite_are_told_and_not_a_number(caplog):
     assert found == divergence.Divergence(0.0, 0.0)
 
 
-@pytest.mark.parametrize("plan", [MatrixPlan("lm_head.weight", 2, 32), MatrixPlan("lm_head.weight", 16, None)])
+@pytest.mark.parametrize("plan", [MatrixPlan("lm_head.weight", layout) for layout in (Layout(2, 32), None)])
 def test_rows_of_a_finished_matrix_are_those_that_were_put_there(monkeypatch, plan):
     """Of a head with more rows than go through the stages together, the last run a short one."""
     monkeypatch.setattr(by_rows, "ROWS_AT_ONCE", by_rows.SUPERBLOCK_ROWS)
@@ -212,7 +213,7 @@ def test_rows_of_a_finished_matrix_are_those_that_were_put_there(monkeypatch, pl
     matrix, restored = MatrixByRows(plan, weights.shape, numpy_only), []
     runs = runs_of_rows(len(weights))
     for rows in runs:
-        quantize_rows = partial(fit, hessian=None, bits=plan.bits, group_size=plan.group_size, backend=numpy_only)
+        quantize_rows = partial(fit, hessian=None, layout=plan.layout, backend=numpy_only)
         restored.append(matrix.add(rows, weights[rows], weights[rows], quantize_rows)())
     assert len(runs) == 3
     for rows, expected in zip(reversed(runs), reversed(restored), strict=True):

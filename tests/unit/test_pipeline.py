@@ -20,6 +20,7 @@ from elutq_cli.pipeline import tensors
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
@@ -198,8 +199,8 @@ def test_fit_with_a_text_weighs_columns_by_the_diagonal_of_the_hessian(tmp_path,
             columns = inputs[shared].reshape(-1, inputs[shared].shape[-1])
             weights = checkpoint.load(name)
             found = file.load(name)
-            expected = fit(weights, columns.T @ columns / np.float32(len(columns)), 2, 32, backend).dequantize()
-            plain = fit(weights, None, 2, 32, backend).dequantize()
+            expected = fit(weights, columns.T @ columns / np.float32(len(columns)), Layout(2, 32), backend).dequantize()
+            plain = fit(weights, None, Layout(2, 32), backend).dequantize()
             assert (found == expected).mean() > 0.99  # sums in another order may move a level by a bit
             assert (found == plain).mean() < 0.9
 

@@ -8,6 +8,7 @@ import pytest
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import levels
 from elutq_cli.pipeline.refine import descend_codes, ordered_product, refine, refine_group, signs_of, solve_levels
 from elutq_formats.hlq import HLQTensor
@@ -42,8 +43,8 @@ def test_no_rows_error_rises(bits, group_size, seed):
     hessian = correlated_hessian(rng, 192)
     with NativeBackend(2) as backend:
         for start in (
-            feedback(weights, inverse_factor(hessian, DAMPING, backend), bits, group_size, backend),
-            fit(weights, None, bits, group_size, backend),
+            feedback(weights, inverse_factor(hessian, DAMPING, backend), Layout(bits, group_size), backend),
+            fit(weights, None, Layout(bits, group_size), backend),
         ):
             refined = refine(weights, hessian, start, DAMPING, backend)
             before = row_errors(damp(hessian), weights, start)
@@ -59,7 +60,7 @@ def test_solved_levels_are_the_least_squares_solution(bits):
     rng = np.random.default_rng(bits)
     weights = rng.normal(size=(6, 96)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 96))
-    start = fit(weights, None, bits, 32, NumpyBackend())
+    start = fit(weights, None, Layout(bits, 32), NumpyBackend())
     residual = (weights - start.dequantize()) @ hessian
     part = slice(32, 64)
     half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
@@ -87,7 +88,7 @@ def test_a_group_grows_by_what_it_says_or_not_at_all():
     rng = np.random.default_rng(3)
     weights = rng.normal(size=(50, 32)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 32))
-    start = fit(weights, None, 2, 32, NumpyBackend())
+    start = fit(weights, None, Layout(2, 32), NumpyBackend())
     residual = (weights - start.dequantize()) @ hessian
     residual[::2] = 0.0  # already the best: nothing can be gained
     half_scales, centers, codes, grown = refine_group(
@@ -103,7 +104,7 @@ def test_descent_ends_where_no_single_code_helps():
     rng = np.random.default_rng(4)
     weights = rng.normal(size=(4, 32)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 32))
-    start = fit(weights, None, 2, 32, NumpyBackend())
+    start = fit(weights, None, Layout(2, 32), NumpyBackend())
     residual = (weights - start.dequantize()) @ hessian
     codes, after = descend_codes(start.codes, residual, hessian, start.half_scales[:, 0], start.centers[:, 0], 100)
     ended = HLQTensor(start.half_scales, start.centers, codes, 32)
@@ -124,7 +125,7 @@ def test_c_gives_the_same_bits_as_the_twin(bits, group_size, rows, threads):
     rng = np.random.default_rng([bits, group_size, rows])
     weights = rng.normal(size=(rows, 2 * group_size)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 2 * group_size))
-    start = fit(weights, None, bits, group_size, NumpyBackend())
+    start = fit(weights, None, Layout(bits, group_size), NumpyBackend())
     residual = (weights - start.dequantize()) @ hessian
     residual[1::5] *= 1e-3  # rows that have little to gain, or nothing
     own = slice(group_size, None)
@@ -143,7 +144,7 @@ def test_c_gives_the_same_bits_as_the_twin(bits, group_size, rows, threads):
 def test_inputs_that_are_zero_are_left_alone():
     rng = np.random.default_rng(5)
     weights = rng.normal(size=(8, 64)).astype(np.float32)
-    start = fit(weights, None, 2, 32, NumpyBackend())
+    start = fit(weights, None, Layout(2, 32), NumpyBackend())
     assert refine(weights, np.zeros((64, 64), dtype=np.float32), start, DAMPING, NumpyBackend()) is start
     hessian = correlated_hessian(rng, 64)
     hessian[32:] = hessian[:, 32:] = 0.0

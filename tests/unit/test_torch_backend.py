@@ -13,6 +13,7 @@ from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.forecast import estimate_seconds
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.quantize import quantize as run_pipeline
 from elutq_cli.pipeline.recipe import METHODS, Plan, Recipe
 from elutq_cli.pipeline.refine import refine
@@ -68,7 +69,7 @@ def test_the_stages_take_tensors(on_torch):
         for backend in (native, on_torch):
             placed = backend.place(weights), backend.place(hessian)
             factor = inverse_factor(placed[1], 0.01, backend)
-            tensor = refine(*placed, feedback(placed[0], factor, 2, 64, backend), 0.01, backend)
+            tensor = refine(*placed, feedback(placed[0], factor, Layout(2, 64), backend), 0.01, backend)
             difference = weights - tensor.dequantize().astype(np.float64)
             errors.append(float(((difference @ hessian) * difference).sum()))
     assert errors[1] == pytest.approx(errors[0], rel=TOLERANCE)

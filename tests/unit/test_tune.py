@@ -12,6 +12,7 @@ from elutq_cli.evaluation import log_softmax
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import levels, nearest, signs
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
@@ -223,7 +224,7 @@ def test_a_tuned_block_is_nearer_to_the_exact_one(folder, unseen, backend):
         weights = {name: checkpoint.load(f"model.layers.1.{name}") for name in block_tensor_names(config)}
     exact = Block(config, 1, weights)
     linears = [name for name in weights if name.endswith("proj.weight") and weights[name].shape[1] % 32 == 0]
-    matrices = {name: spoilt(fit(weights[name], None, 2, 32, backend)) for name in linears}
+    matrices = {name: spoilt(fit(weights[name], None, Layout(2, 32), backend)) for name in linears}
     rough = Block(config, 1, weights | {name: matrix.dequantize() for name, matrix in matrices.items()})
     outputs_of = np.random.default_rng(4).normal(size=(64, 24, config.hidden_size)).astype(np.float32)
     inputs = outputs_of + 0.02 * np.random.default_rng(5).normal(size=outputs_of.shape).astype(np.float32)
@@ -251,7 +252,7 @@ def test_a_block_that_cannot_gain_stays_as_it_was(backend):
     with Checkpoint.open(TINY) as checkpoint:
         weights = {name: checkpoint.load(f"model.layers.0.{name}") for name in block_tensor_names(checkpoint.config)}
         name = "mlp.down_proj.weight"
-        matrices = {name: fit(weights[name], None, 2, 32, backend)}
+        matrices = {name: fit(weights[name], None, Layout(2, 32), backend)}
         block = Block(checkpoint.config, 0, weights | {name: matrices[name].dequantize()})
     inputs = np.random.default_rng(6).normal(size=(8, 24, checkpoint.config.hidden_size)).astype(np.float32)
     tuned = block_tuning.tune_block(block, matrices, (inputs, np.asarray(block(inputs))), None, 0, "cpu")

@@ -2,7 +2,7 @@
 
 import math
 
-from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe, bits_per_weight
+from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe
 from elutq_formats.config import ModelConfig
 
 BLOCK_STEPS, BLOCK_TOKENS = 64, 2048
@@ -103,8 +103,7 @@ def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
 
 
 def _levels_per_weight(recipe: Recipe) -> float:
-    bits = bits_per_weight(recipe.bits, recipe.group_size) if recipe.target_bpw is None else recipe.target_bpw
-    return max(0.0, bits - recipe.bits) / 16
+    return max(0.0, recipe.budget - recipe.bits) / 16
 
 
 def _kept_bytes(config: ModelConfig, sequence_length: int) -> float:
