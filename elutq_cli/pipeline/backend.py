@@ -113,9 +113,7 @@ class NativeBackend(OnProcessor):
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
         """See ``fit.fit_groups``."""
         starts = starting_points(bits)
-        return self._quantizer.fit(
-            weights, starts, group_size, importance, ITERATIONS, PROXIMITY, grid.exponent
-        )
+        return self._quantizer.fit(weights, starts, group_size, importance, ITERATIONS, PROXIMITY, grid.exponent)
 
     def feedback_columns(
         self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray

@@ -42,16 +42,16 @@ class Grid:
         """Round centers: float16 of the same shape."""
         if self.exponent is None:
             return _to_half(values)
-        return np.where(values < 0.0, np.float16(-1), np.float16(1)) * self._nearest_bytes(
-            np.abs(values), CENTER_SHIFT, 127
-        )
+        magnitudes = self._nearest_bytes(np.abs(values), CENTER_SHIFT, 127)
+        return np.asarray(np.where(values < 0.0, -magnitudes, magnitudes))
 
     def _nearest_bytes(self, magnitudes: npt.NDArray[np.float64], shift: int, last: int) -> HalfArray:
+        """Round by way of float16, as C does, to byte << shift as its bits, times the power of two."""
         factor = np.float32(2.0 ** (self.exponent or 0))
         halves = (np.minimum(magnitudes, LARGEST_HALF).astype(np.float32) / factor).astype(np.float16)
         nearest = np.minimum((halves.view(np.uint16).astype(np.int32) + (1 << (shift - 1))) >> shift, last)
         steps = (nearest << shift).astype(np.uint16).view(np.float16)
-        return (steps.astype(np.float32) * factor).astype(np.float16)
+        return np.asarray((steps.astype(np.float32) * factor).astype(np.float16))
 
 
 ANY_HALF = Grid()

@@ -273,5 +273,5 @@ def _check(status: int) -> None:
     if status != lib.ELUTQ_OK:
         raise ValueError(
             "bits must be 1 to 4, codes below 2^bits, groups at most 128 columns (and four at a time in refine), "
-            "starts at least 1 and proximity positive"
+            "starts at least 1, proximity positive and the exponent of bytes 0 to 23"
         )

@@ -11,6 +11,8 @@ from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.levels import Grid
+from elutq_formats.constants import MAX_EXPONENT
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import NativeError
@@ -50,6 +52,21 @@ def test_fit_equals_the_twin(native, bits, group_size):
             assert_same(
                 native.fit_groups(weights, bits, group_size, given), fit_groups(weights, bits, group_size, given)
             )
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("exponent", [0, 8, MAX_EXPONENT])
+def test_fit_equals_the_twin_where_levels_are_bytes(native, bits, exponent):
+    """Of weights that bytes reach, that are below the least of them, and that are above the last."""
+    rng = np.random.default_rng([bits, exponent])
+    weights = (
+        random_weights(rng, 40, 128) * np.exp2(np.linspace(exponent - 30, exponent, 40, dtype=np.float32))[:, None]
+    )
+    importance = rng.gamma(0.5, size=128).astype(np.float32)
+    grid = Grid(exponent)
+    for given in (None, importance):
+        found, twin = native.fit_groups(weights, bits, 64, given, grid), fit_groups(weights, bits, 64, given, grid)
+        assert [part.tobytes() for part in found] == [part.tobytes() for part in twin]  # zeros have a sign
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -141,9 +158,9 @@ def test_impossible_arguments_are_refused():
     quantizer = Quantizer(1)
     weights = np.zeros((4, 256), dtype=np.float32)
 
-    def fit(bits=2, group_size=64, importance=None, starts=None, proximity=PROXIMITY):
+    def fit(bits=2, group_size=64, importance=None, starts=None, proximity=PROXIMITY, exponent=None):
         starts = starting_points(bits) if starts is None else starts
-        return quantizer.fit(weights, starts, group_size, importance, ITERATIONS, proximity)
+        return quantizer.fit(weights, starts, group_size, importance, ITERATIONS, proximity, exponent)
 
     fit()
     for wrong in (
@@ -156,6 +173,8 @@ def test_impossible_arguments_are_refused():
         {"starts": np.empty((0, 3))},
         {"proximity": 0.0},
         {"proximity": float("nan")},
+        {"exponent": MAX_EXPONENT + 1},
+        {"exponent": 254},
     ):
         with pytest.raises(ValueError, match=r"columns|bits must be"):
             fit(**wrong)

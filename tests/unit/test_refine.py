@@ -7,9 +7,9 @@ import pytest
 
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.fit import fit, fit_groups
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import levels
+from elutq_cli.pipeline.levels import Grid, levels
 from elutq_cli.pipeline.refine import descend_codes, ordered_product, refine, refine_group, signs_of, solve_levels
 from elutq_formats.hlq import HLQTensor
 
@@ -139,6 +139,25 @@ def test_c_gives_the_same_bits_as_the_twin(bits, group_size, rows, threads):
     assert (twin[2] != start.codes[:, own]).any()
     for argument, kept in zip(arguments, before, strict=True):
         np.testing.assert_array_equal(argument, kept)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_c_gives_the_same_bits_as_the_twin_where_levels_are_bytes(bits):
+    rng = np.random.default_rng(bits)
+    weights = (rng.normal(size=(45, 64)) * np.exp2(np.linspace(-20, 6, 45))[:, None]).astype(np.float32)
+    hessian = damp(correlated_hessian(rng, 64))
+    grid = Grid(11)  # the last rows are above what it reaches, the first below
+    half_scales, centers, codes = fit_groups(weights, bits, 64, None, grid)
+    residual = (weights - HLQTensor(half_scales, centers, codes, 64).dequantize()) @ hessian
+    arguments = half_scales[:, 0], centers[:, 0], codes, residual, hessian, grid
+    twin = refine_group(*arguments)
+    with NativeBackend(2) as backend:
+        found = backend.refine_group(*arguments)
+    assert [part.tobytes() for part in found[:3]] == [part.tobytes() for part in twin[:3]]
+    np.testing.assert_array_equal(found[3], twin[3])
+    assert (twin[0] != half_scales[:, 0]).any()
+    for again, values in ((grid.round_half_scales(twin[0]), twin[0]), (grid.round_centers(twin[1]), twin[1])):
+        np.testing.assert_array_equal(again, values)
 
 
 def test_inputs_that_are_zero_are_left_alone():
