@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
+from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels, nearest
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
@@ -28,8 +28,9 @@ class UniformBackend(NativeBackend):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
+        grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
-        """See ``fit.fit_groups``; importance is not looked at."""
+        """See ``fit.fit_groups``; importance is not looked at, nor a grid other than float16."""
         groups = weights.reshape(len(weights), -1, group_size)
         low, high = groups.min(axis=-1), groups.max(axis=-1)
         step = (high - low) / (2**bits - 1)

@@ -8,7 +8,7 @@ are added up over linears, and the budget is spent where a bit takes away most.
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -121,7 +121,7 @@ def check_target(config: ModelConfig, recipe: Recipe) -> None:
     least = most = fixed.bits
     n_weights = fixed.n_weights
     for rows, columns in (config.tensor_shapes()[name] for name in free):
-        sizes = [layout.bits_per_weight for layout in _options(columns, recipe.group_size)]
+        sizes = [layout.bits_per_weight for layout in _options(columns, recipe)]
         least, most = least + min(sizes) * rows * columns, most + max(sizes) * rows * columns
         n_weights += rows * columns
     if not free:
@@ -244,7 +244,7 @@ def _measure_block(
             name = f"model.layers.{block.layer}.{linear}.weight"
             weights = block.weights[f"{linear}.weight"]
             if name in names:
-                options = _options(weights.shape[1], recipe.group_size)
+                options = _options(weights.shape[1], recipe)
                 found[name] = measure_errors(weights, statistics.hessian, factor, options, backend)
     return found
 
@@ -283,13 +283,13 @@ def measure_errors(
         weights: (rows, columns) float32.
         hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
         factor: of that, from ``inverse_factor``.
-        options: the layouts.
+        options: the layouts, as far as the matrix can have them.
         backend: runs the stages.
     """
     sampled = _spread_rows(len(weights), SAMPLED_ROWS)
     rows, errors = weights[sampled], {}
-    for layout in options:
-        difference = backend.place(feedback(rows, factor, layout, backend).dequantize()) - rows
+    for layout, grid in dict.fromkeys(option.settle([weights]) for option in options):
+        difference = backend.place(feedback(rows, factor, layout, backend, grid).dequantize()) - rows
         of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
         errors[layout] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)
     sizes = backend.fetch((weights * weights).sum(-1)).astype(np.float64)
@@ -301,6 +301,7 @@ def _spread_rows(n_rows: int, n_chosen: int) -> slice:
     return slice(step // 2, n_rows, step)
 
 
-def _options(columns: int, group_size: int) -> list[Layout]:
-    sizes = [size for size in sorted({*GROUP_SIZES, group_size}, reverse=True) if columns % size == 0]
-    return [Layout(bits, size) for bits in range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1) for size in sizes]
+def _options(columns: int, recipe: Recipe) -> list[Layout]:
+    sizes = [size for size in sorted({*GROUP_SIZES, recipe.group_size}, reverse=True) if columns % size == 0]
+    every_bits = map(recipe.layout, range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1))
+    return [replace(layout, group_size=size) for layout in every_bits for size in sizes]

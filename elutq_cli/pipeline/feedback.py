@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
+from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels, nearest
 from elutq_cli.pipeline.products import (
     column_blocks,
     left_upper,
@@ -39,7 +39,7 @@ Group: TypeAlias = tuple[HalfArray, HalfArray, CodeArray, FloatArray]
 log = logging.getLogger(__name__)
 
 
-def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend) -> HLQTensor:
+def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, grid: Grid = ANY_HALF) -> HLQTensor:
     """Quantize a matrix so that its output error on the calibration inputs is small.
 
     Group by group from the left: the levels are fitted and the columns rounded in turn (``quantize_group``), then what
@@ -51,6 +51,7 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend) ->
         factor: (columns, columns) float32, from ``inverse_factor`` of the Hessian of the inputs.
         layout: how it is to be stored.
         backend: runs the inner loops.
+        grid: what half scales and centers are rounded to, from ``layout.settle`` of the whole matrix.
 
     Source: GPTQ (Frantar et al. 2022) with ELUTQ's levels. ELUTQ's own code keeps the codes chosen before
     compensation; here the compensated weight is rounded, which is better at every number of bits.
@@ -68,7 +69,7 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend) ->
         errors = np.empty_like(compensated)
         for inside in pieces(compensated.shape[1], group_size):
             group = (block.start + inside.start) // group_size
-            found = quantize_group(compensated[:, inside], own[inside, inside], bits, backend)
+            found = quantize_group(compensated[:, inside], own[inside, inside], bits, backend, grid)
             places = half_scales[:, group], centers[:, group], codes[:, block][:, inside], errors[:, inside]
             rest = compensated[:, inside.stop :], own[inside, inside.stop :]
             backend.map(partial(_keep, places, found, *rest), pieces(rows))
@@ -76,7 +77,9 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend) ->
     return HLQTensor(half_scales, centers, codes, group_size)
 
 
-def quantize_group(weights: FloatArray, factor: FloatArray, bits: int, backend: Backend) -> Group:
+def quantize_group(
+    weights: FloatArray, factor: FloatArray, bits: int, backend: Backend, grid: Grid = ANY_HALF
+) -> Group:
     """Fit one group's levels and round its columns.
 
     A column's error is weighted by 1 / U_jj^2, what it costs after the columns to its right have compensated it as well
@@ -91,6 +94,7 @@ def quantize_group(weights: FloatArray, factor: FloatArray, bits: int, backend: 
         factor: (group_size, group_size) float32, this group's diagonal block of U.
         bits: bit-planes.
         backend: runs the inner loops.
+        grid: what half scales and centers are rounded to.
 
     Returns:
         half_scales (rows, bits) float16, centers (rows,) float16, codes and errors (rows, group_size) as
@@ -100,7 +104,7 @@ def quantize_group(weights: FloatArray, factor: FloatArray, bits: int, backend: 
     importance = (1.0 / diagonal**2).astype(np.float32)
 
     def fit_and_round(target: FloatArray) -> Group:
-        half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance)
+        half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance, grid)
         found = half_scales[:, 0], centers[:, 0]
         return *found, *backend.feedback_columns(weights, factor, *found)
 

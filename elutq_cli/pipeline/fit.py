@@ -34,7 +34,9 @@ equations solvable when fewer than bits + 1 levels are in use, and is too small 
 GROUPS_AT_ONCE = 8192
 
 
-def fit(weights: FloatArray, hessian: Array | None, layout: Layout, backend: Backend) -> HLQTensor:
+def fit(
+    weights: FloatArray, hessian: Array | None, layout: Layout, backend: Backend, grid: Grid = ANY_HALF
+) -> HLQTensor:
     """Quantize a matrix group by group, each column weighted by its diagonal element of the Hessian if there is one.
 
     Args:
@@ -42,13 +44,14 @@ def fit(weights: FloatArray, hessian: Array | None, layout: Layout, backend: Bac
         hessian: (columns, columns) float32, X^T X of the inputs up to a factor, or None: all columns count the same.
         layout: how it is to be stored.
         backend: runs the inner loop.
+        grid: what half scales and centers are rounded to, from ``layout.settle`` of the whole matrix.
     """
     importance = None
     if hessian is not None:
         # Where no input of a group is ever used, any levels do as well; the weights' own are as good as others.
         by_group = backend.fetch(hessian.diagonal()).reshape(-1, layout.group_size)
         importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
-    half_scales, centers, codes = backend.fit_groups(weights, layout.bits, layout.group_size, importance)
+    half_scales, centers, codes = backend.fit_groups(weights, layout.bits, layout.group_size, importance, grid)
     return HLQTensor(half_scales, centers, codes, layout.group_size)
 
 

@@ -28,7 +28,11 @@ class Grid:
 
     @classmethod
     def of_bytes(cls, largest: float) -> "Grid":
-        """Return the finest of bytes in which half scales and centers reach ``largest``, or nearly."""
+        """Return the finest of bytes in which half scales and centers reach ``largest``, or nearly.
+
+        Bytes have five bits of mantissa, or four, down to a 128th of what they reach, and even steps below. The lowest
+        exponent reaches 2**-7: where ``largest`` is far below that, those steps of 2**-19 are too coarse.
+        """
         reach = math.frexp(largest)[1] if largest > 0.0 else -MAX_EXPONENT
         return cls(min(max(reach + 7, 0), MAX_EXPONENT))  # bytes alone stay below 2**-7
 

@@ -46,11 +46,13 @@ LEAST_PULL = 1e-6
 when a group uses fewer than bits + 1 levels, and well above float32's rounding of them."""
 
 
-def refine(weights: Array, hessian: Array, start: HLQTensor, damping: float, backend: Backend) -> HLQTensor:
+def refine(
+    weights: Array, hessian: Array, start: HLQTensor, damping: float, backend: Backend, grid: Grid = ANY_HALF
+) -> HLQTensor:
     """Lower the error of a quantized matrix: trace of D (H + damping * mean(diag H) * I) D^T, D = W - Q.
 
     Block after block of columns, all of them twice, and in each turn its groups twice: a group's levels are solved for
-    with its codes held and rounded to float16, then each of its weights in turn takes the code that lowers the row's
+    with its codes held and rounded, then each of its weights in turn takes the code that lowers the row's
     error most. A row's group that would not gain stays as it is, so that no row's error rises. The residual D H, which
     tells a group what the others lack, is computed for a block when its turn comes; within the block each group tells
     those still to come.
@@ -61,6 +63,7 @@ def refine(weights: Array, hessian: Array, start: HLQTensor, damping: float, bac
         start: a quantized form of the matrix, as ``feedback`` gives it.
         damping: relative to the mean of the Hessian's diagonal.
         backend: runs the inner loops.
+        grid: that of ``start``.
 
     Source: block coordinate descent. The solve for scales is ELUTQ's closed form under H; descent on the codes is
     cyclic coordinate descent of the integer least squares problem.
@@ -79,7 +82,8 @@ def refine(weights: Array, hessian: Array, start: HLQTensor, damping: float, bac
         for sweep, inside in itertools.product(range(SWEEPS), groups):
             group = (block.start + inside.start) // start.group_size
             places = half_scales[:, group], centers[:, group], codes[:, block][:, inside]
-            found = backend.refine_group(*places, residual[:, inside], np.ascontiguousarray(own[inside, inside]))
+            own_block = np.ascontiguousarray(own[inside, inside])
+            found = backend.refine_group(*places, residual[:, inside], own_block, grid)
             to_come = slice(inside.stop if sweep == SWEEPS - 1 else 0, None)
             others = residual[:, to_come], own[inside, to_come]
             backend.map(partial(_keep, (*places, grown[:, inside]), found, *others), pieces(len(residual)))

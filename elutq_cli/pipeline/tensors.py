@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,8 @@ from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import check_finite, feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.levels import FloatArray
+from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.levels import FloatArray, Grid
 from elutq_cli.pipeline.linear import LinearInputs, Matrix
 from elutq_cli.pipeline.measure import measure
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, pieces
@@ -109,11 +111,15 @@ class Tensors:
         """
         begin = time.perf_counter()
         name = self._stored_name(plan.name)
+        target_of = correct or (lambda placed: placed)
+        targets = (target_of(self._backend.place(weights)) for _, weights in self._source.load_by_rows(name))
+        plan, grid = plan.settle(targets)
+        quantize = partial(self._run_stages, plan.layout, grid, inputs)
         matrix = MatrixByRows(plan, self._source.shape(name), self._backend)
         for rows, weights in self._source.load_by_rows(name):
             placed = self._backend.place(weights)
-            target = placed if correct is None else correct(placed)
-            restore = matrix.add(rows, placed, target, lambda part: self._run_stages(plan, part, inputs))
+            target = target_of(placed)
+            restore = matrix.add(rows, placed, target, quantize)
             if use is not None:
                 use(rows, weights, restore)
             self._progress.advance(weights.size)
@@ -133,10 +139,11 @@ class Tensors:
         """
         shape = tuple(weights.shape)
         begin = time.perf_counter()
+        plan, grid = plan.settle([weights])
         if plan.layout is None:
             matrix = Matrix(plan.record(shape), self._backend.fetch(weights).astype(np.float16))
         else:
-            tensor = self._run_stages(plan, weights, inputs)
+            tensor = self._run_stages(plan.layout, grid, inputs, weights)
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
             matrix = Matrix(plan.record(shape, error), tensor)
         _log_done(matrix.record, begin)
@@ -151,17 +158,17 @@ class Tensors:
         else:
             self._spool.add(matrix.record, contents)
 
-    def _run_stages(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None) -> HLQTensor:
-        """Run the stages that the recipe and the calibration call for, on a matrix that is to be quantized."""
-        assert plan.layout is not None
+    def _run_stages(self, layout: Layout | None, grid: Grid, inputs: LinearInputs | None, weights: Array) -> HLQTensor:
+        """Run the stages that the recipe and the calibration call for, on rows of a matrix that is to be quantized."""
+        assert layout is not None
         if inputs is None or inputs.factor is None:
             hessian = None if inputs is None else inputs.hessian
-            return fit(self._backend.fetch(weights), hessian, plan.layout, self._backend)
+            return fit(self._backend.fetch(weights), hessian, layout, self._backend, grid)
         parts = []
         for rows in pieces(len(weights), ROWS_AT_ONCE):
-            part = feedback(weights[rows], inputs.factor, plan.layout, self._backend)
+            part = feedback(weights[rows], inputs.factor, layout, self._backend, grid)
             if self._recipe.method != "feedback":
-                part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend)
+                part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend, grid)
             parts.append(part)
         return HLQTensor.concatenate(parts)
 

@@ -11,7 +11,7 @@ from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import Grid
+from elutq_cli.pipeline.levels import ANY_HALF, Grid
 from elutq_formats.constants import MAX_EXPONENT
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, pack
@@ -105,11 +105,11 @@ def test_feedback_equals_the_twin(native, bits, group_size):
     rng = np.random.default_rng(bits + group_size)
     inputs = rng.normal(size=(400, 2 * group_size)) @ rng.normal(size=(2 * group_size, 2 * group_size))
     factor = inverse_factor((inputs.T @ inputs).astype(np.float32), 0.01, NumpyBackend())
-    for rows in (1, 16, 37):
+    for rows, grid in ((1, ANY_HALF), (16, ANY_HALF), (37, ANY_HALF), (16, Grid(9))):
         weights = random_weights(rng, rows, 2 * group_size)
         assert_same(
-            [*_parts(feedback(weights, factor, Layout(bits, group_size), native))],
-            [*_parts(feedback(weights, factor, Layout(bits, group_size), NumpyBackend()))],
+            [*_parts(feedback(weights, factor, Layout(bits, group_size), native, grid))],
+            [*_parts(feedback(weights, factor, Layout(bits, group_size), NumpyBackend(), grid))],
         )
 
 

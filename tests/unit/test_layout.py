@@ -1,0 +1,159 @@
+"""Layouts: what each takes, and the one grid of a matrix, however its rows are cut."""
+
+import numpy as np
+import pytest
+
+from elutq_cli.pipeline import by_rows, tensors
+from elutq_cli.pipeline.allocate import measure_errors
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.feedback import inverse_factor
+from elutq_cli.pipeline.layout import FREE8, LEAST_REACH, Layout
+from elutq_cli.pipeline.levels import ANY_HALF, Grid
+from elutq_cli.pipeline.linear import LinearInputs
+from elutq_cli.pipeline.measure import sample_rows
+from elutq_cli.pipeline.progress import Progress
+from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
+from elutq_cli.pipeline.tensors import Tensors
+from elutq_formats.hlq import unpack
+from elutq_formats.model_tensors import EMBEDDING
+
+BYTES = Layout(2, 32, FREE8)
+COLUMNS = 64
+NAME = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with NativeBackend(2) as native:
+        yield native
+
+
+def test_what_a_weight_takes():
+    assert [Layout(bits, 128).bits_per_weight for bits in (1, 2, 3, 4)] == [1.25, 2.375, 3.5, 4.625]
+    assert Layout(2, 128, FREE8).bits_per_weight == 2.1875
+    assert Layout(2, 64, FREE8).bits_per_weight == Layout(2, 128).bits_per_weight
+
+
+def test_layouts_name_themselves():
+    assert str(Layout(2, 128)) == "2 bits, groups of 128"
+    assert str(Layout(3, 64, FREE8)) == "3 bits, groups of 64 of kind free8"
+
+
+def not_to_be_read():
+    raise AssertionError("a matrix whose kind needs no exponent is looked at")
+    yield
+
+
+def test_a_kind_without_an_exponent_is_settled_unseen():
+    assert Layout(2, 32).settle(not_to_be_read()) == (Layout(2, 32), ANY_HALF)
+    plan = MatrixPlan(EMBEDDING, None)
+    assert plan.settle(not_to_be_read()) == (plan, ANY_HALF)
+
+
+def test_the_exponent_is_that_of_the_largest_weight_of_any_part():
+    parts = [np.full((2, 32), value, dtype=np.float32) for value in (0.1, -3.0, 0.2)]
+    assert BYTES.settle(parts) == (BYTES, Grid.of_bytes(3.0))
+    assert BYTES.settle(parts[:1]) == (BYTES, Grid.of_bytes(0.1)) != BYTES.settle(parts)
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-6, LEAST_REACH * 0.999])
+def test_a_matrix_of_small_weights_keeps_float16(largest):
+    weights = np.full((2, 32), -largest, dtype=np.float32)
+    assert BYTES.settle([weights]) == (Layout(2, 32), ANY_HALF)
+    assert BYTES.settle([weights, np.full((2, 32), LEAST_REACH, dtype=np.float32)]) == (BYTES, Grid(0))
+
+
+class Source:
+    """One matrix, which is read by rows; counts how often."""
+
+    config = None
+
+    def __init__(self, weights):
+        self.weights, self.n_read = weights, 0
+
+    def shape(self, name):
+        return self.weights.shape
+
+    def load_by_rows(self, name):
+        self.n_read += 1
+        for rows in by_rows.runs_of_rows(len(self.weights)):
+            yield rows, self.weights[rows]
+
+
+class Kept:
+    """A spool for one matrix."""
+
+    def add(self, record, contents):
+        self.record, self.contents = record, contents
+
+
+def growing_weights(n_rows=700):
+    """The last rows are a thousand times as large as the first."""
+    weights = np.random.default_rng(3).normal(size=(n_rows, COLUMNS)) * np.geomspace(0.003, 3.0, n_rows)[:, None]
+    return weights.astype(np.float32)
+
+
+def some_inputs(backend):
+    x = np.random.default_rng(4).normal(size=(200, COLUMNS)).astype(np.float32)
+    hessian = x.T @ x / np.float32(200)
+    return LinearInputs(hessian, inverse_factor(hessian, 0.1, backend))
+
+
+def tensors_of(source, backend, spool, monkeypatch):
+    for module in (by_rows, tensors):
+        monkeypatch.setattr(module, "ROWS_AT_ONCE", by_rows.SUPERBLOCK_ROWS)
+    return Tensors(source, Recipe(method="correct"), backend, spool, Progress())
+
+
+def assert_of_bytes(tensor, grid):
+    """Whether a matrix would lose nothing on this grid, and would on the next coarser one."""
+
+    def is_kept(exponent):
+        other = Grid(exponent)
+        kept = np.array_equal(other.round_half_scales(tensor.half_scales.astype(np.float64)), tensor.half_scales)
+        return kept and np.array_equal(other.round_centers(tensor.centers.astype(np.float64)), tensor.centers)
+
+    assert is_kept(grid.exponent)
+    assert not is_kept(grid.exponent + 1)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 9.0])
+def test_a_matrix_read_by_rows_has_the_grid_of_its_largest_target(backend, monkeypatch, calibrated, factor):
+    source, spool, weights = Source(growing_weights()), Kept(), growing_weights()
+    inputs = some_inputs(backend) if calibrated else None
+    target_of = None if factor == 1.0 else lambda placed: placed * np.float32(factor)
+    tensors_of(source, backend, spool, monkeypatch).add_by_rows(MatrixPlan(EMBEDDING, BYTES), target_of, inputs)
+    assert source.n_read == 2
+    tensor = unpack(spool.contents, len(weights), COLUMNS, 2, 32)
+    assert_of_bytes(tensor, Grid.of_bytes(factor * float(np.abs(weights).max())))
+    error = np.square(tensor.dequantize() - factor * weights).sum() / np.square(factor * weights).sum()
+    assert error < 0.13
+
+
+def test_a_matrix_of_float16_levels_is_read_once(backend, monkeypatch):
+    source, spool = Source(growing_weights()), Kept()
+    tensors_of(source, backend, spool, monkeypatch).add_by_rows(MatrixPlan(EMBEDDING, Layout(2, 32)))
+    assert source.n_read == 1
+
+
+def test_a_matrix_quantized_in_runs_of_rows_has_one_grid(backend, monkeypatch):
+    weights = growing_weights()
+    ours = tensors_of(Source(weights), backend, Kept(), monkeypatch)
+    matrix = ours.quantize_matrix(MatrixPlan(NAME, BYTES), weights, some_inputs(backend), sample_rows(weights))
+    assert_of_bytes(matrix.contents, Grid.of_bytes(float(np.abs(weights).max())))
+
+
+def test_errors_of_small_weights_are_told_of_what_can_be_stored(backend):
+    inputs = some_inputs(backend)
+    for size, layout in ((1.0, BYTES), (LEAST_REACH / 10, Layout(2, 32))):
+        weights = np.random.default_rng(5).normal(size=(40, COLUMNS)).clip(-3, 3).astype(np.float32) * np.float32(size)
+        found = measure_errors(weights, inputs.hessian, inputs.factor, [BYTES], backend)
+        assert list(found.errors) == [layout]
+
+
+def test_errors_of_levels_that_are_bytes_are_a_little_larger(backend):
+    inputs, weights = some_inputs(backend), growing_weights(64)
+    layouts = [Layout(4, 32), Layout(4, 32, FREE8)]
+    free16, free8 = measure_errors(weights, inputs.hessian, inputs.factor, layouts, backend).errors.values()
+    assert 1.0 < free8.sum() / free16.sum() < 1.1
