@@ -76,14 +76,16 @@ BOARDS = (
 BLOCK = """
 #include "hlq_block.h"
 #undef ELUTQ_FOR_SHAPE
-#define ELUTQ_FOR_SHAPE(...) (void)0; /* not all twelve shapes: one block is enough */
+#define ELUTQ_FOR_SHAPE(...) (void)0; /* not all shapes: one block is enough */
 #include "{kernel}"
 #define BLOCK_BYTES {block_bytes}
 KERNEL __attribute__((noinline, used)) void one_block(const uint8_t *block, const int8_t *entries,
                                                       const uint8_t *multipliers, float scale, float sum, float *f) {{
     for (int i = 0; i < ELUTQ_PAGE_LINES * BLOCK_BYTES / (ELUTQ_PAGE_BYTES / 4); i++)
         __builtin_prefetch(block + ELUTQ_PAGE_BYTES + i * ELUTQ_LINE_BYTES, 0, 2);
-    add_block(block, {bits}, {group} / 4, entries, multipliers, scale, sum, false, f);
+    const struct elutq_matrix matrix = {{.bits = {bits}, .group_size = {group}}};
+    const struct elutq_block one = elutq_block_of(&matrix, 0, {bits}, block);
+    add_block(&one, {group} / 4, entries, multipliers, scale, sum, false, f);
 }}
 """
 # A loop over eight blocks that stay in L1.

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import TILE_ROWS
 from elutq_formats.hlq import block_bytes, block_count, check_geometry
@@ -17,6 +18,9 @@ from elutq_formats.tensor_record import TensorRecord
 SPREAD = 0.02
 """Standard deviation of the weights, about that of a trained model's."""
 
+LARGEST = 1.2
+"""Half scales are up to this many times what they are on average."""
+
 HEAD_BITS = 4
 """Bit-planes of head and embedding, as `elutq quantize` gives them."""
 
@@ -24,33 +28,36 @@ UNIQUE_BLOCKS = 4096
 """Random blocks made; a matrix repeats them. 5 MB at 2 bits, so that no cache makes the repetition faster."""
 
 
-def plan_records(config: ModelConfig, bits: int, group_size: int) -> list[TensorRecord]:
+def plan_records(config: ModelConfig, bits: int, group_size: int, kind: str = "free16") -> list[TensorRecord]:
     """Returns the tensors of a synthetic model: head and embedding at 4 bits, the blocks' linears at ``bits``.
 
     Raises:
-        FormatError: The group size is none of the format's, or does not divide the columns of a matrix.
+        FormatError: The group size or the kind is none of the format's, or the size does not divide a matrix's columns.
     """
     records = []
+    blocks = BlockKind.fitting(kind, SPREAD * LARGEST)
     for name, shape in config.tensor_shapes().items():
         if len(shape) == 1:
             records.append(TensorRecord(gguf_name(name), 32, shape[0]))
         else:
             planes = HEAD_BITS if name in ("model.embed_tokens.weight", "lm_head.weight") else bits
             check_geometry(shape[0], shape[1], planes, group_size)
-            records.append(TensorRecord(gguf_name(name), planes, shape[0], shape[1], group_size))
+            records.append(TensorRecord(gguf_name(name), planes, shape[0], shape[1], group_size, kind=blocks))
     return records
 
 
-def synthetic_bytes(config: ModelConfig, bits: int, group_size: int) -> int:
+def synthetic_bytes(config: ModelConfig, bits: int, group_size: int, kind: str = "free16") -> int:
     """Returns about how large the file will be.
 
     Raises:
         FormatError: The group size does not divide the columns of a matrix.
     """
-    return sum(record.n_bytes for record in plan_records(config, bits, group_size))
+    return sum(record.n_bytes for record in plan_records(config, bits, group_size, kind))
 
 
-def write_synthetic(path: Path, config: ModelConfig, bits: int, group_size: int = 128, seed: int = 0) -> None:
+def write_synthetic(
+    path: Path, config: ModelConfig, bits: int, group_size: int = 128, seed: int = 0, kind: str = "free16"
+) -> None:
     """Writes a model file with random weights; at most one matrix is in memory.
 
     Args:
@@ -59,14 +66,16 @@ def write_synthetic(path: Path, config: ModelConfig, bits: int, group_size: int 
         bits: Bit-planes of the blocks' linears.
         group_size: Columns that share scales.
         seed: Seeds the weights.
+        kind: Of all matrices' blocks.
     """
     random = np.random.default_rng(seed)
-    blocks = {planes: _random_blocks(random, planes, group_size) for planes in {bits, HEAD_BITS}}
+    stored = BlockKind.fitting(kind, SPREAD * LARGEST)
+    blocks = {planes: _random_blocks(random, planes, group_size, stored) for planes in {bits, HEAD_BITS}}
     sources: list[TensorSource] = [
         (record, _ones(record.rows))
         if record.group_size is None
         else (record, _repeated(blocks[record.bits], block_count(record.rows, record.columns, group_size)))
-        for record in plan_records(config, bits, group_size)
+        for record in plan_records(config, bits, group_size, kind)
     ]
     write_model(
         path, config, sources, origin=Origin("synthetic", f"synthetic-{bits}bit"), tokenizer_json=None, force=True
@@ -81,15 +90,14 @@ def _repeated(blocks: NDArray[np.uint8], n_blocks: int) -> Callable[[], NDArray[
     return lambda: np.resize(blocks, (n_blocks, blocks.shape[1]))
 
 
-def _random_blocks(random: np.random.Generator, bits: int, group_size: int) -> NDArray[np.uint8]:
+def _random_blocks(random: np.random.Generator, bits: int, group_size: int, kind: BlockKind) -> NDArray[np.uint8]:
     """Returns (UNIQUE_BLOCKS, block bytes): random planes, half scales that double by plane, centers near 0."""
-    blocks = random.integers(0, 256, (UNIQUE_BLOCKS, block_bytes(bits, group_size)), dtype=np.uint8)
+    blocks = random.integers(0, 256, (UNIQUE_BLOCKS, block_bytes(bits, group_size, kind)), dtype=np.uint8)
     doubling = 2.0 ** np.arange(bits)
-    half_scales = SPREAD * doubling / np.sqrt((doubling**2).sum())
-    scales = np.concatenate([half_scales, [0.0]])[None, :, None] * random.uniform(
-        0.8, 1.2, (UNIQUE_BLOCKS, bits + 1, TILE_ROWS)
-    )
-    blocks[:, : 2 * TILE_ROWS * (bits + 1)] = (
-        scales.astype(np.float16).reshape(UNIQUE_BLOCKS, -1).view(np.uint8).reshape(UNIQUE_BLOCKS, -1)
-    )
+    sizes = random.uniform(2 - LARGEST, LARGEST, (UNIQUE_BLOCKS, TILE_ROWS, bits))
+    half_scales = SPREAD * doubling / np.sqrt((doubling**2).sum()) * sizes
+    numbers = kind.encode(*kind.nearest(half_scales, np.zeros((UNIQUE_BLOCKS, TILE_ROWS))))
+    by_number = [np.ascontiguousarray(part.transpose(0, 2, 1)).view(np.uint8) for part in numbers]
+    header = [part.reshape(UNIQUE_BLOCKS, -1) for part in by_number]
+    blocks[:, : kind.scales_bytes(bits)] = np.concatenate(header, axis=1)
     return blocks

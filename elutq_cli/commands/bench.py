@@ -42,8 +42,15 @@ def bench_command(
         typer.Option(help="Bits per weight of --synthetic.", min=1, max=4, autocompletion=one_of(1, 2, 3, 4)),
     ] = 2,
     group_size: Annotated[
-        int, typer.Option(help="Group size of --synthetic.", autocompletion=one_of(32, 64, 128))
+        int, typer.Option(help="Group size of --synthetic.", autocompletion=one_of(32, 64, 128, 256))
     ] = 128,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="Kind of blocks of --synthetic: free16, free8, even16, even8, even16c or even8c.",
+            autocompletion=one_of("free16", "free8", "even16", "even8", "even16c", "even8c"),
+        ),
+    ] = "free16",
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt sizes, as 64,512; 0: none.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to generate; 0: none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before.")] = "0",
@@ -75,11 +82,13 @@ def bench_command(
     thread_counts = [default_threads()] if threads is None else numbers("-t", threads, 1)
     tests = plan_tests(numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0), thread_counts)
     prepare_runtime()
-    with model_path(model, synthetic, bits, group_size) as path, Model(path) as native:
+    with model_path(model, synthetic, bits, group_size, kind) as path, Model(path) as native:
         needed = max(test.n_depth + test.n_prompt + test.n_gen + 1 for test in tests)
         if needed > native.context_length:
             raise ElutqError(f"the tests need a context of {needed} tokens, the model has {native.context_length}")
-        name = printable(path.name) if synthetic is None else f"{synthetic}, {bits} bits, groups of {group_size}"
+        name = printable(path.name)
+        if synthetic is not None:
+            name = f"{synthetic}, {bits} bits, groups of {group_size}" + (f", {kind}" if kind != "free16" else "")
         rows = []
         for result in run_tests(native, tests, repetitions, profile, cache_type):
             rows.append(result.to_dict(native, name))
@@ -122,7 +131,7 @@ def plan_tests(prompts: list[int], gens: list[int], depths: list[int], threads: 
 
 
 @contextmanager
-def model_path(model: Path | None, synthetic: str | None, bits: int, group_size: int) -> Iterator[Path]:
+def model_path(model: Path | None, synthetic: str | None, bits: int, group_size: int, kind: str) -> Iterator[Path]:
     """Gives the file to measure; a synthetic one lives in a temporary folder and is deleted after.
 
     Raises:
@@ -138,7 +147,7 @@ def model_path(model: Path | None, synthetic: str | None, bits: int, group_size:
 
     config = named_shape(str(synthetic))
     with tempfile.TemporaryDirectory(prefix="elutq-bench-") as folder:
-        needed, free = synthetic_bytes(config, bits, group_size), shutil.disk_usage(folder).free
+        needed, free = synthetic_bytes(config, bits, group_size, kind), shutil.disk_usage(folder).free
         if needed > free:
             raise ElutqError(
                 f"{folder} has {free / 1e9:.1f} GB free, the model needs {needed / 1e9:.1f} GB: "
@@ -146,5 +155,5 @@ def model_path(model: Path | None, synthetic: str | None, bits: int, group_size:
             )
         print(f"writing {needed / 1e9:.2f} GB of random weights", file=sys.stderr)
         path = Path(folder) / f"{synthetic}.gguf"
-        write_synthetic(path, config, bits, group_size)
+        write_synthetic(path, config, bits, group_size, kind=kind)
         yield path

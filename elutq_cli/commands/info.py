@@ -60,7 +60,10 @@ def info_command(
 
 def describe(model: ModelFile) -> dict[str, Any]:
     """Return everything ``--json`` prints."""
-    tensors = [asdict(record) | {"n_bytes": record.n_bytes} for record in model.tensors.values()]
+    tensors = [
+        asdict(record) | {"n_bytes": record.n_bytes, "kind": record.kind.name if record.group_size else None}
+        for record in model.tensors.values()
+    ]
     return {
         "name": model.name,
         "path": printable(model.path),
@@ -89,7 +92,7 @@ def print_description(model: ModelFile) -> None:
     )
     if model.sampling:
         print(f"the author's sampling: {', '.join(f'{name} {value:g}' for name, value in model.sampling.items())}")
-    print(f"\n{'tensor':28} {'shape':>16} {'bits':>8} {'bytes':>14} {'error':>8}")
+    print(f"\n{'tensor':28} {'shape':>16} {'bits':>14} {'bytes':>14} {'error':>8}")
     for line in tensor_lines(model):
         print(shown_line(line))
     if model.provenance:
@@ -99,7 +102,9 @@ def print_description(model: ModelFile) -> None:
 
 
 def tensor_lines(model: ModelFile) -> list[str]:
-    """Return one line for each kind of tensor: its place in a block, shape and bits; bytes summed, errors averaged.
+    """Return one line for each kind of tensor: its place in a block, shape, bits, groups and kind of HLQ blocks.
+
+    Bytes are summed, errors averaged.
 
     Kinds stand in the order of the file, those with the same place together.
     """
@@ -108,7 +113,7 @@ def tensor_lines(model: ModelFile) -> list[str]:
         first, _, rest = record.name.partition(".")
         name = f"blk.*.{rest.partition('.')[2]}" if first == "blk" else record.name
         shape = f"{record.rows} x {record.columns}" if record.bits != 32 else str(record.rows)
-        bits = f"{record.bits} g{record.group_size}" if record.group_size else f"{record.bits}"
+        bits = f"{record.bits} g{record.group_size} {record.kind}" if record.group_size else f"{record.bits}"
         kinds.setdefault((name, shape, bits), []).append((record.n_bytes, record.error))
     names = list(dict.fromkeys(name for name, _, _ in kinds))
     lines = []
@@ -116,5 +121,5 @@ def tensor_lines(model: ModelFile) -> list[str]:
         errors = [error for _, error in entries if error is not None]
         error = f"{sum(errors) / len(errors):.4f}" if errors else ""
         label = f"{name} ({len(entries)})" if len(entries) > 1 else name
-        lines.append(f"{label:28} {shape:>16} {bits:>8} {sum(n for n, _ in entries):>14,} {error:>8}".rstrip())
+        lines.append(f"{label:28} {shape:>16} {bits:>14} {sum(n for n, _ in entries):>14,} {error:>8}".rstrip())
     return lines

@@ -47,7 +47,9 @@ def quantize_command(
     ] = 2,
     group_size: Annotated[
         int,
-        typer.Option(help="Columns that share their levels: 32, 64 or 128.", autocompletion=one_of(32, 64, 128)),
+        typer.Option(
+            help="Columns that share their levels: 32, 64, 128 or 256.", autocompletion=one_of(32, 64, 128, 256)
+        ),
     ] = 128,
     output_bits: Annotated[
         int,

@@ -137,7 +137,8 @@ class NativeBackend(OnProcessor):
 
     def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
         """See ``elutq_formats.hlq.pack``."""
-        return self._quantizer.pack(tensor.half_scales, tensor.centers, tensor.codes)
+        numbers = tensor.kind.encode(tensor.half_scales, tensor.centers)
+        return self._quantizer.pack(*numbers, tensor.codes, tensor.bits, tensor.kind.number)
 
     def __enter__(self) -> "NativeBackend":
         self._blas.__enter__()

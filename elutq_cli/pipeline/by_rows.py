@@ -72,7 +72,8 @@ def read_rows(record: TensorRecord, contents: npt.NDArray[Any], rows: slice, bac
         return contents[rows].astype(np.float32)
     first, end = (block_count(row, record.columns, record.group_size) for row in (rows.start, rows.stop))
     n_rows = rows.stop - rows.start
-    return dequantize(unpack(contents[first:end], n_rows, record.columns, record.bits, record.group_size), backend)
+    tensor = unpack(contents[first:end], n_rows, record.columns, record.bits, record.group_size, record.kind)
+    return dequantize(tensor, backend)
 
 
 class MatrixByRows:
@@ -120,7 +121,8 @@ class MatrixByRows:
         measured = np.arange(*measured_rows(self.shape[0]).indices(self.shape[0]))
         own = measured[(measured >= rows.start) & (measured < rows.stop)] - rows.start
         if own.size:
-            chosen = HLQTensor(tensor.half_scales[own], tensor.centers[own], tensor.codes[own], tensor.group_size)
+            parts = tensor.half_scales[own], tensor.centers[own], tensor.codes[own]
+            chosen = HLQTensor(*parts, tensor.group_size, tensor.kind)
             self._measured.append((weights[own], chosen))
         return lambda: dequantize(tensor, self.backend)
 

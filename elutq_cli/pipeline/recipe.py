@@ -181,11 +181,11 @@ class TensorType:
             ElutqError: it is neither.
         """
         pattern, _, choice = text.rpartition("=")
-        found = re.fullmatch(r"([1-4])(?:g(32|64|128))?|16", choice)
+        found = re.fullmatch(r"([1-4])(?:g(32|64|128|256))?|16", choice)
         if not pattern or found is None:
             raise ElutqError(
-                f"tensor type {text}: write REGEX=BITS or REGEX=BITSgGROUP with 1 to 4 bits in groups of 32, 64 or "
-                "128, such as ffn_down=3g64, or 16 bits"
+                f"tensor type {text}: write REGEX=BITS or REGEX=BITSgGROUP with 1 to 4 bits in groups of 32, 64, 128 "
+                "or 256, such as ffn_down=3g64, or 16 bits"
             )
         try:
             compiled = re.compile(pattern)

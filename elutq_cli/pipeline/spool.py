@@ -23,6 +23,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.fingerprint import explain_difference
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_formats.atomic import derived, output_target, remove_abandoned, sync
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.tensor_record import TensorRecord
@@ -269,7 +270,7 @@ class Spool:
         records, n_streams = [], 0
         for path in paths:
             unit = json.loads(path.read_text(encoding="utf-8"))
-            records += [TensorRecord(**record) for record in unit["records"]]
+            records += [TensorRecord(**record | {"kind": BlockKind(**record["kind"])}) for record in unit["records"]]
             n_streams = unit["streams"]
         sound = all(_OWN.fullmatch(self._tensor(record).name) for record in records)
         sound = sound and all(self._reader(record)().nbytes == record.n_bytes for record in records)

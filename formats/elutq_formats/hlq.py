@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from elutq_formats.block_kind import FREE16, BlockKind, Numbers
 from elutq_formats.constants import (
     CELL_BYTES,
     CELL_COLUMNS,
@@ -22,7 +23,7 @@ from elutq_formats.constants import (
 )
 from elutq_formats.errors import FormatError
 
-GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (32, 64, 128, 256)
 
 _ROWS_AT_ONCE = 1024
 
@@ -35,15 +36,17 @@ class HLQTensor:
 
     Attributes:
         half_scales: (rows, groups, bits) float16, ``h_k >= 0`` of bit-plane k.
-        centers: (rows, groups) float16, ``c``.
+        centers: (rows, groups) float16, or where the kind is even float32, ``c``.
         codes: (rows, columns) uint8; bit k of a code is the weight's bit in plane k.
         group_size: columns that share a center and scales.
+        kind: how a file stores half scales and centers.
     """
 
     half_scales: npt.NDArray[np.float16]
-    centers: npt.NDArray[np.float16]
+    centers: npt.NDArray[np.float16] | npt.NDArray[np.float32]
     codes: npt.NDArray[np.uint8]
     group_size: int
+    kind: BlockKind = FREE16
 
     def __post_init__(self) -> None:
         if self.half_scales.ndim != 3 or self.codes.ndim != 2:
@@ -56,8 +59,9 @@ class HLQTensor:
                 f"{self.codes.shape} in groups of {self.group_size}"
             )
         dtypes = [part.dtype for part in (self.half_scales, self.centers, self.codes)]
-        if dtypes != [np.float16, np.float16, np.uint8]:
-            raise ValueError(f"half_scales, centers and codes are {dtypes}, not float16, float16 and uint8")
+        expected = [np.float16, np.float32 if self.kind.is_even else np.float16, np.uint8]
+        if dtypes != expected:
+            raise ValueError(f"half_scales, centers and codes are {dtypes}, not {[kind.__name__ for kind in expected]}")
 
     @property
     def bits(self) -> int:
@@ -76,16 +80,16 @@ class HLQTensor:
 
     def of_rows(self, rows: slice) -> "HLQTensor":
         """Return some of the rows, as views."""
-        return HLQTensor(self.half_scales[rows], self.centers[rows], self.codes[rows], self.group_size)
+        return HLQTensor(self.half_scales[rows], self.centers[rows], self.codes[rows], self.group_size, self.kind)
 
     @classmethod
     def concatenate(cls, parts: Sequence["HLQTensor"]) -> "HLQTensor":
-        """Put matrices of the same columns, bits and groups on top of each other."""
+        """Put matrices of the same columns, bits, groups and kind on top of each other."""
         if len(parts) == 1:
             return parts[0]
         arrays = zip(*((part.half_scales, part.centers, part.codes) for part in parts), strict=True)
         half_scales, centers, codes = (np.concatenate(array) for array in arrays)
-        return cls(half_scales, centers, codes, parts[0].group_size)
+        return cls(half_scales, centers, codes, parts[0].group_size, parts[0].kind)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Return the matrix: (rows, columns) float32."""
@@ -119,9 +123,9 @@ def check_geometry(rows: int, columns: int, bits: int, group_size: int) -> None:
         raise FormatError(f"groups of {group_size} do not divide {columns} columns: {advice}")
 
 
-def block_bytes(bits: int, group_size: int) -> int:
-    """Bytes of one block (32 rows by one group): half scales, centers, bit-planes. Always a multiple of 64."""
-    return 2 * TILE_ROWS * (bits + 1) + bits * (group_size // CELL_COLUMNS) * CELL_BYTES
+def block_bytes(bits: int, group_size: int, kind: BlockKind = FREE16) -> int:
+    """Bytes of one block (32 rows by one group): half scales, centers, planes; a multiple of 32, of free16 of 64."""
+    return kind.scales_bytes(bits) + bits * (group_size // CELL_COLUMNS) * CELL_BYTES
 
 
 def block_count(rows: int, columns: int, group_size: int) -> int:
@@ -129,9 +133,9 @@ def block_count(rows: int, columns: int, group_size: int) -> int:
     return -(-rows // TILE_ROWS) * (columns // group_size)
 
 
-def tensor_bytes(rows: int, columns: int, bits: int, group_size: int) -> int:
+def tensor_bytes(rows: int, columns: int, bits: int, group_size: int, kind: BlockKind = FREE16) -> int:
     """Bytes of a whole HLQ matrix in a model file."""
-    return block_count(rows, columns, group_size) * block_bytes(bits, group_size)
+    return block_count(rows, columns, group_size) * block_bytes(bits, group_size, kind)
 
 
 def pack(tensor: HLQTensor) -> npt.NDArray[np.uint8]:
@@ -141,29 +145,29 @@ def pack(tensor: HLQTensor) -> npt.NDArray[np.uint8]:
         (n_blocks, block_bytes) uint8.
 
     Raises:
-        FormatError: a scale is negative or not finite, or a code has more bits than the matrix.
+        FormatError: a scale is negative or not finite or none of the matrix's kind, or a code has more bits than it.
     """
-    _check_scales(tensor.half_scales, tensor.centers)
+    numbers = tensor.kind.encode(tensor.half_scales, tensor.centers)
     if (highest := int(tensor.codes.max())) >> tensor.bits:
         raise FormatError(f"code {highest} does not fit in {tensor.bits} bits")
     bits, n_groups = tensor.bits, tensor.columns // tensor.group_size
-    shape = block_count(tensor.rows, tensor.columns, tensor.group_size), block_bytes(bits, tensor.group_size)
-    blocks = np.empty(shape, dtype=np.uint8)
-    scales = np.concatenate([tensor.half_scales, tensor.centers[..., None]], axis=2, dtype="<f2")
+    n_blocks = block_count(tensor.rows, tensor.columns, tensor.group_size)
+    blocks = np.empty((n_blocks, block_bytes(bits, tensor.group_size, tensor.kind)), dtype=np.uint8)
     for rows, n_tiles, place in _superblocks(tensor.rows, n_groups):
-        header = _pad_rows(scales[rows], n_tiles).reshape(n_tiles, TILE_ROWS, n_groups, bits + 1)
-        header = np.ascontiguousarray(header.transpose(2, 0, 3, 1))
+        headers = [_by_tile(part[rows], n_tiles) for part in numbers]
         codes = _pad_rows(tensor.codes[rows], n_tiles)
         planes = np.stack([(codes >> plane) & 1 for plane in range(bits)])
         # Row 16h + 8o + p of a tile, column i of a cell: bit 4h + i of the cell's byte 2p + o.
         planes = planes.reshape(bits, n_tiles, 2, 2, 8, n_groups, -1, CELL_COLUMNS).transpose(5, 1, 0, 6, 4, 3, 2, 7)
         cells = np.packbits(planes.reshape(-1, 8), axis=-1, bitorder="little")
-        parts = [part.reshape(n_groups * n_tiles, -1) for part in (header.view(np.uint8), cells)]
+        parts = [part.reshape(n_groups * n_tiles, -1) for part in (*headers, cells)]
         np.concatenate(parts, axis=1, out=blocks[place])
     return blocks
 
 
-def unpack(blocks: npt.NDArray[np.uint8], rows: int, columns: int, bits: int, group_size: int) -> HLQTensor:
+def unpack(
+    blocks: npt.NDArray[np.uint8], rows: int, columns: int, bits: int, group_size: int, kind: BlockKind = FREE16
+) -> HLQTensor:
     """Read a matrix back from its blocks.
 
     Args:
@@ -172,34 +176,41 @@ def unpack(blocks: npt.NDArray[np.uint8], rows: int, columns: int, bits: int, gr
         columns: input features.
         bits: bit-planes.
         group_size: columns that share a center and scales.
+        kind: of the blocks.
 
     Raises:
         FormatError: the geometry is impossible, the number of bytes is not that of the matrix, or a scale is negative
             or not finite.
     """
     check_geometry(rows, columns, bits, group_size)
-    if blocks.size != tensor_bytes(rows, columns, bits, group_size):
+    if blocks.size != tensor_bytes(rows, columns, bits, group_size, kind):
         raise FormatError(
-            f"a {rows} x {columns} matrix of {bits} bits in groups of {group_size} takes "
-            f"{tensor_bytes(rows, columns, bits, group_size)} bytes, found {blocks.size}"
+            f"a {rows} x {columns} matrix of {bits} bits in groups of {group_size}, {kind}, takes "
+            f"{tensor_bytes(rows, columns, bits, group_size, kind)} bytes, found {blocks.size}"
         )
     n_groups = columns // group_size
-    blocks = blocks.reshape(-1, block_bytes(bits, group_size))
-    header_bytes = 2 * TILE_ROWS * (bits + 1)
-    scales = np.empty((rows, n_groups, bits + 1), dtype=np.float16)
+    blocks = blocks.reshape(-1, block_bytes(bits, group_size, kind))
+    header_bytes = kind.scales_bytes(bits)
+    width = 1 if kind.has_bytes else 2
+    n_half_scales = 1 if kind.is_even else bits
+    center_type = np.int8 if kind.is_even else np.uint8 if kind.has_bytes else np.uint16
+    numbers = Numbers(
+        np.empty((rows, n_groups, n_half_scales), dtype=f"u{width}"),
+        np.empty((rows, n_groups, int(kind.has_centers)), dtype=center_type),
+    )
+    centers_at = TILE_ROWS * width * n_half_scales
     codes = np.empty((rows, columns), dtype=np.uint8)
     for part, n_tiles, place in _superblocks(rows, n_groups):
         n_rows = part.stop - part.start
-        header = np.ascontiguousarray(blocks[place, :header_bytes]).view("<f2")
-        header = header.reshape(n_groups, n_tiles, bits + 1, TILE_ROWS).transpose(1, 3, 0, 2)
-        scales[part] = header.reshape(n_tiles * TILE_ROWS, n_groups, bits + 1)[:n_rows]
+        for found, place_in_block in zip(numbers, (slice(centers_at), slice(centers_at, header_bytes)), strict=True):
+            header = np.ascontiguousarray(blocks[place, place_in_block]).view(found.dtype.newbyteorder("<"))
+            header = header.reshape(n_groups, n_tiles, -1, TILE_ROWS).transpose(1, 3, 0, 2)
+            found[part] = header.reshape(n_tiles * TILE_ROWS, n_groups, -1)[:n_rows] if found.size else 0
         planes = np.unpackbits(np.ascontiguousarray(blocks[place, header_bytes:]), axis=-1, bitorder="little")
         planes = planes.reshape(n_groups, n_tiles, bits, -1, 8, 2, 2, CELL_COLUMNS).transpose(2, 1, 6, 5, 4, 0, 3, 7)
         planes = planes.reshape(bits, n_tiles * TILE_ROWS, columns)[:, :n_rows]
         codes[part] = np.bitwise_or.reduce(planes << np.arange(bits, dtype=np.uint8)[:, None, None], axis=0)
-    half_scales, centers = scales[..., :bits].copy(), scales[..., bits].copy()
-    _check_scales(half_scales, centers)
-    return HLQTensor(half_scales, centers, codes, group_size)
+    return HLQTensor(*kind.decode(numbers, bits), codes, group_size, kind)
 
 
 def _superblocks(rows: int, n_groups: int) -> Iterator[tuple[slice, int, slice]]:
@@ -217,9 +228,9 @@ def _pad_rows(part: npt.NDArray[_Scalar], n_tiles: int) -> npt.NDArray[_Scalar]:
     return np.pad(part, padding)
 
 
-def _check_scales(half_scales: npt.NDArray[np.float16], centers: npt.NDArray[np.float16]) -> None:
-    """Refuse scales with which the kernels' error bounds, and any arithmetic, are meaningless."""
-    if not (np.isfinite(half_scales).all() and np.isfinite(centers).all()):
-        raise FormatError("an HLQ matrix holds a scale or center that is not finite")
-    if (half_scales < 0).any():
-        raise FormatError("an HLQ matrix holds a negative half scale")
+def _by_tile(numbers: npt.NDArray[_Scalar], n_tiles: int) -> npt.NDArray[np.uint8]:
+    """Return the bytes of numbers, (rows, groups, n), in the order of blocks: (groups, tiles, n, 32)."""
+    n_groups, n = numbers.shape[1:]
+    by_tile = _pad_rows(numbers, n_tiles).reshape(n_tiles, TILE_ROWS, n_groups, n).transpose(2, 0, 3, 1)
+    little = by_tile.astype(by_tile.dtype.newbyteorder("<"), order="C")
+    return np.frombuffer(little.tobytes(), dtype=np.uint8)

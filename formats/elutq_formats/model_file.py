@@ -57,8 +57,10 @@ class ModelFile:
         self._metadata = Metadata(reader.metadata, reader.value_types, reader.path)
         if HLQ_VERSION_KEY not in self._metadata:
             raise FormatError(f"{reader.path} is a GGUF file, but not one of elutq: elutq quantize makes one of it")
-        if (version := self._metadata.integer(HLQ_VERSION_KEY)) != HLQ_VERSION:
-            raise FormatError(f"{reader.path} has HLQ version {version}: this elutq reads {HLQ_VERSION}; upgrade elutq")
+        if (version := self._metadata.integer(HLQ_VERSION_KEY)) > HLQ_VERSION:
+            raise FormatError(
+                f"{reader.path} has HLQ version {version}: this elutq reads 1 to {HLQ_VERSION}; upgrade elutq"
+            )
         if reader.alignment != GGUF_ALIGNMENT:
             self._metadata.refuse(f"its alignment is {reader.alignment}, not {GGUF_ALIGNMENT}")
         self.path = reader.path
@@ -137,7 +139,8 @@ class ModelFile:
         if record.group_size is None:
             raise FormatError(f"{self.path}: tensor {name} is not an HLQ matrix")
         try:
-            return unpack(self._reader.data(name), record.rows, record.columns, record.bits, record.group_size)
+            stored = self._reader.data(name)
+            return unpack(stored, record.rows, record.columns, record.bits, record.group_size, record.kind)
         except FormatError as error:
             raise FormatError(f"{self.path}: tensor {name}: {error}") from error
 

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.constants import GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_I8, HLQ_VERSION
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf import GGML_TYPES, TensorInfo, ValueType
@@ -19,6 +20,12 @@ HLQ_GROUP_SIZES = "hlq.tensor.group_sizes"
 HLQ_ROWS = "hlq.tensor.rows"
 HLQ_COLUMNS = "hlq.tensor.columns"
 HLQ_ERRORS = "hlq.tensor.errors"
+HLQ_KINDS = "hlq.tensor.kinds"
+HLQ_EXPONENTS = "hlq.tensor.exponents"
+HLQ_CENTERS = "hlq.tensor.centers"
+
+FIRST_VERSION_GROUP_SIZE = 128
+"""Largest groups of version 1, whose only kind is free16."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class TensorRecord:
         group_size: columns that share scales, for an HLQ matrix.
         error: relative error against the checkpoint's weight, rotated where the model is, for an HLQ matrix whose error
             was measured; of a calibrated one what it does to its inputs on the calibration text.
+        kind: of the blocks of an HLQ matrix.
     """
 
     name: str
@@ -41,6 +49,7 @@ class TensorRecord:
     columns: int = 1
     group_size: int | None = None
     error: float | None = None
+    kind: BlockKind = FREE16
 
     @property
     def n_weights(self) -> int:
@@ -52,7 +61,7 @@ class TensorRecord:
         """Size in the file, without padding."""
         if self.group_size is None:
             return self.n_weights * self.bits // 8
-        return tensor_bytes(self.rows, self.columns, self.bits, self.group_size)
+        return tensor_bytes(self.rows, self.columns, self.bits, self.group_size, self.kind)
 
     @property
     def ggml_type(self) -> int:
@@ -63,21 +72,32 @@ class TensorRecord:
     def dims(self) -> tuple[int, ...]:
         """Dimensions in the container, the fastest first."""
         if self.group_size is not None:
-            return block_bytes(self.bits, self.group_size), block_count(self.rows, self.columns, self.group_size)
+            block = block_bytes(self.bits, self.group_size, self.kind)
+            return block, block_count(self.rows, self.columns, self.group_size)
         return (self.columns, self.rows) if self.bits == 16 else (self.rows,)
 
 
 def describe_records(records: Iterable[TensorRecord]) -> Iterator[MetadataEntry]:
     """Yield the metadata entries that tell the HLQ matrices among ``records`` from plain bytes."""
     matrices = [record for record in records if record.group_size is not None]
-    yield HLQ_VERSION_KEY, HLQ_VERSION, ValueType.UINT32
+    version = HLQ_VERSION if any(needs_second_version(matrix) for matrix in matrices) else 1
+    yield HLQ_VERSION_KEY, version, ValueType.UINT32
     yield HLQ_NAMES, [matrix.name for matrix in matrices], ValueType.STRING
     yield HLQ_BITS, [matrix.bits for matrix in matrices], ValueType.UINT32
     yield HLQ_GROUP_SIZES, [matrix.group_size for matrix in matrices], ValueType.UINT32
     yield HLQ_ROWS, [matrix.rows for matrix in matrices], ValueType.UINT32
     yield HLQ_COLUMNS, [matrix.columns for matrix in matrices], ValueType.UINT32
+    if version > 1:
+        yield HLQ_KINDS, [matrix.kind.number for matrix in matrices], ValueType.UINT32
+        yield HLQ_EXPONENTS, [matrix.kind.exponent for matrix in matrices], ValueType.UINT32
+        yield HLQ_CENTERS, [matrix.kind.center for matrix in matrices], ValueType.INT32
     errors = [math.nan if matrix.error is None else matrix.error for matrix in matrices]
     yield HLQ_ERRORS, errors, ValueType.FLOAT32
+
+
+def needs_second_version(matrix: TensorRecord) -> bool:
+    """Whether readers of version 1 would misread an HLQ matrix."""
+    return matrix.kind != FREE16 or (matrix.group_size or 0) > FIRST_VERSION_GROUP_SIZE
 
 
 def read_records(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorRecord]:
@@ -112,18 +132,32 @@ def _plain_record(info: TensorInfo) -> TensorRecord:
 
 def _read_matrices(metadata: Metadata) -> dict[str, TensorRecord]:
     names = metadata.array(HLQ_NAMES, ValueType.STRING)
-    columns = (HLQ_BITS, HLQ_ROWS, HLQ_COLUMNS, HLQ_GROUP_SIZES)
-    numbers = [metadata.array(key, ValueType.UINT32) for key in columns]
+    keys = (HLQ_BITS, HLQ_ROWS, HLQ_COLUMNS, HLQ_GROUP_SIZES)
+    numbers = [metadata.array(key, ValueType.UINT32) for key in keys]
     errors = metadata.array(HLQ_ERRORS, ValueType.FLOAT32)
-    if any(len(values) != len(names) for values in (*numbers, errors)):
+    version = metadata.integer(HLQ_VERSION_KEY)
+    kinds = _read_kinds(metadata) if version > 1 else [(FREE16.number, 0, 0)] * len(names)
+    if any(len(values) != len(names) for values in (*numbers, errors, kinds)):
         metadata.refuse("the hlq.tensor arrays differ in length")
     matrices = {}
-    for name, bits, rows, columns, group_size, error in zip(names, *numbers, errors, strict=True):
+    for name, bits, rows, columns, group_size, error, kind in zip(names, *numbers, errors, kinds, strict=True):
         try:
             check_geometry(rows, columns, bits, group_size)
+            matrix = TensorRecord(name, bits, rows, columns, group_size, kind=BlockKind.numbered(*kind))
         except FormatError as reason:
             metadata.refuse(f"tensor {name!r:.80}: {reason}")
-        matrices[name] = TensorRecord(name, bits, rows, columns, group_size, error if math.isfinite(error) else None)
+        if version == 1 and needs_second_version(matrix):
+            metadata.refuse(f"tensor {name!r:.80}: group size {group_size}, which version 1 does not have")
+        matrices[name] = replace(matrix, error=error if math.isfinite(error) else None)
     if len(matrices) != len(names):
         metadata.refuse(f"{HLQ_NAMES} names a tensor twice")
     return matrices
+
+
+def _read_kinds(metadata: Metadata) -> list[tuple[int, int, int]]:
+    """Read number, exponent and center of each matrix's kind."""
+    kinds = metadata.array(HLQ_KINDS, ValueType.UINT32)
+    exponents, centers = metadata.array(HLQ_EXPONENTS, ValueType.UINT32), metadata.array(HLQ_CENTERS, ValueType.INT32)
+    if len(kinds) != len(exponents) or len(kinds) != len(centers):
+        metadata.refuse("the hlq.tensor arrays differ in length")
+    return list(zip(kinds, exponents, centers, strict=True))

@@ -10,6 +10,7 @@ from elutq_native.library import check_use, ffi, lib
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 CodeArray = npt.NDArray[np.uint8]
+NumberArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint8] | npt.NDArray[np.int8]
 
 
 class Quantizer:
@@ -54,7 +55,7 @@ class Quantizer:
         Args:
             weights: (rows, columns) float32, finite, rows contiguous or a slice of columns of such an array.
             starts: (starts, bits + 1) float64, half scales and center in halves of a group's range.
-            group_size: columns that share their levels; divides columns, at most 128.
+            group_size: columns that share their levels; divides columns, at most 256.
             importance: (columns,) float32, what a squared error in a column costs: not negative, not all zero within a
                 group. None: 1 everywhere.
             iterations: most rounds of assignment and solve per start.
@@ -208,32 +209,36 @@ class Quantizer:
         _check(status)
         return half_scales, centers, codes, grown
 
-    def pack(self, half_scales: HalfArray, centers: HalfArray, codes: CodeArray) -> npt.NDArray[np.uint8]:
+    def pack(
+        self, half_scales: NumberArray, centers: NumberArray, codes: CodeArray, bits: int, kind: int
+    ) -> npt.NDArray[np.uint8]:
         """Lay a matrix out as the blocks of a model file.
 
         Args:
-            half_scales: (rows, groups, bits) float16, finite and not negative.
-            centers: (rows, groups) float16, finite.
+            half_scales: (rows, groups, bits, or 1 where the kind is even), as they are stored.
+            centers: (rows, groups, 1, or 0 where the matrix has one for all), as they are stored.
             codes: (rows, columns) uint8, below 2^bits.
+            bits: bit-planes.
+            kind: ``ELUTQ_KIND_...``, to which the arrays' shapes and types belong.
 
         Returns:
             (blocks, bytes of a block) uint8.
 
         Raises:
-            ValueError: an array's shape is out of range, or what it holds.
+            ValueError: an array's shape is out of range, or a code.
         """
         rows, columns = codes.shape
-        n_groups, bits = half_scales.shape[1:]
-        if half_scales.shape[:2] != centers.shape or centers.shape != (rows, n_groups) or columns % n_groups:
+        n_groups = half_scales.shape[1]
+        if half_scales.shape[:2] != centers.shape[:2] or len(centers) != rows or columns % n_groups:
             raise ValueError(f"half_scales and centers {half_scales.shape} {centers.shape} do not fit {codes.shape}")
         group_size = columns // n_groups
-        scale_bytes = 2 * lib.ELUTQ_TILE_ROWS * (bits + 1)
+        scale_bytes = lib.ELUTQ_TILE_ROWS * sum(part.itemsize * part.shape[2] for part in (half_scales, centers))
         plane_bytes = group_size // lib.ELUTQ_CELL_COLUMNS * lib.ELUTQ_CELL_BYTES
-        half_scales = np.ascontiguousarray(half_scales, dtype=np.float16)
-        centers = np.ascontiguousarray(centers, dtype=np.float16)
+        stored = [np.ascontiguousarray(numbers) for numbers in (half_scales, centers)]
         codes = np.ascontiguousarray(codes, dtype=np.uint8)
-        n_blocks = -(-rows // lib.ELUTQ_TILE_ROWS) * n_groups
-        blocks = np.empty((n_blocks, scale_bytes + bits * plane_bytes), dtype=np.uint8)
+        blocks = np.empty(
+            (-(-rows // lib.ELUTQ_TILE_ROWS) * n_groups, scale_bytes + bits * plane_bytes), dtype=np.uint8
+        )
         with self._handle.use() as pool:
             status = lib.elutq_pack(
                 pool,
@@ -241,14 +246,15 @@ class Quantizer:
                 columns,
                 bits,
                 group_size,
-                _pointer("uint16_t *", half_scales),
-                _pointer("uint16_t *", centers),
+                kind,
+                _pointer("uint8_t *", stored[0]),
+                _pointer("uint8_t *", stored[1]),
                 _pointer("uint8_t *", codes),
                 _pointer("uint8_t *", blocks),
             )
         check_use(status, "quantizer")
         if status != lib.ELUTQ_OK:
-            raise ValueError("a scale is negative or not finite, or a code has more bits than the matrix")
+            raise ValueError("a code has more bits than the matrix")
         return blocks
 
 
@@ -272,6 +278,6 @@ def _check(status: int) -> None:
     check_use(status, "quantizer")
     if status != lib.ELUTQ_OK:
         raise ValueError(
-            "bits must be 1 to 4, codes below 2^bits, groups at most 128 columns (and four at a time in refine), "
+            "bits must be 1 to 4, codes below 2^bits, groups at most 256 columns (and four at a time in refine), "
             "starts at least 1, proximity positive and the exponent of bytes 0 to 23"
         )

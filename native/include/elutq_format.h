@@ -12,6 +12,8 @@
  * that row + 16 in its high nibble; bit i of a nibble is column i. Blocks are ordered
  * [superblock of 8 tiles][group][tile]; a matrix's last superblock holds only the tiles that exist, rows past the last
  * one of the matrix are zero.
+ *
+ * That is the kind free16; in blocks of another kind half scales and centers are fewer or smaller.
  */
 #ifndef ELUTQ_FORMAT_H
 #define ELUTQ_FORMAT_H
@@ -23,13 +25,26 @@
 #define ELUTQ_GGML_TYPE_F16 1
 #define ELUTQ_GGML_TYPE_I8 24
 
-#define ELUTQ_HLQ_VERSION 1
+/* The newest version; a file has 1 where every matrix is of kind 0 in groups of at most 128. */
+#define ELUTQ_HLQ_VERSION 2
 #define ELUTQ_HLQ_MIN_BITS 1
 #define ELUTQ_HLQ_MAX_BITS 4
+#define ELUTQ_HLQ_MAX_GROUP_SIZE 256
 #define ELUTQ_TILE_ROWS 32
 #define ELUTQ_SUPERBLOCK_TILES 8
 #define ELUTQ_CELL_COLUMNS 4
 #define ELUTQ_CELL_BYTES 16
+
+/*
+ * The kind of a matrix's blocks: the sum of these, CENTERS only with EVEN, so that there are six.
+ *
+ *     BYTES    half scales, and centers of kinds that are not EVEN, are bytes times a power of two of the matrix
+ *     EVEN     one half scale h_1, and h_k = 2^(k-1) h_1: levels are evenly spaced. All centers are the matrix's times h_1
+ *     CENTERS  but each group and row has its own, a signed byte times h_1 / 4
+ */
+#define ELUTQ_KIND_BYTES 1
+#define ELUTQ_KIND_EVEN 2
+#define ELUTQ_KIND_CENTERS 4
 
 /*
  * A half scale's byte, three bits of exponent and five of mantissa, shifted left by this many bits is an fp16 number below

@@ -26,11 +26,14 @@
 #define ELUTQ_LEVELS_TOKENS 8
 
 struct elutq_matrix {
-    const uint8_t *data; /* HLQ blocks, 64-byte aligned (elutq_format.h), or fp16[n_rows][n_columns]; not owned */
+    const uint8_t *data; /* HLQ blocks (elutq_format.h) or fp16[n_rows][n_columns], 64-byte aligned; not owned */
     uint32_t n_rows;
     uint32_t n_columns;
     uint32_t bits;       /* 1 to 4: HLQ; 16: fp16 */
-    uint32_t group_size; /* HLQ: 32, 64 or 128, divides n_columns */
+    uint32_t group_size; /* HLQ: 32, 64, 128 or 256, divides n_columns */
+    uint32_t kind;       /* HLQ: ELUTQ_KIND_..., 0: free16 */
+    uint32_t exponent;   /* ELUTQ_KIND_BYTES: of two, 0 to ELUTQ_MAX_EXPONENT; other kinds: 0 */
+    int32_t center;      /* ELUTQ_KIND_EVEN without CENTERS: of all groups and rows, in quarters of their half scale h_1 */
 };
 
 /* The multipliers of a group's cells add up to no more, so that sums of multiplied entries fit 16 bits. */
@@ -55,7 +58,7 @@ struct elutq_tables {
 struct elutq_levels {
     int8_t *values; /* [n_blocks][n_columns / 4][8][4] */
     int8_t *high;   /* [n_blocks][n_columns / 4][8][4] */
-    uint32_t *high_cells; /* [n_blocks][n_columns / group_size][8] bit i: the group's cell i holds something high */
+    uint64_t *high_cells; /* [n_blocks][n_columns / group_size][8] bit i: the group's cell i holds something high */
     float *scales;  /* [n_blocks][n_columns / group_size][8] */
     float *sums;    /* [n_blocks][n_columns / group_size][8] float sums of the activations */
     int32_t *biases; /* [n_blocks][n_columns / group_size][8] -128 * sum of the group's numbers */

@@ -14,7 +14,7 @@
 
 #include "elutq.h"
 
-#define ELUTQ_MAX_GROUP_SIZE 128
+#define ELUTQ_MAX_GROUP_SIZE 256
 
 /*
  * Half scales and centers are rounded to what the matrix's file can hold: with `exponent` ELUTQ_ANY_HALF to float16, else,
@@ -79,14 +79,16 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
 /*
  * Lays a matrix out as the blocks of a model file (elutq_format.h), little-endian as this machine is taken to be.
  *
- *   half_scales  [n_rows][n_columns / group_size][bits], finite and not negative; group_size divides n_columns
- *   centers      [n_rows][n_columns / group_size], finite
+ *   kind         ELUTQ_KIND_... (elutq_format.h)
+ *   half_scales  [n_rows][n_columns / group_size][bits, of an even kind 1] as they are stored, two bytes or one each;
+ *                group_size divides n_columns
+ *   centers      [n_rows][n_columns / group_size] as they are stored; not read where the matrix has one for all
  *   codes        [n_rows][n_columns], below 2^bits
- *   blocks       [ceil(n_rows / 32) * n_columns / group_size][block bytes], aligned to 2, written
+ *   blocks       [ceil(n_rows / 32) * n_columns / group_size][block bytes], written
  *
- * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits or group_size out of range, not a multiple of 4, or contents unsound).
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits or group_size out of range, not a multiple of 4, or a code too large).
  */
-int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size,
-               const uint16_t *half_scales, const uint16_t *centers, const uint8_t *codes, uint8_t *blocks);
+int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size, unsigned kind,
+               const uint8_t *half_scales, const uint8_t *centers, const uint8_t *codes, uint8_t *blocks);
 
 #endif

@@ -22,7 +22,7 @@ static const float TABLE_SIGNS[4][16] = {
  * the others of its group little: its steps are coarse, theirs are not. Returns the scale.
  */
 INLINE float choose_multipliers(const float *xg, uint32_t n_cells, uint8_t *multipliers) {
-    float sums[128 / ELUTQ_CELL_COLUMNS], total = 0, largest = 0;
+    float sums[ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS], total = 0, largest = 0;
     for (uint32_t cell = 0; cell < n_cells; cell++) {
         const float *xc = xg + ELUTQ_CELL_COLUMNS * cell;
         sums[cell] = (fabsf(xc[0]) + fabsf(xc[1])) + (fabsf(xc[2]) + fabsf(xc[3]));
@@ -80,14 +80,14 @@ KERNEL void build_tables(const float *x, uint32_t group_size, uint32_t first_gro
 /*
  * A group whose largest magnitude is more than ELUTQ_LEVELS_PEAK times the mean one has outliers: those beyond
  * ELUTQ_LEVELS_OUTLIER times the mean. They do not raise their group's scale, but have high parts, which cost time. In a
- * group of 128 none is beyond 128 times the mean, so numbers stay below 127 * 128 / 3 = 5419, and so does their sum.
+ * group of 256 none is beyond 256 times the mean, so numbers stay below 127 * 256 / 3 = 10838, and so does their sum.
  */
 #define ELUTQ_LEVELS_PEAK 5.0f
 #define ELUTQ_LEVELS_OUTLIER 3.0f
 
 /* The cells of a block's group, and of `n` of its tokens, that hold something high. */
-INLINE uint32_t high_cells_of(const uint32_t *high_cells, uint32_t n) {
-    uint32_t cells = 0;
+INLINE uint64_t high_cells_of(const uint64_t *high_cells, uint32_t n) {
+    uint64_t cells = 0;
     for (uint32_t t = 0; t < n; t++)
         cells |= high_cells[t];
     return cells;
@@ -98,7 +98,7 @@ INLINE uint32_t high_cells_of(const uint32_t *high_cells, uint32_t n) {
  * activation is, and sets the cells that hold something high.
  */
 INLINE float round_group(const float *xg, uint32_t group_size, float inverse, int8_t *values, int8_t *high, size_t stride,
-                         uint32_t *high_cells) {
+                         uint64_t *high_cells) {
     v16 sum = v16_set1(0); /* of whole numbers, below 2^24: exact */
     *high_cells = 0;
     for (uint32_t i = 0; i < group_size; i += 16) {
@@ -115,7 +115,7 @@ INLINE float round_group(const float *xg, uint32_t group_size, float inverse, in
             memcpy(&four, high_bytes + j, sizeof four);
             memcpy(values + cell * stride, low_bytes + j, ELUTQ_CELL_COLUMNS);
             memcpy(high + cell * stride, high_bytes + j, ELUTQ_CELL_COLUMNS);
-            *high_cells |= (uint32_t)(four != 0) << cell;
+            *high_cells |= (uint64_t)(four != 0) << cell;
         }
     }
     return v16_sum(sum);

@@ -1,16 +1,24 @@
 #include "damage.h"
 
+#include <math.h>
+
 #include "hlq_block.h"
 
 static bool is_finite_half(uint16_t half) {
     return (half & 0x7C00) != 0x7C00;
 }
 
-/* Centers may be negative, half scales (0x8001 and above are negative numbers) may not. */
-static bool is_sound_block(const uint16_t *scales, uint32_t bits) {
-    for (uint32_t i = 0; i < (bits + 1) * ELUTQ_TILE_ROWS; i++)
-        if (!is_finite_half(scales[i]) || (i < bits * ELUTQ_TILE_ROWS && scales[i] > 0x8000))
+/* Centers may be negative, half scales may not. What bytes hold is always sound. */
+static bool is_sound_block(const struct elutq_block *block) {
+    for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
+        for (uint32_t k = 0; k < block->bits; k++) {
+            const float half_scale = elutq_half_scale(block, k, row);
+            if (!(half_scale >= 0 && half_scale <= ELUTQ_LARGEST_HALF))
+                return false;
+        }
+        if (!isfinite(elutq_center(block, row)))
             return false;
+    }
     return true;
 }
 
@@ -22,11 +30,12 @@ static bool is_sound(const struct elutq_matrix *matrix) {
                 return false;
         return true;
     }
-    const size_t n_blocks = (size_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix);
-    const size_t block_bytes = elutq_block_bytes(matrix->bits, matrix->group_size);
-    for (size_t i = 0; i < n_blocks; i++)
-        if (!is_sound_block((const uint16_t *)(matrix->data + i * block_bytes), matrix->bits))
-            return false;
+    for (uint32_t tile = 0; tile < elutq_matrix_tiles(matrix); tile++)
+        for (uint32_t group = 0; group < elutq_matrix_groups(matrix); group++) {
+            const struct elutq_block block = elutq_block_at(matrix, tile, group);
+            if (!is_sound_block(&block))
+                return false;
+        }
     return true;
 }
 

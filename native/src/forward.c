@@ -78,7 +78,7 @@ struct forms {
 };
 
 /* Columns are dealt to threads in units that every group size divides. */
-#define COLUMN_UNIT 128
+#define COLUMN_UNIT 256
 
 /* Reads the source into session->input in these forms. A batch is shared out by token, a single token by columns. */
 static void prepare_input(struct pass *pass, unsigned thread, const struct source *source, uint32_t n_columns,

@@ -4,17 +4,48 @@
 
 #include "elutq_format.h"
 #include "elutq_kernels.h"
+#include "half.h"
 
-static inline size_t elutq_scales_bytes(uint32_t bits) {
-    return (size_t)(bits + 1) * ELUTQ_TILE_ROWS * sizeof(uint16_t);
+/* One tile's numbers of one group: where they lie, and how they are to be read. */
+struct elutq_block {
+    const uint8_t *scales, *planes;
+    uint32_t kind, bits;
+    float factor; /* what the numbers that are bytes are to be multiplied by */
+    float center; /* of the matrix, times h_1 */
+};
+
+/* Bytes of one tile's half scales and centers. */
+static inline size_t elutq_scales_bytes(uint32_t kind, uint32_t bits) {
+    const size_t width = kind & ELUTQ_KIND_BYTES ? 1 : 2;
+    if (kind & ELUTQ_KIND_EVEN)
+        return ELUTQ_TILE_ROWS * (kind & ELUTQ_KIND_CENTERS ? width + 1 : width);
+    return ELUTQ_TILE_ROWS * width * (bits + 1);
 }
 
 static inline size_t elutq_plane_bytes(uint32_t group_size) {
     return (size_t)group_size / ELUTQ_CELL_COLUMNS * ELUTQ_CELL_BYTES;
 }
 
-static inline size_t elutq_block_bytes(uint32_t bits, uint32_t group_size) {
-    return elutq_scales_bytes(bits) + bits * elutq_plane_bytes(group_size);
+/* A multiple of 32, of free16 of 64. */
+static inline size_t elutq_block_bytes(uint32_t kind, uint32_t bits, uint32_t group_size) {
+    return elutq_scales_bytes(kind, bits) + bits * elutq_plane_bytes(group_size);
+}
+
+static inline size_t elutq_matrix_block_bytes(const struct elutq_matrix *matrix) {
+    return elutq_block_bytes(matrix->kind, matrix->bits, matrix->group_size);
+}
+
+/* The block of a matrix that begins at `data`. Kind and bits are the matrix's, and constants where that pays. */
+static inline struct elutq_block elutq_block_of(const struct elutq_matrix *matrix, uint32_t kind, uint32_t bits,
+                                                const uint8_t *data) {
+    return (struct elutq_block){
+        .scales = data,
+        .planes = data + elutq_scales_bytes(kind, bits),
+        .kind = kind,
+        .bits = bits,
+        .factor = kind & ELUTQ_KIND_BYTES ? (float)(1u << matrix->exponent) : 1,
+        .center = 0.25f * (float)matrix->center,
+    };
 }
 
 static inline uint32_t elutq_matrix_tiles(const struct elutq_matrix *matrix) {
@@ -37,8 +68,46 @@ static inline uint32_t elutq_chunk_tiles(const struct elutq_matrix *matrix, uint
 
 /* First block of a superblock; its blocks follow as [group][tile]. */
 static inline const uint8_t *elutq_chunk_data(const struct elutq_matrix *matrix, uint32_t chunk) {
-    return matrix->data + (size_t)chunk * ELUTQ_SUPERBLOCK_TILES * elutq_matrix_groups(matrix) *
-                              elutq_block_bytes(matrix->bits, matrix->group_size);
+    const size_t n_blocks = (size_t)chunk * ELUTQ_SUPERBLOCK_TILES * elutq_matrix_groups(matrix);
+    return matrix->data + n_blocks * elutq_matrix_block_bytes(matrix);
+}
+
+/* One block of a matrix, by its tile and group. */
+static inline struct elutq_block elutq_block_at(const struct elutq_matrix *matrix, uint32_t tile, uint32_t group) {
+    const uint32_t chunk = tile / ELUTQ_SUPERBLOCK_TILES;
+    const size_t i = (size_t)group * elutq_chunk_tiles(matrix, chunk) + tile % ELUTQ_SUPERBLOCK_TILES;
+    const uint8_t *data = elutq_chunk_data(matrix, chunk) + i * elutq_matrix_block_bytes(matrix);
+    return elutq_block_of(matrix, matrix->kind, matrix->bits, data);
+}
+
+/* ---- the numbers of one row ---- */
+
+/* Number `i` of row `row` where half scales stand; it may be one that is not finite or below zero. */
+static inline float elutq_stored_half_scale(const struct elutq_block *block, uint32_t i, uint32_t row) {
+    const uint32_t at = i * ELUTQ_TILE_ROWS + row;
+    if (block->kind & ELUTQ_KIND_BYTES)
+        return elutq_half_to_float((uint16_t)(block->scales[at] << ELUTQ_HALF_SCALE_SHIFT)) * block->factor;
+    return elutq_half_to_float(((const uint16_t *)block->scales)[at]);
+}
+
+static inline float elutq_half_scale(const struct elutq_block *block, uint32_t plane, uint32_t row) {
+    if (block->kind & ELUTQ_KIND_EVEN)
+        return elutq_stored_half_scale(block, 0, row) * (float)(1u << plane);
+    return elutq_stored_half_scale(block, plane, row);
+}
+
+static inline float elutq_center(const struct elutq_block *block, uint32_t row) {
+    if (block->kind & ELUTQ_KIND_CENTERS) {
+        const int8_t *centers = (const int8_t *)block->scales + elutq_scales_bytes(block->kind ^ ELUTQ_KIND_CENTERS, 0);
+        return elutq_half_scale(block, 0, row) * (0.25f * (float)centers[row]);
+    }
+    if (block->kind & ELUTQ_KIND_EVEN)
+        return elutq_half_scale(block, 0, row) * block->center;
+    if (block->kind & ELUTQ_KIND_BYTES) {
+        const uint8_t byte = block->scales[block->bits * ELUTQ_TILE_ROWS + row];
+        return elutq_half_to_float((uint16_t)((byte & 128) << 8 | (byte & 127) << ELUTQ_CENTER_SHIFT)) * block->factor;
+    }
+    return elutq_stored_half_scale(block, block->bits, row);
 }
 
 /* Row within the tile of byte j's low nibble; the high nibble holds that row + 16. */
@@ -55,25 +124,45 @@ static inline uint32_t elutq_cell_shift(uint32_t row) {
 }
 
 /*
- * Calls function(..., bits, group_size) with the matrix's shape as compile-time constants, so that an always-inline body
- * is compiled once for each of the twelve shapes, its loops unrolled.
+ * ELUTQ_FOR_SHAPE calls function(..., bits, group_size) with the matrix's shape as compile-time constants, so that an
+ * always-inline body is compiled once for each of the sixteen shapes, its loops unrolled; ELUTQ_FOR_BITS does so for bits
+ * alone, where more is done in a loop than its end costs.
  */
 #define ELUTQ_FOR_SHAPE(matrix, function, ...)                                                                                 \
-    switch ((matrix)->bits << 8 | (matrix)->group_size) {                                                                      \
+    switch ((matrix)->bits << 12 | (matrix)->group_size) {                                                                     \
         ELUTQ_SHAPES_OF(1, function, __VA_ARGS__)                                                                              \
         ELUTQ_SHAPES_OF(2, function, __VA_ARGS__)                                                                              \
         ELUTQ_SHAPES_OF(3, function, __VA_ARGS__)                                                                              \
         ELUTQ_SHAPES_OF(4, function, __VA_ARGS__)                                                                              \
     }
 #define ELUTQ_SHAPES_OF(bits, function, ...)                                                                                   \
-    case bits << 8 | 32:                                                                                                       \
+    case bits << 12 | 32:                                                                                                      \
         function(__VA_ARGS__, bits, 32);                                                                                       \
         break;                                                                                                                 \
-    case bits << 8 | 64:                                                                                                       \
+    case bits << 12 | 64:                                                                                                      \
         function(__VA_ARGS__, bits, 64);                                                                                       \
         break;                                                                                                                 \
-    case bits << 8 | 128:                                                                                                      \
+    case bits << 12 | 128:                                                                                                     \
         function(__VA_ARGS__, bits, 128);                                                                                      \
+        break;                                                                                                                 \
+    case bits << 12 | 256:                                                                                                     \
+        function(__VA_ARGS__, bits, 256);                                                                                      \
         break;
+
+#define ELUTQ_FOR_BITS(matrix, function, ...)                                                                                  \
+    switch ((matrix)->bits) {                                                                                                  \
+    case 1:                                                                                                                    \
+        function(__VA_ARGS__, 1);                                                                                              \
+        break;                                                                                                                 \
+    case 2:                                                                                                                    \
+        function(__VA_ARGS__, 2);                                                                                              \
+        break;                                                                                                                 \
+    case 3:                                                                                                                    \
+        function(__VA_ARGS__, 3);                                                                                              \
+        break;                                                                                                                 \
+    case 4:                                                                                                                    \
+        function(__VA_ARGS__, 4);                                                                                              \
+        break;                                                                                                                 \
+    }
 
 #endif

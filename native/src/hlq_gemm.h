@@ -2,8 +2,7 @@
  * The walk over a chunk for a batch of tokens by table look-up, the same for every instruction set that unpacks the planes
  * first. A file includes this after hlq_gemv.h and after it has defined
  *
- *     struct superblock_indices                             with indices[tile] and scales[tile]
- *     unpack_tile(block, bits, n_cells, indices, scales)
+ *     unpack_tile(&block, n_cells, indices, scales)         scales: half scales by plane, centers; their factor in them
  *     add_tile(indices, scales, bits, n_cells, tables, group, n_tokens, y)
  *     ELUTQ_TOKENS_AT_ONCE(bits)                            tokens whose sums the registers hold: add_tile's n_tokens, or 1
  *     ELUTQ_UNPACK_FROM                                     tokens that make up for the unpacking
@@ -13,23 +12,36 @@
 
 #include "hlq_gemv.h"
 
+/* Bytes of one cell's indices, unpacked: one for each of the tile's rows. */
+#define UNPACKED_CELL_BYTES ELUTQ_TILE_ROWS
+
+/* One group of a superblock, unpacked. It stays in L1 while all tokens go by: 16 KB of indices at 2 bits and groups of 128. */
+struct superblock_indices {
+    uint8_t indices[ELUTQ_SUPERBLOCK_TILES * ELUTQ_HLQ_MAX_BITS * ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS *
+                    UNPACKED_CELL_BYTES]; /* [tile][as unpack_tile leaves them] */
+    float scales[ELUTQ_SUPERBLOCK_TILES][(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS]; /* half scales by plane, centers */
+};
+
 INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
                               uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), at_once = ELUTQ_TOKENS_AT_ONCE(bits);
-    const uint8_t *block = elutq_chunk_data(matrix, chunk);
+    const uint32_t kind = matrix->kind, tile_indices = bits * n_cells * UNPACKED_CELL_BYTES;
+    const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
+    const uint8_t *data = elutq_chunk_data(matrix, chunk);
     _Alignas(64) struct superblock_indices unpacked; /* of one group; it stays in L1 while all tokens go by */
     for (uint32_t token = 0; token < n_tokens; token++)
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
-        for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
-            ask_ahead(block, elutq_block_bytes(bits, group_size));
-            unpack_tile(block, bits, n_cells, unpacked.indices[tile], unpacked.scales[tile]);
+        for (uint32_t tile = 0; tile < n_tiles; tile++, data += block_bytes) {
+            const struct elutq_block block = elutq_block_of(matrix, kind, bits, data);
+            ask_ahead(data, block_bytes);
+            unpack_tile(&block, n_cells, unpacked.indices + tile * tile_indices, unpacked.scales[tile]);
         }
         for (uint32_t token = 0; token < n_tokens; token += at_once)
             for (uint32_t tile = 0; tile < n_tiles; tile++) {
                 float *results = y + (size_t)token * ELUTQ_CHUNK_STRIDE + tile * ELUTQ_TILE_ROWS;
-                const uint8_t *indices = unpacked.indices[tile];
+                const uint8_t *indices = unpacked.indices + tile * tile_indices;
                 const float *scales = unpacked.scales[tile];
                 if (token + at_once <= n_tokens)
                     add_tile(indices, scales, bits, n_cells, tables + token, group, at_once, results);

@@ -1,12 +1,12 @@
 /*
  * The walk over a chunk, the same for every instruction set. A file includes this after it has defined
  *
- *     add_block(block, bits, n_cells, entries, multipliers, scale, sum, by_line, f)
+ *     add_block(&block, n_cells, entries, multipliers, scale, sum, by_line, f)
  *
  * which adds one block's result to f[32]: f += c * sum + scale * sum_k h_k * (sum of the entries that plane k picks, each
- * times its cell's multiplier). With
- * by_line, a constant, it is to ask_by_line for each of the block's lines where it uses it; scalar, whose time is not
- * memory's, and NEON, which is never called so but by a check, leave that out.
+ * times its cell's multiplier). The block's factor, a power of two, is taken into scale and sum. With by_line, a constant, it
+ * is to ask_by_line for each of the block's lines where it uses it; scalar, whose time is not memory's, and NEON, which is
+ * never called so but by a check, leave that out.
  */
 #ifndef ELUTQ_HLQ_GEMV_H
 #define ELUTQ_HLQ_GEMV_H
@@ -15,38 +15,57 @@
 #include "stream.h"
 
 INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y,
-                       bool by_line, uint32_t bits, uint32_t group_size) {
+                       bool by_line, uint32_t kind, uint32_t bits, uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS;
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_groups = matrix->n_columns / group_size;
-    const uint8_t *block = elutq_chunk_data(matrix, chunk);
+    const uint8_t *data = elutq_chunk_data(matrix, chunk);
+    const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
     memset(y, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
         const int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
         const uint8_t *multipliers = tables->multipliers + (size_t)group * n_cells;
-        for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
+        for (uint32_t tile = 0; tile < n_tiles; tile++, data += block_bytes) {
+            struct elutq_block block = elutq_block_of(matrix, kind, bits, data);
+            const float scale = tables->scales[group] * block.factor, sum = tables->sums[group] * block.factor;
+            block.factor = 1;
             if (!by_line)
-                ask_by_page(block, elutq_block_bytes(bits, group_size));
-            add_block(block, bits, n_cells, entries, multipliers, tables->scales[group], tables->sums[group], by_line,
-                      y + tile * ELUTQ_TILE_ROWS);
+                ask_by_page(data, block_bytes);
+            add_block(&block, n_cells, entries, multipliers, scale, sum, by_line, y + tile * ELUTQ_TILE_ROWS);
         }
     }
 }
 
-/* Two functions that stay two: inlined into one, the compiler shares registers between loops that never run together. */
-#define GEMV_WALK(name, by_line)                                                                                               \
+/*
+ * Functions that stay apart: inlined into one, the compiler shares registers between loops that never run together. A
+ * constant says what every block reads in its own way; of the even kinds, which read one half scale, that they are even.
+ */
+#define GEMV_WALK(name, by_line, kind)                                                                                         \
     __attribute__((noinline)) KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables,           \
                                                uint32_t chunk, float *y) {                                                     \
-        ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, chunk, y, by_line)                                                 \
+        ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, chunk, y, by_line, kind)                                           \
     }
-GEMV_WALK(gemv_by_line, true)
-GEMV_WALK(gemv_by_page, false)
+#define GEMV_KIND(name, kind)                                                                                                  \
+    GEMV_WALK(name##_by_line, true, kind)                                                                                      \
+    GEMV_WALK(name##_by_page, false, kind)                                                                                     \
+    KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y) {         \
+        if (ELUTQ_ASK_BY_LINE)                                                                                                 \
+            name##_by_line(matrix, tables, chunk, y);                                                                          \
+        else                                                                                                                   \
+            name##_by_page(matrix, tables, chunk, y);                                                                          \
+    }
+GEMV_KIND(gemv_free16, 0)
+GEMV_KIND(gemv_free8, ELUTQ_KIND_BYTES)
+GEMV_KIND(gemv_even, ELUTQ_KIND_EVEN | (matrix->kind & (ELUTQ_KIND_BYTES | ELUTQ_KIND_CENTERS)))
+#undef GEMV_KIND
 #undef GEMV_WALK
 
 KERNEL void gemv(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y) {
-    if (ELUTQ_ASK_BY_LINE)
-        gemv_by_line(matrix, tables, chunk, y);
+    if (matrix->kind & ELUTQ_KIND_EVEN)
+        gemv_even(matrix, tables, chunk, y);
+    else if (matrix->kind & ELUTQ_KIND_BYTES)
+        gemv_free8(matrix, tables, chunk, y);
     else
-        gemv_by_page(matrix, tables, chunk, y);
+        gemv_free16(matrix, tables, chunk, y);
 }
 
 /* gemm_tables, as it is defined: one token after the other. A superblock stays in L2 meanwhile. */

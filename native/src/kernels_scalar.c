@@ -10,23 +10,21 @@
  * One block: f[row] += c * sum(x) + scale * sum_k h_k * (sum of the table entries that plane k picks,
  * each times its cell's multiplier). The integer sum is exact, at most ELUTQ_MULTIPLIERS times 127: sixteen bits hold it.
  */
-INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
+INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
                       float scale, float sum, bool by_line, float *f) {
     (void)by_line;
-    const uint16_t *scales = (const uint16_t *)block;
-    const uint8_t *planes = block + elutq_scales_bytes(bits);
     for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
         const uint32_t byte = elutq_cell_byte(row), shift = elutq_cell_shift(row);
         float u = 0;
-        for (uint32_t k = 0; k < bits; k++) {
-            const uint8_t *plane = planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES;
+        for (uint32_t k = 0; k < block->bits; k++) {
+            const uint8_t *plane = block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES;
             int32_t picked = 0;
             for (uint32_t cell = 0; cell < n_cells; cell++)
                 picked += multipliers[cell] * entries[16 * cell + ((plane[ELUTQ_CELL_BYTES * cell + byte] >> shift) & 15)];
-            float half_scale = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
+            float half_scale = elutq_half_scale(block, k, row);
             u = k == 0 ? half_scale * (float)picked : fmaf(half_scale, (float)picked, u);
         }
-        f[row] = fmaf(elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]), sum, f[row]);
+        f[row] = fmaf(elutq_center(block, row), sum, f[row]);
         f[row] = fmaf(u, scale, f[row]);
     }
 }
@@ -44,12 +42,13 @@ struct integer_levels {
  * which the one that leaves the least squares is kept (that is, the largest (h.steps)^2 / steps.steps), has a third of
  * the error of rounding at one. Half scales that are negative or not finite, which no sound file holds, make the row NaN.
  */
-static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits, uint32_t row) {
+static struct integer_levels round_levels(const struct elutq_block *block, uint32_t row) {
+    const uint32_t bits = block->bits;
     struct integer_levels best = {0};
     float h[ELUTQ_HLQ_MAX_BITS], total = 0;
     for (uint32_t k = 0; k < bits; k++) {
-        h[k] = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
-        if (!(h[k] >= 0 && h[k] <= 65504))
+        h[k] = elutq_half_scale(block, k, row);
+        if (!(h[k] >= 0 && h[k] < INFINITY))
             return (struct integer_levels){.middle = NAN};
         total += h[k];
     }
@@ -74,7 +73,7 @@ static struct integer_levels round_levels(const uint16_t *scales, uint32_t bits,
         sum += (float)best.steps[k];
     }
     best.step = 2 * (best_hs / best_ss);
-    best.middle = fmaf(best.step, fmaf(sum, -0.5f, 128.0f), elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row]));
+    best.middle = fmaf(best.step, fmaf(sum, -0.5f, 128.0f), elutq_center(block, row));
     return best;
 }
 
@@ -113,17 +112,15 @@ static void add_row_levels(const struct elutq_matrix *matrix, const struct elutq
 static void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                         uint32_t chunk, float *y) {
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_groups = elutq_matrix_groups(matrix);
-    const uint32_t group_size = matrix->group_size, bits = matrix->bits;
-    const uint8_t *block = elutq_chunk_data(matrix, chunk);
     for (uint32_t token = 0; token < n_tokens; token++)
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
-        for (uint32_t tile = 0; tile < n_tiles; tile++, block += elutq_block_bytes(bits, group_size)) {
-            const uint16_t *scales = (const uint16_t *)block;
+        for (uint32_t tile = 0; tile < n_tiles; tile++) {
+            const struct elutq_block block = elutq_block_at(matrix, chunk * ELUTQ_SUPERBLOCK_TILES + tile, group);
             for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
-                const struct integer_levels rounded = round_levels(scales, bits, row);
-                int32_t weights[128];
-                expand_row(block + elutq_scales_bytes(bits), bits, group_size, row, rounded.steps, weights);
+                const struct integer_levels rounded = round_levels(&block, row);
+                int32_t weights[ELUTQ_HLQ_MAX_GROUP_SIZE];
+                expand_row(block.planes, matrix->bits, matrix->group_size, row, rounded.steps, weights);
                 add_row_levels(matrix, levels, n_tokens, group, weights, rounded.step, rounded.middle,
                                y + tile * ELUTQ_TILE_ROWS + row);
             }
@@ -139,20 +136,17 @@ void elutq_matrix_row(const struct elutq_matrix *matrix, uint32_t row, float *y)
         return;
     }
     const uint32_t bits = matrix->bits, group_size = matrix->group_size, n_groups = elutq_matrix_groups(matrix);
-    const uint32_t chunk = row / ELUTQ_CHUNK_ROWS, tile = row % ELUTQ_CHUNK_ROWS / ELUTQ_TILE_ROWS;
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), row_in_tile = row % ELUTQ_TILE_ROWS;
+    const uint32_t row_in_tile = row % ELUTQ_TILE_ROWS;
     const uint32_t byte = elutq_cell_byte(row_in_tile), shift = elutq_cell_shift(row_in_tile);
     for (uint32_t group = 0; group < n_groups; group++) {
-        const uint8_t *block =
-            elutq_chunk_data(matrix, chunk) + ((size_t)group * n_tiles + tile) * elutq_block_bytes(bits, group_size);
-        const uint16_t *scales = (const uint16_t *)block;
+        const struct elutq_block block = elutq_block_at(matrix, row / ELUTQ_TILE_ROWS, group);
         float *yg = y + (size_t)group * group_size;
-        float center = elutq_half_to_float(scales[bits * ELUTQ_TILE_ROWS + row_in_tile]);
+        const float center = elutq_center(&block, row_in_tile);
         for (uint32_t column = 0; column < group_size; column++)
             yg[column] = center;
         for (uint32_t k = 0; k < bits; k++) {
-            const uint8_t *plane = block + elutq_scales_bytes(bits) + k * elutq_plane_bytes(group_size);
-            float half_scale = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row_in_tile]);
+            const uint8_t *plane = block.planes + k * elutq_plane_bytes(group_size);
+            const float half_scale = elutq_half_scale(&block, k, row_in_tile);
             for (uint32_t column = 0; column < group_size; column++) {
                 uint32_t nibble = plane[column / ELUTQ_CELL_COLUMNS * ELUTQ_CELL_BYTES + byte] >> shift;
                 yg[column] += (nibble >> column % ELUTQ_CELL_COLUMNS) & 1 ? half_scale : -half_scale;

@@ -16,13 +16,14 @@
 #define LARGEST_EXPONENT 12
 
 /* Mean square of a group's weights in one row, its bits taken as independent and even. */
-static float group_power(const uint16_t *scales, uint32_t bits, uint32_t row) {
+static float group_power(const struct elutq_block *block, uint32_t row) {
     float power = 0;
-    for (uint32_t k = 0; k <= bits; k++) { /* half scales, then the center */
-        const float part = elutq_half_to_float(scales[k * ELUTQ_TILE_ROWS + row]);
-        power += part * part;
+    for (uint32_t k = 0; k < block->bits; k++) {
+        const float half_scale = elutq_half_scale(block, k, row);
+        power += half_scale * half_scale;
     }
-    return power;
+    const float center = elutq_center(block, row);
+    return power + center * center;
 }
 
 /* Mean square of what a row makes of inputs that have mean squares norm[column]^2 and are independent. */
@@ -36,15 +37,12 @@ static float row_power(const struct elutq_matrix *matrix, uint32_t row, const fl
         }
         return power;
     }
-    const uint32_t chunk = row / ELUTQ_CHUNK_ROWS, tile = row % ELUTQ_CHUNK_ROWS / ELUTQ_TILE_ROWS;
-    const size_t block_bytes = elutq_block_bytes(matrix->bits, matrix->group_size);
-    const uint8_t *block = elutq_chunk_data(matrix, chunk) + tile * block_bytes;
-    for (uint32_t first = 0; first < matrix->n_columns; first += matrix->group_size) {
+    for (uint32_t group = 0; group < elutq_matrix_groups(matrix); group++, norm += matrix->group_size) {
+        const struct elutq_block block = elutq_block_at(matrix, row / ELUTQ_TILE_ROWS, group);
         float inputs = 0;
-        for (uint32_t i = first; i < first + matrix->group_size; i++)
+        for (uint32_t i = 0; i < matrix->group_size; i++)
             inputs += norm[i] * norm[i];
-        power += inputs * group_power((const uint16_t *)block, matrix->bits, row % ELUTQ_TILE_ROWS);
-        block += elutq_chunk_tiles(matrix, chunk) * block_bytes;
+        power += inputs * group_power(&block, row % ELUTQ_TILE_ROWS);
     }
     return power;
 }

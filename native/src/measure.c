@@ -19,8 +19,7 @@ static size_t chunk_bytes(const struct elutq_matrix *matrix, uint32_t chunk) {
         uint32_t left = matrix->n_rows - chunk * ELUTQ_CHUNK_ROWS;
         return (size_t)(left < ELUTQ_CHUNK_ROWS ? left : ELUTQ_CHUNK_ROWS) * matrix->n_columns * sizeof(uint16_t);
     }
-    return (size_t)elutq_chunk_tiles(matrix, chunk) * elutq_matrix_groups(matrix) *
-           elutq_block_bytes(matrix->bits, matrix->group_size);
+    return (size_t)elutq_chunk_tiles(matrix, chunk) * elutq_matrix_groups(matrix) * elutq_matrix_block_bytes(matrix);
 }
 
 static const uint8_t *chunk_start(const struct elutq_matrix *matrix, uint32_t chunk) {

@@ -18,6 +18,7 @@ struct loader {
     const struct elutq_error *error;
     const char *architecture;
     bool *used; /* [n_tensors] whether the model has that tensor */
+    uint32_t version; /* hlq.version */
     int status; /* the first failure; later steps do nothing */
 };
 
@@ -88,31 +89,67 @@ static void load_config(struct loader *loader) {
 
 /* ---- tensors ---- */
 
-/* Fills in bits and group size from the parallel hlq.tensor arrays, and checks that they tell the shape that is needed. */
-static bool hlq_entry(struct loader *loader, const char *name, struct elutq_matrix *matrix) {
-    static const char *const KEYS[4] = {"hlq.tensor.bits", "hlq.tensor.group_sizes", "hlq.tensor.rows", "hlq.tensor.columns"};
+/* The parallel hlq.tensor arrays; those of version 1 are the first four. */
+enum { BITS, GROUP_SIZES, ROWS, COLUMNS, KINDS, EXPONENTS, CENTERS, N_HLQ_KEYS };
+
+static const char *const HLQ_KEYS[N_HLQ_KEYS] = {
+    "hlq.tensor.bits",  "hlq.tensor.group_sizes", "hlq.tensor.rows",    "hlq.tensor.columns",
+    "hlq.tensor.kinds", "hlq.tensor.exponents",   "hlq.tensor.centers",
+};
+
+/* Finds the arrays and, among their names, a matrix's place in them. */
+static bool find_hlq_entry(struct loader *loader, const char *name, uint32_t values[N_HLQ_KEYS]) {
     const struct elutq_gguf *gguf = &loader->model->gguf;
-    const uint8_t *cursor, *columns[4];
+    const uint8_t *cursor, *columns[N_HLQ_KEYS];
+    const int n_keys = loader->version == 1 ? KINDS : N_HLQ_KEYS;
     uint64_t n_names, n_values, i = 0;
     if (!elutq_gguf_string_array(gguf, "hlq.tensor.names", &cursor, &n_names))
         return fail(loader, "is missing from the metadata or has the wrong type", "hlq.tensor.names");
-    for (int key = 0; key < 4; key++)
-        if (!elutq_gguf_u32_array(gguf, KEYS[key], &columns[key], &n_values) || n_values != n_names)
-            return fail(loader, "is missing, or has not one integer for each of hlq.tensor.names", KEYS[key]);
+    for (int key = 0; key < n_keys; key++) {
+        const bool found = key == CENTERS ? elutq_gguf_i32_array(gguf, HLQ_KEYS[key], &columns[key], &n_values)
+                                          : elutq_gguf_u32_array(gguf, HLQ_KEYS[key], &columns[key], &n_values);
+        if (!found || n_values != n_names)
+            return fail(loader, "is missing, or has not one integer for each of hlq.tensor.names", HLQ_KEYS[key]);
+    }
     while (i < n_names && !elutq_text_equals(elutq_gguf_next_string(gguf, &cursor), name))
         i++;
     if (i == n_names)
         return fail(loader, "is not among hlq.tensor.names", name);
-    matrix->bits = elutq_read_u32(columns[0] + 4 * i);
-    matrix->group_size = elutq_read_u32(columns[1] + 4 * i);
-    if (elutq_read_u32(columns[2] + 4 * i) != matrix->n_rows || elutq_read_u32(columns[3] + 4 * i) != matrix->n_columns)
+    for (int key = 0; key < N_HLQ_KEYS; key++)
+        values[key] = key < n_keys ? elutq_read_u32(columns[key] + 4 * i) : 0;
+    return true;
+}
+
+/* Whether a matrix's kind is one of the six, with an exponent and a center that it can have. */
+static bool is_sound_kind(const struct elutq_matrix *matrix) {
+    const bool even = (matrix->kind & ELUTQ_KIND_EVEN) != 0, centers = (matrix->kind & ELUTQ_KIND_CENTERS) != 0;
+    if (matrix->kind > (ELUTQ_KIND_BYTES | ELUTQ_KIND_EVEN | ELUTQ_KIND_CENTERS) || (centers && !even))
+        return false;
+    if (matrix->exponent > (matrix->kind & ELUTQ_KIND_BYTES ? ELUTQ_MAX_EXPONENT : 0))
+        return false;
+    return even && !centers ? matrix->center >= INT8_MIN && matrix->center <= INT8_MAX : matrix->center == 0;
+}
+
+/* Fills in what the hlq.tensor arrays say of a matrix, and checks that they tell the shape that is needed. */
+static bool hlq_entry(struct loader *loader, const char *name, struct elutq_matrix *matrix) {
+    uint32_t values[N_HLQ_KEYS];
+    if (!find_hlq_entry(loader, name, values))
+        return false;
+    matrix->bits = values[BITS];
+    matrix->group_size = values[GROUP_SIZES];
+    matrix->kind = values[KINDS];
+    matrix->exponent = values[EXPONENTS];
+    matrix->center = (int32_t)values[CENTERS];
+    if (values[ROWS] != matrix->n_rows || values[COLUMNS] != matrix->n_columns)
         return fail(loader, "does not have the shape the metadata gives it", name);
     if (matrix->bits < ELUTQ_HLQ_MIN_BITS || matrix->bits > ELUTQ_HLQ_MAX_BITS)
         return fail(loader, "has a number of bits that no HLQ matrix has", name);
-    if ((matrix->group_size != 32 && matrix->group_size != 64 && matrix->group_size != 128) ||
-        matrix->n_columns % matrix->group_size != 0)
-        return fail(loader, "has a group size that is not 32, 64 or 128, or that does not divide its columns", name);
-    return true;
+    const uint32_t largest = loader->version == 1 ? 128 : ELUTQ_HLQ_MAX_GROUP_SIZE;
+    if ((matrix->group_size != 32 && matrix->group_size != 64 && matrix->group_size != 128 && matrix->group_size != 256) ||
+        matrix->group_size > largest || matrix->n_columns % matrix->group_size != 0)
+        return fail(loader, "has a group size that is not 32, 64, 128 or in version 2 256, or that does not divide its columns",
+                    name);
+    return is_sound_kind(matrix) || fail(loader, "has a kind, exponent or center that no HLQ matrix has", name);
 }
 
 /* A tensor of the model; NULL when the file lacks it. */
@@ -141,7 +178,7 @@ static bool load_matrix(struct loader *loader, const char *name, uint32_t n_rows
     if (!hlq_entry(loader, name, matrix))
         return false;
     uint64_t n_blocks = (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix);
-    if (tensor->dims[0] != elutq_block_bytes(matrix->bits, matrix->group_size) || tensor->dims[1] != n_blocks ||
+    if (tensor->dims[0] != elutq_matrix_block_bytes(matrix) || tensor->dims[1] != n_blocks ||
         tensor->n_bytes != tensor->dims[0] * n_blocks)
         return fail(loader, "does not have the number of bytes that its shape, bits and group size need", name);
     return true;
@@ -222,9 +259,9 @@ static bool hlq_arrays_fit(const struct elutq_gguf *gguf) {
 static void load_tensors(struct loader *loader) {
     struct elutq_model *model = loader->model;
     const struct elutq_config *config = &model->config;
-    uint32_t version;
-    if (!elutq_gguf_u32(&model->gguf, "hlq.version", &version) || version != ELUTQ_HLQ_VERSION) {
-        fail(loader, "is missing or not 1; this file was written by another version of elutq, or by another tool",
+    if (!elutq_gguf_u32(&model->gguf, "hlq.version", &loader->version) || loader->version < 1 ||
+        loader->version > ELUTQ_HLQ_VERSION) {
+        fail(loader, "is missing or not 1 or 2; this file was written by another version of elutq, or by another tool",
              "hlq.version");
         return;
     }
@@ -312,8 +349,7 @@ void elutq_model_close(elutq_model *model) {
 static uint64_t matrix_bytes(const struct elutq_matrix *matrix) {
     if (matrix->bits == 16)
         return (uint64_t)matrix->n_rows * matrix->n_columns * sizeof(uint16_t);
-    return (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix) *
-           elutq_block_bytes(matrix->bits, matrix->group_size);
+    return (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix) * elutq_matrix_block_bytes(matrix);
 }
 
 void elutq_model_describe(const elutq_model *model, struct elutq_model_info *info) {

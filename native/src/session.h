@@ -14,11 +14,11 @@
 /* Tokens that attend together, so that a key or value is converted to float once for all of them. */
 #define ELUTQ_ATTEND_TOKENS 4
 
-/* Group sizes 32, 64 and 128 have their own tables; index with elutq_group_index. */
-#define ELUTQ_GROUP_SIZES 3
+/* Group sizes 32, 64, 128 and 256 have their own tables; index with elutq_group_index. */
+#define ELUTQ_GROUP_SIZES 4
 
 static inline uint32_t elutq_group_index(uint32_t group_size) {
-    return group_size == 32 ? 0 : group_size == 64 ? 1 : 2;
+    return group_size == 32 ? 0 : group_size == 64 ? 1 : group_size == 128 ? 2 : 3;
 }
 
 /* Whether n_tokens are multiplied with an HLQ matrix as levels; otherwise their tables are looked up. */

@@ -65,10 +65,12 @@ def test_other_forms_hold_the_same_tests(novels_2bit):
     assert "| pp8 |" in markdown and "| tg4 |" in markdown
 
 
-def test_synthetic_needs_no_file():
-    run = bench("--synthetic", "smollm2-135m", "--group-size", 64, "-p", 4, "-n", 2, "-r", 1, "-o", "json")
+@pytest.mark.parametrize(("kind", "named"), [("free16", ""), ("even8c", ", even8c")])
+def test_synthetic_needs_no_file(kind, named):
+    options = ("--group-size", 64, "--kind", kind, "-p", 4, "-n", 2, "-r", 1, "-o", "json")
+    run = bench("--synthetic", "smollm2-135m", *options)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)[0]["model_filename"] == "smollm2-135m, 2 bits, groups of 64"
+    assert json.loads(run.stdout)[0]["model_filename"] == f"smollm2-135m, 2 bits, groups of 64{named}"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,7 @@ def test_synthetic_needs_no_file():
         ((), "either a model file or --synthetic"),
         (("--synthetic", "gpt-5"), "no shape is called 'gpt-5'"),
         (("--synthetic", "smollm2-135m"), "group"),
+        (("--synthetic", "llama2-7b", "--kind", "free4"), "no HLQ matrix is of kind 'free4': kinds are free16, free8"),
         (("MODEL", "-o", "yaml"), "choose md, csv, json or jsonl"),
         (("MODEL", "-p", "many"), "give whole numbers"),
         (("MODEL", "-p", 0, "-n", 0), "nothing to measure"),

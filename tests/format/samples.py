@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_writer import write_model
@@ -19,16 +20,15 @@ FAMILIES = sorted(path for path in GOLDEN.iterdir() if path.is_dir())
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.name)
 
 
-def random_matrix(rows, columns, bits, group_size):
+def random_matrix(rows, columns, bits, group_size, kind="free16"):
     """A random HLQ matrix; its geometry is its seed."""
     rng = np.random.default_rng([rows, columns, bits, group_size])
     groups = rows, columns // group_size
-    return HLQTensor(
-        half_scales=rng.random((*groups, bits)).astype(np.float16),
-        centers=rng.normal(size=groups).astype(np.float16),
-        codes=rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8),
-        group_size=group_size,
-    )
+    half_scales = rng.random((*groups, bits)).astype(np.float16)
+    centers = rng.normal(size=groups).astype(np.float16)
+    codes = rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8)
+    blocks = BlockKind.fitting(kind, half_scales, centers, center=3 if kind in ("even16", "even8") else 0)
+    return HLQTensor(*blocks.nearest(half_scales, centers), codes, group_size, blocks)
 
 
 def tensor_sources(checkpoint, bits=2, group_size=32):

@@ -197,7 +197,8 @@ class TestWriter:
 
 CONTRADICTIONS = {
     "not ours": ({"hlq.version": None}, "is a GGUF file, but not one of elutq: elutq quantize makes one"),
-    "version 2": ({"hlq.version": 2}, "has HLQ version 2: this elutq reads 1; upgrade"),
+    "version 3": ({"hlq.version": 3}, "has HLQ version 3: this elutq reads 1 to 2; upgrade"),
+    "version 2 without kinds": ({"hlq.version": 2}, "it has no hlq.tensor.kinds"),
     "version text": ({"hlq.version": "1"}, r"hlq\.version is not of type UINT32"),
     "no architecture": ({"general.architecture": None}, r"it has no general\.architecture"),
     "architecture": ({"general.architecture": "gpt2"}, "architecture 'gpt2' of model type 'llama' is unknown"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader as PeerReader
 
+from elutq_formats.block_kind import KIND_NUMBERS, BlockKind
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_writer import GGUFWriter
 from elutq_formats.hlq import HLQTensor, block_bytes, pack, unpack
@@ -15,9 +16,9 @@ from elutq_formats.hlq import HLQTensor, block_bytes, pack, unpack
 SPEC = (Path(__file__).parents[2] / "formats" / "SPEC.md").read_text(encoding="utf-8")
 
 
-def read_hexdump():
-    """The bytes of the page's dump; a star repeats the line above up to the next offset."""
-    (dump,) = re.findall(r"```hexdump\n(.*?)\n```", SPEC, re.DOTALL)
+def read_hexdump(name="hexdump"):
+    """The bytes of one of the page's dumps; a star repeats the line above up to the next offset."""
+    (dump,) = re.findall(rf"```{name}\n(.*?)\n```", SPEC, re.DOTALL)
     contents = b""
     for line in dump.splitlines():
         if line == "*":
@@ -107,7 +108,39 @@ def test_another_reader_lists_the_example(example):
 
 
 def test_the_table_of_block_sizes_holds():
-    rows = re.findall(r"^\| ([1-4]) \| (\d+) \| (\d+) \| (\d+) \|$", SPEC, re.MULTILINE)
+    rows = re.findall(r"^\| ([1-4]) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", SPEC, re.MULTILINE)
     assert len(rows) == 4
     for bits, *sizes in rows:
-        assert [block_bytes(int(bits), group) for group in (32, 64, 128)] == [int(size) for size in sizes]
+        assert [block_bytes(int(bits), group) for group in (32, 64, 128, 256)] == [int(size) for size in sizes]
+
+
+def test_the_table_of_kinds_holds():
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \| .* \| (\d+)( \(B \+ 1\))? \| ([\d.]+) \|$", SPEC, re.MULTILINE)
+    assert [name for _, name, *_ in rows] == list(KIND_NUMBERS)
+    for number, name, n_bytes, by_plane, bits_per_weight in rows:
+        kind = BlockKind(name)
+        assert kind.number == int(number)
+        for bits in (1, 2, 3, 4):
+            assert kind.scales_bytes(bits) == int(n_bytes) * (bits + 1 if by_plane else 1)
+        assert block_bytes(2, 128, kind) * 8 / (32 * 128) == float(bits_per_weight)
+
+
+def test_the_block_of_bytes_holds():
+    """Section 7: what its table says of the dump's bytes, and what the dump decodes to."""
+    block = read_hexdump("blockdump")
+    assert len(block) == 352
+    listed = re.findall(r"^\| ([0-9a-f]{2}) \| `([0-9a-f]{2})` \|", SPEC, re.MULTILINE)
+    assert len(listed) == 6
+    for offset, byte in listed:
+        assert block[int(offset, 16)] == int(byte, 16)
+    rows = re.findall(
+        r"^\| (0|16) \| ([\d.]+) \| ([\d.]+) \| (-?[\d.]+) \| \w", SPEC.partition("## 7.")[2], re.MULTILINE
+    )
+    codes = {0: [0, 1, 2, 3] * 8, 16: [3] * 4 + [0] * 28}
+    tensor = unpack(np.frombuffer(block, np.uint8), 17, 32, 2, 32, BlockKind("free8", exponent=3))
+    for row, h_1, h_2, center in rows:
+        assert tensor.half_scales[int(row), 0].tolist() == [float(h_1), float(h_2)]
+        assert tensor.centers[int(row), 0] == float(center)
+        assert tensor.codes[int(row)].tolist() == codes[int(row)]
+    assert len(rows) == 2 and not np.delete(tensor.dequantize(), [0, 16], axis=0).any()
+    assert pack(tensor).tobytes() == block

@@ -30,6 +30,7 @@ BITS = {
     "qwen2": 1,
     "qwen3": 2,
 }
+KINDS = {"free8": 2, "even16": 2, "even8": 3, "even16c": 4, "even8c": 1}
 
 
 def main(folder: Path) -> None:
@@ -38,6 +39,9 @@ def main(folder: Path) -> None:
     for family, bits in BITS.items():
         config = replace(golden_config(family), **SMALL)
         write_random(folder / f"{family}.gguf", config, bits, group_size=32, half="embed" if bits > 2 else "none")
+    config = replace(golden_config("llama-biases"), **SMALL)
+    for kind, bits in KINDS.items():
+        write_random(folder / f"{kind}.gguf", config, bits, group_size=32, kind=kind)
 
 
 if __name__ == "__main__":

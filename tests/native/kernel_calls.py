@@ -5,6 +5,7 @@ Inputs and outputs lie between guard pages (``memory``), so that a read or write
 
 import numpy as np
 
+from elutq_formats.block_kind import KIND_NUMBERS, BlockKind
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import ffi, lib
 
@@ -22,20 +23,20 @@ def kernel_sets():
 
 SETS = kernel_sets()
 SCALAR = SETS["scalar"]
-SHAPES = [(bits, group) for bits in (1, 2, 3, 4) for group in (32, 64, 128)]
+SHAPES = [(bits, group) for bits in (1, 2, 3, 4) for group in (32, 64, 128, 256)]
+OTHER_KINDS = [kind for kind in KIND_NUMBERS if kind != "free16"]
 
 
 def floats(array):
     return ffi.from_buffer("float[]", array)
 
 
-def random_tensor(rng, rows, bits, group_size, n_groups=3):
-    return HLQTensor(
-        half_scales=rng.uniform(0.0, 0.02, (rows, n_groups, bits)).astype(np.float16),
-        centers=rng.normal(0, 0.004, (rows, n_groups)).astype(np.float16),
-        codes=rng.integers(0, 2**bits, (rows, n_groups * group_size), dtype=np.uint8),
-        group_size=group_size,
-    )
+def random_tensor(rng, rows, bits, group_size, n_groups=3, kind="free16"):
+    half_scales = rng.uniform(0.0, 0.02, (rows, n_groups, bits)).astype(np.float16)
+    centers = rng.normal(0, 0.004, (rows, n_groups)).astype(np.float16)
+    codes = rng.integers(0, 2**bits, (rows, n_groups * group_size), dtype=np.uint8)
+    blocks = BlockKind.fitting(kind, half_scales, centers, center=-3 if kind in ("even16", "even8") else 0)
+    return HLQTensor(*blocks.nearest(half_scales, centers), codes, group_size, blocks)
 
 
 class Matrix:
@@ -51,6 +52,9 @@ class Matrix:
                 "n_columns": tensor.columns,
                 "bits": tensor.bits,
                 "group_size": tensor.group_size,
+                "kind": tensor.kind.number,
+                "exponent": tensor.kind.exponent,
+                "center": tensor.kind.center,
             },
         )
         self.n_rows, self.n_columns, self.group_size = tensor.rows, tensor.columns, tensor.group_size

@@ -110,21 +110,51 @@ static uint16_t *random_halves(size_t n, float low, float high) {
     return x;
 }
 
-static struct elutq_matrix random_matrix(uint32_t n_rows, uint32_t n_groups, uint32_t bits, uint32_t group_size) {
-    struct elutq_matrix matrix = {.n_rows = n_rows, .n_columns = n_groups * group_size, .bits = bits, .group_size = group_size};
-    const size_t block_bytes = elutq_block_bytes(bits, group_size), n_blocks = (size_t)elutq_matrix_tiles(&matrix) * n_groups;
-    uint8_t *data = guarded(n_blocks * block_bytes);
-    for (size_t i = 0; i < n_blocks; i++) {
-        uint8_t *block = data + i * block_bytes;
-        for (uint32_t j = 0; j < elutq_scales_bytes(bits) / 2; j++) {
-            bool is_center = j >= bits * ELUTQ_TILE_ROWS, is_zero = random_bits() % 16 == 0;
-            uint16_t half = elutq_float_to_half(is_zero ? 0 : is_center ? random_float(-0.01f, 0.01f) : random_float(0, 0.02f));
-            memcpy(block + 2 * j, &half, sizeof half);
-        }
-        for (size_t j = elutq_scales_bytes(bits); j < block_bytes; j++)
-            block[j] = (uint8_t)random_bits();
+/* What a matrix is but for its rows. */
+struct form {
+    uint32_t kind, bits, group_size;
+};
+
+static const uint32_t KINDS[] = {
+    0,
+    ELUTQ_KIND_BYTES,
+    ELUTQ_KIND_EVEN,
+    ELUTQ_KIND_EVEN | ELUTQ_KIND_BYTES,
+    ELUTQ_KIND_EVEN | ELUTQ_KIND_CENTERS,
+    ELUTQ_KIND_EVEN | ELUTQ_KIND_BYTES | ELUTQ_KIND_CENTERS,
+};
+
+/* Half scales, and of free16 centers, that a sound matrix may have, where they are fp16. */
+static void random_scales(const struct elutq_block *block) {
+    const uint32_t n_half_scales = block->kind & ELUTQ_KIND_EVEN ? 1 : block->bits, n = n_half_scales + (block->kind == 0);
+    for (uint32_t j = 0; j < n * ELUTQ_TILE_ROWS; j++) {
+        const bool is_center = j >= n_half_scales * ELUTQ_TILE_ROWS, is_zero = random_bits() % 16 == 0;
+        const float value = is_zero ? 0 : is_center ? random_float(-0.01f, 0.01f) : random_float(0, 0.02f);
+        const uint16_t half = elutq_float_to_half(value);
+        memcpy((uint8_t *)block->scales + 2 * j, &half, sizeof half);
     }
+}
+
+static struct elutq_matrix random_matrix(uint32_t n_rows, uint32_t n_groups, struct form form) {
+    struct elutq_matrix matrix = {
+        .n_rows = n_rows,
+        .n_columns = n_groups * form.group_size,
+        .bits = form.bits,
+        .group_size = form.group_size,
+        .kind = form.kind,
+        .exponent = form.kind & ELUTQ_KIND_BYTES ? random_bits() % 8 : 0,
+        .center = (int32_t)(random_bits() % 17) - 8,
+    };
+    const size_t n_bytes = (size_t)elutq_matrix_tiles(&matrix) * n_groups * elutq_matrix_block_bytes(&matrix);
+    uint8_t *data = guarded(n_bytes);
+    for (size_t i = 0; i < n_bytes; i++)
+        data[i] = (uint8_t)random_bits();
     matrix.data = data;
+    for (uint32_t tile = 0; tile < elutq_matrix_tiles(&matrix) && !(form.kind & ELUTQ_KIND_BYTES); tile++)
+        for (uint32_t group = 0; group < n_groups; group++) {
+            const struct elutq_block block = elutq_block_at(&matrix, tile, group);
+            random_scales(&block);
+        }
     return matrix;
 }
 
@@ -153,37 +183,41 @@ static float *gemv(const struct elutq_kernels *kernels, const struct elutq_matri
     return y;
 }
 
-static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
-    struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
+static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, struct form form) {
+    struct elutq_matrix matrix = random_matrix(n_rows, 3, form);
     float *x = random_activations(matrix.n_columns, 1);
-    for (uint32_t i = 0; i < group_size / 2; i++)
+    for (uint32_t i = 0; i < form.group_size / 2; i++)
         x[i] *= 100;
     x[0] = 50; /* large enough that its sign shows in every table entry */
     const float *expected = gemv(SCALAR, &matrix, x), *found = gemv(kernels, &matrix, x);
     for (uint32_t row = 0; row < elutq_matrix_tiles(&matrix) * ELUTQ_TILE_ROWS; row++)
         check(memcmp(&expected[row], &found[row], sizeof *found) == 0,
-              "%s gemv %u rows, %u bits, group size %u: row %u is %a, scalar has %a", kernels->name, n_rows, bits, group_size,
+              "%s gemv %u rows, kind %u, %u bits, group size %u: row %u is %a, scalar has %a", kernels->name, n_rows, form.kind,
+              form.bits, form.group_size,
               row, found[row], expected[row]);
 
     /* One bit of one plane changes its row and no other: the comparison above is not one of zeros with zeros. */
-    const uint32_t row = random_bits() % n_rows, chunk = row / ELUTQ_CHUNK_ROWS, in_tile = row % ELUTQ_TILE_ROWS;
-    uint8_t *block = (uint8_t *)elutq_chunk_data(&matrix, chunk) +
-                     row % ELUTQ_CHUNK_ROWS / ELUTQ_TILE_ROWS * elutq_block_bytes(bits, group_size);
+    const uint32_t row = random_bits() % n_rows, in_tile = row % ELUTQ_TILE_ROWS;
+    const struct elutq_block block = elutq_block_at(&matrix, row / ELUTQ_TILE_ROWS, 0);
     const uint16_t one = elutq_float_to_half(1);
-    memcpy(block + 2 * in_tile, &one, sizeof one);
+    if (form.kind & ELUTQ_KIND_BYTES)
+        ((uint8_t *)block.scales)[in_tile] = 0xFF;
+    else
+        memcpy((uint8_t *)block.scales + 2 * in_tile, &one, sizeof one);
     const float *before = gemv(kernels, &matrix, x);
-    block[elutq_scales_bytes(bits) + elutq_cell_byte(in_tile)] ^= (uint8_t)(1u << elutq_cell_shift(in_tile));
+    ((uint8_t *)block.planes)[elutq_cell_byte(in_tile)] ^= (uint8_t)(1u << elutq_cell_shift(in_tile));
     const float *after = gemv(kernels, &matrix, x);
     for (uint32_t i = 0; i < n_rows; i++)
-        check((before[i] != after[i]) == (i == row), "%s gemv %u rows, %u bits, group size %u: row %u after row %u changed",
-              kernels->name, n_rows, bits, group_size, i, row);
+        check((before[i] != after[i]) == (i == row),
+              "%s gemv %u rows, kind %u, %u bits, group size %u: row %u after row %u changed", kernels->name,
+              n_rows, form.kind, form.bits, form.group_size, i, row);
     free_guarded();
 }
 
 /* A batch of tokens gets what gemv gives each. */
-static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
+static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_rows, struct form form) {
     enum { N_TOKENS = 11 }; /* whole batches of every set, and some over */
-    struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
+    struct elutq_matrix matrix = random_matrix(n_rows, 3, form);
     struct elutq_tables tables[N_TOKENS];
     const float *x = random_floats((size_t)N_TOKENS * matrix.n_columns, 2), *expected[N_TOKENS];
     for (uint32_t token = 0; token < N_TOKENS; token++) {
@@ -196,8 +230,8 @@ static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_ro
         kernels->gemm_tables(&matrix, tables, N_TOKENS, chunk, y);
         for (uint32_t token = 0; token < N_TOKENS; token++)
             check(memcmp(y + token * ELUTQ_CHUNK_STRIDE, expected[token] + chunk * ELUTQ_CHUNK_ROWS, rows * sizeof *y) == 0,
-                  "%s gemm_tables %u rows, %u bits, group size %u: chunk %u of token %u is not gemv's", kernels->name, n_rows,
-                  bits, group_size, chunk, token);
+                  "%s gemm_tables %u rows, kind %u, %u bits, group size %u: chunk %u of token %u is not gemv's", kernels->name,
+                  n_rows, form.kind, form.bits, form.group_size, chunk, token);
     }
     free_guarded();
 }
@@ -209,14 +243,14 @@ static float *gemm_levels(const struct elutq_kernels *kernels, const struct elut
     struct elutq_levels levels = {
         .values = guarded(padded * matrix->n_columns),
         .high = guarded(padded * matrix->n_columns),
-        .high_cells = guarded(n_scales * sizeof(uint32_t)),
+        .high_cells = guarded(n_scales * sizeof(uint64_t)),
         .scales = guarded(n_scales * sizeof(float)),
         .sums = guarded(n_scales * sizeof(float)),
         .biases = guarded(n_scales * sizeof(int32_t)),
     };
     memset(levels.values, 0, padded * matrix->n_columns);
     memset(levels.high, 0, padded * matrix->n_columns);
-    memset(levels.high_cells, 0, n_scales * sizeof(uint32_t));
+    memset(levels.high_cells, 0, n_scales * sizeof(uint64_t));
     memset(levels.scales, 0, n_scales * sizeof(float));
     memset(levels.sums, 0, n_scales * sizeof(float));
     memset(levels.biases, 0, n_scales * sizeof(int32_t));
@@ -230,18 +264,18 @@ static float *gemm_levels(const struct elutq_kernels *kernels, const struct elut
     return y;
 }
 
-static void check_gemm_levels(const struct elutq_kernels *kernels, uint32_t n_rows, uint32_t bits, uint32_t group_size) {
+static void check_gemm_levels(const struct elutq_kernels *kernels, uint32_t n_rows, struct form form) {
     static const uint32_t TOKENS[] = {1, 4, 8, 13};
     for (size_t i = 0; i < COUNT(TOKENS); i++) {
         const uint32_t n_tokens = TOKENS[i];
-        struct elutq_matrix matrix = random_matrix(n_rows, 3, bits, group_size);
+        struct elutq_matrix matrix = random_matrix(n_rows, 3, form);
         const float *x = random_activations((size_t)n_tokens * matrix.n_columns, 2);
         const float *expected = gemm_levels(SCALAR, &matrix, x, n_tokens), *found = gemm_levels(kernels, &matrix, x, n_tokens);
         const size_t n = (size_t)n_tokens * ELUTQ_CHUNK_STRIDE * elutq_matrix_chunks(&matrix);
         for (size_t at = 0; at < n; at++)
             check(memcmp(&expected[at], &found[at], sizeof *found) == 0,
-                  "%s gemm_levels %u rows, %u bits, group size %u, %u tokens: y[%zu] is %a, scalar has %a", kernels->name,
-                  n_rows, bits, group_size, n_tokens, at, found[at], expected[at]);
+                  "%s gemm_levels %u rows, kind %u, %u bits, group size %u, %u tokens: y[%zu] is %a, scalar has %a",
+                  kernels->name, n_rows, form.kind, form.bits, form.group_size, n_tokens, at, found[at], expected[at]);
         free_guarded();
     }
 }
@@ -355,12 +389,15 @@ static void check_set(const struct elutq_kernels *kernels) {
     static const uint32_t F16[][3] = {{1, 1, 1}, {5, 16, 4}, {7, 40, 7}, {259, 40, 3}, {20, 192, 9}};
     static const uint32_t ATTEND[][4] = {{1, 1, 1, 8}, {1, 3, 16, 20}, {4, 1, 37, 64}, {3, 4, 50, 128}};
     for (uint32_t bits = ELUTQ_HLQ_MIN_BITS; bits <= ELUTQ_HLQ_MAX_BITS; bits++)
-        for (uint32_t group_size = 32; group_size <= 128; group_size *= 2)
-            for (size_t i = 0; i < COUNT(ROWS); i++) {
-                check_gemv(kernels, ROWS[i], bits, group_size);
-                check_gemm_tables(kernels, ROWS[i], bits, group_size);
+        for (uint32_t group_size = 32; group_size <= ELUTQ_HLQ_MAX_GROUP_SIZE; group_size *= 2)
+            for (size_t i = 0; i < COUNT(ROWS) + COUNT(KINDS) - 1; i++) { /* all rows of free16, then the other kinds */
+                const bool other = i >= COUNT(ROWS);
+                const struct form form = {KINDS[other ? i - COUNT(ROWS) + 1 : 0], bits, group_size};
+                const uint32_t n_rows = other ? 289 : ROWS[i];
+                check_gemv(kernels, n_rows, form);
+                check_gemm_tables(kernels, n_rows, form);
                 if (kernels->gemm_levels != NULL)
-                    check_gemm_levels(kernels, ROWS[i], bits, group_size);
+                    check_gemm_levels(kernels, n_rows, form);
             }
     for (size_t i = 0; i < COUNT(F16); i++)
         check_gemm_f16(kernels, F16[i][0], F16[i][1], F16[i][2]);

@@ -41,6 +41,33 @@ def number_of(key, value):
     return lie
 
 
+def second_version(kind=0, exponent=0, center=0):
+    """Version 2, whose arrays say this of the first matrix and nothing unusual of the others."""
+
+    def lie(container):
+        n = struct.unpack_from("<Q", container.entry("hlq.tensor.bits")[2], 4)[0]
+        container.set("hlq.version", "<I", 2)
+        for key, element, first in (
+            ("kinds", UINT32, kind),
+            ("exponents", UINT32, exponent),
+            ("centers", INT32, center),
+        ):
+            numbers = struct.pack("<IQ", element, n) + struct.pack("<i", first) + bytes(4 * (n - 1))
+            container.entries.append([f"hlq.tensor.{key}".encode(), ARRAY, numbers])
+
+    return lie
+
+
+def second_version_with(key, element, n):
+    """Version 2, but that one of its arrays has another type or length."""
+
+    def lie(container):
+        second_version()(container)
+        container.entry(f"hlq.tensor.{key}")[2] = struct.pack("<IQ", element, n) + bytes(4 * n)
+
+    return lie
+
+
 def float_of(key, value):
     return lambda container: container.set(f"llama.{key}", "<f", value)
 
@@ -168,7 +195,52 @@ LYING = {
         '"" is not supported',
         r"architecture '\\x1b\[2J' of",
     ),
-    "version 2": (lambda c: c.set("hlq.version", "<I", 2), "hlq.version is missing or not 1", "has HLQ version 2"),
+    "version 0": (lambda c: c.set("hlq.version", "<I", 0), "hlq.version is missing or not 1 or 2", "version is 0, not"),
+    "version 3": (lambda c: c.set("hlq.version", "<I", 3), "hlq.version is missing or not 1 or 2", "has HLQ version 3"),
+    "version 2 without kinds": (
+        lambda c: c.set("hlq.version", "<I", 2),
+        "hlq.tensor.kinds is missing, or has not one integer for each",
+        "it has no hlq.tensor.kinds",
+    ),
+    "one kind": (
+        second_version_with("kinds", UINT32, 1),
+        "hlq.tensor.kinds is missing, or has not",
+        "differ in length",
+    ),
+    "one center": (
+        second_version_with("centers", INT32, 1),
+        "hlq.tensor.centers is missing, or has not",
+        "differ in length",
+    ),
+    "centers as UINT32": (
+        second_version_with("centers", UINT32, 1),
+        "hlq.tensor.centers is missing, or has not",
+        "hlq.tensor.centers is not an ARRAY of INT32",
+    ),
+    "kind 4": (second_version(kind=4), f"{HEAD} has a kind, exponent or center", f"{HEAD}.* of kind '4'"),
+    "kind 5": (second_version(kind=5), f"{HEAD} has a kind, exponent or center", f"{HEAD}.* of kind '5'"),
+    "kind -1": (second_version(kind=-1), f"{HEAD} has a kind, exponent or center", f"{HEAD}.* of kind '4294967295'"),
+    "another kind": (second_version(kind=1), f"{HEAD} does not have the number of bytes", f"{HEAD} has dimensions"),
+    "exponent of fp16": (
+        second_version(exponent=1),
+        f"{HEAD} has a kind, exponent or center",
+        f"{HEAD}.* exponent of 1, which the kind free16",
+    ),
+    "exponent 24": (
+        second_version(kind=1, exponent=24),
+        f"{HEAD} has a kind, exponent or center",
+        f"{HEAD}.* exponent of 24, which the kind free8",
+    ),
+    "center of free16": (
+        second_version(center=-1),
+        f"{HEAD} has a kind, exponent or center",
+        f"{HEAD}.* center of -1 quarters",
+    ),
+    "center 128": (
+        second_version(kind=2, center=128),
+        f"{HEAD} has a kind, exponent or center",
+        f"{HEAD}.* center of 128 quarters",
+    ),
     "alignment 32": (
         lambda c: c.set("general.alignment", "<I", 32),
         "general.alignment is not 64",

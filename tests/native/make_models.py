@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elutq_formats.block_kind import KIND_NUMBERS, BlockKind
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.hlq import HLQTensor, pack
@@ -20,7 +21,19 @@ from elutq_formats.tensor_record import TensorRecord
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
-def matrix_bytes(seed: int, rows: int, columns: int, bits: int, group_size: int | None) -> np.ndarray:
+EXPONENT, CENTER = 5, -2
+"""Of kinds that have one."""
+
+
+def block_kind(name: str) -> BlockKind:
+    """Return a kind with numbers for all that it can have."""
+    kind = BlockKind(name)
+    return BlockKind(name, EXPONENT if kind.has_bytes else 0, 0 if kind.has_centers else CENTER)
+
+
+def matrix_bytes(
+    seed: int, rows: int, columns: int, bits: int, group_size: int | None, kind: str = "free16"
+) -> np.ndarray:
     """Return a random matrix as it lies in a file."""
     rng = np.random.default_rng(seed)
     if group_size is None:
@@ -29,10 +42,15 @@ def matrix_bytes(seed: int, rows: int, columns: int, bits: int, group_size: int 
     half_scales = rng.uniform(0, columns**-0.5, (*groups, bits)).astype(np.float16)
     centers = rng.normal(0, 0.1 * columns**-0.5, groups).astype(np.float16)
     codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
-    return pack(HLQTensor(half_scales, centers, codes, group_size))
+    numbers = half_scales, centers
+    if kind != "free16":
+        numbers = block_kind(kind).nearest(*numbers)
+    return pack(HLQTensor(*numbers, codes, group_size, block_kind(kind)))
 
 
-def write_random(path: Path, config: ModelConfig, bits: int, group_size: int, half: str = "none") -> None:
+def write_random(
+    path: Path, config: ModelConfig, bits: int, group_size: int, half: str = "none", kind: str = "free16"
+) -> None:
     """Write a model of random weights. Matrices whose name contains `half`, or that no group fits, are fp16."""
     tensors = []
     for i, (name, shape) in enumerate(config.tensor_shapes().items()):
@@ -43,9 +61,11 @@ def write_random(path: Path, config: ModelConfig, bits: int, group_size: int, ha
             continue
         quantized = half not in name and shape[1] % group_size == 0
         record = (
-            TensorRecord(stored, bits, *shape, group_size=group_size) if quantized else TensorRecord(stored, 16, *shape)
+            TensorRecord(stored, bits, *shape, group_size=group_size, kind=block_kind(kind))
+            if quantized
+            else TensorRecord(stored, 16, *shape)
         )
-        arguments = (i, *shape, bits, group_size if quantized else None)
+        arguments = (i, *shape, bits, group_size if quantized else None, kind)
         tensors.append((record, lambda arguments=arguments: matrix_bytes(*arguments)))
     write_model(path, config, tensors, origin=Origin(path.stem, path.stem), tokenizer_json=None)
 
@@ -62,6 +82,8 @@ def main(folder: Path) -> None:
     for i, family in enumerate(sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())):
         write_random(folder / f"{family}.gguf", golden_config(family), bits=1 + i % 4, group_size=32)
     wide = replace(golden_config("llama2-gqa-sharded"), hidden_size=256, intermediate_size=384, vocab_size=301)
+    for bits, kind in enumerate([name for name in KIND_NUMBERS if name != "free16"]):
+        write_random(folder / f"{kind}.gguf", wide, 1 + bits % 4, 128 if bits % 2 else 64, kind=kind)
     for bits in (1, 2, 3, 4):
         for group_size in (64, 128):
             write_random(

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from kernel_calls import SCALAR, SETS, SHAPES, STRIDE, Matrix, floats, random_tensor, rows_of
+from kernel_calls import OTHER_KINDS, SCALAR, SETS, SHAPES, STRIDE, Matrix, floats, random_tensor, rows_of
 
 from elutq_native import ffi, lib
 
 LANES = lib.ELUTQ_LEVELS_TOKENS
-CTYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t", "float32": "float"}
+CTYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t", "uint64": "uint64_t", "float32": "float"}
 
 
 def gemm_levels(kernels, matrix, x, memory):
@@ -16,7 +16,7 @@ def gemm_levels(kernels, matrix, x, memory):
     arrays = {
         "values": memory.array((n_slots, n_columns, LANES), np.int8),
         "high": memory.array((n_slots, n_columns, LANES), np.int8),
-        "high_cells": memory.array((n_slots, n_groups, LANES), np.uint32),
+        "high_cells": memory.array((n_slots, n_groups, LANES), np.uint64),
         "scales": memory.array((n_slots, n_groups, LANES), np.float32),
         "sums": memory.array((n_slots, n_groups, LANES), np.float32),
         "biases": memory.array((n_slots, n_groups, LANES), np.int32),
@@ -37,12 +37,9 @@ def gemm_levels(kernels, matrix, x, memory):
 LEVEL_SETS = [name for name in SETS if SETS[name].gemm_levels != ffi.NULL]
 
 
-@pytest.mark.parametrize("outlier", [1, 100])
-@pytest.mark.parametrize("n_tokens", [1, 8, 13])
-@pytest.mark.parametrize("rows", [1, 33, 300])
-@pytest.mark.parametrize(("bits", "group_size"), SHAPES)
-def test_levels_are_close_to_float64_and_equal_everywhere(bits, group_size, rows, n_tokens, outlier, memory, rng):
-    tensor = random_tensor(rng, rows, bits, group_size)
+def check_levels(tensor, n_tokens, outlier, memory, rng):
+    """Hold the scalar product against float64, and every other set's against it."""
+    rows, group_size = tensor.rows, tensor.group_size
     x = rng.standard_normal((n_tokens, tensor.columns)).astype(np.float32)
     x[n_tokens // 2 :, [5, group_size + 30]] *= outlier
     matrix = Matrix(tensor, memory)
@@ -59,6 +56,20 @@ def test_levels_are_close_to_float64_and_equal_everywhere(bits, group_size, rows
     assert (error <= bound).all()
     for name in LEVEL_SETS:
         assert np.array_equal(gemm_levels(SETS[name], matrix, x, memory), scalar), name
+
+
+@pytest.mark.parametrize("outlier", [1, 100])
+@pytest.mark.parametrize("n_tokens", [1, 8, 13])
+@pytest.mark.parametrize("rows", [1, 33, 300])
+@pytest.mark.parametrize(("bits", "group_size"), SHAPES)
+def test_levels_are_close_to_float64_and_equal_everywhere(bits, group_size, rows, n_tokens, outlier, memory, rng):
+    check_levels(random_tensor(rng, rows, bits, group_size), n_tokens, outlier, memory, rng)
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize(("bits", "group_size"), SHAPES)
+def test_levels_of_every_kind_are_close_to_float64_and_equal_everywhere(kind, bits, group_size, memory, rng):
+    check_levels(random_tensor(rng, 300, bits, group_size, kind=kind), 13, 100, memory, rng)
 
 
 @pytest.mark.parametrize("name", LEVEL_SETS)

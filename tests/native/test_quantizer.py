@@ -12,6 +12,7 @@ from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import ANY_HALF, Grid
+from elutq_formats.block_kind import KIND_NUMBERS, BlockKind
 from elutq_formats.constants import MAX_EXPONENT
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, pack
@@ -19,7 +20,7 @@ from elutq_native import NativeError
 from elutq_native.quantizer import Quantizer
 
 BITS = (1, 2, 3, 4)
-GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (32, 64, 128, 256)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_slices_of_columns_are_read_in_place_and_left_alone(native):
 
 def test_impossible_arguments_are_refused():
     quantizer = Quantizer(1)
-    weights = np.zeros((4, 256), dtype=np.float32)
+    weights = np.zeros((4, 512), dtype=np.float32)
 
     def fit(bits=2, group_size=64, importance=None, starts=None, proximity=PROXIMITY, exponent=None):
         starts = starting_points(bits) if starts is None else starts
@@ -168,7 +169,7 @@ def test_impossible_arguments_are_refused():
         {"bits": 5},
         {"group_size": 0},
         {"group_size": 48},
-        {"group_size": 256},
+        {"group_size": 512},
         {"importance": np.ones(64, dtype=np.float32)},
         {"starts": np.empty((0, 3))},
         {"proximity": 0.0},
@@ -214,6 +215,15 @@ def test_pack_equals_the_twin(native, bits, group_size, rows):
     np.testing.assert_array_equal(native.pack(tensor), pack(tensor))
 
 
+@pytest.mark.parametrize("kind", KIND_NUMBERS)
+@pytest.mark.parametrize(("bits", "group_size"), [(1, 256), (2, 128), (3, 32), (4, 64)])
+def test_pack_of_every_kind_equals_the_twin(native, kind, bits, group_size):
+    tensor = random_matrix(np.random.default_rng(bits), 300, 2 * group_size, bits, group_size)
+    blocks = BlockKind.fitting(kind, tensor.half_scales, tensor.centers)
+    rounded = HLQTensor(*blocks.nearest(tensor.half_scales, tensor.centers), tensor.codes, group_size, blocks)
+    np.testing.assert_array_equal(native.pack(rounded), pack(rounded))
+
+
 def test_pack_refuses_what_the_twin_refuses(native):
     for spoil in (
         lambda tensor: tensor.half_scales.__setitem__((40, 1, 0), -1),
@@ -226,7 +236,7 @@ def test_pack_refuses_what_the_twin_refuses(native):
         spoil(tensor)
         with pytest.raises(FormatError):
             pack(tensor)
-        with pytest.raises(ValueError, match="negative or not finite, or a code"):
+        with pytest.raises((FormatError, ValueError), match=r"negative|not finite|a code has more bits"):
             native.pack(tensor)
     tensor.half_scales[:] = -0.0
     tensor.codes[:] = 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_calls import SCALAR, SETS, SHAPES, STRIDE, Matrix, floats, random_tensor, rows_of
+from kernel_calls import OTHER_KINDS, SCALAR, SETS, SHAPES, STRIDE, Matrix, floats, random_tensor, rows_of
 
 from elutq_formats.hlq import HLQTensor
 from elutq_native import ffi
@@ -93,21 +93,38 @@ def test_a_batch_gives_each_token_what_gemv_gives(name, bits, group_size, rows, 
     assert np.array_equal(gemm_tables(SETS[name], matrix, x, memory), expected)
 
 
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize("rows", [33, 300])
+@pytest.mark.parametrize(("bits", "group_size"), SHAPES)
+def test_every_kind_is_within_the_tables_rounding_of_float64_and_equal_everywhere(
+    kind, bits, group_size, rows, memory, rng
+):
+    tensor = random_tensor(rng, rows, bits, group_size, kind=kind)
+    x = rng.standard_normal((9, tensor.columns)).astype(np.float32)
+    matrix = Matrix(tensor, memory)
+    scalar = np.stack([gemv(SCALAR, matrix, row, memory) for row in x])
+    for row, found in zip(x, scalar, strict=True):
+        assert (np.abs(found - tensor.dequantize().astype(np.float64) @ row) <= table_bound(tensor, row)).all()
+    for name in VECTOR_SETS:
+        assert np.array_equal(gemv(SETS[name], matrix, x[0], memory), scalar[0]), name
+        assert np.array_equal(gemm_tables(SETS[name], matrix, x, memory), scalar), name
+
+
 @pytest.mark.parametrize("name", SETS)
-def test_extreme_tables_do_not_overflow(name, memory):
+@pytest.mark.parametrize("group_size", [128, 256])
+def test_extreme_tables_do_not_overflow(name, group_size, memory):
     """All weights +, all activations equal: every integer sum is as large as it can be."""
-    tensor = HLQTensor(
-        np.full((32, 1, 2), 1.0, np.float16), np.zeros((32, 1), np.float16), np.full((32, 128), 3, np.uint8), 128
-    )
+    half_scales, centers = np.full((32, 1, 2), 1.0, np.float16), np.zeros((32, 1), np.float16)
+    tensor = HLQTensor(half_scales, centers, np.full((32, group_size), 3, np.uint8), group_size)
     for value in (1.0, -1.0):
-        x, matrix = np.full(128, value, np.float32), Matrix(tensor, memory)
-        bound = table_bound(tensor, x).max()
-        assert np.abs(gemv(SETS[name], matrix, x, memory) - 2 * 128 * value).max() <= bound
-        assert np.abs(gemm_tables(SETS[name], matrix, np.stack([x] * 5), memory) - 2 * 128 * value).max() <= bound
+        x, matrix = np.full(group_size, value, np.float32), Matrix(tensor, memory)
+        bound, exact = table_bound(tensor, x).max(), 2 * group_size * value
+        assert np.abs(gemv(SETS[name], matrix, x, memory) - exact).max() <= bound
+        assert np.abs(gemm_tables(SETS[name], matrix, np.stack([x] * 5), memory) - exact).max() <= bound
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
 def test_the_multipliers_of_a_group_leave_its_sums_sixteen_bits(name, group_size, memory, rng):
     for spread in (0, 0.5, 1, 2, 4, 8):
         x = (rng.standard_normal(4 * group_size) * 10 ** rng.uniform(-spread, spread, 4 * group_size)).astype(

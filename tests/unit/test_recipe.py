@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent.parent / "data" / "golden"
     [
         ({"bits": 5}, "bits 5 is not possible: choose 1, 2, 3 or 4"),
         ({"bits": 0}, "bits 0"),
-        ({"group_size": 48}, "group size 48 is not possible: choose 32, 64 or 128"),
+        ({"group_size": 48}, "group size 48 is not possible: choose 32, 64, 128 or 256"),
         ({"output_bits": 8}, "output bits 8 is not possible: choose 1, 2, 3, 4 or 16"),
         ({"embedding_bits": 32}, "embedding bits 32"),
         ({"num_samples": 0}, "number of samples is 0"),

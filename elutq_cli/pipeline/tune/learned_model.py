@@ -86,7 +86,8 @@ class LearnedModel:
         table = self._constants[gguf_name(EMBEDDING)]
         used, places = np.unique(tokens, return_inverse=True)
         if isinstance(table, HLQTensor):
-            table = HLQTensor(table.half_scales[used], table.centers[used], table.codes[used], table.group_size)
+            parts = table.half_scales[used], table.centers[used], table.codes[used]
+            table = HLQTensor(*parts, table.group_size, table.kind)
         else:
             table = table[used]
         return torch.asarray(_dequantize(table)[places.reshape(tokens.shape)], device=self.device)
@@ -207,7 +208,7 @@ class LearnedModel:
 def _read(record: TensorRecord, contents: npt.NDArray[Any]) -> HLQTensor | npt.NDArray[Any]:
     if record.group_size is None:
         return contents
-    return unpack(contents, record.rows, record.columns, record.bits, record.group_size)
+    return unpack(contents, record.rows, record.columns, record.bits, record.group_size, record.kind)
 
 
 def _dequantize(tensor: HLQTensor | npt.NDArray[Any]) -> FloatArray:

@@ -2,6 +2,8 @@
 #ifndef ELUTQ_GEMV_NEON_H
 #define ELUTQ_GEMV_NEON_H
 
+#include "scales_neon.h"
+
 struct row_sums {
     int16x8_t eight[4]; /* rows 8i .. 8i+7 */
 };
@@ -29,28 +31,23 @@ INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, co
                               vuzp2q_s16(low_16, high_16)}};
 }
 
-INLINE float32x4_t four_scales(const uint8_t *block, uint32_t plane, uint32_t row) {
-    return four_halves(vld1_u16((const uint16_t *)block + plane * ELUTQ_TILE_ROWS + row));
-}
-
 INLINE float32x4_t four_sums(const struct row_sums *picked, uint32_t row) {
     int16x8_t eight = picked->eight[row / 8];
     return vcvtq_f32_s32(vmovl_s16(row % 8 == 0 ? vget_low_s16(eight) : vget_high_s16(eight)));
 }
 
-INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
+INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
                       float scale, float sum, bool by_line, float *f) {
     (void)by_line;
     struct row_sums picked[ELUTQ_HLQ_MAX_BITS];
-    for (uint32_t k = 0; k < bits; k++)
-        picked[k] = sum_plane(block + elutq_scales_bytes(bits) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers,
-                              n_cells);
+    for (uint32_t k = 0; k < block->bits; k++)
+        picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells);
 #pragma GCC unroll 8
     for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row += 4) {
-        float32x4_t u = vmulq_f32(four_scales(block, 0, row), four_sums(&picked[0], row));
-        for (uint32_t k = 1; k < bits; k++)
-            u = vfmaq_f32(u, four_scales(block, k, row), four_sums(&picked[k], row));
-        float32x4_t rows = vfmaq_n_f32(vld1q_f32(f + row), four_scales(block, bits, row), sum);
+        float32x4_t u = vmulq_f32(four_half_scales(block, 0, row), four_sums(&picked[0], row));
+        for (uint32_t k = 1; k < block->bits; k++)
+            u = vfmaq_f32(u, four_half_scales(block, k, row), four_sums(&picked[k], row));
+        float32x4_t rows = vfmaq_n_f32(vld1q_f32(f + row), four_centers(block, row), sum);
         vst1q_f32(f + row, vfmaq_n_f32(rows, u, scale));
     }
 }

@@ -10,7 +10,7 @@
 
 #define QUAD_ROWS 4
 #define TILE_QUADS (ELUTQ_TILE_ROWS / QUAD_ROWS)
-#define MAX_CELLS (128 / ELUTQ_CELL_COLUMNS)
+#define MAX_CELLS (ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS)
 
 struct tile_levels {
     float32x4_t step[TILE_QUADS], middle[TILE_QUADS];
@@ -30,13 +30,14 @@ INLINE void add_quad(const struct tile_levels *tile, uint32_t quad, int32x4_t pr
 #endif
 
 /* The whole steps of four rows, in all four bytes of a lane, and the step and middle of their levels. */
-INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int8x16_t *steps, struct tile_levels *out) {
+INLINE void round_levels(const struct elutq_block *block, uint32_t bits, uint32_t quad, int8x16_t *steps,
+                         struct tile_levels *out) {
     const float32x4_t zero = vdupq_n_f32(0);
     float32x4_t h[ELUTQ_HLQ_MAX_BITS], total = zero;
     float32x4_t best_hs = zero, best_ss = vdupq_n_f32(1), best_scale = zero, sum = zero;
     uint32x4_t sound = vdupq_n_u32(UINT32_MAX);
     for (uint32_t k = 0; k < bits; k++) {
-        h[k] = four_scales(block, k, QUAD_ROWS * quad);
+        h[k] = four_half_scales(block, k, QUAD_ROWS * quad);
         sound = vandq_u32(sound, vcgezq_f32(h[k]));
         total = vaddq_f32(total, h[k]);
     }
@@ -63,7 +64,7 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t quad, int
     out->step[quad] = vmulq_n_f32(vdivq_f32(best_hs, best_ss), 2);
     float32x4_t from_middle = vfmaq_n_f32(vdupq_n_f32(128), sum, -0.5f);
     sound = vandq_u32(sound, vcltq_f32(total, vdupq_n_f32(INFINITY)));
-    const float32x4_t center = vbslq_f32(sound, four_scales(block, bits, QUAD_ROWS * quad), vdupq_n_f32(NAN));
+    const float32x4_t center = vbslq_f32(sound, four_centers(block, QUAD_ROWS * quad), vdupq_n_f32(NAN));
     out->middle[quad] = vfmaq_f32(center, out->step[quad], from_middle);
 }
 
@@ -76,9 +77,10 @@ static const uint8_t BYTES_OF_ROWS[4][16] = {
 };
 
 /* Writes the levels of one block, -128 to 127, and their step and middle: w ~ middle + step * level. */
-INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
+INLINE void expand_block(const struct elutq_block *block, uint32_t n_cells, struct tile_levels *out) {
+    const uint32_t bits = block->bits;
     const uint8x16_t columns_low = vreinterpretq_u8_u32(vdupq_n_u32(0x08040201)), columns_high = vshlq_n_u8(columns_low, 4);
-    const uint8_t *planes = block + elutq_scales_bytes(bits);
+    const uint8_t *planes = block->planes;
     for (uint32_t quad = 0; quad < TILE_QUADS / 2; quad++) {
         const uint8x16_t bytes = vld1q_u8(BYTES_OF_ROWS[quad]);
         int8x16_t steps_low[ELUTQ_HLQ_MAX_BITS], steps_high[ELUTQ_HLQ_MAX_BITS];
@@ -101,23 +103,26 @@ INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, 
     }
 }
 
-INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                              uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
-    const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
+INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                              uint32_t chunk, float *y, uint32_t bits) {
+    const uint32_t group_size = matrix->group_size, n_cells = group_size / ELUTQ_CELL_COLUMNS;
+    const uint32_t n_groups = elutq_matrix_groups(matrix);
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
+    const size_t block_bytes = elutq_matrix_block_bytes(matrix);
     struct tile_levels expanded;
     for (uint32_t tile = 0; tile < n_tiles; tile++, y += ELUTQ_TILE_ROWS) {
-        const uint8_t *block = elutq_chunk_data(matrix, chunk) + tile * elutq_block_bytes(bits, group_size);
+        const uint8_t *data = elutq_chunk_data(matrix, chunk) + tile * block_bytes;
         for (uint32_t t = 0; t < n_tokens; t++)
             memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
-        for (uint32_t group = 0; group < n_groups; group++, block += n_tiles * elutq_block_bytes(bits, group_size)) {
-            expand_block(block, bits, n_cells, &expanded);
+        for (uint32_t group = 0; group < n_groups; group++, data += n_tiles * block_bytes) {
+            const struct elutq_block block = elutq_block_of(matrix, matrix->kind, bits, data);
+            expand_block(&block, n_cells, &expanded);
             for (uint32_t t = 0; t < n_tokens; t += STRIP_TOKENS) {
                 const size_t slot = t / ELUTQ_LEVELS_TOKENS, lane = t % ELUTQ_LEVELS_TOKENS;
                 const size_t at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
                 const size_t first = (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
                                      lane * ELUTQ_CELL_COLUMNS;
-                const uint32_t high_cells = high_cells_of(levels->high_cells + at, STRIP_TOKENS);
+                const uint64_t high_cells = high_cells_of(levels->high_cells + at, STRIP_TOKENS);
                 for (uint32_t strip = 0; strip < ELUTQ_TILE_ROWS / STRIP_ROWS; strip++)
                     multiply_strip(&expanded, strip, n_cells, levels->values + first, levels->high + first, high_cells,
                                    levels->scales + at, levels->sums + at, n_tokens - t,
@@ -129,7 +134,7 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
 
 KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                         uint32_t chunk, float *y) {
-    ELUTQ_FOR_SHAPE(matrix, gemm_levels_shape, matrix, levels, n_tokens, chunk, y);
+    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, chunk, y);
 }
 
 #endif

@@ -41,17 +41,17 @@ INLINE void multiply_cell(const struct tile_levels *tile, uint32_t strip, uint32
  * One strip of an expanded block times STRIP_TOKENS tokens: y[token][8 rows] += ... The high parts of few cells first, times
  * 256. Sixteen sums in registers, four loads for sixteen SDOT: by llvm-mca 16, 32 SDOT (two cells) in 17 cycles on
  * cortex-a76, which starts two a cycle, and in 10.7 on apple-m1, which llvm-mca lets start three. The integer sums are at
- * most 128 * 5419 in magnitude.
+ * most 128 * 10838 in magnitude.
  */
 INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
-                           const int8_t *high, uint32_t high_cells, const float *scales, const float *sums,
+                           const int8_t *high, uint64_t high_cells, const float *scales, const float *sums,
                            uint32_t n_tokens, float *y) {
     int32x4_t products[2][STRIP_TOKENS];
     for (uint32_t t = 0; t < STRIP_TOKENS; t++)
         products[0][t] = products[1][t] = vdupq_n_s32(0);
     if (high_cells != 0) {
         for (; high_cells != 0; high_cells &= high_cells - 1)
-            multiply_cell(tile, strip, (uint32_t)__builtin_ctz(high_cells), high, products[0],
+            multiply_cell(tile, strip, (uint32_t)__builtin_ctzll(high_cells), high, products[0],
                           products[1]);
 #pragma GCC unroll 8
         for (uint32_t t = 0; t < STRIP_TOKENS; t++)

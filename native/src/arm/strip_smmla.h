@@ -47,17 +47,17 @@ INLINE void multiply_cells(const struct tile_levels *tile, uint32_t strip, uint3
  * One strip of an expanded block times STRIP_TOKENS tokens: y[token][16 rows] += ... The high parts of few cells first,
  * times 256. Sixteen registers of sums, ten loads and two ZIPs for sixteen SMMLA, which do the work of 32 SDOT: by llvm-mca
  * 19 in 9.1 cycles on neoverse-n2, 4.6 on neoverse-v2 and 21 on cortex-a510, where the loop of strip_sdot.h takes 16, 8.1
- * and 33. The integer sums are at most 128 * 5419 in magnitude.
+ * and 33. The integer sums are at most 128 * 10838 in magnitude.
  */
 INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint32_t n_cells, const int8_t *values,
-                           const int8_t *high, uint32_t high_cells, const float *scales, const float *sums,
+                           const int8_t *high, uint64_t high_cells, const float *scales, const float *sums,
                            uint32_t n_tokens, float *y) {
     int32x4_t products[STRIP_ROWS / 2][2]; /* [two rows][two tokens]: row 0 by both, row 1 by both */
     for (uint32_t i = 0; i < STRIP_ROWS / 2; i++)
         products[i][0] = products[i][1] = vdupq_n_s32(0);
     if (high_cells != 0) {
-        for (uint32_t pairs = (high_cells | high_cells >> 1) & 0x55555555; pairs != 0; pairs &= pairs - 1)
-            multiply_cells(tile, strip, (uint32_t)__builtin_ctz(pairs), high, products);
+        for (uint64_t pairs = (high_cells | high_cells >> 1) & 0x5555555555555555; pairs != 0; pairs &= pairs - 1)
+            multiply_cells(tile, strip, (uint32_t)__builtin_ctzll(pairs), high, products);
 #pragma GCC unroll 8
         for (uint32_t i = 0; i < STRIP_ROWS / 2; i++)
             for (uint32_t t = 0; t < 2; t++)

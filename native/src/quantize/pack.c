@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "elutq_format.h"
+#include "hlq_block.h"
 #include "threads.h"
 
 #define SUPERBLOCK_ROWS (ELUTQ_SUPERBLOCK_TILES * ELUTQ_TILE_ROWS)
@@ -16,33 +16,35 @@
 struct pack_task {
     elutq_pool *pool;
     size_t n_rows, n_groups;
-    unsigned bits, group_size;
-    const uint16_t *half_scales, *centers;
-    const uint8_t *codes;
+    unsigned bits, group_size, kind;
+    const uint8_t *half_scales, *centers, *codes;
     uint8_t *blocks;
-    atomic_bool unsound; /* a scale or a code is */
+    atomic_bool unsound; /* a code is */
 };
 
-static bool is_finite_half(uint16_t half) {
-    return (half & 0x7c00) != 0x7c00;
+/*
+ * Numbers [n_rows][n_groups][n] of `width` bytes, of one group, as [n][32]; rows past the matrix are zero. Returns where the
+ * next go.
+ */
+static uint8_t *pack_numbers(const struct pack_task *task, size_t first_row, unsigned n_rows, size_t group,
+                             const uint8_t *numbers, unsigned n, unsigned width, uint8_t *to) {
+    memset(to, 0, (size_t)n * ELUTQ_TILE_ROWS * width);
+    for (unsigned row = 0; row < n_rows; row++) {
+        const size_t place = (first_row + row) * task->n_groups + group;
+        for (unsigned i = 0; i < n; i++)
+            memcpy(to + (i * ELUTQ_TILE_ROWS + row) * width, numbers + (place * n + i) * width, width);
+    }
+    return to + (size_t)n * ELUTQ_TILE_ROWS * width;
 }
 
-/* half_scales [bits][32], then centers [32]; rows past the matrix are zero. Returns whether all are sound. */
-static bool pack_scales(const struct pack_task *task, size_t first_row, unsigned n_rows, size_t group, uint16_t *header) {
-    unsigned bits = task->bits;
-    bool sound = true;
-    memset(header, 0, (bits + 1) * ELUTQ_TILE_ROWS * sizeof *header);
-    for (unsigned row = 0; row < n_rows; row++) {
-        size_t place = (first_row + row) * task->n_groups + group;
-        for (unsigned plane = 0; plane < bits; plane++) {
-            uint16_t half_scale = task->half_scales[place * bits + plane];
-            sound = sound && is_finite_half(half_scale) && (half_scale <= 0x8000); /* -0 is 0 */
-            header[plane * ELUTQ_TILE_ROWS + row] = half_scale;
-        }
-        sound = sound && is_finite_half(task->centers[place]);
-        header[bits * ELUTQ_TILE_ROWS + row] = task->centers[place];
-    }
-    return sound;
+/* Half scales, then centers where groups have their own. Returns where the planes go. */
+static uint8_t *pack_scales(const struct pack_task *task, size_t first_row, unsigned n_rows, size_t group, uint8_t *block) {
+    const unsigned width = task->kind & ELUTQ_KIND_BYTES ? 1 : 2;
+    const bool even = (task->kind & ELUTQ_KIND_EVEN) != 0;
+    block = pack_numbers(task, first_row, n_rows, group, task->half_scales, even ? 1 : task->bits, width, block);
+    if (even && !(task->kind & ELUTQ_KIND_CENTERS))
+        return block;
+    return pack_numbers(task, first_row, n_rows, group, task->centers, 1, even ? 1 : width, block);
 }
 
 /* The lowest bits of four bytes, the first byte's lowest: one product brings them together. */
@@ -73,8 +75,7 @@ static uint32_t pack_planes(const struct pack_task *task, size_t first_row, unsi
 static void pack_superblocks(void *context, unsigned thread, unsigned n_threads) {
     struct pack_task *task = context;
     unsigned n_items = (unsigned)((task->n_rows + SUPERBLOCK_ROWS - 1) / SUPERBLOCK_ROWS), item;
-    const size_t header_bytes = (task->bits + 1) * ELUTQ_TILE_ROWS * sizeof(uint16_t);
-    const size_t block_bytes = header_bytes + (size_t)task->bits * (task->group_size / ELUTQ_CELL_COLUMNS) * ELUTQ_CELL_BYTES;
+    const size_t block_bytes = elutq_block_bytes(task->kind, task->bits, task->group_size);
     (void)n_threads;
     while (elutq_pool_take(task->pool, thread, n_items, &item)) {
         size_t first = (size_t)item * SUPERBLOCK_ROWS, left = task->n_rows - first;
@@ -83,17 +84,17 @@ static void pack_superblocks(void *context, unsigned thread, unsigned n_threads)
         for (size_t group = 0; group < task->n_groups; group++) {
             for (unsigned tile = 0; tile < n_rows; tile += ELUTQ_TILE_ROWS, block += block_bytes) {
                 unsigned n_tile_rows = n_rows - tile < ELUTQ_TILE_ROWS ? n_rows - tile : ELUTQ_TILE_ROWS;
-                bool sound = pack_scales(task, first + tile, n_tile_rows, group, (uint16_t *)block);
-                uint32_t seen = pack_planes(task, first + tile, n_tile_rows, group, block + header_bytes);
-                if (!sound || (seen & ~(0x01010101u * ((1u << task->bits) - 1))))
+                uint8_t *planes = pack_scales(task, first + tile, n_tile_rows, group, block);
+                uint32_t seen = pack_planes(task, first + tile, n_tile_rows, group, planes);
+                if (seen & ~(0x01010101u * ((1u << task->bits) - 1)))
                     task->unsound = true;
             }
         }
     }
 }
 
-int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size,
-               const uint16_t *half_scales, const uint16_t *centers, const uint8_t *codes, uint8_t *blocks) {
+int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size, unsigned kind,
+               const uint8_t *half_scales, const uint8_t *centers, const uint8_t *codes, uint8_t *blocks) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_MAX_GROUP_SIZE ||
         group_size % ELUTQ_CELL_COLUMNS != 0 || n_columns % group_size != 0 || n_rows > UINT32_MAX)
         return ELUTQ_ERROR_ARGUMENT;
@@ -103,6 +104,7 @@ int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits,
         .n_groups = n_columns / group_size,
         .bits = bits,
         .group_size = group_size,
+        .kind = kind,
         .half_scales = half_scales,
         .centers = centers,
         .codes = codes,

@@ -22,7 +22,7 @@ struct row_indices {
 /* Indices into the tables of four cells, 64 entries: cell * 16 + nibble. */
 INLINE struct row_indices four_cells(const uint8_t *cells) {
     const __m512i nibble = _mm512_set1_epi8(15), cell = _mm512_set1_epi32(0x30201000);
-    const __m512i rows = _mm512_permutexvar_epi8(_mm512_loadu_si512(TRANSPOSE), _mm512_load_si512(cells));
+    const __m512i rows = _mm512_permutexvar_epi8(_mm512_loadu_si512(TRANSPOSE), _mm512_loadu_si512(cells));
     /* (bits & nibble) | cell */
     return (struct row_indices){_mm512_ternarylogic_epi32(rows, nibble, cell, 0xEA),
                                 _mm512_ternarylogic_epi32(_mm512_srli_epi16(rows, 4), nibble, cell, 0xEA)};
@@ -59,23 +59,22 @@ INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, co
     return sums;
 }
 
-INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
+INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
                       float scale, float sum, bool by_line, float *f) {
     __m512 u_0 = _mm512_setzero_ps(), u_16 = u_0;
     if (by_line)
-        ask_by_line(block, elutq_scales_bytes(bits));
+        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits));
 #pragma GCC unroll 4
-    for (uint32_t k = 0; k < bits; k++) {
+    for (uint32_t k = 0; k < block->bits; k++) {
         struct row_sums picked =
-            sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line);
+            sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line);
         __m512 picked_0 = _mm512_cvtepi32_ps(picked.rows_0), picked_16 = _mm512_cvtepi32_ps(picked.rows_16);
-        u_0 = k == 0 ? _mm512_mul_ps(load_scales(block, k, 0), picked_0)
-                     : _mm512_fmadd_ps(load_scales(block, k, 0), picked_0, u_0);
-        u_16 = k == 0 ? _mm512_mul_ps(load_scales(block, k, 1), picked_16)
-                      : _mm512_fmadd_ps(load_scales(block, k, 1), picked_16, u_16);
+        const __m512 h_0 = load_half_scales(block, k, 0), h_16 = load_half_scales(block, k, 1);
+        u_0 = k == 0 ? _mm512_mul_ps(h_0, picked_0) : _mm512_fmadd_ps(h_0, picked_0, u_0);
+        u_16 = k == 0 ? _mm512_mul_ps(h_16, picked_16) : _mm512_fmadd_ps(h_16, picked_16, u_16);
     }
-    __m512 f_0 = _mm512_fmadd_ps(load_scales(block, bits, 0), _mm512_set1_ps(sum), _mm512_loadu_ps(f));
-    __m512 f_16 = _mm512_fmadd_ps(load_scales(block, bits, 1), _mm512_set1_ps(sum), _mm512_loadu_ps(f + 16));
+    __m512 f_0 = _mm512_fmadd_ps(load_centers(block, 0), _mm512_set1_ps(sum), _mm512_loadu_ps(f));
+    __m512 f_16 = _mm512_fmadd_ps(load_centers(block, 1), _mm512_set1_ps(sum), _mm512_loadu_ps(f + 16));
     _mm512_storeu_ps(f, _mm512_fmadd_ps(u_0, _mm512_set1_ps(scale), f_0));
     _mm512_storeu_ps(f + 16, _mm512_fmadd_ps(u_16, _mm512_set1_ps(scale), f_16));
 }

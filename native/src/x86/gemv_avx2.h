@@ -3,6 +3,7 @@
 #define ELUTQ_GEMV_AVX2_H
 
 #include "hlq_block.h"
+#include "scales_avx2.h"
 #include "stream.h"
 
 /* The multipliers of four cells in the order of add_four: those of cells 0 and 2 in the lower half, of 1 and 3 above. */
@@ -68,23 +69,18 @@ INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t
     sums_by_row(&sums, picked);
 }
 
-INLINE __m256 load_scales(const uint8_t *block, uint32_t plane, uint32_t eight_rows) {
-    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(block + 64 * plane + 16 * eight_rows)));
-}
-
-INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
+INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
                       float scale, float sum, bool by_line, float *f) {
     __m128i picked[ELUTQ_HLQ_MAX_BITS][4];
     if (by_line)
-        ask_by_line(block, elutq_scales_bytes(bits));
-    for (uint32_t k = 0; k < bits; k++)
-        sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line,
-                  picked[k]);
+        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits));
+    for (uint32_t k = 0; k < block->bits; k++)
+        sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line, picked[k]);
     for (uint32_t i = 0; i < 4; i++) {
-        __m256 u = _mm256_mul_ps(load_scales(block, 0, i), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(picked[0][i])));
-        for (uint32_t k = 1; k < bits; k++)
-            u = _mm256_fmadd_ps(load_scales(block, k, i), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(picked[k][i])), u);
-        __m256 fi = _mm256_fmadd_ps(load_scales(block, bits, i), _mm256_set1_ps(sum), _mm256_loadu_ps(f + 8 * i));
+        __m256 u = _mm256_mul_ps(load_half_scales(block, 0, i), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(picked[0][i])));
+        for (uint32_t k = 1; k < block->bits; k++)
+            u = _mm256_fmadd_ps(load_half_scales(block, k, i), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(picked[k][i])), u);
+        __m256 fi = _mm256_fmadd_ps(load_centers(block, i), _mm256_set1_ps(sum), _mm256_loadu_ps(f + 8 * i));
         _mm256_storeu_ps(f + 8 * i, _mm256_fmadd_ps(u, _mm256_set1_ps(scale), fi));
     }
 }

@@ -61,7 +61,7 @@ INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, const uint
         for (uint32_t j = 0; j < 2; j++) {
             if (by_line)
                 ask_by_line(plane + 128 * i + 64 * j, 64);
-            const __m512i cells = _mm512_load_si512(plane + 128 * i + 64 * j);
+            const __m512i cells = _mm512_loadu_si512(plane + 128 * i + 64 * j);
             const __m512i table = _mm512_load_si512(entries + 128 * i + 64 * j);
             rows_0[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(cells, nibble));
             rows_16[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(cells, 4), nibble));
@@ -77,19 +77,18 @@ INLINE __m512 half_to_floats(__m512i words, uint32_t half) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(chosen));
 }
 
-INLINE void add_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
+INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
                       float scale, float sum, bool by_line, float *f) {
     __m512i picked[ELUTQ_HLQ_MAX_BITS];
     if (by_line)
-        ask_by_line(block, elutq_scales_bytes(bits));
-    for (uint32_t k = 0; k < bits; k++)
-        picked[k] = sum_plane(block + 64 * (bits + 1) + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells,
-                              by_line);
+        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits));
+    for (uint32_t k = 0; k < block->bits; k++)
+        picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line);
     for (uint32_t half = 0; half < 2; half++) {
-        __m512 u = _mm512_mul_ps(load_scales(block, 0, half), half_to_floats(picked[0], half));
-        for (uint32_t k = 1; k < bits; k++)
-            u = _mm512_fmadd_ps(load_scales(block, k, half), half_to_floats(picked[k], half), u);
-        __m512 fi = _mm512_fmadd_ps(load_scales(block, bits, half), _mm512_set1_ps(sum), _mm512_loadu_ps(f + 16 * half));
+        __m512 u = _mm512_mul_ps(load_half_scales(block, 0, half), half_to_floats(picked[0], half));
+        for (uint32_t k = 1; k < block->bits; k++)
+            u = _mm512_fmadd_ps(load_half_scales(block, k, half), half_to_floats(picked[k], half), u);
+        __m512 fi = _mm512_fmadd_ps(load_centers(block, half), _mm512_set1_ps(sum), _mm512_loadu_ps(f + 16 * half));
         _mm512_storeu_ps(f + 16 * half, _mm512_fmadd_ps(u, _mm512_set1_ps(scale), fi));
     }
 }

@@ -34,18 +34,22 @@ struct tile_levels {
     uint8_t *levels;                               /* [cell][q][16 lanes][4 columns] */
 };
 
-INLINE __m512 scales_in_lane_order(const uint8_t *block, uint32_t plane, uint32_t q) {
-    return _mm512_permutex2var_ps(load_scales(block, plane, 0), _mm512_loadu_si512(ROW_OF[q]), load_scales(block, plane, 1));
+/* Of 32 rows' numbers the sixteen of word q. */
+INLINE __m512 in_lane_order(const float *rows, uint32_t q) {
+    return _mm512_permutex2var_ps(_mm512_load_ps(rows), _mm512_loadu_si512(ROW_OF[q]), _mm512_load_ps(rows + 16));
 }
 
-/* The whole steps of sixteen rows, in all four bytes of a lane; sets their step and middle. */
-INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512i *steps, struct tile_levels *out) {
+/*
+ * The whole steps of sixteen rows, in all four bytes of a lane; sets their step and middle. scales: as unpack_scales leaves
+ * them.
+ */
+INLINE void round_levels(const float *scales, uint32_t bits, uint32_t q, __m512i *steps, struct tile_levels *out) {
     const __m512 zero = _mm512_setzero_ps();
     __m512 h[ELUTQ_HLQ_MAX_BITS], total = zero;
     __m512 best_hs = zero, best_hs_squared = zero, best_ss = _mm512_set1_ps(1), best_scale = zero, sum = zero;
     __mmask16 sound = 0xFFFF;
     for (uint32_t k = 0; k < bits; k++) {
-        h[k] = scales_in_lane_order(block, k, q);
+        h[k] = in_lane_order(scales + ELUTQ_TILE_ROWS * k, q);
         sound = _mm512_mask_cmp_ps_mask(sound, h[k], zero, _CMP_GE_OQ);
         total = _mm512_add_ps(total, h[k]);
     }
@@ -75,16 +79,19 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t q, __m512
     out->step[q] = _mm512_mul_ps(_mm512_set1_ps(2), _mm512_div_ps(best_hs, best_ss));
     __m512 from_middle = _mm512_fmadd_ps(sum, _mm512_set1_ps(-0.5f), _mm512_set1_ps(128));
     sound = _mm512_mask_cmp_ps_mask(sound, total, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
-    const __m512 center = _mm512_mask_mov_ps(_mm512_set1_ps(NAN), sound, scales_in_lane_order(block, bits, q));
+    const __m512 center = _mm512_mask_mov_ps(_mm512_set1_ps(NAN), sound, in_lane_order(scales + ELUTQ_TILE_ROWS * bits, q));
     out->middle[q] = _mm512_fmadd_ps(out->step[q], from_middle, center);
 }
 
 /* Writes the levels of one block, 0 to 255, and their step and middle: w ~ middle + step * (level - 128). */
-INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
-    const uint64_t *planes = (const uint64_t *)(block + 64 * (bits + 1));
+INLINE void expand_block(const struct elutq_block *block, uint32_t n_cells, struct tile_levels *out) {
+    const uint32_t bits = block->bits;
+    const uint64_t *planes = (const uint64_t *)block->planes;
+    _Alignas(64) float scales[(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS];
     __m512i steps[2][ELUTQ_HLQ_MAX_BITS];
+    unpack_scales(block, scales);
     for (uint32_t q = 0; q < 2; q++)
-        round_levels(block, bits, q, steps[q], out);
+        round_levels(scales, bits, q, steps[q], out);
     for (uint32_t cell = 0; cell < n_cells; cell++, planes += 2)
         for (uint32_t q = 0; q < 2; q++) {
             __m512i level = _mm512_maskz_mov_epi8(planes[q], steps[q][0]);
@@ -111,10 +118,10 @@ INLINE void multiply_cell(const struct tile_levels *tile, uint32_t cell, const i
 
 /*
  * One expanded block times ELUTQ_LEVELS_TOKENS tokens: y[token][2][16 lanes] += ... The high parts of few cells first, times
- * 256. The integer sums are at most 128 * 5419 in magnitude.
+ * 256. The integer sums are at most 128 * 10838 in magnitude.
  */
 INLINE void multiply_levels(const struct tile_levels *tile, uint32_t n_cells, const int8_t *values, const int8_t *high,
-                            uint32_t high_cells, const float *scales, const float *sums, const int32_t *biases,
+                            uint64_t high_cells, const float *scales, const float *sums, const int32_t *biases,
                             uint32_t n_tokens, float *y) {
     __m512i products[2][ELUTQ_LEVELS_TOKENS];
 #pragma GCC unroll 8
@@ -122,7 +129,7 @@ INLINE void multiply_levels(const struct tile_levels *tile, uint32_t n_cells, co
         products[0][t] = products[1][t] = _mm512_setzero_si512();
     if (high_cells != 0) {
         for (; high_cells != 0; high_cells &= high_cells - 1)
-            multiply_cell(tile, (uint32_t)__builtin_ctz(high_cells), high, products);
+            multiply_cell(tile, (uint32_t)__builtin_ctzll(high_cells), high, products);
 #pragma GCC unroll 8
         for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
             for (uint32_t q = 0; q < 2; q++)
@@ -159,14 +166,15 @@ INLINE void rows_to_natural_order(float *y, uint32_t n_tokens) {
 /* Tiles that take up the activations of a group one after the other, while these are in L1. */
 #define TILES_AT_ONCE 2
 
-INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                              uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
-    const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
+INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                              uint32_t chunk, float *y, uint32_t bits) {
+    const uint32_t group_size = matrix->group_size, n_cells = group_size / ELUTQ_CELL_COLUMNS;
+    const uint32_t n_groups = elutq_matrix_groups(matrix);
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
     const uint32_t n_slots = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS;
-    const size_t block_bytes = elutq_block_bytes(bits, group_size);
+    const size_t block_bytes = elutq_matrix_block_bytes(matrix);
     const uint8_t *blocks = elutq_chunk_data(matrix, chunk); /* [group][tile] */
-    _Alignas(64) uint8_t scratch[TILES_AT_ONCE][128 / ELUTQ_CELL_COLUMNS * 128];
+    _Alignas(64) uint8_t scratch[TILES_AT_ONCE][ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS * 128];
     struct tile_levels expanded[TILES_AT_ONCE] = {{.levels = scratch[0]}, {.levels = scratch[1]}};
     for (uint32_t tile = 0; tile < n_tiles; tile += TILES_AT_ONCE) {
         const uint32_t n = n_tiles - tile < TILES_AT_ONCE ? n_tiles - tile : TILES_AT_ONCE;
@@ -175,20 +183,22 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
         for (uint32_t t = 0; t < n_tokens; t++)
             memset(results + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, n * ELUTQ_TILE_ROWS * sizeof *results);
         for (uint32_t group = 0; group < n_groups; group++) {
-            const uint8_t *block = blocks + ((size_t)group * n_tiles + tile) * block_bytes;
-            for (uint32_t i = 0; i < n; i++)
-                expand_block(block + i * block_bytes, bits, n_cells, &expanded[i]);
+            const uint8_t *data = blocks + ((size_t)group * n_tiles + tile) * block_bytes;
+            for (uint32_t i = 0; i < n; i++) {
+                const struct elutq_block block = elutq_block_of(matrix, matrix->kind, bits, data + i * block_bytes);
+                expand_block(&block, n_cells, &expanded[i]);
+            }
             /*
              * The next blocks lie a stride away that no hardware prefetcher follows. They are asked for a few lines after
              * each slot of tokens: a burst of requests would hold up the loads behind it.
              */
-            const uint8_t *next = group + 1 < n_groups ? block + n_tiles * block_bytes : blocks + (tile + n) * block_bytes;
+            const uint8_t *next = group + 1 < n_groups ? data + n_tiles * block_bytes : blocks + (tile + n) * block_bytes;
             size_t asked = 0;
             for (uint32_t slot = 0; slot < n_slots; slot++) {
                 const uint32_t t = slot * ELUTQ_LEVELS_TOKENS;
                 const size_t at = ((size_t)slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
                 const size_t first = ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
-                const uint32_t high_cells = high_cells_of(levels->high_cells + at, ELUTQ_LEVELS_TOKENS);
+                const uint64_t high_cells = high_cells_of(levels->high_cells + at, ELUTQ_LEVELS_TOKENS);
 #pragma GCC unroll 1
                 for (uint32_t i = 0; i < n; i++)
                     multiply_levels(&expanded[i], n_cells, levels->values + first, levels->high + first, high_cells,
@@ -205,7 +215,7 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
 
 KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                         uint32_t chunk, float *y) {
-    ELUTQ_FOR_SHAPE(matrix, gemm_levels_shape, matrix, levels, n_tokens, chunk, y);
+    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, chunk, y);
 }
 
 #endif

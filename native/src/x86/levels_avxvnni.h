@@ -25,14 +25,17 @@ INLINE __m256 round_lanes(__m256 x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* The whole steps of a strip's rows, in all four bytes of a lane; sets their step and middle. */
-INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t strip, __m256i *steps, struct tile_levels *out) {
+/*
+ * The whole steps of a strip's rows, in all four bytes of a lane; sets their step and middle. scales: as unpack_scales
+ * leaves them.
+ */
+INLINE void round_levels(const float *scales, uint32_t bits, uint32_t strip, __m256i *steps, struct tile_levels *out) {
     const __m256 zero = _mm256_setzero_ps();
     __m256 h[ELUTQ_HLQ_MAX_BITS], total = zero;
     __m256 best_hs = zero, best_ss = _mm256_set1_ps(1), best_scale = zero, sum = zero;
     __m256 sound = _mm256_cmp_ps(zero, zero, _CMP_EQ_OQ);
     for (uint32_t k = 0; k < bits; k++) {
-        h[k] = load_scales(block, k, strip);
+        h[k] = _mm256_load_ps(scales + ELUTQ_TILE_ROWS * k + 8 * strip);
         sound = _mm256_and_ps(sound, _mm256_cmp_ps(h[k], zero, _CMP_GE_OQ));
         total = _mm256_add_ps(total, h[k]);
     }
@@ -59,7 +62,8 @@ INLINE void round_levels(const uint8_t *block, uint32_t bits, uint32_t strip, __
     out->step[strip] = _mm256_mul_ps(_mm256_set1_ps(2), _mm256_div_ps(best_hs, best_ss));
     __m256 from_middle = _mm256_fmadd_ps(sum, _mm256_set1_ps(-0.5f), _mm256_set1_ps(128));
     sound = _mm256_and_ps(sound, _mm256_cmp_ps(total, _mm256_set1_ps(INFINITY), _CMP_LT_OQ));
-    __m256 center = _mm256_blendv_ps(_mm256_set1_ps(NAN), load_scales(block, bits, strip), sound);
+    const __m256 center =
+        _mm256_blendv_ps(_mm256_set1_ps(NAN), _mm256_load_ps(scales + ELUTQ_TILE_ROWS * bits + 8 * strip), sound);
     out->middle[strip] = _mm256_fmadd_ps(out->step[strip], from_middle, center);
 }
 
@@ -74,13 +78,16 @@ static const uint8_t BYTES_OF_ROWS[2][32] = {
  * spread so that each lane has its row's byte four times; a column's bit, compared with itself alone, gives the mask under
  * which the row's step is added.
  */
-INLINE void expand_block(const uint8_t *block, uint32_t bits, uint32_t n_cells, struct tile_levels *out) {
-    const uint8_t *planes = block + 64 * (bits + 1);
+INLINE void expand_block(const struct elutq_block *block, uint32_t n_cells, struct tile_levels *out) {
+    const uint32_t bits = block->bits;
+    const uint8_t *planes = block->planes;
+    _Alignas(32) float scales[(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS];
+    unpack_scales(block, scales);
     for (uint32_t strip = 0; strip < STRIPS; strip++) {
         const __m256i rows = _mm256_loadu_si256((const __m256i *)BYTES_OF_ROWS[strip & 1]);
         const __m256i column = _mm256_set1_epi32(strip < 2 ? 0x08040201 : (int)0x80402010); /* low or high nibble */
         __m256i steps[ELUTQ_HLQ_MAX_BITS];
-        round_levels(block, bits, strip, steps, out);
+        round_levels(scales, bits, strip, steps, out);
         for (uint32_t cell = 0; cell < n_cells; cell++) {
             __m256i level = _mm256_setzero_si256();
             for (uint32_t k = 0; k < bits; k++) {
@@ -115,7 +122,7 @@ INLINE void multiply_cell(const uint8_t *strips, uint32_t cell, const int8_t *by
  * Integer sums as in levels_avx512.h.
  */
 INLINE void multiply_levels(const struct tile_levels *tile, uint32_t first_strip, uint32_t n_cells, const int8_t *values,
-                            const int8_t *high, uint32_t high_cells, const float *scales, const float *sums,
+                            const int8_t *high, uint64_t high_cells, const float *scales, const float *sums,
                             const int32_t *biases, uint32_t n_tokens, float *y) {
     const uint8_t *strips = tile->levels + 32 * first_strip;
     __m256i products[PAIR_STRIPS][HALF_TOKENS];
@@ -124,7 +131,7 @@ INLINE void multiply_levels(const struct tile_levels *tile, uint32_t first_strip
         products[0][t] = products[1][t] = _mm256_setzero_si256();
     if (high_cells != 0) {
         for (; high_cells != 0; high_cells &= high_cells - 1)
-            multiply_cell(strips, (uint32_t)__builtin_ctz(high_cells), high, products);
+            multiply_cell(strips, (uint32_t)__builtin_ctzll(high_cells), high, products);
 #pragma GCC unroll 4
         for (uint32_t t = 0; t < HALF_TOKENS; t++)
             for (uint32_t s = 0; s < PAIR_STRIPS; s++)
@@ -157,7 +164,7 @@ INLINE void multiply_tile(const struct tile_levels *tile, const struct elutq_mat
         const size_t at = (slot * n_groups + group) * ELUTQ_LEVELS_TOKENS + lane;
         const size_t first = (slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS +
                              lane * ELUTQ_CELL_COLUMNS;
-        const uint32_t high_cells = high_cells_of(levels->high_cells + at, HALF_TOKENS);
+        const uint64_t high_cells = high_cells_of(levels->high_cells + at, HALF_TOKENS);
         for (uint32_t strip = 0; strip < STRIPS; strip += PAIR_STRIPS)
             multiply_levels(tile, strip, n_cells, levels->values + first, levels->high + first, high_cells,
                             levels->scales + at, levels->sums + at, levels->biases + at, n_tokens - t,
@@ -165,22 +172,24 @@ INLINE void multiply_tile(const struct tile_levels *tile, const struct elutq_mat
     }
 }
 
-INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                              uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
-    const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
+INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
+                              uint32_t chunk, float *y, uint32_t bits) {
+    const uint32_t group_size = matrix->group_size, n_cells = group_size / ELUTQ_CELL_COLUMNS;
+    const uint32_t n_groups = elutq_matrix_groups(matrix);
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
-    const size_t group_bytes = n_tiles * elutq_block_bytes(bits, group_size);
-    _Alignas(32) uint8_t scratch[128 / ELUTQ_CELL_COLUMNS * STRIPS * 32];
+    const size_t block_bytes = elutq_matrix_block_bytes(matrix), group_bytes = n_tiles * block_bytes;
+    _Alignas(32) uint8_t scratch[ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS * STRIPS * 32];
     struct tile_levels expanded = {.levels = scratch};
     for (uint32_t tile = 0; tile < n_tiles; tile++, y += ELUTQ_TILE_ROWS) {
-        const uint8_t *block = elutq_chunk_data(matrix, chunk) + tile * elutq_block_bytes(bits, group_size);
+        const uint8_t *data = elutq_chunk_data(matrix, chunk) + tile * block_bytes;
         for (uint32_t t = 0; t < n_tokens; t++)
             memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
-        for (uint32_t group = 0; group < n_groups; group++, block += group_bytes) {
+        for (uint32_t group = 0; group < n_groups; group++, data += group_bytes) {
+            const struct elutq_block block = elutq_block_of(matrix, matrix->kind, bits, data);
             /* The tile's next group lies a stride away that no hardware prefetcher follows. */
-            for (size_t i = 0; i < elutq_block_bytes(bits, group_size); i += 64)
-                __builtin_prefetch(block + group_bytes + i, 0, 3);
-            expand_block(block, bits, n_cells, &expanded);
+            for (size_t i = 0; i < block_bytes; i += 64)
+                __builtin_prefetch(data + group_bytes + i, 0, 3);
+            expand_block(&block, n_cells, &expanded);
             multiply_tile(&expanded, matrix, levels, group, n_tokens, y, group_size);
         }
     }
@@ -188,7 +197,7 @@ INLINE void gemm_levels_shape(const struct elutq_matrix *matrix, const struct el
 
 KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
                         uint32_t chunk, float *y) {
-    ELUTQ_FOR_SHAPE(matrix, gemm_levels_shape, matrix, levels, n_tokens, chunk, y);
+    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, chunk, y);
 }
 
 #endif

@@ -5,19 +5,11 @@
 #ifndef ELUTQ_TABLES_AVX2_H
 #define ELUTQ_TABLES_AVX2_H
 
-/* One group of a superblock, unpacked; 16 KB of indices at 2 bits. */
-struct superblock_indices {
-    uint8_t indices[ELUTQ_SUPERBLOCK_TILES][ELUTQ_HLQ_MAX_BITS * 16 * 64]; /* [plane][two cells][rows 0, rows 16][32] */
-    float scales[ELUTQ_SUPERBLOCK_TILES][(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS]; /* half scales by plane, centers */
-};
-
-INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, uint8_t *indices, float *scales) {
+INLINE void unpack_tile(const struct elutq_block *block, uint32_t n_cells, uint8_t *indices, float *scales) {
     const __m256i nibble = _mm256_set1_epi8(15);
-    for (uint32_t i = 0; i < (bits + 1) * ELUTQ_TILE_ROWS / 8; i++)
-        _mm256_store_ps(scales + 8 * i, load_scales(block, 0, i));
-    const uint8_t *planes = block + elutq_scales_bytes(bits);
-    for (uint32_t i = 0; i < bits * n_cells / 2; i++) {
-        const __m256i cells = _mm256_load_si256((const __m256i *)(planes + 32 * i));
+    unpack_scales(block, scales);
+    for (uint32_t i = 0; i < block->bits * n_cells / 2; i++) {
+        const __m256i cells = _mm256_load_si256((const __m256i *)(block->planes + 32 * i));
         _mm256_store_si256((__m256i *)(indices + 64 * i), _mm256_and_si256(cells, nibble));
         _mm256_store_si256((__m256i *)(indices + 64 * i + 32), _mm256_and_si256(_mm256_srli_epi16(cells, 4), nibble));
     }

@@ -5,18 +5,12 @@
 #ifndef ELUTQ_TABLES_AVX512_H
 #define ELUTQ_TABLES_AVX512_H
 
-/* One group of a superblock, unpacked. It stays in L1 while all tokens go by: 16 KB of indices at 2 bits. */
-struct superblock_indices {
-    uint8_t indices[ELUTQ_SUPERBLOCK_TILES][8 * ELUTQ_HLQ_MAX_BITS * 2 * 64]; /* [four cells][plane][rows 0, rows 16][64] */
-    float scales[ELUTQ_SUPERBLOCK_TILES][(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS]; /* half scales by plane, centers */
-};
-
-INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, uint8_t *indices, float *scales) {
-    unpack_scales(block, bits, scales);
-    const uint8_t *planes = block + elutq_scales_bytes(bits);
+INLINE void unpack_tile(const struct elutq_block *block, uint32_t n_cells, uint8_t *indices, float *scales) {
+    const uint32_t bits = block->bits;
+    unpack_scales(block, scales);
     for (uint32_t i = 0; i < n_cells / 4; i++)
         for (uint32_t k = 0; k < bits; k++, indices += 128) {
-            const struct row_indices rows = four_cells(planes + ((size_t)k * n_cells + 4 * i) * ELUTQ_CELL_BYTES);
+            const struct row_indices rows = four_cells(block->planes + ((size_t)k * n_cells + 4 * i) * ELUTQ_CELL_BYTES);
             _mm512_store_si512(indices, rows.rows_0);
             _mm512_store_si512(indices + 64, rows.rows_16);
         }

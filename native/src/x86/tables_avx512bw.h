@@ -7,18 +7,11 @@
 
 #define TABLE_TOKENS 4
 
-/* One group of a superblock, unpacked; 16 KB of indices at 2 bits. */
-struct superblock_indices {
-    uint8_t indices[ELUTQ_SUPERBLOCK_TILES][ELUTQ_HLQ_MAX_BITS * 8 * 128]; /* [plane][four cells][rows 0, rows 16][64] */
-    float scales[ELUTQ_SUPERBLOCK_TILES][(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS]; /* half scales by plane, centers */
-};
-
-INLINE void unpack_tile(const uint8_t *block, uint32_t bits, uint32_t n_cells, uint8_t *indices, float *scales) {
+INLINE void unpack_tile(const struct elutq_block *block, uint32_t n_cells, uint8_t *indices, float *scales) {
     const __m512i nibble = _mm512_set1_epi8(15);
-    unpack_scales(block, bits, scales);
-    const uint8_t *planes = block + elutq_scales_bytes(bits);
-    for (uint32_t i = 0; i < bits * n_cells / 4; i++) {
-        const __m512i cells = _mm512_load_si512(planes + 64 * i);
+    unpack_scales(block, scales);
+    for (uint32_t i = 0; i < block->bits * n_cells / 4; i++) {
+        const __m512i cells = _mm512_loadu_si512(block->planes + 64 * i);
         _mm512_store_si512(indices + 128 * i, _mm512_and_si512(cells, nibble));
         _mm512_store_si512(indices + 128 * i + 64, _mm512_and_si512(_mm512_srli_epi16(cells, 4), nibble));
     }
