@@ -3,9 +3,9 @@
  *
  * Hardware prefetchers follow a stream to the end of its 4 KB page and have to find it again in the next. A plain read hides
  * that, a core that computes meanwhile does not (docs/kernels.md has what was measured). So while a page is read the
- * beginning of the next is asked for, into L2: as many lines as go by until the hardware follows. Intel's does not follow
- * fast enough: there every line is asked for, into L1, some KB ahead, and best one at a time, as its predecessor is used: a
- * burst of requests fills the buffers that wait for lines, and loads behind it have none.
+ * beginning of the next is asked for, into L2: as many lines as go by until the hardware follows. Intel's, and AMD's from
+ * Zen 5 on, does not follow fast enough: there every line is asked for, into L1, some KB ahead, and best one at a time, as its
+ * predecessor is used: a burst of requests fills the buffers that wait for lines, and loads behind it have none.
  */
 #ifndef ELUTQ_STREAM_H
 #define ELUTQ_STREAM_H
@@ -24,9 +24,10 @@
 #define ELUTQ_ASK_THE_OTHER_WAY 0
 #endif
 
-/* Whether this processor is to be asked for every line. */
+/* Whether this processor is to be asked for every line: all but Zen 1 to 4. */
 #if defined(__x86_64__)
-#define ELUTQ_ASK_BY_LINE ((__builtin_cpu_is("intel") != 0) != ELUTQ_ASK_THE_OTHER_WAY)
+#define ELUTQ_ASK_BY_LINE                                                                                                      \
+    ((!__builtin_cpu_is("amdfam17h") && !__builtin_cpu_is("amdfam19h")) != ELUTQ_ASK_THE_OTHER_WAY)
 #else
 #define ELUTQ_ASK_BY_LINE ELUTQ_ASK_THE_OTHER_WAY
 #endif
