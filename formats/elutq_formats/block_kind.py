@@ -237,6 +237,5 @@ def _to_bytes(values: _Floats, shift: int, largest: int) -> npt.NDArray[np.uint8
     The bits of fp16 numbers, read as integers, have their order, and steps of one size between powers of two.
     """
     nearest = np.minimum(values, 1.0).astype(np.float16).view(np.uint16).astype(np.int32)
-    half = (1 << (shift - 1)) - 1 + ((nearest >> shift) & 1)
-    found: npt.NDArray[np.uint8] = np.minimum((nearest + half) >> shift, largest).astype(np.uint8)
+    found: npt.NDArray[np.uint8] = np.minimum((nearest + (1 << (shift - 1))) >> shift, largest).astype(np.uint8)
     return found

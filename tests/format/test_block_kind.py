@@ -1,5 +1,8 @@
 """Kinds of blocks against a loop that follows the words of formats/SPEC.md, and what they round to."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from samples import random_matrix
@@ -76,6 +79,17 @@ def test_blocks_of_every_kind_are_those_of_the_specification_and_come_back(name,
 )
 def test_published_bits_per_weight_at_two_bits_and_groups_of_128(name, bits_per_weight):
     assert block_bytes(2, 128, BlockKind(name)) * 8 / (32 * 128) == bits_per_weight
+
+
+def test_the_sizes_in_the_guide_hold():
+    guide = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d. /]+) \| ([\d. /]+) \| ([\d. /]+) \|$", guide, re.MULTILINE)
+    assert sorted(name for name, *_ in rows) == KINDS
+    for name, *cells in rows:
+        for group_size, cell in zip((64, 128, 256), cells, strict=True):
+            found = [BlockKind(name).scales_bytes(bits) * 8 / (32 * group_size) for bits in (2, 3, 4)]
+            listed = [float(number) for number in cell.split(" / ")]
+            assert found == (listed if len(listed) == 3 else 3 * listed)
 
 
 @pytest.mark.parametrize("exponent", [0, 3, 23])
