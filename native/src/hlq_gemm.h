@@ -23,26 +23,26 @@ struct superblock_indices {
 };
 
 INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
-                              uint32_t chunk, float *y, uint32_t bits, uint32_t group_size) {
+                              uint32_t chunk, float *y, struct superblock_indices *unpacked, uint32_t bits,
+                              uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
     const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), at_once = ELUTQ_TOKENS_AT_ONCE(bits);
     const uint32_t kind = matrix->kind, tile_indices = bits * n_cells * UNPACKED_CELL_BYTES;
     const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
     const uint8_t *data = elutq_chunk_data(matrix, chunk);
-    _Alignas(64) struct superblock_indices unpacked; /* of one group; it stays in L1 while all tokens go by */
     for (uint32_t token = 0; token < n_tokens; token++)
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
         for (uint32_t tile = 0; tile < n_tiles; tile++, data += block_bytes) {
             const struct elutq_block block = elutq_block_of(matrix, kind, bits, data);
             ask_ahead(data, block_bytes);
-            unpack_tile(&block, n_cells, unpacked.indices + tile * tile_indices, unpacked.scales[tile]);
+            unpack_tile(&block, n_cells, unpacked->indices + tile * tile_indices, unpacked->scales[tile]);
         }
         for (uint32_t token = 0; token < n_tokens; token += at_once)
             for (uint32_t tile = 0; tile < n_tiles; tile++) {
                 float *results = y + (size_t)token * ELUTQ_CHUNK_STRIDE + tile * ELUTQ_TILE_ROWS;
-                const uint8_t *indices = unpacked.indices + tile * tile_indices;
-                const float *scales = unpacked.scales[tile];
+                const uint8_t *indices = unpacked->indices + tile * tile_indices;
+                const float *scales = unpacked->scales[tile];
                 if (token + at_once <= n_tokens)
                     add_tile(indices, scales, bits, n_cells, tables + token, group, at_once, results);
                 else
@@ -58,7 +58,8 @@ KERNEL void gemm_tables(const struct elutq_matrix *matrix, const struct elutq_ta
         gemv_each(matrix, tables, n_tokens, chunk, y);
         return;
     }
-    ELUTQ_FOR_SHAPE(matrix, gemm_tables_shape, matrix, tables, n_tokens, chunk, y);
+    _Alignas(64) struct superblock_indices unpacked; /* one for all shapes: the stack of a thread is small */
+    ELUTQ_FOR_SHAPE(matrix, gemm_tables_shape, matrix, tables, n_tokens, chunk, y, &unpacked);
 }
 
 #endif
