@@ -145,7 +145,7 @@ class Recipe:
     @property
     def keeps_exact(self) -> bool:
         """Whether the activations of the exact model are kept beside those of the quantized prefix."""
-        return self.corrects or bool(self.tune)
+        return self.corrects or "block" in self.tune
 
     @property
     def budget(self) -> float:

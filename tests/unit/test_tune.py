@@ -19,6 +19,7 @@ from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.streams import compared_sequences
 from elutq_cli.reference import Block, Transformer, block_tensor_names
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
@@ -160,6 +161,18 @@ def test_gradients_reach_levels_and_weights(learned):
     np.testing.assert_allclose(matrix.shifts.grad.numpy(), reach * expected, rtol=1e-4, atol=1e-5)
     if learned is LearnedMatrix:
         np.testing.assert_allclose(matrix.pull.grad.numpy(), reach * by_group, rtol=1e-6)
+
+
+def test_levels_that_are_not_of_float16_are_refused():
+    even = HLQTensor(
+        np.full((1, 1, 2), (1, 2), dtype=np.float16),
+        np.zeros((1, 1), dtype=np.float32),
+        np.zeros((1, 32), dtype=np.uint8),
+        32,
+        BlockKind("even16"),
+    )
+    with pytest.raises(ElutqError, match="a matrix is of kind even16"):
+        LearnedLevels(even, "cpu")
 
 
 def test_a_half_scale_below_zero_has_no_gradient():

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 State: TypeAlias = list[npt.NDArray[Any]]
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
-LEVEL_RATE = 5e-4
+LEVEL_RATE = 3e-4
 """Largest step of a level, in units of its group's reach."""
 
 N_MEASURED = 4

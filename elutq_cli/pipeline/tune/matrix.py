@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional
 
 from elutq_cli.pipeline.levels import LARGEST_HALF
+from elutq_formats.block_kind import FREE16
+from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 
 Tensor: TypeAlias = Any  # torch.Tensor; written so that types can be checked without torch
@@ -31,7 +33,15 @@ class LearnedLevels:
     """
 
     def __init__(self, start: HLQTensor, device: str) -> None:
-        """Copy a matrix to the device."""
+        """Copy a matrix to the device.
+
+        Raises:
+            ElutqError: its half scales and centers are not of float16.
+        """
+        if start.kind != FREE16:
+            raise ElutqError(
+                f"tuning moves half scales and centers of float16, and a matrix is of kind {start.kind.name}"
+            )
         self._bits, self._group_size = start.bits, start.group_size
         levels = np.concatenate([start.half_scales, start.centers[..., None]], axis=-1)
         self._start = torch.asarray(levels, device=device).float()
