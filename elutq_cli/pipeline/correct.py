@@ -9,13 +9,13 @@ from elutq_cli.reference import Array
 class Correction:
     """Turns weights into those whose output on the quantized prefix's inputs x is nearest to the exact model's.
 
-    With x' the exact inputs, the error |x T^T - x' W^T|^2 + damping |T - W|^2 is least for
+    With x' the exact inputs, the error |x T^T - x' W^T|^2 + |T - W|^2 weighted by the ridge is least for
 
-        T = W + W C^T (H + damping)^-1        C = x^T (x' - x)
+        T = W + W C^T (H + ridge)^-1        C = x^T (x' - x)
 
     Where the output is added to the residual stream s, it makes up for what the stream already lacks as well:
 
-        T = W + L (H + damping)^-1            L = (s' + x' W^T - s - x W^T)^T x
+        T = W + L (H + ridge)^-1            L = (s' + x' W^T - s - x W^T)^T x
 
     Source: asymmetric calibration (GPTQ, Li et al. 2025) as a plain least squares target; the term for the residual
     stream is ours.
@@ -26,7 +26,7 @@ class Correction:
 
         Args:
             statistics: of that input, with ``cross`` or ``lack``.
-            factor: (columns, columns) float32, U with U^T U = (H + damping)^-1, from ``inverse_factor``.
+            factor: (columns, columns) float32, U with U^T U = (H + ridge)^-1, from ``inverse_factor``.
             backend: runs the products.
         """
         wanted = statistics.lack if statistics.lack is not None else statistics.cross.T  # type: ignore[union-attr]

@@ -14,10 +14,10 @@ from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, Hal
 from elutq_cli.pipeline.products import (
     column_blocks,
     left_upper,
-    mean_diagonal,
     multiply,
     pieces,
     put_rows,
+    ridge,
     right_lower,
     right_upper,
     subtract_product,
@@ -167,13 +167,13 @@ def feedback_columns(
 
 
 def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str = "a linear") -> Array:
-    """Return the upper triangular U with U^T U = (H + damping * mean(diag H) * I)^-1.
+    """Return the upper triangular U with U^T U = (H + ridge)^-1, the ridge that of damping.
 
     Damping grows tenfold, to MOST_DAMPING, and says so in the log, while H is not positive definite in float32.
 
     Args:
         hessian: (n, n) float32, symmetric.
-        damping: relative to the mean of the diagonal.
+        damping: relative to the diagonal, see ``ridge``.
         backend: runs the products.
         name: whose inputs these are, for messages.
 
@@ -184,12 +184,11 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
         ElutqError: H is not finite, or not even MOST_DAMPING helps.
     """
     check_finite(hessian, backend, name)
-    mean = mean_diagonal(hessian)
-    if mean <= 0.0:  # the layer's input is always zero: any rounding is as good
+    if not bool((hessian.diagonal() > 0.0).any()):  # the layer's input is always zero: any rounding is as good
         return backend.place(np.eye(len(hessian), dtype=np.float32))
     while True:
         factor = hessian + 0.0  # a copy, numpy's or torch's
-        factor.reshape(-1)[:: len(hessian) + 1] += damping * mean
+        factor.reshape(-1)[:: len(hessian) + 1] += ridge(hessian, damping)
         try:
             invert_to_factor(factor, backend)
         except np.linalg.LinAlgError:

@@ -17,6 +17,9 @@ BLOCK_COLUMNS = 512
 MOMENT_TILES = 2
 """Tiles to a side of one of a sum of moments: those are read and written again for every batch of tokens."""
 
+MEANS_PART = 0.1
+"""What damping adds to a column's diagonal element is in proportion to it and to this part of the mean of all."""
+
 PIECE_ROWS = 512
 """Rows that numpy's functions work on at a time: fewer, and calling them takes longer than what they do."""
 
@@ -118,9 +121,14 @@ def subtract_product(target: Array, left: Array, right: Array, backend: Backend,
     backend.map(subtract, tiles(target, backend.tile, upper))
 
 
-def mean_diagonal(matrix: Array) -> float:
-    """Return the mean of a square matrix's diagonal."""
-    return float(matrix.diagonal().sum()) / len(matrix)
+def ridge(hessian: Array, damping: float) -> Array:
+    """Return what damping adds to a Hessian's diagonal: (n,) float32, zeros where its inputs are always zero.
+
+    Each column has its own, so that correlations shrink alike whatever the columns' sizes; the mean's part is for
+    columns that are hardly ever used.
+    """
+    diagonal = hessian.diagonal()
+    return damping * (diagonal + diagonal.sum() * (MEANS_PART / len(hessian)))
 
 
 def squared_norm(matrix: Array, hessian: Array | None) -> float:

@@ -44,7 +44,7 @@ class Recipe:
         num_samples: calibration sequences.
         sequence_length: tokens in each of them.
         seed: chooses the sequences.
-        damping: added to a Hessian's diagonal before it is factored, relative to the diagonal's mean.
+        damping: added to a Hessian's diagonal before it is factored, relative to it.
         method: what is done to linears: fit alone, each column weighted by the diagonal of the Hessian where there is a
             calibration text; or, with a text, feedback, feedback and refine, those two aimed at what corrects the
             quantized prefix, or this with bits and group size chosen for each linear at the same total size. None:

@@ -15,10 +15,10 @@ from elutq_cli.pipeline.fit import eliminate
 from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels
 from elutq_cli.pipeline.products import (
     column_blocks,
-    mean_diagonal,
     multiply,
     pieces,
     put_rows,
+    ridge,
     subtract_restored,
 )
 from elutq_cli.pipeline.stage import Backend
@@ -49,7 +49,7 @@ when a group uses fewer than bits + 1 levels, and well above float32's rounding 
 def refine(
     weights: Array, hessian: Array, start: HLQTensor, damping: float, backend: Backend, grid: Grid = ANY_HALF
 ) -> HLQTensor:
-    """Lower the error of a quantized matrix: trace of D (H + damping * mean(diag H) * I) D^T, D = W - Q.
+    """Lower the error of a quantized matrix: trace of D (H + ridge) D^T, D = W - Q.
 
     Block after block of columns, all of them twice, and in each turn its groups twice: a group's levels are solved for
     with its codes held and rounded, then each of its weights in turn takes the code that lowers the row's
@@ -61,21 +61,21 @@ def refine(
         weights: (rows, columns) float32, what the matrix should do to the inputs.
         hessian: (columns, columns) float32, X^T X of the inputs up to a factor.
         start: a quantized form of the matrix, as ``feedback`` gives it.
-        damping: relative to the mean of the Hessian's diagonal.
+        damping: relative to the Hessian's diagonal, see ``ridge``.
         backend: runs the inner loops.
         grid: that of ``start``.
 
     Source: block coordinate descent. The solve for scales is ELUTQ's closed form under H; descent on the codes is
     cyclic coordinate descent of the integer least squares problem.
     """
-    shift = damping * mean_diagonal(hessian)
-    if shift <= 0.0:  # the layer's input is always zero: nothing can be gained
+    shifts = ridge(hessian, damping)
+    if not bool((shifts > 0.0).any()):  # the layer's input is always zero: nothing can be gained
         return start
     half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
     difference = subtract_restored(weights, start, backend)
     for _, block in itertools.product(range(PASSES), column_blocks(start.columns, start.group_size)):
         damped = hessian[:, block] + 0.0
-        damped[block].reshape(-1)[:: damped.shape[1] + 1] += shift
+        damped[block].reshape(-1)[:: damped.shape[1] + 1] += shifts[block]
         residual, own = backend.fetch(multiply(difference, damped, backend)), backend.fetch(damped[block])
         grown = np.zeros_like(residual)
         groups = pieces(grown.shape[1], start.group_size)

@@ -37,7 +37,8 @@ def test_the_target_is_the_least_squares_solution(rows, adds):
     statistics = statistics_of(x, exact, gap + (exact - x) @ weights.T if adds else None)
     factor = inverse_factor(statistics.hessian, DAMPING, NumpyBackend())
     target = Correction(statistics, factor, NumpyBackend())(weights)
-    pull = np.sqrt(DAMPING * np.diagonal(statistics.hessian).mean() * len(x)) * np.eye(24)
+    diagonal = np.diagonal(statistics.hessian)
+    pull = np.diag(np.sqrt(DAMPING * (diagonal + 0.1 * diagonal.mean()) * len(x)))
     wanted = exact @ weights.T + (gap if adds else 0.0)
     least = np.linalg.lstsq(np.vstack([x, pull]), np.vstack([wanted, pull @ weights.T]), rcond=None)[0].T
     np.testing.assert_allclose(target, least, rtol=1e-3, atol=1e-4)

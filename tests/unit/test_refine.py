@@ -31,7 +31,8 @@ def row_errors(hessian, weights, tensor):
 
 
 def damp(hessian, damping=DAMPING):
-    return hessian + damping * np.diagonal(hessian).mean() * np.eye(len(hessian), dtype=np.float32)
+    diagonal = np.diagonal(hessian)
+    return hessian + np.float32(damping) * np.diag(diagonal + np.float32(0.1) * diagonal.mean())
 
 
 @pytest.mark.parametrize("bits", BITS)
