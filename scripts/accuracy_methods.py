@@ -30,12 +30,12 @@ class UniformBackend(NativeBackend):
         importance: FloatArray | None = None,
         grid: Grid = ANY_HALF,
     ) -> tuple[HalfArray, HalfArray, CodeArray]:
-        """See ``fit.fit_groups``; importance is not looked at, nor a grid other than float16."""
+        """See ``fit.fit_groups``; importance is not looked at. On a grid of bytes levels stay even."""
         groups = weights.reshape(len(weights), -1, group_size)
         low, high = groups.min(axis=-1), groups.max(axis=-1)
         step = (high - low) / (2**bits - 1)
-        half_scales = (step[..., None] * 2.0 ** np.arange(bits) / 2).astype(np.float16)
-        centers = ((low + high) / 2).astype(np.float16)
+        half_scales = grid.round_half_scales(step[..., None].astype(np.float64) * 2.0 ** np.arange(bits) / 2)
+        centers = grid.round_centers((low.astype(np.float64) + high) / 2)
         return half_scales, centers, nearest(groups, levels(half_scales, centers)).reshape(weights.shape)
 
 
@@ -107,14 +107,15 @@ def recipe(method: str, bits: int, group_size: int, num_samples: int, seed: int)
     return Recipe(bits=bits, group_size=group_size, seed=seed, **head, **options)
 
 
-def largest_group_size(config: ModelConfig) -> int:
-    """Return the largest group size that divides the columns of every matrix in the blocks.
+def usual_group_size(config: ModelConfig) -> int:
+    """Return the recipe's own group size, or the largest below it that divides the columns of every matrix in blocks.
 
     Raises:
         ElutqError: none does.
     """
     columns = {shape[1] for shape in config.linear_shapes(0).values()}
-    fitting = [size for size in GROUP_SIZES if all(count % size == 0 for count in columns)]
+    possible = [size for size in GROUP_SIZES if size <= Recipe.group_size]
+    fitting = [size for size in possible if all(count % size == 0 for count in columns)]
     if not fitting:
         raise ElutqError(f"no group size divides all of {sorted(columns)} columns")
     return max(fitting)

@@ -34,7 +34,7 @@ configure_blas(None)  # before numpy: its products use --threads, those of the p
 
 import numpy as np  # noqa: E402
 import threadpoolctl  # noqa: E402
-from accuracy_methods import HEAD_BITS, METHODS, largest_group_size, recipe  # noqa: E402
+from accuracy_methods import HEAD_BITS, METHODS, recipe, usual_group_size  # noqa: E402
 from accuracy_rows import BEGIN, BLOCKS, END, Row, Table, header, insert, line, shows_rows  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -121,7 +121,7 @@ def jobs(options: argparse.Namespace, table: Table, model: str, source: ModelSou
     """Return the model files for which rows are missing, or all with --again."""
     found = []
     for bits in sorted(options.bits):
-        for group_size in options.group_sizes or [largest_group_size(source.config)]:
+        for group_size in options.group_sizes or [usual_group_size(source.config)]:
             for method in [name for name in METHODS if name in options.methods]:
                 missing = [text for text in options.texts if not table.has((model, text, method, bits, group_size))]
                 if wanted := list(options.texts) if options.again else missing:
@@ -265,7 +265,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4], choices=[1, 2, 3, 4])
-    parser.add_argument("--group-sizes", type=int, nargs="+", help="default: the largest that a model has")
+    parser.add_argument(
+        "--group-sizes",
+        type=int,
+        nargs="+",
+        help="default: that of elutq quantize, or the largest below it that a model has",
+    )
     parser.add_argument("--num-samples", type=int, default=64, help="calibration sequences")
     parser.add_argument("--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=40, help="windows of each text")

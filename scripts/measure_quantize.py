@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--blocks", type=int, help="blocks of the whole model; default: those of the checkpoint")
     parser.add_argument("--bits", type=int, default=2)
-    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--embedding-bits", type=int, default=4, help="16: next to no time goes into the embedding")
     parser.add_argument("--output-bits", type=int, default=4, help="16: next to no time goes into the head")
     parser.add_argument("--method", help="the recipe's; default: its own")

@@ -77,7 +77,7 @@ def make_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def novels_2bit(make_model):
-    """The bundled model at 2 bits, group size 128, head and embedding at 4 bits."""
+    """The bundled model by default: 2 bits, groups of 64, scales of one byte, head and embedding at 4 bits."""
     return make_model()
 
 

@@ -50,7 +50,14 @@ def quantize_command(
         typer.Option(
             help="Columns that share their levels: 32, 64, 128 or 256.", autocompletion=one_of(32, 64, 128, 256)
         ),
-    ] = 128,
+    ] = 64,
+    scale_bits: Annotated[
+        int,
+        typer.Option(
+            help="Bits of each half scale and center of a group: 8, a byte, or 16, float16.",
+            autocompletion=one_of(8, 16),
+        ),
+    ] = 8,
     output_bits: Annotated[
         int,
         typer.Option(help="Bits of the output head: 1 to 4, or 16 for float16.", autocompletion=one_of(1, 2, 3, 4, 16)),
@@ -162,6 +169,7 @@ def quantize_command(
     recipe = Recipe(
         bits=bits,
         group_size=group_size,
+        scale_bits=scale_bits,
         target_bpw=target_bpw,
         tensor_types=tuple(tensor_type or ()),
         method=method,
@@ -281,11 +289,14 @@ def print_forecast(
         forecast = run.forecast
         seconds = estimate_seconds(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens)
     if json_output:
-        print(json.dumps(asdict(forecast) | {"seconds": seconds}))
+        records = [
+            asdict(record) | {"kind": record.kind.name if record.group_size else None} for record in forecast.records
+        ]
+        print(json.dumps(asdict(forecast) | {"records": records, "seconds": seconds}))
         return
     for record in forecast.records:
         if record.bits != 32:
-            groups = "" if record.group_size is None else f", groups of {record.group_size}"
+            groups = "" if record.group_size is None else f", groups of {record.group_size}, {record.kind}"
             print(f"{record.name:28} {record.rows:7} x {record.columns:<7} {record.bits} bits{groups}")
     print(f"output       {forecast.output_bytes / 1e9:.2f} GB")
     print(f"scratch disk {forecast.scratch_bytes / 1e9:.2f} GB beside the output")

@@ -30,7 +30,7 @@ from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
 
-GROUP_SIZES = (128, 64)
+GROUP_SIZES = (128, 64, 32)
 """Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
 
 SEQUENCES = 16
@@ -275,7 +275,7 @@ class RowErrors:
 
 
 def measure_errors(
-    weights: Array, hessian: Array, factor: Array, options: Iterable[Layout], backend: Backend
+    weights: Array, hessian: Array, factor: Array, options: Sequence[Layout], backend: Backend
 ) -> RowErrors:
     """Round about SAMPLED_ROWS rows of a matrix in each layout.
 
@@ -283,12 +283,13 @@ def measure_errors(
         weights: (rows, columns) float32.
         hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
         factor: of that, from ``inverse_factor``.
-        options: the layouts, as far as the matrix can have them.
+        options: the layouts, of one kind, as far as the matrix can have them.
         backend: runs the stages.
     """
     sampled = _spread_rows(len(weights), SAMPLED_ROWS)
     rows, errors = weights[sampled], {}
-    for layout, grid in dict.fromkeys(option.settle([weights]) for option in options):
+    settled, grid = options[0].settle([weights])
+    for layout in (replace(option, kind=settled.kind) for option in options):
         difference = backend.place(feedback(rows, factor, layout, backend, grid).dequantize()) - rows
         of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
         errors[layout] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)

@@ -92,8 +92,9 @@ class MatrixByRows:
         if plan.layout is None:
             self.contents = np.empty(shape, dtype=np.float16)
         else:
-            bits, group_size = plan.layout.bits, plan.layout.group_size
-            blocks = block_count(rows, columns, group_size), block_bytes(bits, group_size)
+            group_size = plan.layout.group_size
+            n_bytes = block_bytes(plan.layout.bits, group_size, plan.layout.block_kind)
+            blocks = block_count(rows, columns, group_size), n_bytes
             self.contents = np.empty(blocks, dtype=np.uint8)
         self._measured: list[tuple[Array, HLQTensor]] = []
 
@@ -132,4 +133,4 @@ class MatrixByRows:
             return self.plan.record(self.shape)
         weights = self.backend.xp.concatenate([weights for weights, _ in self._measured])
         tensor = HLQTensor.concatenate([tensor for _, tensor in self._measured])
-        return self.plan.record(self.shape, measure(weights, tensor, hessian, self.backend))
+        return self.plan.record(self.shape, measure(weights, tensor, hessian, self.backend), tensor.kind)

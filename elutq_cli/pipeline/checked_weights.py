@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from elutq_cli.pipeline.by_rows import runs_of_rows
-from elutq_cli.pipeline.levels import LARGEST_HALF, FloatArray
+from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import pieces
 from elutq_cli.pipeline.stage import Backend
+from elutq_formats.block_kind import LARGEST_HALF
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_tensors import EMBEDDING, HEAD

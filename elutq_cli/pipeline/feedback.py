@@ -74,7 +74,7 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, gr
             rest = compensated[:, inside.stop :], own[inside, inside.stop :]
             backend.map(partial(_keep, places, found, *rest), pieces(rows))
         all_errors[:, block] = backend.place(errors)
-    return HLQTensor(half_scales, centers, codes, group_size)
+    return HLQTensor(half_scales, centers, codes, group_size, grid.kind)
 
 
 def quantize_group(

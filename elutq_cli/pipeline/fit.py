@@ -52,7 +52,7 @@ def fit(
         by_group = backend.fetch(hessian.diagonal()).reshape(-1, layout.group_size)
         importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
     half_scales, centers, codes = backend.fit_groups(weights, layout.bits, layout.group_size, importance, grid)
-    return HLQTensor(half_scales, centers, codes, layout.group_size)
+    return HLQTensor(half_scales, centers, codes, layout.group_size, grid.kind)
 
 
 def starting_points(bits: int) -> DoubleArray:

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 
 from elutq_cli.pipeline.levels import ANY_HALF, Grid
 from elutq_cli.reference import Array
+from elutq_formats.block_kind import BlockKind
+from elutq_formats.constants import TILE_ROWS
+from elutq_formats.hlq import block_bytes
 
 FREE16, FREE8 = "free16", "free8"
 """Kinds of blocks: half scales and centers as float16, or as bytes times a power of two of the matrix."""
 
-SCALE_BITS = {FREE16: 16, FREE8: 8}
-"""What a half scale or a center takes."""
+KIND_OF_SCALES = {8: FREE8, 16: FREE16}
+"""By the bits that a half scale or a center takes."""
 
 LEAST_REACH = 2.0**-9
 """Matrices of smaller weights than this keep float16: the finest bytes reach 2**-7, and lose bits below 2**-14."""
@@ -33,7 +36,12 @@ class Layout:
     @property
     def bits_per_weight(self) -> float:
         """What a weight takes, scales and centers included."""
-        return self.bits + SCALE_BITS[self.kind] * (self.bits + 1) / self.group_size
+        return 8 * block_bytes(self.bits, self.group_size, self.block_kind) / (TILE_ROWS * self.group_size)
+
+    @property
+    def block_kind(self) -> BlockKind:
+        """Its kind, with an exponent that changes no size."""
+        return BlockKind(self.kind)
 
     def settle(self, parts: Iterable[Array]) -> tuple["Layout", Grid]:
         """Return how a matrix can be stored, and what its half scales and centers are rounded to.

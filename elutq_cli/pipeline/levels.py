@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.constants import CENTER_SHIFT, HALF_SCALE_SHIFT, MAX_EXPONENT
+from elutq_formats.block_kind import FREE16, BlockKind
+from elutq_formats.constants import MAX_EXPONENT
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 CodeArray = npt.NDArray[np.uint8]
-
-LARGEST_HALF = 65504.0
-"""The largest float16."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +34,21 @@ class Grid:
         reach = math.frexp(largest)[1] if largest > 0.0 else -MAX_EXPONENT
         return cls(min(max(reach + 7, 0), MAX_EXPONENT))  # bytes alone stay below 2**-7
 
+    @property
+    def kind(self) -> BlockKind:
+        """Of the blocks that hold what is rounded to it."""
+        return FREE16 if self.exponent is None else BlockKind("free8", self.exponent)
+
     def round_half_scales(self, values: npt.NDArray[np.float64]) -> HalfArray:
         """Round half scales, none of them negative: float16 of the same shape."""
-        if self.exponent is None:
-            return _to_half(values)
-        return self._nearest_bytes(values, HALF_SCALE_SHIFT, 255)
+        return self.kind.round_half_scales(values)
 
     def round_centers(self, values: npt.NDArray[np.float64]) -> HalfArray:
         """Round centers: float16 of the same shape."""
-        if self.exponent is None:
-            return _to_half(values)
-        magnitudes = self._nearest_bytes(np.abs(values), CENTER_SHIFT, 127)
-        return np.asarray(np.where(values < 0.0, -magnitudes, magnitudes))
-
-    def _nearest_bytes(self, magnitudes: npt.NDArray[np.float64], shift: int, last: int) -> HalfArray:
-        """Round by way of float16, as C does, to byte << shift as its bits, times the power of two."""
-        factor = np.float32(2.0 ** (self.exponent or 0))
-        halves = (np.minimum(magnitudes, LARGEST_HALF).astype(np.float32) / factor).astype(np.float16)
-        nearest = np.minimum((halves.view(np.uint16).astype(np.int32) + (1 << (shift - 1))) >> shift, last)
-        steps = (nearest << shift).astype(np.uint16).view(np.float16)
-        return np.asarray((steps.astype(np.float32) * factor).astype(np.float16))
+        return self.kind.round_centers(values)
 
 
 ANY_HALF = Grid()
-
-
-def _to_half(values: npt.NDArray[np.float64]) -> HalfArray:
-    """Round to float16 by way of float32, as C does; too large values to the largest."""
-    return np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float32).astype(np.float16)
 
 
 def signs(bits: int) -> npt.NDArray[np.float64]:

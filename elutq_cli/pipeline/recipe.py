@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.layout import KIND_OF_SCALES, Layout
 from elutq_cli.pipeline.levels import ANY_HALF, Grid
 from elutq_cli.reference import Array
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
@@ -38,6 +39,8 @@ class Recipe:
     Attributes:
         bits: bit-planes of the blocks' linears.
         group_size: columns that share their levels, in every quantized matrix.
+        scale_bits: of each half scale and center, 8 or 16, in every quantized matrix; one whose weights are too small
+            for bytes keeps 16.
         output_bits: bit-planes of the output head, 16 for float16. A tied head is stored apart only when this differs
             from embedding_bits.
         embedding_bits: bit-planes of the embedding, 16 for float16.
@@ -62,7 +65,8 @@ class Recipe:
     """
 
     bits: int = 2
-    group_size: int = 128
+    group_size: int = 64
+    scale_bits: int = 8
     output_bits: int = 4
     embedding_bits: int = 4
     num_samples: int = 64
@@ -86,6 +90,7 @@ class Recipe:
         hlq_bits = range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1)
         _require("bits", self.bits, hlq_bits)
         _require("group size", self.group_size, GROUP_SIZES)
+        _require("scale bits", self.scale_bits, KIND_OF_SCALES)
         _require("output bits", self.output_bits, (*hlq_bits, HALF_BITS))
         _require("embedding bits", self.embedding_bits, (*hlq_bits, HALF_BITS))
         if self.num_samples < 1:
@@ -111,7 +116,7 @@ class Recipe:
         if self.target_bpw is not None and self.method not in (None, "allocate"):
             raise ElutqError(f"a target of bits per weight needs method allocate, not {self.method}")
         for entry in self.tensor_types:
-            TensorType.parse(entry, self.group_size)
+            TensorType.parse(entry, self.layout(self.bits))
 
     def resolved(self, calibrated: bool) -> "Recipe":
         """Return the recipe with its method chosen, for a run with a calibration text or without.
@@ -154,7 +159,7 @@ class Recipe:
 
     def layout(self, bits: int) -> Layout:
         """Return that of a matrix of so many bit-planes."""
-        return Layout(bits, self.group_size)
+        return Layout(bits, self.group_size, KIND_OF_SCALES[self.scale_bits])
 
     def to_json(self) -> str:
         """Return all options as a JSON object."""
@@ -174,8 +179,8 @@ class TensorType:
     layout: Layout | None
 
     @classmethod
-    def parse(cls, text: str, group_size: int) -> "TensorType":
-        """Read REGEX=BITS, which takes the group size given here, or REGEX=BITSgGROUP.
+    def parse(cls, text: str, usual: Layout) -> "TensorType":
+        """Read REGEX=BITS or REGEX=BITSgGROUP; what it leaves open is as usual.
 
         Raises:
             ElutqError: it is neither.
@@ -193,7 +198,7 @@ class TensorType:
             raise ElutqError(f"tensor type {text}: {pattern!r} is not a regular expression: {error}") from error
         if choice == str(HALF_BITS):
             return cls(compiled, None)
-        return cls(compiled, Layout(int(found[1]), int(found[2] or group_size)))
+        return cls(compiled, replace(usual, bits=int(found[1]), group_size=int(found[2] or usual.group_size)))
 
     def matches(self, name: str) -> bool:
         """Whether a matrix of this name in the checkpoint is meant."""
@@ -224,17 +229,20 @@ class MatrixPlan:
         layout, grid = self.layout.settle(parts)
         return replace(self, layout=layout), grid
 
-    def record(self, shape: tuple[int, ...], error: float | None = None) -> TensorRecord:
+    def record(self, shape: tuple[int, ...], error: float | None = None, kind: BlockKind | None = None) -> TensorRecord:
         """Return what the file says about it.
 
         Args:
             shape: (rows, columns).
             error: that was measured.
+            kind: of its blocks; None: that of the layout, as long as there is no exponent.
         """
         name, (rows, columns) = gguf_name(self.name), shape
         if self.layout is None:
             return TensorRecord(name, HALF_BITS, rows, columns)
-        return TensorRecord(name, self.layout.bits, rows, columns, self.layout.group_size, error)
+        return TensorRecord(
+            name, self.layout.bits, rows, columns, self.layout.group_size, error, kind or self.layout.block_kind
+        )
 
 
 @dataclass(frozen=True)
@@ -263,7 +271,7 @@ class Plan:
         Raises:
             ElutqError: a group size does not divide the columns of its matrix, or a tensor type matches none.
         """
-        types = [TensorType.parse(entry, recipe.group_size) for entry in recipe.tensor_types]
+        types = [TensorType.parse(entry, recipe.layout(recipe.bits)) for entry in recipe.tensor_types]
         used: set[int] = set()
 
         def matrix(name: str, bits: int) -> MatrixPlan:

@@ -88,7 +88,7 @@ def refine(
             others = residual[:, to_come], own[inside, to_come]
             backend.map(partial(_keep, (*places, grown[:, inside]), found, *others), pieces(len(residual)))
         difference[:, block] -= backend.place(grown)
-    return HLQTensor(half_scales, centers, codes, start.group_size)
+    return HLQTensor(half_scales, centers, codes, start.group_size, start.kind)
 
 
 def _keep(places: Group, found: Group, residual: FloatArray, hessian: FloatArray, rows: slice) -> None:

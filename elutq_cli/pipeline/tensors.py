@@ -145,7 +145,7 @@ class Tensors:
         else:
             tensor = self._run_stages(plan.layout, grid, inputs, weights)
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
-            matrix = Matrix(plan.record(shape, error), tensor)
+            matrix = Matrix(plan.record(shape, error, tensor.kind), tensor)
         _log_done(matrix.record, begin)
         self._progress.advance(math.prod(shape))
         return matrix
@@ -180,5 +180,5 @@ class Tensors:
 def _log_done(record: TensorRecord, begin: float) -> None:
     how = "float16"
     if record.group_size is not None:
-        how = f"{record.bits} bits, groups of {record.group_size}, error {record.error:.4f}"
+        how = f"{record.bits} bits, groups of {record.group_size}, {record.kind}, error {record.error:.4f}"
     log.info("%s: %s (%.2f s)", record.name, how, time.perf_counter() - begin)

@@ -138,6 +138,14 @@ class BlockKind:
         """
         return self.decode(self._round(half_scales, centers), half_scales.shape[-1])
 
+    def round_half_scales(self, values: _Floats) -> HalfScales:
+        """Round half scales one by one, of any shape, as ``nearest`` does where the kind is not even."""
+        return self._half_scales(self._stored_half_scales(values))
+
+    def round_centers(self, values: _Floats) -> npt.NDArray[np.float16]:
+        """Round centers one by one, of any shape, as ``nearest`` does where the kind is not even."""
+        return self._free_centers(self._stored_centers(values))
+
     def encode(self, half_scales: HalfScales, centers: Centers) -> Numbers:
         """Return what a file stores of numbers, (rows, groups, bits) and (rows, groups), that the kind has.
 
@@ -167,11 +175,8 @@ class BlockKind:
                 half_scales = (first * 2.0 ** np.arange(bits, dtype=np.float32)).astype(np.float16)
                 counts = numbers.centers.astype(np.float32) if self.has_centers else np.float32(self.center)
                 centers = (first * (counts * np.float32(CENTER_UNIT)))[..., 0]
-        elif self.has_bytes:
-            signs = np.where(numbers.centers >= 128, np.float32(-self.factor), np.float32(self.factor))
-            centers = (signs * _value_of(numbers.centers & 127, CENTER_SHIFT)).astype(np.float16)[..., 0]
         else:
-            centers = numbers.centers.view(np.float16)[..., 0]
+            centers = self._free_centers(numbers.centers)[..., 0]
         check_numbers(half_scales, centers)
         return half_scales, centers
 
@@ -185,24 +190,36 @@ class BlockKind:
             return (_value_of(stored, HALF_SCALE_SHIFT) * self.factor).astype(np.float16)
         return stored.view(np.float16)
 
+    def _free_centers(self, stored: _Stored) -> npt.NDArray[np.float16]:
+        if self.has_bytes:
+            signs = np.where(stored >= 128, np.float32(-self.factor), np.float32(self.factor))
+            values: npt.NDArray[np.float16] = (signs * _value_of(stored & 127, CENTER_SHIFT)).astype(np.float16)
+            return values
+        return stored.view(np.float16)
+
+    def _stored_half_scales(self, values: _Floats) -> _Stored:
+        if self.has_bytes:
+            return _to_bytes(values / self.factor, HALF_SCALE_SHIFT, 255)
+        return _to_half(values).view(np.uint16)
+
+    def _stored_centers(self, values: _Floats) -> _Stored:
+        if self.has_bytes:
+            magnitudes = _to_bytes(np.abs(values) / self.factor, CENTER_SHIFT, 127)
+            stored: npt.NDArray[np.uint8] = magnitudes | np.where(values < 0, np.uint8(128), np.uint8(0))
+            return stored
+        return _to_half(values).view(np.uint16)
+
     def _round(self, half_scales: _Floats, centers: _Floats) -> Numbers:
         """Return what stands for the nearest numbers: (rows, groups, bits) and (rows, groups)."""
         if self.is_even:
             half_scales = half_scales.sum(axis=-1, keepdims=True, dtype=np.float64) / (2 ** half_scales.shape[-1] - 1)
-        stored: _Stored
-        if self.has_bytes:
-            stored = _to_bytes(half_scales / self.factor, HALF_SCALE_SHIFT, 255)
-        else:
-            stored = np.minimum(half_scales, LARGEST_HALF).astype(np.float16).view(np.uint16)
+        stored = self._stored_half_scales(half_scales)
         centers = centers[..., None]
         if self.is_even:
             unit = CENTER_UNIT * self._half_scales(stored).astype(np.float64)
             counts = np.divide(centers, unit, out=np.zeros_like(unit), where=unit > 0)
             return Numbers(stored, np.clip(np.rint(counts), -128, 127).astype(np.int8)[..., : int(self.has_centers)])
-        if not self.has_bytes:
-            return Numbers(stored, np.clip(centers, -LARGEST_HALF, LARGEST_HALF).astype(np.float16).view(np.uint16))
-        magnitudes = _to_bytes(np.abs(centers) / self.factor, CENTER_SHIFT, 127)
-        return Numbers(stored, magnitudes | np.where(centers < 0, np.uint8(128), np.uint8(0)))
+        return Numbers(stored, self._stored_centers(centers))
 
     def __str__(self) -> str:
         """The kind's name."""
@@ -234,8 +251,14 @@ def _value_of(bytes_: npt.ArrayLike, shift: int) -> npt.NDArray[np.float32]:
 def _to_bytes(values: _Floats, shift: int, largest: int) -> npt.NDArray[np.uint8]:
     """Return the bytes whose values are nearest to numbers that are not negative; beyond the largest, that.
 
-    The bits of fp16 numbers, read as integers, have their order, and steps of one size between powers of two.
+    The bits of fp16 numbers, read as integers, have their order, and steps of one size between powers of two. Of two
+    bytes equally near to the fp16 number it is the larger. The quantizer's C code (grid.h) does the same.
     """
-    nearest = np.minimum(values, 1.0).astype(np.float16).view(np.uint16).astype(np.int32)
-    found: npt.NDArray[np.uint8] = np.minimum((nearest + (1 << (shift - 1))) >> shift, largest).astype(np.uint8)
+    halves = _to_half(np.minimum(values, 1.0)).view(np.uint16).astype(np.int32)
+    found: npt.NDArray[np.uint8] = np.minimum((halves + (1 << (shift - 1))) >> shift, largest).astype(np.uint8)
     return found
+
+
+def _to_half(values: _Floats) -> npt.NDArray[np.float16]:
+    """Round to fp16 by way of float32, as C does; too large values to the largest."""
+    return np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float32).astype(np.float16)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import accuracy_rows
 import accuracy_table
-from accuracy_methods import METHODS, largest_group_size
+from accuracy_methods import METHODS, usual_group_size
 
 from elutq_cli.commands.eval import eval_command
 from elutq_cli.evaluation import evaluate_all, split_windows
@@ -59,7 +59,7 @@ def make(tmp_path, monkeypatch, capsys):
 def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_model, tmp_path):
     status, out, _, rows = make()
     assert status == 0
-    assert [(row["method"], row["bits"], row["group_size"]) for row in rows] == [("uniform", 2, 128), ("fit", 2, 128)]
+    assert [(row["method"], row["bits"], row["group_size"]) for row in rows] == [("uniform", 2, 64), ("fit", 2, 64)]
     uniform, fit = rows
     path = make_model(output_bits=16, embedding_bits=16)
     tokens_of = SAMPLED.read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_mod
     said = json.loads(CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False).stdout)
     assert 0 < fit["runtime_kl"] == pytest.approx(said["kl"], rel=1e-5)
     assert fit["seconds"] > 0
-    assert "| 2 | 128 | HLQ fit, weights only | 2.375 |" in out
+    assert "| 2 | 64 | HLQ fit, weights only | 2.375 |" in out
     assert str(tmp_path) not in json.dumps(rows)  # it is committed: no path of this machine
     assert fit["commit"] == "0123456789abcdef"
     assert not list((tmp_path / "cache").glob("*.gguf*"))
@@ -132,7 +132,7 @@ def test_a_row_that_fails_is_a_line_and_the_others_are_made(make, monkeypatch):
     monkeypatch.setattr(accuracy_table, "quantize", fail)
     status, _, err, rows = make()
     assert status == 1
-    assert "small, uniform, 2 bits, groups of 128: the disk is full\n" in err
+    assert "small, uniform, 2 bits, groups of 64: the disk is full\n" in err
     assert [row["method"] for row in rows] == ["fit"]
 
 
@@ -154,13 +154,13 @@ def test_the_kept_reference_is_exact(tmp_path):
             assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("family", "expected"), [("smollm-tied", 32), (None, 128)])
-def test_the_group_size_is_the_largest_that_divides_all_columns(family, expected):
+@pytest.mark.parametrize(("family", "expected"), [("smollm-tied", 32), (None, 64)])
+def test_the_group_size_is_the_usual_or_the_largest_below_that_divides_all_columns(family, expected):
     with Checkpoint.open(NOVELS if family is None else GOLDEN / family) as checkpoint:
         columns = [shape[1] for shape in checkpoint.config.linear_shapes(0).values()]
-        assert largest_group_size(checkpoint.config) == expected
+        assert usual_group_size(checkpoint.config) == expected
     assert all(count % expected == 0 for count in columns)
-    assert expected == 128 or any(count % (2 * expected) for count in columns)
+    assert expected == 64 or any(count % (2 * expected) for count in columns)
 
 
 def test_docs_show_the_committed_rows_and_nothing_else():

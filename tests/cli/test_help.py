@@ -109,6 +109,7 @@ def test_no_arguments_show_the_help():
         ("elutq quantize --method f", {"fit", "feedback"}),
         ("elutq quantize --tune ", {"block", "e2e", "block,e2e"}),
         ("elutq quantize --group-size ", {"32", "64", "128", "256"}),
+        ("elutq quantize --scale-bits ", {"8", "16"}),
         ("elutq quantize --embedding-bits 1", {"1", "16"}),
         ("elutq bench --synthetic llama3-", {"llama3-8b", "llama3-70b"}),
     ],

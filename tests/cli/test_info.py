@@ -30,6 +30,8 @@ def test_json_holds_everything(novels_2bit):
     assert values["size_bytes"] == novels_2bit.stat().st_size
     assert values["bits_per_weight"] == file.bits_per_weight()
     assert values["config"]["hidden_size"] == 256
+    kinds = {(tensor["bits"] <= 4, tensor["kind"]) for tensor in values["tensors"]}
+    assert kinds == {(True, "free8"), (False, None)}
     assert values["provenance"]["source"] == "novels-6m"
     assert values["chat_template"] is False
     assert {tensor["name"] for tensor in values["tensors"]} == set(file.tensors)
@@ -54,7 +56,8 @@ def test_an_int8_cache_needs_less(novels_2bit):
 def test_readable_output_groups_tensors_and_answers_whether_it_runs(novels_2bit):
     text = info(novels_2bit, "-c", 100, "-t", 1)
     assert "bits per weight" in text.splitlines()[0]
-    assert "blk.*.attn_q.weight (6)" in text
+    line = next(line for line in text.splitlines() if "blk.*.attn_q.weight (6)" in line)
+    assert "2 g64 free8" in line
     assert "blk.0" not in text
     assert "no chat template" in text
     assert "at a context of 100 tokens" in text

@@ -1,6 +1,7 @@
 """`elutq quantize`: what it prints, what it refuses, and that a killed run leaves no output."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_bits_are_chosen_under_a_budget_and_overridden(tmp_path):
     records = {name: record for name, record in file.tensors.items() if name.startswith("blk.") and record.group_size}
     assert (records["blk.1.attn_q.weight"].bits, records["blk.1.attn_q.weight"].group_size) == (4, 32)
     weights = sum(record.n_weights for record in records.values())
-    spent = sum((r.bits + 16 * (r.bits + 1) / r.group_size) * r.n_weights for r in records.values())
+    spent = sum((r.bits + 8 * (r.bits + 1) / r.group_size) * r.n_weights for r in records.values())
     assert 2.7 < spent / weights <= 3.2
     assert file.provenance["method"] == "rotate, allocate, calibrate, correct, feedback, refine"
     assert json.loads(file.provenance["recipe"])["target_bpw"] == 3.2
@@ -115,6 +116,7 @@ def test_refusals(tmp_path):
     output = tmp_path / "out.gguf"
     assert "is not a checkpoint folder" in refusal(tmp_path / "nowhere", "-o", output)
     assert "bits 7 is not possible: choose 1, 2, 3 or 4" in refusal(TINY, "-o", output, "--bits", 7)
+    assert "scale bits 4 is not possible: choose 8 or 16" in refusal(TINY, "-o", output, "--scale-bits", 4)
     assert "group size 100" in refusal(TINY, "-o", output, "--group-size", 100)
     assert "--group-size 32" in refusal(NARROW, "-o", output)
     assert "does not exist" in refusal(TINY, "-o", tmp_path / "no" / "out.gguf", "--group-size", 32)
@@ -166,13 +168,14 @@ def test_dry_run_tells_sizes_before_any_work(tmp_path):
     plan = json.loads(result.stdout)
     assert run(*options).returncode == 0
     file = ModelFile.open(output)
-    assert {record["name"]: record["bits"] for record in plan["records"]} == {
-        name: record.bits for name, record in file.tensors.items()
+    assert {record["name"]: (record["bits"], record["kind"]) for record in plan["records"]} == {
+        name: (record.bits, record.kind.name if record.group_size else None) for name, record in file.tensors.items()
     }
     assert plan["output_bytes"] <= output.stat().st_size < plan["output_bytes"] + 200_000
     assert plan["seconds"] > 0
     output.unlink()
     printed = run(*options, "--dry-run").stdout
+    assert re.search(r"blk\.0\.attn_q\.weight .* 2 bits, groups of 32, free8\n", printed)
     assert "peak memory" in printed
     assert "scratch disk" in printed
     assert "above --max-memory 0.01" in refusal(*options, "--max-memory", 0.01)

@@ -15,7 +15,7 @@ from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.layout import FREE8, FREE16, Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
@@ -70,13 +70,13 @@ def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
 @pytest.mark.parametrize(
     ("target", "types", "message"),
     [
-        (1.1, (), r"^1\.1 bits per weight cannot be reached: this model's linears can have 1\.\d+ to 6\.500$"),
-        (6.6, (), r"^6\.6 bits .* can have 1\.\d+ to 6\.500$"),
-        (1.5, (r"ffn=4g32",), r"^1\.5 bits per weight cannot be reached: .* can have [34]\.\d+ to 6\.500$"),
+        (1.1, (), r"^1\.1 bits per weight cannot be reached: this model's linears can have 1\.\d+ to 5\.250$"),
+        (5.3, (), r"^5\.3 bits .* can have 1\.\d+ to 5\.250$"),
+        (1.5, (r"ffn=4g32",), r"^1\.5 bits per weight cannot be reached: .* can have [34]\.\d+ to 5\.250$"),
         (
             3.0,
             (r"^blk=3g32", r"ffn=2g32"),
-            r"tensor types fix every linear, at 4\.\d+ bits .*: leave out the target of 3",
+            r"tensor types fix every linear, at 3\.\d+ bits .*: leave out the target of 3",
         ),
     ],
 )
@@ -109,11 +109,12 @@ def test_a_harm_is_the_divergence_when_one_linear_is_quantized(backend, linear, 
         shared = next(first for first, linears in SHARED_INPUTS.items() if linear in linears)
         x = inputs[shared].reshape(-1, weights.shape[1])
         factor = inverse_factor(x.T @ x / np.float32(len(x)), RECIPE.damping, backend)
-        model._kept[name] = feedback(weights, factor, Layout(3, 64), backend).dequantize()
+        layout, grid = Layout(3, 64, FREE8).settle([weights])
+        model._kept[name] = feedback(weights, factor, layout, backend, grid).dequantize()
         changed = [log_softmax(model.logits(row)) for row in tokens]
     divergence = np.mean([(np.exp(p) * (p - q)).sum(-1).mean() for p, q in zip(expected, changed, strict=True)])
-    assert found.harms[Layout(3, 64)] == pytest.approx(divergence, rel=0.35)
-    falling = [found.harms[Layout(bits, 64)] for bits in (1, 2, 3, 4)]
+    assert found.harms[layout] == pytest.approx(divergence, rel=0.35)
+    falling = [found.harms[Layout(bits, 64, FREE8)] for bits in (1, 2, 3, 4)]
     assert all(more > less > 0 for more, less in itertools.pairwise(falling))
 
 
@@ -240,8 +241,27 @@ def test_a_fixed_tensor_takes_nothing_from_the_others(backend):
             shapes = checkpoint.config.tensor_shapes()
         spent = sum(layout.bits_per_weight * np.prod(shapes[name]) for name, layout in chosen.items())
         free_rate[types] = spent / sum(np.prod(shapes[name]) for name in chosen)
-    rate = Layout(RECIPE.bits, RECIPE.group_size).bits_per_weight
+    rate = RECIPE.layout(RECIPE.bits).bits_per_weight
     assert all(0.8 * rate < found <= rate for found in free_rate.values()), free_rate
+
+
+@pytest.mark.parametrize(("scale_bits", "kind"), [(8, FREE8), (16, FREE16)])
+def test_bits_and_groups_of_32_to_128_are_measured_in_the_recipes_kind(scale_bits, kind):
+    every = itertools.product((1, 2, 3, 4), (128, 64, 32))
+    usual = Recipe(scale_bits=scale_bits)
+    assert set(stage._options(256, usual)) == {Layout(bits, group_size, kind) for bits, group_size in every}
+    wide = stage._options(256, replace(usual, group_size=256))
+    assert {layout.group_size for layout in wide} == {256, 128, 64, 32}
+    assert {layout.group_size for layout in stage._options(576, usual)} == {64, 32}
+
+
+def test_matrices_too_small_for_bytes_are_given_what_float16_takes(backend):
+    """Where weights are tiny the layouts that are compared are those that the file will have."""
+    weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32) * np.float32(1e-5)
+    hessian = np.eye(64, dtype=np.float32)
+    options = stage._options(64, RECIPE)
+    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
+    assert set(found) == {replace(option, kind=FREE16) for option in options}
 
 
 def refuse_to_measure(*arguments):
@@ -279,7 +299,7 @@ def test_the_file_has_the_bits_that_were_chosen(tmp_path, backend):
     file = ModelFile.open(tmp_path / "out.gguf")
     records = [record for record in file.tensors.values() if record.group_size]
     assert len({record.bits for record in records}) > 1
-    bits = sum(Layout(r.bits, r.group_size).bits_per_weight * r.n_weights for r in records)
+    bits = sum(Layout(r.bits, r.group_size, r.kind.name).bits_per_weight * r.n_weights for r in records)
     assert 2.5 < bits / sum(r.n_weights for r in records) <= 3.0
     assert file.provenance["method"] == "allocate, calibrate, correct, feedback, refine"
     assert file.provenance["calibration.files"] == ["text.jsonl", "text.jsonl"]
@@ -307,11 +327,11 @@ def test_tensor_types_apply_in_order_to_every_matrix():
         with pytest.raises(ElutqError, match=r"type blk\\.99=3 matches no matrix"):
             Plan.make(checkpoint.config, Recipe(group_size=64, tensor_types=(r"blk\.99=3",)))
     found = {entry.name: entry.layout for entry in plan.matrices()}
-    assert found["model.layers.0.self_attn.q_proj.weight"] == Layout(3, 64)
-    assert found["model.layers.0.mlp.up_proj.weight"] == Layout(2, 64)
-    assert found["model.layers.1.self_attn.q_proj.weight"] == Layout(4, 32)
+    assert found["model.layers.0.self_attn.q_proj.weight"] == Layout(3, 64, FREE8)
+    assert found["model.layers.0.mlp.up_proj.weight"] == Layout(2, 64, FREE8)
+    assert found["model.layers.1.self_attn.q_proj.weight"] == Layout(4, 32, FREE8)
     assert found["lm_head.weight"] is None
-    assert found["model.embed_tokens.weight"] == Layout(2, 64)
+    assert found["model.embed_tokens.weight"] == Layout(2, 64, FREE8)
     assert plan.blocks[0][3].layout.bits == 3  # attn_output is no head
 
 

@@ -1,5 +1,6 @@
 """Tuning end to end: its blocks and gradients, the text that it learns from, how long, and what is kept."""
 
+import itertools
 import json
 import operator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from elutq_cli.pipeline.by_rows import embed
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fingerprint import fingerprint
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe
@@ -91,8 +92,9 @@ def quantized(checkpoint, backend):
         elif values.shape[1] % 32 or not here.startswith("blk."):
             found.append((TensorRecord(here, 16, *values.shape), values.astype(np.float16)))
         else:
-            record = TensorRecord(here, 2, *values.shape, group_size=32)
-            found.append((record, pack(fit(values, None, Layout(2, 32), backend))))
+            layout, grid = Layout(2, 32, FREE8).settle([values])
+            record = TensorRecord(here, 2, *values.shape, group_size=32, kind=grid.kind)
+            found.append((record, pack(fit(values, None, layout, backend, grid))))
     return lambda: [(record, lambda contents=contents: contents) for record, contents in found]
 
 
@@ -312,8 +314,22 @@ def test_time_and_scratch_are_foretold_by_tokens_and_minutes():
     assert tuning_seconds(config, Recipe(tune=("e2e",), tune_minutes=3.0, tune_tokens=1024), 1e-11) < 180.0
     assert tuning_seconds(config, Recipe(tune=("block", "e2e"), tune_minutes=3.0), 1e-11) > 180.0
     assert tuning_scratch(config, Recipe(tune=("block",))) == 0
-    n_levels = 3 * 106_168_320 // 128
+    n_levels = 3 * 106_168_320 // 64
     assert tuning_scratch(config, Recipe(tune=("e2e",))) == pytest.approx(2 * 16 * n_levels, rel=0.01)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale_bits": 16, "group_size": 128}, {"bits": 4}, {"target_bpw": 1.6}])
+def test_what_is_foretold_of_levels_is_the_most_that_a_total_buys(options):
+    """However two layouts are mixed to make it; with groups of 32 alone it is exactly that."""
+    config, chosen = named_shape("smollm2-135m"), Recipe(method="allocate", tune=("e2e",), **options)
+    layouts = [replace(chosen.layout(bits), group_size=size) for bits in (1, 2, 3, 4) for size in (32, 64, 128)]
+    most = 0.0
+    for low, high in itertools.product(layouts, layouts):
+        if low.bits_per_weight <= chosen.budget < high.bits_per_weight:
+            part = (chosen.budget - low.bits_per_weight) / (high.bits_per_weight - low.bits_per_weight)
+            levels = [(layout.bits + 1) / layout.group_size for layout in (low, high)]
+            most = max(most, levels[0] * (1 - part) + levels[1] * part)
+    assert tuning_scratch(config, chosen) == pytest.approx(2 * 16 * most * 106_168_320, rel=0.01)
 
 
 def test_activations_are_kept_where_they_are_small_and_memory_says_which():

@@ -20,7 +20,7 @@ from elutq_cli.pipeline import tensors
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
@@ -135,6 +135,7 @@ def test_the_file_says_how_it_was_made(tmp_path, backend, text):
     assert json.loads(file.provenance["recipe"]) == {
         "bits": 3,
         "group_size": 32,
+        "scale_bits": 8,
         "output_bits": 4,
         "embedding_bits": 4,
         "num_samples": 6,
@@ -199,8 +200,10 @@ def test_fit_with_a_text_weighs_columns_by_the_diagonal_of_the_hessian(tmp_path,
             columns = inputs[shared].reshape(-1, inputs[shared].shape[-1])
             weights = checkpoint.load(name)
             found = file.load(name)
-            expected = fit(weights, columns.T @ columns / np.float32(len(columns)), Layout(2, 32), backend).dequantize()
-            plain = fit(weights, None, Layout(2, 32), backend).dequantize()
+            layout, grid = Layout(2, 32, FREE8).settle([weights])
+            hessian = columns.T @ columns / np.float32(len(columns))
+            expected = fit(weights, hessian, layout, backend, grid).dequantize()
+            plain = fit(weights, None, layout, backend, grid).dequantize()
             assert (found == expected).mean() > 0.99  # sums in another order may move a level by a bit
             assert (found == plain).mean() < 0.9
 

@@ -12,17 +12,17 @@ from elutq_cli.evaluation import log_softmax
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.levels import levels, nearest, signs
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.streams import compared_sequences
 from elutq_cli.reference import Block, Transformer, block_tensor_names
-from elutq_formats.block_kind import BlockKind
+from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
-from elutq_formats.hlq import HLQTensor
+from elutq_formats.hlq import HLQTensor, pack
 from elutq_formats.model_file import ModelFile
 from elutq_formats.names import gguf_name
 
@@ -31,6 +31,7 @@ NOVELS = DATA / "novels-6m"
 TINY = DATA / "golden" / "llama2-gqa-sharded"
 QWEN3 = DATA / "golden" / "qwen3"
 SAMPLED = DATA / "sampled.txt"
+KINDS = [FREE16, BlockKind("free8", 10)]
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "some", "walls"]
 
 torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
@@ -38,6 +39,7 @@ torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'el
 from elutq_cli.pipeline.torch_device import prepare_torch  # noqa: E402
 from elutq_cli.pipeline.tune import block as block_tuning  # noqa: E402
 from elutq_cli.pipeline.tune import descent, end_to_end  # noqa: E402
+from elutq_cli.pipeline.tune import matrix as learned_matrix  # noqa: E402
 from elutq_cli.pipeline.tune.matrix import LearnedLevels, LearnedMatrix  # noqa: E402
 
 
@@ -76,15 +78,11 @@ def run(output, text, backend, options, folder=TINY, progress=None):
         return calibration, quantize(checkpoint, output, options, calibration, backend, progress=progress)
 
 
-def random_matrix(bits, group_size, seed=0, rows=6):
+def random_matrix(bits, group_size, seed=0, rows=6, kind=FREE16):
     rng = np.random.default_rng(seed)
     groups = rows, 256 // group_size
-    return HLQTensor(
-        rng.uniform(0.01, 1.0, (*groups, bits)).astype(np.float16),
-        rng.normal(size=groups).astype(np.float16),
-        rng.integers(0, 2**bits, (rows, 256), dtype=np.uint8),
-        group_size,
-    )
+    levels = kind.nearest(rng.uniform(0.01, 1.0, (*groups, bits)), rng.normal(size=groups))
+    return HLQTensor(*levels, rng.integers(0, 2**bits, (rows, 256), dtype=np.uint8), group_size, kind)
 
 
 # ---- the learned matrix
@@ -92,8 +90,9 @@ def random_matrix(bits, group_size, seed=0, rows=6):
 
 @pytest.mark.parametrize("learned", [LearnedLevels, LearnedMatrix])
 @pytest.mark.parametrize(("bits", "group_size"), [(1, 32), (2, 128), (3, 64), (4, 32)])
-def test_a_matrix_begins_as_it_was(bits, group_size, learned):
-    start = random_matrix(bits, group_size)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_matrix_begins_as_it_was(bits, group_size, learned, kind):
+    start = random_matrix(bits, group_size, kind=kind)
     matrix = learned(start, "cpu")
     np.testing.assert_array_equal(matrix.values().detach().numpy(), start.dequantize())
     if learned is LearnedMatrix:
@@ -102,10 +101,26 @@ def test_a_matrix_begins_as_it_was(bits, group_size, learned):
     np.testing.assert_array_equal(tensor.dequantize(), start.dequantize())
     np.testing.assert_array_equal(tensor.half_scales, start.half_scales)
     np.testing.assert_array_equal(tensor.centers, start.centers)
+    assert tensor.kind == kind
 
 
-def test_values_are_those_of_the_nearest_levels_after_any_move():
-    start = random_matrix(3, 64)
+@pytest.mark.parametrize("exponent", [0, 7, 23])
+def test_learned_levels_are_rounded_as_the_stages_round_them(exponent):
+    """Bit for bit, ties between two bytes and what no byte reaches included."""
+    kind, rng = BlockKind("free8", exponent), np.random.default_rng(exponent)
+    halves = np.arange(0x2100, dtype=np.uint16).view(np.float16).astype(np.float32)  # from 0 to above the last byte
+    table = np.stack([halves, rng.permutation(halves), rng.choice([-1, 1], halves.size) * halves], axis=-1)
+    table = np.concatenate([table, table * rng.uniform(0.5, 2.0, table.shape).astype(np.float32)])[None]
+    table *= np.float32(2.0**exponent)
+    half_scales, centers = kind.nearest(table[..., :-1], table[..., -1])
+    found = learned_matrix._rounded(torch.asarray(table), kind).numpy()
+    np.testing.assert_array_equal(found[..., :-1], half_scales.astype(np.float32))
+    np.testing.assert_array_equal(found[..., -1], centers.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_values_are_those_of_the_nearest_levels_after_any_move(kind):
+    start = random_matrix(3, 64, kind=kind)
     matrix = LearnedMatrix(start, "cpu")
     rng = np.random.default_rng(1)
     reach = start.half_scales.astype(np.float32).sum(axis=-1, keepdims=True)
@@ -115,7 +130,7 @@ def test_values_are_those_of_the_nearest_levels_after_any_move():
 
     parts = np.concatenate([start.half_scales, start.centers[..., None]], axis=-1).astype(np.float32)
     moved = parts + reach * shifts
-    half_scales, centers = np.maximum(moved[..., :-1], 0).astype(np.float16), moved[..., -1].astype(np.float16)
+    half_scales, centers = kind.nearest(np.maximum(moved[..., :-1], 0), moved[..., -1])
     weights = start.dequantize().reshape(pull.shape) + reach * pull
     values = levels(half_scales, centers)
     codes = nearest(weights, values)
@@ -128,8 +143,9 @@ def test_values_are_those_of_the_nearest_levels_after_any_move():
     np.testing.assert_array_equal(tensor.dequantize(), expected)
 
 
-def test_levels_that_move_alone_keep_their_codes():
-    start = random_matrix(3, 64)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_levels_that_move_alone_keep_their_codes(kind):
+    start = random_matrix(3, 64, kind=kind)
     matrix = LearnedLevels(start, "cpu")
     reach = start.half_scales.astype(np.float32).sum(axis=-1, keepdims=True)
     shifts = np.random.default_rng(1).normal(scale=0.2, size=matrix.shifts.shape).astype(np.float32)
@@ -137,11 +153,12 @@ def test_levels_that_move_alone_keep_their_codes():
     parts = np.concatenate([start.half_scales, start.centers[..., None]], axis=-1).astype(np.float32)
     moved = parts + reach * shifts
     assert (moved[..., :-1] < 0).any()
-    half_scales, centers = np.maximum(moved[..., :-1], 0).astype(np.float16), moved[..., -1].astype(np.float16)
+    half_scales, centers = kind.nearest(np.maximum(moved[..., :-1], 0), moved[..., -1])
     expected = HLQTensor(half_scales, centers, start.codes, 64).dequantize()
     np.testing.assert_array_equal(matrix.values().detach().numpy(), expected)
     np.testing.assert_array_equal(matrix.tensor().dequantize(), expected)
     np.testing.assert_array_equal(matrix.tensor().codes, start.codes)
+    pack(matrix.tensor())
 
 
 @pytest.mark.parametrize("learned", [LearnedLevels, LearnedMatrix])
@@ -163,7 +180,7 @@ def test_gradients_reach_levels_and_weights(learned):
         np.testing.assert_allclose(matrix.pull.grad.numpy(), reach * by_group, rtol=1e-6)
 
 
-def test_levels_that_are_not_of_float16_are_refused():
+def test_levels_that_are_evenly_spaced_are_refused():
     even = HLQTensor(
         np.full((1, 1, 2), (1, 2), dtype=np.float16),
         np.zeros((1, 1), dtype=np.float32),
@@ -225,8 +242,13 @@ def test_without_any_some_calibration_sequences_are_not_learned_from():
 
 def spoilt(tensor):
     """Make a matrix's levels half again as wide as they should be."""
-    wide = (1.5 * tensor.half_scales.astype(np.float32)).astype(np.float16)
-    return HLQTensor(wide, tensor.centers, tensor.codes, tensor.group_size)
+    wide = tensor.kind.round_half_scales(1.5 * tensor.half_scales.astype(np.float32))
+    return HLQTensor(wide, tensor.centers, tensor.codes, tensor.group_size, tensor.kind)
+
+
+def fitted(weights, backend):
+    layout, grid = Layout(2, 32, FREE8).settle([weights])
+    return fit(weights, None, layout, backend, grid)
 
 
 @pytest.mark.parametrize("unseen", [False, True], ids=["some held out", "others unseen"])
@@ -237,7 +259,7 @@ def test_a_tuned_block_is_nearer_to_the_exact_one(folder, unseen, backend):
         weights = {name: checkpoint.load(f"model.layers.1.{name}") for name in block_tensor_names(config)}
     exact = Block(config, 1, weights)
     linears = [name for name in weights if name.endswith("proj.weight") and weights[name].shape[1] % 32 == 0]
-    matrices = {name: spoilt(fit(weights[name], None, Layout(2, 32), backend)) for name in linears}
+    matrices = {name: spoilt(fitted(weights[name], backend)) for name in linears}
     rough = Block(config, 1, weights | {name: matrix.dequantize() for name, matrix in matrices.items()})
     outputs_of = np.random.default_rng(4).normal(size=(64, 24, config.hidden_size)).astype(np.float32)
     inputs = outputs_of + 0.02 * np.random.default_rng(5).normal(size=outputs_of.shape).astype(np.float32)
@@ -265,7 +287,7 @@ def test_a_block_that_cannot_gain_stays_as_it_was(backend):
     with Checkpoint.open(TINY) as checkpoint:
         weights = {name: checkpoint.load(f"model.layers.0.{name}") for name in block_tensor_names(checkpoint.config)}
         name = "mlp.down_proj.weight"
-        matrices = {name: fit(weights[name], None, Layout(2, 32), backend)}
+        matrices = {name: fitted(weights[name], backend)}
         block = Block(checkpoint.config, 0, weights | {name: matrices[name].dequantize()})
     inputs = np.random.default_rng(6).normal(size=(8, 24, checkpoint.config.hidden_size)).astype(np.float32)
     tuned = block_tuning.tune_block(block, matrices, (inputs, np.asarray(block(inputs))), None, 0, "cpu")
@@ -305,6 +327,9 @@ def test_tuning_lowers_the_divergence_and_is_recorded(tmp_path, text, backend, c
     assert measured[0] == (pytest.approx(divergence[()], rel=1e-3),) * 2
     tuned = ModelFile.open(tmp_path / "e2e.gguf")
     plain = ModelFile.open(tmp_path / ".gguf")
+    for both in (tuned, ModelFile.open(tmp_path / "block.gguf")):  # with the exponents that they had
+        assert {r.name: r.kind for r in both.tensors.values()} == {r.name: r.kind for r in plain.tensors.values()}
+    assert {str(r.kind) for r in tuned.tensors.values() if r.group_size} == {"free8"}
     name = gguf_name("model.layers.0.mlp.up_proj.weight")
     np.testing.assert_array_equal(tuned.hlq(name).codes, plain.hlq(name).codes)
     assert (tuned.hlq(name).half_scales != plain.hlq(name).half_scales).any()

@@ -2,6 +2,7 @@
 
 import math
 
+from elutq_cli.pipeline import allocate
 from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe
 from elutq_formats.config import ModelConfig
 
@@ -90,7 +91,7 @@ def _block_bytes(config: ModelConfig, recipe: Recipe) -> float:
 
 
 def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
-    planes, levels = recipe.bits / 8, _levels_per_weight(recipe)
+    planes, levels = recipe.budget / 8, _levels_per_weight(recipe)
     block, tokens = _block_weights(config), max(STEP_TOKENS, recipe.sequence_length)
     own = (planes + levels * LEVEL) * block * config.num_hidden_layers + FROZEN_WEIGHT * block
     kept = _kept_bytes(config, recipe.sequence_length)
@@ -103,7 +104,11 @@ def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
 
 
 def _levels_per_weight(recipe: Recipe) -> float:
-    return max(0.0, recipe.budget - recipe.bits) / 16
+    """Return the half scales and centers of a weight, the most that ``allocate`` can choose within the budget."""
+    if recipe.method != "allocate":
+        return (recipe.bits + 1) / recipe.group_size
+    # In groups of g, L = (bits + 1) / g of them and the bits take L (g + scale_bits) - 1.
+    return (recipe.budget + 1.0) / (min(*allocate.GROUP_SIZES, recipe.group_size) + recipe.scale_bits)
 
 
 def _kept_bytes(config: ModelConfig, sequence_length: int) -> float:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from elutq_cli.pipeline.levels import LARGEST_HALF
-from elutq_formats.block_kind import FREE16
+from elutq_formats.block_kind import LARGEST_HALF, BlockKind
+from elutq_formats.constants import CENTER_SHIFT, HALF_SCALE_SHIFT
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 
@@ -36,13 +36,11 @@ class LearnedLevels:
         """Copy a matrix to the device.
 
         Raises:
-            ElutqError: its half scales and centers are not of float16.
+            ElutqError: its levels are evenly spaced.
         """
-        if start.kind != FREE16:
-            raise ElutqError(
-                f"tuning moves half scales and centers of float16, and a matrix is of kind {start.kind.name}"
-            )
-        self._bits, self._group_size = start.bits, start.group_size
+        if start.kind.is_even:
+            raise ElutqError(f"tuning moves each half scale by itself, and a matrix is of kind {start.kind}")
+        self._bits, self._group_size, self._kind = start.bits, start.group_size, start.kind
         levels = np.concatenate([start.half_scales, start.centers[..., None]], axis=-1)
         self._start = torch.asarray(levels, device=device).float()
         self._reach = self._start[..., :-1].sum(dim=-1, keepdim=True).clamp_min(TINY)
@@ -65,7 +63,7 @@ class LearnedLevels:
     def pass_back(self, gradient: Tensor) -> None:
         """Add to the gradient of the shifts what that of the values, (rows, columns) float32, makes it.
 
-        It passes through the rounding of levels to float16 as if there were none (the straight-through estimator of
+        It passes through the rounding of levels as if there were none (the straight-through estimator of
         Bengio et al. 2013).
         """
         with torch.no_grad():
@@ -84,17 +82,17 @@ class LearnedLevels:
                 codes |= ones.to(torch.uint8) << plane
         parts = half_scales.half(), centers.half(), codes.reshape(len(codes), -1)
         arrays = [part.cpu().numpy() for part in parts]
-        return HLQTensor(arrays[0], arrays[1], arrays[2], self._group_size)
+        return HLQTensor(arrays[0], arrays[1], arrays[2], self._group_size, self._kind)
 
     def _moved(self) -> Tensor:
         """Return half scales and centers before they are rounded: (rows, groups, bits + 1) float32."""
         return self._start + self._reach * self.shifts
 
     def _levels(self) -> tuple[Tensor, Tensor]:
-        """Return half scales and centers: float16 values in float32, with gradients as if they were not rounded."""
+        """Return half scales and centers as files hold them, float32, with gradients as if they were not rounded."""
         moved = self._moved()
         moved = torch.cat((moved[..., :-1].clamp_min(0.0), moved[..., -1:]), dim=-1)
-        rounded = moved.detach().clamp(-LARGEST_HALF, LARGEST_HALF).half().float()
+        rounded = _rounded(moved.detach(), self._kind)
         levels = moved + (rounded - moved.detach()) if moved.requires_grad else rounded
         return levels[..., :-1], levels[..., -1]
 
@@ -140,6 +138,22 @@ class LearnedMatrix(LearnedLevels):
         with torch.no_grad():
             codes = _nearest(self._weights + self._reach * self.pull, half_scales, centers)
             return [((codes >> plane) & 1).bool() for plane in range(self._bits)]
+
+
+def _rounded(levels: Tensor, kind: BlockKind) -> Tensor:
+    """Round half scales, none of them negative, and center, (..., bits + 1) float32, as ``BlockKind`` does."""
+    if not kind.has_bytes:
+        return levels.clamp(-LARGEST_HALF, LARGEST_HALF).half().float()
+    half_scales, centers = levels[..., :-1], levels[..., -1:]
+    magnitudes = _of_bytes(centers.abs(), kind, CENTER_SHIFT, 127)
+    return torch.cat((_of_bytes(half_scales, kind, HALF_SCALE_SHIFT, 255), magnitudes.copysign(centers)), dim=-1)
+
+
+def _of_bytes(magnitudes: Tensor, kind: BlockKind, shift: int, last: int) -> Tensor:
+    """Return the nearest numbers that have the fp16 bits byte << shift, times the kind's factor: float32."""
+    halves = (magnitudes / kind.factor).clamp_max(1.0).half().view(torch.int16)
+    bytes_ = ((halves + (1 << (shift - 1))) >> shift).clamp_max(last)
+    return (bytes_ << shift).view(torch.half).float() * kind.factor
 
 
 def _packed_planes(tensor: HLQTensor) -> npt.NDArray[np.uint8]:
