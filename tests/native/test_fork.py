@@ -101,7 +101,7 @@ def test_a_quantizer_is_refused_in_a_child():
 
     def child():
         refused(lambda: with_threads.fit(*arguments))
-        refused(lambda: with_threads.pack(fitted[0], fitted[1], fitted[2]))
+        refused(lambda: with_threads.pack(fitted[0].view("u2"), fitted[1].view("u2")[..., None], fitted[2], 1, 0))
         with_threads.close()
         own = Quantizer(3)
         np.testing.assert_array_equal(own.fit(*arguments)[2], fitted[2])
