@@ -18,7 +18,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.by_rows import RowSource, embed
 from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.layout import Layout, Sizes
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import multiply
 from elutq_cli.pipeline.recipe import Plan, Recipe
@@ -275,7 +275,7 @@ class RowErrors:
 
 
 def measure_errors(
-    weights: Array, hessian: Array, factor: Array, options: Sequence[Layout], backend: Backend
+    weights: Array, hessian: Array, factor: Array, options: Iterable[Layout], backend: Backend
 ) -> RowErrors:
     """Round about SAMPLED_ROWS rows of a matrix in each layout.
 
@@ -283,13 +283,13 @@ def measure_errors(
         weights: (rows, columns) float32.
         hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
         factor: of that, from ``inverse_factor``.
-        options: the layouts, of one kind, as far as the matrix can have them.
+        options: the layouts, as far as the matrix can have them.
         backend: runs the stages.
     """
     sampled = _spread_rows(len(weights), SAMPLED_ROWS)
     rows, errors = weights[sampled], {}
-    settled, grid = options[0].settle([weights])
-    for layout in (replace(option, kind=settled.kind) for option in options):
+    of_weights = Sizes.of([weights])
+    for layout, grid in dict.fromkeys(option.settle_for(of_weights) for option in options):
         difference = backend.place(feedback(rows, factor, layout, backend, grid).dequantize()) - rows
         of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
         errors[layout] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.block_kind import FREE16, BlockKind
+from elutq_formats.block_kind import FREE16, LARGEST_HALF, BlockKind
 from elutq_formats.constants import MAX_EXPONENT
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 CodeArray = npt.NDArray[np.uint8]
+
+
+BYTES_BELOW = 7
+"""Bytes alone are below two to the minus this."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,15 @@ class Grid:
         """Return the finest of bytes in which half scales and centers reach ``largest``, or nearly.
 
         Bytes have five bits of mantissa, or four, down to a 128th of what they reach, and even steps below. The lowest
-        exponent reaches 2**-7: where ``largest`` is far below that, those steps of 2**-19 are too coarse.
+        exponent reaches 2**-7, however small ``largest`` is.
         """
         reach = math.frexp(largest)[1] if largest > 0.0 else -MAX_EXPONENT
-        return cls(min(max(reach + 7, 0), MAX_EXPONENT))  # bytes alone stay below 2**-7
+        return cls(min(max(reach + BYTES_BELOW, 0), MAX_EXPONENT))
+
+    @property
+    def reach(self) -> float:
+        """What all of its numbers are below."""
+        return LARGEST_HALF if self.exponent is None else math.ldexp(1.0, self.exponent - BYTES_BELOW)
 
     @property
     def kind(self) -> BlockKind:

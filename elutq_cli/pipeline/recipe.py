@@ -39,8 +39,8 @@ class Recipe:
     Attributes:
         bits: bit-planes of the blocks' linears.
         group_size: columns that share their levels, in every quantized matrix.
-        scale_bits: of each half scale and center, 8 or 16, in every quantized matrix; one whose weights are too small
-            for bytes keeps 16.
+        scale_bits: of each half scale and center, 8 or 16, in every quantized matrix; one whose weights bytes do not
+            suit, as they are too different in size or all too small, keeps 16.
         output_bits: bit-planes of the output head, 16 for float16. A tied head is stored apart only when this differs
             from embedding_bits.
         embedding_bits: bit-planes of the embedding, 16 for float16.

@@ -51,7 +51,7 @@ def with_a_tiny_matrix(folder):
     with Checkpoint.open(folder) as checkpoint:
         tensors = {each: checkpoint.load(each) for each in checkpoint.names}
     (folder / "model.safetensors").unlink()
-    save_file(tensors | {name: tensors[name] * np.float32(2.0**-10)}, folder / "model.safetensors")
+    save_file(tensors | {name: tensors[name] * np.float32(2.0**-20)}, folder / "model.safetensors")
 
 
 @pytest.fixture(scope="module", params=["by default", "every kind", "float16 scales", "a tiny matrix"])

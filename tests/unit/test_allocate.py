@@ -255,13 +255,18 @@ def test_bits_and_groups_of_32_to_128_are_measured_in_the_recipes_kind(scale_bit
     assert {layout.group_size for layout in stage._options(576, usual)} == {64, 32}
 
 
-def test_matrices_too_small_for_bytes_are_given_what_float16_takes(backend):
-    """Where weights are tiny the layouts that are compared are those that the file will have."""
-    weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32) * np.float32(1e-5)
+def test_matrices_that_bytes_do_not_suit_are_given_what_float16_takes(backend):
+    """The layouts that are compared are those that the file will have."""
+    weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32) * np.float32(1e-6)
     hessian = np.eye(64, dtype=np.float32)
     options = stage._options(64, RECIPE)
     found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
     assert set(found) == {replace(option, kind=FREE16) for option in options}
+    weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32)
+    weights[3, 4] = 300.0  # at 4 bits too large beside the others
+    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
+    assert {layout.kind for layout in found if layout.bits == 4} == {FREE16}
+    assert {layout.kind for layout in found if layout.bits == 2} == {FREE8}
 
 
 def refuse_to_measure(*arguments):

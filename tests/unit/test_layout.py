@@ -10,7 +10,8 @@ from elutq_cli.pipeline import by_rows, tensors
 from elutq_cli.pipeline.allocate import measure_errors
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.feedback import inverse_factor
-from elutq_cli.pipeline.layout import FREE8, KIND_OF_SCALES, LEAST_REACH, Layout
+from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.layout import FREE8, FREE16, KIND_OF_SCALES, Layout
 from elutq_cli.pipeline.levels import ANY_HALF, Grid
 from elutq_cli.pipeline.linear import LinearInputs
 from elutq_cli.pipeline.measure import sample_rows
@@ -69,11 +70,38 @@ def test_the_exponent_is_that_of_the_largest_weight_of_any_part():
     assert BYTES.settle(parts[:1]) == (BYTES, Grid.of_bytes(0.1)) != BYTES.settle(parts)
 
 
-@pytest.mark.parametrize("largest", [0.0, 1e-6, LEAST_REACH * 0.999])
+@pytest.mark.parametrize("largest", [0.0, 1e-7, 1e-6])
 def test_a_matrix_of_small_weights_keeps_float16(largest):
     weights = np.full((2, 32), -largest, dtype=np.float32)
     assert BYTES.settle([weights]) == (Layout(2, 32), ANY_HALF)
-    assert BYTES.settle([weights, np.full((2, 32), LEAST_REACH, dtype=np.float32)]) == (BYTES, Grid(0))
+    assert BYTES.settle([weights, np.full((2, 32), 2.0**-9, dtype=np.float32)]) == (BYTES, Grid(0))
+
+
+@pytest.mark.parametrize(
+    ("outlier", "kinds"), [(20, 4 * [FREE8]), (200, 3 * [FREE8] + [FREE16]), (1000, [FREE8] + 3 * [FREE16])]
+)
+def test_a_matrix_with_outliers_keeps_float16_where_its_bits_need_it(outlier, kinds):
+    weights = np.random.default_rng(7).normal(size=(64, 256)).astype(np.float32)
+    weights[5, 7] = -outlier
+    assert [Layout(bits, 64, FREE8).settle([weights[:8], weights[8:]])[0].kind for bits in (1, 2, 3, 4)] == kinds
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("outlier", [5, 40, 150, 400, 1200])
+def test_bytes_cost_little_wherever_they_are_kept(backend, bits, outlier):
+    """With one outlier, whatever its size; and there is one with which they would have cost more."""
+    weights = np.random.default_rng(8).normal(size=(64, 256)).astype(np.float32)
+    weights[5, 7] = outlier
+    layout, grid = Layout(bits, 64, FREE8).settle([weights])
+    rest = np.delete(weights, 5, axis=0)
+
+    def error(grid):
+        return np.square(fit(rest, None, layout, backend, grid).dequantize() - rest).sum()
+
+    assert error(grid) < 1.12 * error(ANY_HALF)
+    if (bits, outlier) == (4, 400):
+        assert layout.kind == FREE16
+        assert error(Grid.of_bytes(outlier)) > 1.5 * error(ANY_HALF)
 
 
 class Source:
@@ -159,7 +187,7 @@ def test_a_matrix_quantized_in_runs_of_rows_has_one_grid(backend, monkeypatch):
 
 def test_errors_of_small_weights_are_told_of_what_can_be_stored(backend):
     inputs = some_inputs(backend)
-    for size, layout in ((1.0, BYTES), (LEAST_REACH / 10, Layout(2, 32))):
+    for size, layout in ((1.0, BYTES), (1e-6, Layout(2, 32))):
         weights = np.random.default_rng(5).normal(size=(40, COLUMNS)).clip(-3, 3).astype(np.float32) * np.float32(size)
         found = measure_errors(weights, inputs.hessian, inputs.factor, [BYTES], backend)
         assert list(found.errors) == [layout]
