@@ -271,8 +271,8 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
     }
     struct refine_task task = {
         .pool = pool, .hessian = hessian, .residual = residual, .n_rows = n_rows, .row_stride = row_stride, .bits = bits,
-        .group_size = group_size, .n_sweeps = n_sweeps, .proximity = proximity, .exponent = exponent, .half_scales = half_scales,
-        .centers = centers, .codes = codes, .grown = grown,
+        .group_size = group_size, .n_sweeps = n_sweeps, .proximity = proximity, .exponent = exponent,
+        .half_scales = half_scales, .centers = centers, .codes = codes, .grown = grown,
     };
     for (unsigned i = 0; i < group_size; i++)
         for (unsigned j = 0; j < group_size; j++)
