@@ -358,7 +358,7 @@ def test_quantize_and_load(tmp_path):
     assert summary.size_bytes == (tmp_path / "model.gguf").stat().st_size
     with elutq.load(tmp_path / "model.gguf", threads=1) as model:
         record = model.file.tensors["blk.0.attn_q.weight"]
-        assert record.n_bytes == tensor_bytes(record.rows, record.columns, 3, 32)
+        assert record.n_bytes == tensor_bytes(record.rows, record.columns, 3, 32, record.kind)
         assert elutq.generate(model, "The quick", 4, temp=0).read()
     with pytest.raises(ElutqError, match="--force"):
         elutq.quantize(golden, tmp_path / "model.gguf", Recipe(bits=3, group_size=32))
