@@ -110,9 +110,9 @@ def test_the_model_is_the_same(measured, factor):
     assert np.abs(measured(factor).exact - plain).max() < 1e-5 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize(("factor", "in_numpy", "in_c"), [(ACTIVATIONS, 3, 3), (WEIGHTS, 18, 25)])
+@pytest.mark.parametrize(("factor", "in_numpy", "in_c"), [(ACTIVATIONS, 3, 3), (WEIGHTS, 20, 30)])
 def test_calibrated_it_is_worse_by_no_more_than_a_factor(measured, factor, in_numpy, in_c):
-    """Large weights: 12 and 18 times; by damping of the diagonal's mean, which drowns small inputs, 20 and 27."""
+    """Large weights: 17 and 25 times."""
     plain, scaled = measured(PLAIN), measured(factor)
     print(f"KL {plain.kl():.4f} and {scaled.kl():.4f}, in C {plain.kl_in_c():.4f} and {scaled.kl_in_c():.4f}")
     assert np.isfinite(scaled.native).all()
