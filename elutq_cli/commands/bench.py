@@ -38,19 +38,22 @@ def bench_command(
         ),
     ] = None,
     bits: Annotated[
-        int,
-        typer.Option(help="Bits per weight of --synthetic.", min=1, max=4, autocompletion=one_of(1, 2, 3, 4)),
-    ] = 2,
-    group_size: Annotated[
-        int, typer.Option(help="Group size of --synthetic.", autocompletion=one_of(32, 64, 128, 256))
-    ] = 128,
-    kind: Annotated[
-        str,
+        int | None,
         typer.Option(
-            help="Kind of blocks of --synthetic: free16, free8, even16, even8, even16c or even8c.",
+            help="Bits per weight of --synthetic; default: 2.", min=1, max=4, autocompletion=one_of(1, 2, 3, 4)
+        ),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Group size of --synthetic; default: 128.", autocompletion=one_of(32, 64, 128, 256)),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind of blocks of --synthetic: free16, the default, free8, even16, even8, even16c or even8c.",
             autocompletion=one_of("free16", "free8", "even16", "even8", "even16c", "even8c"),
         ),
-    ] = "free16",
+    ] = None,
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt sizes, as 64,512; 0: none.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to generate; 0: none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before.")] = "0",
@@ -81,6 +84,12 @@ def bench_command(
     checked_cache_type(cache_type)
     thread_counts = [default_threads()] if threads is None else numbers("-t", threads, 1)
     tests = plan_tests(numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0), thread_counts)
+    of_synthetic = {"--bits": bits, "--group-size": group_size, "--kind": kind}
+    given = [option for option, value in of_synthetic.items() if value is not None]
+    if given and synthetic is None:
+        raise ElutqError(f"{given[0]} is of --synthetic: a model file has its own")
+    bits, group_size = 2 if bits is None else bits, 128 if group_size is None else group_size
+    kind = "free16" if kind is None else kind
     prepare_runtime()
     with model_path(model, synthetic, bits, group_size, kind) as path, Model(path) as native:
         needed = max(test.n_depth + test.n_prompt + test.n_gen + 1 for test in tests)
