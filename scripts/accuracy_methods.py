@@ -65,12 +65,14 @@ class Method:
         options: of the recipe.
         backend: what runs the inner loops; another than ours stays on the processor.
         is_calibrated: whether it sees the calibration text.
+        scale_bits: of half scales and centers, where they are part of the method; None: as asked for.
     """
 
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
     backend: type[NativeBackend] = NativeBackend
     is_calibrated: bool = True
+    scale_bits: int | None = None
 
     @property
     def is_tuned(self) -> bool:
@@ -79,12 +81,12 @@ class Method:
 
 
 METHODS = {
-    "uniform": Method("uniform, round to nearest", backend=UniformBackend, is_calibrated=False),
-    "uniform-feedback": Method("uniform + feedback (GPTQ)", {"method": "feedback"}, UniformBackend),
+    "uniform": Method("uniform, round to nearest", backend=UniformBackend, is_calibrated=False, scale_bits=16),
+    "uniform-feedback": Method("uniform + feedback (GPTQ)", {"method": "feedback"}, UniformBackend, scale_bits=16),
     "fit": Method("HLQ fit, weights only", is_calibrated=False),
     "fit-weighted": Method("HLQ fit, columns weighted by the diagonal of H", {"method": "fit"}),
     "fixed-codes": Method(
-        "HLQ + feedback, codes fixed first (the authors')", {"method": "feedback"}, FixedCodesBackend
+        "HLQ + feedback, codes fixed first (the authors')", {"method": "feedback"}, FixedCodesBackend, scale_bits=16
     ),
     "feedback": Method("HLQ + feedback", {"method": "feedback"}),
     "refine": Method("+ refine", {"method": "refine"}),
@@ -98,13 +100,13 @@ METHODS = {
 """By the name that the command line has for it, in the order of the stages, which is that of the table's rows."""
 
 
-def recipe(method: str, bits: int, group_size: int, num_samples: int, seed: int) -> Recipe:
+def recipe(method: str, bits: int, group_size: int, scale_bits: int, num_samples: int, seed: int) -> Recipe:
     """Return how a row's model file is made."""
     options = dict(METHODS[method].options)
     if METHODS[method].is_calibrated:
         options["num_samples"] = num_samples
     head = {"output_bits": HEAD_BITS, "embedding_bits": HEAD_BITS}
-    return Recipe(bits=bits, group_size=group_size, seed=seed, **head, **options)
+    return Recipe(bits=bits, group_size=group_size, scale_bits=scale_bits, seed=seed, **head, **options)
 
 
 def usual_group_size(config: ModelConfig) -> int:

@@ -16,7 +16,7 @@ from elutq_formats.errors import ElutqError
 
 Row = dict[str, Any]
 
-KEY = ("model", "text", "method", "bits", "group_size")
+KEY = ("model", "text", "method", "bits", "group_size", "scale_bits")
 """Fields that tell rows apart."""
 
 FIGURES = ("bits_per_weight", "kl", "top1", "ppl", "ppl_stderr", "reference_ppl", "runtime_kl", "seconds")
@@ -117,13 +117,14 @@ def together(rows: Iterable[Row]) -> list[list[Row]]:
     """Return the rows of one model file each, which has a row for every text, in the order of the table."""
     files: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        files.setdefault((row["bits"], -row["group_size"], list(METHODS).index(row["method"])), []).append(row)
+        place = row["bits"], -row["scale_bits"], -row["group_size"], list(METHODS).index(row["method"])
+        files.setdefault(place, []).append(row)
     return [files[key] for key in sorted(files)]
 
 
 def header(texts: Sequence[str]) -> str:
     """Return the head of a table."""
-    names = ["bits", "group", "method", "bits/weight"]
+    names = ["bits", "group", "scales", "method", "bits/weight"]
     names += [f"{figure} {text}" for figure in ("KL", "top-1, %", "perplexity") for text in texts]
     names += ["runtime's KL", "seconds"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
@@ -132,14 +133,19 @@ def header(texts: Sequence[str]) -> str:
 def full_precision(texts: Sequence[str], rows: Sequence[Row]) -> str:
     """Return the line of the reference."""
     own = {row["text"]: format(row["reference_ppl"], ".2f") for row in rows}
-    cells = ["", "", "full precision", "", *["0"] * len(texts), *["100"] * len(texts)]
+    cells = ["", "", "", "full precision", "", *["0"] * len(texts), *["100"] * len(texts)]
     return f"| {' | '.join([*cells, *(own[text] for text in texts), '', ''])} |"
 
 
 def line(texts: Sequence[str], rows: Sequence[Row]) -> str:
     """Return the line of one model file, from its row for each text."""
     first, by_text = rows[0], {row["text"]: row for row in rows}
-    cells = [str(first["bits"]), str(first["group_size"]), METHODS[first["method"]].label]
+    cells = [
+        str(first["bits"]),
+        str(first["group_size"]),
+        f"{first['scale_bits']} bits",
+        METHODS[first["method"]].label,
+    ]
     cells.append(f"{first['bits_per_weight']:.3f}")
     for name, scale, form in (("kl", 1, ".4f"), ("top1", 100, ".1f"), ("ppl", 1, ",.2f")):
         cells += [format(scale * by_text[text][name], form) if text in by_text else "" for text in texts]
@@ -156,13 +162,17 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return the Markdown of the SUMMARY of all models, on the first text that each was evaluated on."""
+    """Return the Markdown of the SUMMARY of all models, on the first text that each was evaluated on.
+
+    Of a method's rows at some bits, that of the smallest file.
+    """
     lines = ["| | bits | bits per weight of the blocks | perplexity | KL divergence, nats | same likeliest token |"]
     lines.append("|---|---|---:|---:|---:|---:|")
     for model in in_order({row["model"] for row in rows}):
         own = [row for row in rows if row["model"] == model]
         text = own[0]["text"]
-        found = {(row["method"], row["bits"]): row for row in own if row["text"] == text}
+        largest_first = sorted(own, key=lambda row: -row["bits_per_weight"])
+        found = {(row["method"], row["bits"]): row for row in largest_first if row["text"] == text}
         first = f"{TITLES.get(model, model)} | full precision | | {own[0]['reference_ppl']:.1f} | | |"
         lines.append(f"| {first}")
         for method, bits, name in SUMMARY:

@@ -44,6 +44,7 @@ from elutq_cli.pipeline.backend import NativeBackend, make_backend  # noqa: E402
 from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
 from elutq_cli.pipeline.fingerprint import code_digest  # noqa: E402
 from elutq_cli.pipeline.quantize import quantize  # noqa: E402
+from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
 from elutq_cli.pipeline.spool import work_folder  # noqa: E402
 from elutq_cli.reference import Transformer  # noqa: E402
 from elutq_cli.text_input import read_bytes, read_text  # noqa: E402
@@ -114,6 +115,7 @@ class Job:
     method: str
     bits: int
     group_size: int
+    scale_bits: int
     texts: list[str]
 
 
@@ -123,9 +125,11 @@ def jobs(options: argparse.Namespace, table: Table, model: str, source: ModelSou
     for bits in sorted(options.bits):
         for group_size in options.group_sizes or [usual_group_size(source.config)]:
             for method in [name for name in METHODS if name in options.methods]:
-                missing = [text for text in options.texts if not table.has((model, text, method, bits, group_size))]
+                scale_bits = METHODS[method].scale_bits or options.scale_bits
+                file = method, bits, group_size, scale_bits
+                missing = [text for text in options.texts if not table.has((model, text, *file))]
                 if wanted := list(options.texts) if options.again else missing:
-                    found.append(Job(model, method, bits, group_size, wanted))
+                    found.append(Job(model, *file, wanted))
     return found
 
 
@@ -144,7 +148,7 @@ def cut_text(options: argparse.Namespace, name: str, model: str, source: ModelSo
 
 def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tuple[Path, float | None]:
     """Quantize; return the file, and the seconds it took if that was in one go."""
-    name = f"{job.model}-{job.method}-{job.bits}-g{job.group_size}"
+    name = f"{job.model}-{job.method}-{job.bits}-g{job.group_size}s{job.scale_bits}"
     is_dirty = options.commit.endswith(DIRTY)
     output = options.cache / f"{name}-{options.commit[:12]}{DIRTY if is_dirty else ''}.gguf"
     for other in options.cache.glob(f"{name}-*.gguf*"):
@@ -154,7 +158,7 @@ def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tup
         return output, None  # a run was stopped as it evaluated
     was_begun = work_folder(output).exists()
     method = METHODS[job.method]
-    chosen = recipe(job.method, job.bits, job.group_size, options.num_samples, options.seed)
+    chosen = recipe(job.method, job.bits, job.group_size, job.scale_bits, options.num_samples, options.seed)
     text = CalibrationText.read(options.calibration, source, chosen) if method.is_calibrated else None
     ours = method.backend is NativeBackend
     device = options.device if ours else "cpu"
@@ -195,6 +199,7 @@ def make_rows(
             "method": job.method,
             "bits": job.bits,
             "group_size": job.group_size,
+            "scale_bits": job.scale_bits,
             "bits_per_weight": bits_per_weight,
             "kl": found.kl,
             "top1": found.top1,
@@ -233,7 +238,7 @@ def command(options: argparse.Namespace) -> str:
     words += ["--calibration", *(path.name for path in options.calibration)]
     words += ["--methods", *options.methods, "--bits", *map(str, options.bits)]
     words += ["--group-sizes", *map(str, options.group_sizes)] if options.group_sizes else []
-    for name in ("num_samples", "ctx_size", "chunks", "runtime_chunks", "seed"):
+    for name in ("scale_bits", "num_samples", "ctx_size", "chunks", "runtime_chunks", "seed"):
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     words += ["--device", options.device, *(["--threads", str(options.threads)] if options.threads else [])]
     return shlex.join(words)
@@ -270,6 +275,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=int,
         nargs="+",
         help="default: that of elutq quantize, or the largest below it that a model has",
+    )
+    parser.add_argument(
+        "--scale-bits",
+        type=int,
+        choices=[8, 16],
+        default=Recipe.scale_bits,
+        help="of half scales and centers, but for the methods of others",
     )
     parser.add_argument("--num-samples", type=int, default=64, help="calibration sequences")
     parser.add_argument("--ctx-size", type=int, default=512)

@@ -59,7 +59,10 @@ def make(tmp_path, monkeypatch, capsys):
 def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_model, tmp_path):
     status, out, _, rows = make()
     assert status == 0
-    assert [(row["method"], row["bits"], row["group_size"]) for row in rows] == [("uniform", 2, 64), ("fit", 2, 64)]
+    assert [[row[name] for name in ("method", "bits", "group_size", "scale_bits")] for row in rows] == [
+        ["uniform", 2, 64, 16],
+        ["fit", 2, 64, 8],
+    ]
     uniform, fit = rows
     path = make_model(output_bits=16, embedding_bits=16)
     tokens_of = SAMPLED.read_text(encoding="utf-8")
@@ -76,7 +79,7 @@ def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_mod
     said = json.loads(CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False).stdout)
     assert 0 < fit["runtime_kl"] == pytest.approx(said["kl"], rel=1e-5)
     assert fit["seconds"] > 0
-    assert "| 2 | 64 | HLQ fit, weights only | 2.375 |" in out
+    assert "| 2 | 64 | 8 bits | HLQ fit, weights only | 2.375 |" in out
     assert str(tmp_path) not in json.dumps(rows)  # it is committed: no path of this machine
     assert fit["commit"] == "0123456789abcdef"
     assert not list((tmp_path / "cache").glob("*.gguf*"))
@@ -191,7 +194,11 @@ def test_committed_rows_are_whole():
 def row(text, method, bits, kl, **others):
     figures = {"bits_per_weight": bits + 0.75, "kl": kl, "top1": 0.5, "ppl": 1234.5 if text == "news" else 9}
     figures |= {"ppl_stderr": 1.0, "reference_ppl": 20.0, "runtime_kl": None, "seconds": None}
-    return {"model": "m", "text": text, "method": method, "bits": bits, "group_size": 64} | figures | others
+    return (
+        {"model": "m", "text": text, "method": method, "bits": bits, "group_size": 64, "scale_bits": 16}
+        | figures
+        | others
+    )
 
 
 def test_tables_have_a_line_for_each_file_and_a_column_for_each_text():
@@ -204,22 +211,24 @@ def test_tables_have_a_line_for_each_file_and_a_column_for_each_text():
     assert accuracy_rows.tables(rows).splitlines() == [
         "## m",
         "",
-        "| bits | group | method | bits/weight | KL code | KL news | top-1, % code | top-1, % news | perplexity code |"
-        " perplexity news | runtime's KL | seconds |",
-        "|" + 12 * "---|",
-        "|  |  | full precision |  | 0 | 0 | 100 | 100 | 20.00 | 20.00 |  |  |",
-        "| 2 | 64 | HLQ fit, weights only | 2.750 | 0.1250 | 0.2500 | 50.0 | 50.0 | 9.00 | 1,234.50 | 0.0012 | 61 |",
-        "| 3 | 64 | uniform, round to nearest | 3.750 |  | 2.0000 |  | 50.0 |  | 1,234.50 |  |  |",
-        "| 3 | 64 | HLQ fit, weights only | 3.750 | 0.5000 |  | 50.0 |  | 9.00 |  |  |  |",
+        "| bits | group | scales | method | bits/weight | KL code | KL news | top-1, % code | top-1, % news |"
+        " perplexity code | perplexity news | runtime's KL | seconds |",
+        "|" + 13 * "---|",
+        "|  |  |  | full precision |  | 0 | 0 | 100 | 100 | 20.00 | 20.00 |  |  |",
+        "| 2 | 64 | 16 bits | HLQ fit, weights only | 2.750 | 0.1250 | 0.2500 | 50.0 | 50.0 | 9.00 | 1,234.50 |"
+        " 0.0012 | 61 |",
+        "| 3 | 64 | 16 bits | uniform, round to nearest | 3.750 |  | 2.0000 |  | 50.0 |  | 1,234.50 |  |  |",
+        "| 3 | 64 | 16 bits | HLQ fit, weights only | 3.750 | 0.5000 |  | 50.0 |  | 9.00 |  |  |  |",
     ]
 
 
-def test_a_summary_has_the_rows_that_there_are_of_each_models_first_text():
+def test_a_summary_has_the_smallest_files_that_there_are_on_each_models_first_text():
     rows = [
         row("code", "allocate", 2, 0.515),
         row("news", "fit", 2, 4.0),
         row("code", "fit", 2, 6.85, model="smollm2-135m", reference_ppl=24.3, ppl=26792.6, top1=0.053),
         row("code", "allocate", 3, 0.0821, top1=0.87, model="smollm2-135m", bits_per_weight=4.0),
+        row("code", "allocate", 3, 0.0721, model="smollm2-135m", bits_per_weight=4.5, group_size=32),
         row("code", "refine", 3, 0.1, model="smollm2-135m"),
     ]
     assert accuracy_rows.summary(rows).splitlines()[2:] == [
