@@ -163,6 +163,9 @@ def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FI
         candidates: the linears.
         target: bits per weight of all of them, and of those that are fixed; see ``check_target``.
         fixed: the latter.
+
+    Raises:
+        ElutqError: not even the smallest keep the budget, since outliers leave some matrices no bytes for scales.
     """
     steps: list[tuple[float, float, str, Layout]] = []
     chosen: dict[str, Layout] = {}
@@ -176,6 +179,11 @@ def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FI
         spent += hull[0][0]
         for (bits, harm, _), (next_bits, next_harm, layout) in pairwise(hull):
             steps.append(((harm - next_harm) / (next_bits - bits), next_bits - bits, candidate.name, layout))
+    if spent > budget:
+        raise ElutqError(
+            f"{target:g} bits per weight cannot be reached: outliers leave matrices of this model float16 scales, "
+            f"and the least is {spent / n_weights:.3f}"
+        )
     stopped: set[str] = set()
     for _, bits, name, layout in sorted(steps, key=lambda step: -step[0]):
         if name not in stopped and spent + bits <= budget:

@@ -41,6 +41,14 @@ def tokens_of(checkpoint, count=6):
     return np.random.default_rng(1).integers(0, checkpoint.config.vocab_size, (count, 16))
 
 
+def test_a_total_below_what_outliers_leave_is_refused():
+    """Bytes would do with 2.1875 bits a weight; float16 scales, all that this matrix can have, take more."""
+    candidate = Candidate("model.layers.0.mlp.up_proj.weight", 4096, {Layout(2, 128, FREE16): 0.1})
+    assert spend([candidate], 2.375) == {candidate.name: Layout(2, 128, FREE16)}
+    with pytest.raises(ElutqError, match=r"2.2 bits per weight cannot be reached: .* the least is 2\.375"):
+        spend([candidate], 2.2)
+
+
 def test_bits_per_weight_counts_scales_and_centers():
     assert Layout(2, 128).bits_per_weight == 2.375
     assert Layout(2, 64).bits_per_weight == 2.75
