@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gguf_container import Container
-from lying_files import second_version
+from lies import second_version
 from make_models import golden_config, write_random
 
 from elutq_cli.commands.info import describe, tensor_lines
