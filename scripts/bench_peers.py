@@ -24,7 +24,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from elutq_cli.benchmark.sensors import cpu_model
-from elutq_cli.benchmark.synthetic import write_synthetic
+from elutq_cli.benchmark.synthetic import LAYOUT, write_synthetic
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.config import ModelConfig
 from elutq_formats.names import gguf_name
@@ -136,7 +137,9 @@ def main() -> None:
         "--shape", default="llama2-7b", help=f"a checkpoint folder, a GGUF file, or one of {', '.join(SHAPES)}"
     )
     parser.add_argument("--blocks", type=int, help="decoder blocks, for a quick look")
-    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--bits", type=int, default=LAYOUT.bits)
+    parser.add_argument("--group-size", type=int, default=LAYOUT.group_size)
+    parser.add_argument("--kind", default=LAYOUT.kind, help="of our blocks; ternary weights import as even16")
     parser.add_argument("--types", default="Q2_K,TQ2_0,Q4_0", help="ggml types of the peer's weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=12)
@@ -156,11 +159,12 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         stem = f"{Path(options.shape).name}-{config.num_hidden_layers}"
-        ours = work / f"{stem}-hlq{options.bits}.gguf"
+        layout = Layout(options.bits, options.group_size, options.kind)
+        ours = work / f"{stem}-{layout.kind}-{layout.bits}-g{layout.group_size}.gguf"
         if not ours.exists():
-            write_synthetic(ours, config, options.bits)
+            write_synthetic(ours, config, layout)
         with Model(ours, options.isa) as model:
-            ours_name = f"elutq {options.bits} bits, {model.info.isa}"
+            ours_name = f"elutq {layout.bits_per_weight:g} bits a weight, {layout.kind}, {model.info.isa}"
             print(f"{options.shape}, {config.num_hidden_layers} blocks | {cpu_model()} | {ours_name}")
             print(
                 "\n| peer | test | pairs | elutq tokens/s | llama.cpp tokens/s | ratio |\n|---|---|---:|---:|---:|---:|"

@@ -7,8 +7,8 @@
 Method. Decoding a token takes every block of every matrix once, so a token takes the longer of two times: the blocks'
 cycles over the threads' clocks, and the blocks' bytes over what the memory delivers. Cycles come from the shipped
 kernel, compiled by GCC as in the package, with everything in L1; the loops over 8 and 16 cells are unrolled to straight
-lines for llvm-mca, and a group of 128 columns (32 cells) is extrapolated from them, since each cell adds the same.
-Attention, norms and tables are left out: a few percent of a short context.
+lines for llvm-mca, and a group of 128 columns (32 cells) of kind free16 is extrapolated from them, since each cell adds
+the same. Attention, norms and tables are left out: a few percent of a short context.
 
 Uncertainty. LLVM describes neither the Cortex-A76 and A78 nor Apple's cores after the A7: the Neoverse N1 (an A76 for
 servers) stands in for the former, the A7 for the latter, which overstates its cycles. Cycles are taken 30 % up and

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import TILE_ROWS
@@ -21,65 +23,63 @@ SPREAD = 0.02
 LARGEST = 1.2
 """Half scales are up to this many times what they are on average."""
 
-HEAD_BITS = 4
+LAYOUT = Recipe().layout(Recipe.bits)
+"""How `elutq quantize` stores a matrix of the blocks where nobody says otherwise."""
+
+HEAD_BITS = Recipe.output_bits
 """Bit-planes of head and embedding, as `elutq quantize` gives them."""
 
 UNIQUE_BLOCKS = 4096
 """Random blocks made; a matrix repeats them. 5 MB at 2 bits, so that no cache makes the repetition faster."""
 
 
-def plan_records(config: ModelConfig, bits: int, group_size: int, kind: str = "free16") -> list[TensorRecord]:
-    """Returns the tensors of a synthetic model: head and embedding at 4 bits, the blocks' linears at ``bits``.
+def plan_records(config: ModelConfig, layout: Layout = LAYOUT) -> list[TensorRecord]:
+    """Returns the tensors of a synthetic model: the blocks' linears as given, head and embedding so but at 4 bits.
 
     Raises:
         FormatError: The group size or the kind is none of the format's, or the size does not divide a matrix's columns.
     """
     records = []
-    blocks = BlockKind.fitting(kind, SPREAD * LARGEST)
+    kind = BlockKind.fitting(layout.kind, SPREAD * LARGEST)
     for name, shape in config.tensor_shapes().items():
         if len(shape) == 1:
             records.append(TensorRecord(gguf_name(name), 32, shape[0]))
         else:
-            planes = HEAD_BITS if name in ("model.embed_tokens.weight", "lm_head.weight") else bits
-            check_geometry(shape[0], shape[1], planes, group_size)
-            records.append(TensorRecord(gguf_name(name), planes, shape[0], shape[1], group_size, kind=blocks))
+            planes = HEAD_BITS if name in ("model.embed_tokens.weight", "lm_head.weight") else layout.bits
+            check_geometry(shape[0], shape[1], planes, layout.group_size)
+            records.append(TensorRecord(gguf_name(name), planes, shape[0], shape[1], layout.group_size, kind=kind))
     return records
 
 
-def synthetic_bytes(config: ModelConfig, bits: int, group_size: int, kind: str = "free16") -> int:
+def synthetic_bytes(config: ModelConfig, layout: Layout = LAYOUT) -> int:
     """Returns about how large the file will be.
 
     Raises:
-        FormatError: The group size does not divide the columns of a matrix.
+        FormatError: See ``plan_records``.
     """
-    return sum(record.n_bytes for record in plan_records(config, bits, group_size, kind))
+    return sum(record.n_bytes for record in plan_records(config, layout))
 
 
-def write_synthetic(
-    path: Path, config: ModelConfig, bits: int, group_size: int = 128, seed: int = 0, kind: str = "free16"
-) -> None:
+def write_synthetic(path: Path, config: ModelConfig, layout: Layout = LAYOUT, seed: int = 0) -> None:
     """Writes a model file with random weights; at most one matrix is in memory.
 
     Args:
         path: Where to; replaced if it is there.
         config: The model's shape.
-        bits: Bit-planes of the blocks' linears.
-        group_size: Columns that share scales.
+        layout: Of the blocks' linears; head and embedding have its groups and kind.
         seed: Seeds the weights.
-        kind: Of all matrices' blocks.
     """
     random = np.random.default_rng(seed)
-    stored = BlockKind.fitting(kind, SPREAD * LARGEST)
-    blocks = {planes: _random_blocks(random, planes, group_size, stored) for planes in {bits, HEAD_BITS}}
+    kind, group_size = BlockKind.fitting(layout.kind, SPREAD * LARGEST), layout.group_size
+    blocks = {planes: _random_blocks(random, planes, group_size, kind) for planes in {layout.bits, HEAD_BITS}}
     sources: list[TensorSource] = [
         (record, _ones(record.rows))
         if record.group_size is None
         else (record, _repeated(blocks[record.bits], block_count(record.rows, record.columns, group_size)))
-        for record in plan_records(config, bits, group_size, kind)
+        for record in plan_records(config, layout)
     ]
-    write_model(
-        path, config, sources, origin=Origin("synthetic", f"synthetic-{bits}bit"), tokenizer_json=None, force=True
-    )
+    origin = Origin("synthetic", f"synthetic-{layout.bits}bit")
+    write_model(path, config, sources, origin=origin, tokenizer_json=None, force=True)
 
 
 def _ones(n: int) -> Callable[[], NDArray[np.float32]]:

@@ -19,6 +19,7 @@ from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     from elutq_cli.benchmark.measure import Test
+    from elutq_cli.pipeline.layout import Layout
 
 
 def _shapes(incomplete: str) -> list[str]:
@@ -45,13 +46,13 @@ def bench_command(
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option(help="Group size of --synthetic; default: 128.", autocompletion=one_of(32, 64, 128, 256)),
+        typer.Option(help="Group size of --synthetic; default: 64.", autocompletion=one_of(32, 64, 128, 256)),
     ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Kind of blocks of --synthetic: free16, the default, free8, even16, even8, even16c or even8c.",
-            autocompletion=one_of("free16", "free8", "even16", "even8", "even16c", "even8c"),
+            help="Kind of blocks of --synthetic: free8, the default, free16, even16, even8, even16c or even8c.",
+            autocompletion=one_of("free8", "free16", "even16", "even8", "even16c", "even8c"),
         ),
     ] = None,
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt sizes, as 64,512; 0: none.")] = "512",
@@ -76,7 +77,9 @@ def bench_command(
     """
     from elutq_cli.benchmark.measure import run_tests
     from elutq_cli.benchmark.report import FORMATS
+    from elutq_cli.benchmark.synthetic import LAYOUT
     from elutq_cli.generation.context import checked_cache_type
+    from elutq_cli.pipeline.layout import Layout
     from elutq_native import Model, default_threads
 
     if output not in FORMATS:
@@ -88,16 +91,19 @@ def bench_command(
     given = [option for option, value in of_synthetic.items() if value is not None]
     if given and synthetic is None:
         raise ElutqError(f"{given[0]} is of --synthetic: a model file has its own")
-    bits, group_size = 2 if bits is None else bits, 128 if group_size is None else group_size
-    kind = "free16" if kind is None else kind
+    layout = Layout(
+        LAYOUT.bits if bits is None else bits,
+        LAYOUT.group_size if group_size is None else group_size,
+        LAYOUT.kind if kind is None else kind,
+    )
     prepare_runtime()
-    with model_path(model, synthetic, bits, group_size, kind) as path, Model(path) as native:
+    with model_path(model, synthetic, layout) as path, Model(path) as native:
         needed = max(test.n_depth + test.n_prompt + test.n_gen + 1 for test in tests)
         if needed > native.context_length:
             raise ElutqError(f"the tests need a context of {needed} tokens, the model has {native.context_length}")
         name = printable(path.name)
         if synthetic is not None:
-            name = f"{synthetic}, {bits} bits, groups of {group_size}" + (f", {kind}" if kind != "free16" else "")
+            name = f"{synthetic}, {layout.bits} bits, groups of {layout.group_size}, {layout.kind}"
         rows = []
         for result in run_tests(native, tests, repetitions, profile, cache_type):
             rows.append(result.to_dict(native, name))
@@ -140,7 +146,7 @@ def plan_tests(prompts: list[int], gens: list[int], depths: list[int], threads: 
 
 
 @contextmanager
-def model_path(model: Path | None, synthetic: str | None, bits: int, group_size: int, kind: str) -> Iterator[Path]:
+def model_path(model: Path | None, synthetic: str | None, layout: Layout) -> Iterator[Path]:
     """Gives the file to measure; a synthetic one lives in a temporary folder and is deleted after.
 
     Raises:
@@ -156,7 +162,7 @@ def model_path(model: Path | None, synthetic: str | None, bits: int, group_size:
 
     config = named_shape(str(synthetic))
     with tempfile.TemporaryDirectory(prefix="elutq-bench-") as folder:
-        needed, free = synthetic_bytes(config, bits, group_size, kind), shutil.disk_usage(folder).free
+        needed, free = synthetic_bytes(config, layout), shutil.disk_usage(folder).free
         if needed > free:
             raise ElutqError(
                 f"{folder} has {free / 1e9:.1f} GB free, the model needs {needed / 1e9:.1f} GB: "
@@ -164,5 +170,5 @@ def model_path(model: Path | None, synthetic: str | None, bits: int, group_size:
             )
         print(f"writing {needed / 1e9:.2f} GB of random weights", file=sys.stderr)
         path = Path(folder) / f"{synthetic}.gguf"
-        write_synthetic(path, config, bits, group_size, kind=kind)
+        write_synthetic(path, config, layout)
         yield path

@@ -5,9 +5,15 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from elutq_cli.benchmark.synthetic import plan_records
+from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.shapes import named_shape
+from elutq_formats.block_kind import BlockKind
 
 ELUTQ = Path(sys.executable).parent / "elutq"
 LLAMA_BENCH_KEYS = {
@@ -65,12 +71,25 @@ def test_other_forms_hold_the_same_tests(novels_2bit):
     assert "| pp8 |" in markdown and "| tg4 |" in markdown
 
 
-@pytest.mark.parametrize(("kind", "named"), [("free16", ""), ("even8c", ", even8c")])
-def test_synthetic_needs_no_file(kind, named):
-    options = ("--group-size", 64, "--kind", kind, "-p", 4, "-n", 2, "-r", 1, "-o", "json")
-    run = bench("--synthetic", "smollm2-135m", *options)
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ((), "2 bits, groups of 64, free8"),
+        (("--bits", 1, "--group-size", 32, "--kind", "even8c"), "1 bits, groups of 32, even8c"),
+    ],
+)
+def test_synthetic_needs_no_file(options, named):
+    run = bench("--synthetic", "smollm2-135m", *options, "-p", 4, "-n", 2, "-r", 1, "-o", "json")
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)[0]["model_filename"] == f"smollm2-135m, 2 bits, groups of 64{named}"
+    assert json.loads(run.stdout)[0]["model_filename"] == f"smollm2-135m, {named}"
+
+
+def test_synthetic_is_laid_out_as_quantize_does_by_default():
+    config = named_shape("smollm2-135m")
+    wanted = [entry.record(config.tensor_shapes()[entry.name]) for entry in Plan.make(config, Recipe()).matrices()]
+    matrices = [record for record in plan_records(config) if record.columns > 1]
+    assert [replace(record, kind=BlockKind(record.kind.name)) for record in matrices] == wanted
+    assert 8 * matrices[1].n_bytes / matrices[1].n_weights == 2.375
 
 
 @pytest.mark.parametrize(
@@ -78,7 +97,7 @@ def test_synthetic_needs_no_file(kind, named):
     [
         ((), "either a model file or --synthetic"),
         (("--synthetic", "gpt-5"), "no shape is called 'gpt-5'"),
-        (("--synthetic", "smollm2-135m"), "group"),
+        (("--synthetic", "smollm2-135m", "--group-size", 128), "group"),
         (("--synthetic", "llama2-7b", "--kind", "free4"), "no HLQ matrix is of kind 'free4': kinds are free16, free8"),
         (("--synthetic", "llama2-7b", "--group-size", 0), "group size 0"),
         (("MODEL", "--kind", "free8"), "--kind is of --synthetic: a model file has its own"),
