@@ -14,8 +14,6 @@
 
 #include "elutq.h"
 
-#define ELUTQ_MAX_GROUP_SIZE 256
-
 /*
  * Half scales and centers are rounded to what the matrix's file can hold: with `exponent` ELUTQ_ANY_HALF to float16, else,
  * 0 to ELUTQ_MAX_EXPONENT, to the numbers that bytes stand for in a matrix of that exponent (elutq_format.h).
@@ -34,7 +32,7 @@
  *   centers      [n_rows][n_columns / group_size], written
  *   codes        [n_rows][n_columns], written
  *
- * bits is 1 to 4, group_size at most ELUTQ_MAX_GROUP_SIZE. Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT.
+ * bits is 1 to 4, group_size at most ELUTQ_HLQ_MAX_GROUP_SIZE. Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT.
  */
 int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_columns, size_t row_stride, unsigned bits,
               unsigned group_size, const float *importance, const double *starts, unsigned n_starts, unsigned n_iterations,

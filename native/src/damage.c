@@ -8,7 +8,10 @@ static bool is_finite_half(uint16_t half) {
     return (half & 0x7C00) != 0x7C00;
 }
 
-/* Centers may be negative, half scales may not. What bytes hold is always sound. */
+/*
+ * Centers may be negative, half scales may not. A byte stands for a sound number, but an even kind's half scales double from
+ * plane to plane, and can leave the range.
+ */
 static bool is_sound_block(const struct elutq_block *block) {
     for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
         for (uint32_t k = 0; k < block->bits; k++) {

@@ -46,7 +46,7 @@ WITHIN void round_lanes(const float *weight, float levels[][LANES], unsigned n_l
 }
 
 WIDE static void feedback_tile(const struct feedback_task *task, size_t first_row) {
-    float weights[ELUTQ_MAX_GROUP_SIZE][LANES], levels[MAX_LEVELS][LANES];
+    float weights[ELUTQ_HLQ_MAX_GROUP_SIZE][LANES], levels[MAX_LEVELS][LANES];
     size_t rows_left = task->n_rows - first_row, n_rows = rows_left < LANES ? rows_left : LANES;
     unsigned size = task->group_size, bits = task->bits;
     for (unsigned lane = 0; lane < LANES; lane++) {
@@ -88,7 +88,7 @@ static void feedback_rows(void *context, unsigned thread, unsigned n_threads) {
 int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t row_stride, unsigned bits,
                    unsigned group_size, const float *factor, size_t factor_stride, const uint16_t *half_scales,
                    const uint16_t *centers, uint8_t *codes, float *errors) {
-    if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_MAX_GROUP_SIZE ||
+    if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         row_stride < group_size || factor_stride < group_size || n_rows > UINT32_MAX)
         return ELUTQ_ERROR_ARGUMENT;
     struct feedback_task task = {pool,   weights,       n_rows,      row_stride, bits,  group_size,

@@ -32,13 +32,13 @@ struct fit_task {
     uint8_t *codes;
 };
 
-_Static_assert((ELUTQ_MAX_GROUP_SIZE & (ELUTQ_MAX_GROUP_SIZE - 1)) == 0, "keys are padded to a power of two");
+_Static_assert((ELUTQ_HLQ_MAX_GROUP_SIZE & (ELUTQ_HLQ_MAX_GROUP_SIZE - 1)) == 0, "keys are padded to a power of two");
 
 struct sorted_group {
     unsigned size;
-    double values[ELUTQ_MAX_GROUP_SIZE];     /* weights less the middle, ascending */
-    double mass[ELUTQ_MAX_GROUP_SIZE + 1];   /* running sum of importance */
-    double moment[ELUTQ_MAX_GROUP_SIZE + 1]; /* running sum of importance * value */
+    double values[ELUTQ_HLQ_MAX_GROUP_SIZE];     /* weights less the middle, ascending */
+    double mass[ELUTQ_HLQ_MAX_GROUP_SIZE + 1];   /* running sum of importance */
+    double moment[ELUTQ_HLQ_MAX_GROUP_SIZE + 1]; /* running sum of importance * value */
     double energy;                           /* sum of importance * value^2 */
     double middle;                           /* half-way between the smallest and the largest weight */
 };
@@ -88,7 +88,7 @@ static uint64_t *sort_keys(uint64_t *keys, uint64_t *scratch, unsigned n) {
 }
 
 static void sort_group(const float *weights, const float *importance, unsigned size, struct sorted_group *group) {
-    uint64_t buffers[2][ELUTQ_MAX_GROUP_SIZE];
+    uint64_t buffers[2][ELUTQ_HLQ_MAX_GROUP_SIZE];
     unsigned n_keys = 1;
     while (n_keys < size)
         n_keys *= 2;
@@ -241,8 +241,8 @@ WIDE static void fit_group(const struct fit_task *task, const float *weights, co
         half_scales[plane] = round_half_scale(best.theta[plane], task->exponent);
     *center = round_center(best.theta[bits] + group.middle, task->exponent);
 
-    float levels[MAX_LEVELS], distance[ELUTQ_MAX_GROUP_SIZE];
-    uint32_t nearest[ELUTQ_MAX_GROUP_SIZE];
+    float levels[MAX_LEVELS], distance[ELUTQ_HLQ_MAX_GROUP_SIZE];
+    uint32_t nearest[ELUTQ_HLQ_MAX_GROUP_SIZE];
     expand_levels(half_scales, *center, bits, levels);
     for (unsigned i = 0; i < group.size; i++) {
         distance[i] = fabsf(weights[i] - levels[0]);
@@ -281,7 +281,7 @@ static void fit_rows(void *context, unsigned thread, unsigned n_threads) {
 int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_columns, size_t row_stride, unsigned bits,
               unsigned group_size, const float *importance, const double *starts, unsigned n_starts, unsigned n_iterations,
               double proximity, unsigned exponent, uint16_t *half_scales, uint16_t *centers, uint8_t *codes) {
-    if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_MAX_GROUP_SIZE ||
+    if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         n_columns % group_size != 0 || row_stride < n_columns || n_starts == 0 || !(proximity > 0.0) ||
         n_rows > UINT32_MAX || !is_grid(exponent))
         return ELUTQ_ERROR_ARGUMENT;

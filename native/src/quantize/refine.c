@@ -18,7 +18,7 @@
 
 #define LANES 32 /* GCC unrolls loops of up to 16 rounds away before it would make vectors of them */
 #define MAX_BITS ELUTQ_HLQ_MAX_BITS
-#define SIZE ELUTQ_MAX_GROUP_SIZE
+#define SIZE ELUTQ_HLQ_MAX_GROUP_SIZE
 
 struct refine_task {
     elutq_pool *pool;
@@ -261,7 +261,7 @@ static void refine_rows(void *context, unsigned thread, unsigned n_threads) {
 int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, size_t n_rows, size_t row_stride,
                  unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, unsigned exponent,
                  uint16_t *half_scales, uint16_t *centers, uint8_t *codes, float *grown) {
-    if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_MAX_GROUP_SIZE ||
+    if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         group_size % 4 != 0 || row_stride < group_size || !(proximity > 0.0) || n_rows > UINT32_MAX ||
         !is_grid(exponent))
         return ELUTQ_ERROR_ARGUMENT;
