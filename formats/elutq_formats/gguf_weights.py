@@ -1,7 +1,7 @@
 """The tensors of a GGUF file as weights: dequantized to float32, some rows at a time, under the model's names.
 
-F32, F16 and BF16 are widened here; every other type is dequantized by the ``gguf`` package, which is needed for nothing
-else.
+F32, F16 and BF16 are widened here, and types of evenly spaced levels unpacked (``gguf_levels``); every other type is
+dequantized by the ``gguf`` package, which is needed for nothing else.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.gguf import GGML_TYPES
+from elutq_formats.gguf_levels import LEVELS
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.safetensors_file import ALL_ROWS, DTYPES, Run
 from elutq_formats.unchanged_file import UnchangedFile
@@ -87,8 +88,8 @@ class GGUFWeights:
         """
         shape, dequantize = self.shapes[name], self._dequantize[self.dtype(name)]
         first, end, _ = rows.indices(shape[0])
-        order = self._row_order(name, shape[0])
         if len(shape) == 1:  # one row: a block may hold several elements of it
+            order = self._row_order(name, shape[0])
             vector = dequantize(self._rows(name, 0, 1)).reshape(-1)
             return np.array((vector if order is None else vector[order])[first:end])
         found = np.empty((max(0, end - first), *shape[1:]), dtype=np.float32)
@@ -96,17 +97,25 @@ class GGUFWeights:
 
         def fill(start: int) -> None:
             stop = min(start + step, end)
-            if order is None:
-                stored = self._rows(name, start, stop)
-            else:
-                wanted = order[start:stop]
-                lowest = int(wanted.min())
-                stored = self._rows(name, lowest, int(wanted.max()) + 1)[wanted - lowest]
+            stored = self.read_rows(name, start, stop)
             found[start - first : stop - first] = dequantize(stored).reshape(-1, *shape[1:])
 
         for _ in run(fill, range(first, end, step)):
             pass
         return found
+
+    def read_rows(self, name: str, first: int, end: int) -> Rows:
+        """Return rows first to end - 1 of a matrix, at least one, as they are stored: (rows, row_bytes).
+
+        Raises:
+            CheckpointError: see ``load``.
+        """
+        order = self._row_order(name, self.shapes[name][0])
+        if order is None:
+            return self._rows(name, first, end)
+        wanted = order[first:end]
+        lowest = int(wanted.min())
+        return self._rows(name, lowest, int(wanted.max()) + 1)[wanted - lowest]
 
     def pieces(self, name: str) -> Iterator[Rows]:
         """Yield a tensor's bytes, a row at a time.
@@ -147,6 +156,8 @@ def _dequantizer(kind: str, subject: str) -> Dequantize:
         return lambda rows: (rows.view(DTYPES[kind]).astype(np.uint32) << np.uint32(16)).view(np.float32)
     if kind in DTYPES:
         return lambda rows: rows.view(DTYPES[kind]).astype(np.float32)
+    if kind in LEVELS:
+        return LEVELS[kind].dequantize
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
