@@ -7,6 +7,7 @@ import typer
 
 from elutq_cli.commands.bench import bench_command
 from elutq_cli.commands.eval import eval_command
+from elutq_cli.commands.import_model import import_command
 from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import INTERRUPTED, run_command
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("quantize")(quantize_command)
+app.command("import")(import_command)
 app.command("run")(run_command)
 app.command("serve")(serve_command)
 app.command("eval")(eval_command)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +74,18 @@ class RemoteWeights:
         Raises:
             CheckpointError: always.
         """
-        raise CheckpointError(f"{self.path.name} of {self._repository} has not been downloaded")
+        raise self._not_here()
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Refuse to: see ``load``.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise self._not_here()
+
+    def _not_here(self) -> CheckpointError:
+        return CheckpointError(f"{self.path.name} of {self._repository} has not been downloaded")
 
     def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield nothing: until its bytes are here, a head that is declared to be the embedding counts as equal."""

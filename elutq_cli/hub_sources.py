@@ -8,7 +8,7 @@ from elutq_cli.hub import check_revision, find_model, is_repository, split_name
 from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, list_present, not_cached, read_bytes
 from elutq_cli.hub_gguf import check_parts, choose_file, gguf_files
 from elutq_cli.hub_headers import RemotePyTorch, RemoteWeights, open_remote
-from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.checkpoint import QUANTIZE_CONFIG, Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.gguf_parts import part_names
 from elutq_formats.gguf_start import GGUF, START_BYTES, is_ours
@@ -25,6 +25,7 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    QUANTIZE_CONFIG,
     ADAPTER_CONFIG,
     INDEX,
     PYTORCH_INDEX,

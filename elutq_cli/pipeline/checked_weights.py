@@ -11,6 +11,7 @@ from elutq_cli.pipeline.stage import Backend
 from elutq_formats.block_kind import LARGEST_HALF
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.safetensors_file import ALL_ROWS
 from elutq_formats.source import Weights
@@ -55,6 +56,17 @@ class CheckedWeights:
         if tensor.ndim > 1 and largest > LARGEST_HALF:
             raise ElutqError(f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized")
         return tensor
+
+    def levels(self, name: str) -> HLQTensor:
+        """Return a matrix that others have quantized, with their levels.
+
+        Raises:
+            ElutqError: they have not, or no HLQ matrix has these levels.
+        """
+        found = self._source.levels(name, self._backend.map)
+        if found is None:
+            raise ElutqError(f"tensor {name} is not quantized: it has no levels to keep")
+        return found
 
     def load_by_rows(self, name: str) -> Iterator[tuple[slice, FloatArray]]:
         """Yield a matrix some rows at a time, with their place: ``runs_of_rows``.

@@ -184,7 +184,7 @@ def estimate_seconds(
 
     def alone(entry: MatrixPlan) -> float:
         layout = entry.layout
-        if layout is None:
+        if layout is None or entry.kept:
             return 0.0
         if layout.bits not in probed:
             probed[layout.bits] = _seconds(lambda: fit(weights, None, layout, backend)) / weights.size

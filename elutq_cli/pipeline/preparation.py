@@ -9,7 +9,8 @@ from elutq_cli.machine.memory import available_memory
 from elutq_cli.pipeline.allocate import check_target
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.forecast import Forecast
-from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.imported import kept_layouts
+from elutq_cli.pipeline.recipe import IMPORT, Plan, Recipe
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.torch_device import prepare_torch
 from elutq_formats.config import ModelConfig
@@ -66,7 +67,7 @@ def prepare(
     _check_texts(checkpoint)
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     recipe = recipe.resolved(calibration is not None)
-    plan = Plan.make(config, recipe)
+    plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint) if recipe.method == IMPORT else {})
     check_target(config, recipe)
     held_out = None if calibration is None else calibration.held_out
     if recipe.tune and calibration is not None:

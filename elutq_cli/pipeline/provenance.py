@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.divergence import Divergence
-from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.recipe import IMPORT, Recipe
 from elutq_cli.streams import printable
 from elutq_cli.version import __version__
 from elutq_formats.model_writer import Provenance
@@ -38,8 +38,8 @@ def describe_run(
         provenance["source_revision"] = origin.revision
     if origin.license is not None:
         provenance["license"] = printable(origin.license)
-    if source.notes:
-        provenance["notes"] = list(source.notes)
+    if notes := source.notes_on(recipe.method == IMPORT):
+        provenance["notes"] = list(notes)
     if calibration is not None:
         n_sequences, length = calibration.tokens.shape
         provenance |= {
@@ -60,6 +60,8 @@ def describe_run(
 
 def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
     """Return the stages that run, in their order."""
+    if recipe.method == IMPORT:
+        return (IMPORT,)
     first = ("rotate",) if recipe.rotate else ()
     if not calibrated:
         return (*first, "fit")

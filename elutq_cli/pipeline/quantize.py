@@ -14,7 +14,7 @@ from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.provenance import describe_run, printable_origin
-from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.recipe import IMPORT, Plan, Recipe
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend
@@ -87,7 +87,7 @@ def quantize(
     recipe = recipe.resolved(calibration is not None)
     source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend)
     plan = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device).plan
-    for note in checkpoint.notes:
+    for note in checkpoint.notes_on(recipe.method == IMPORT):
         log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         progress = progress or Progress()

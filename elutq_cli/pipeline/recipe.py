@@ -24,6 +24,11 @@ TUNINGS = ("block", "e2e")
 TUNE_TOKENS = 1 << 18
 """What end-to-end tuning learns from where nobody says."""
 METHODS = ("fit", "feedback", "refine", "correct", "allocate")
+IMPORT = "import"
+"""The method of ``elutq import``: matrices that others have quantized keep their levels, and none goes through stages
+but the embedding and the head, where they are not quantized yet."""
+_OF_IMPORT = ("method", "group_size", "scale_bits", "output_bits", "embedding_bits")
+"""Options that mean something to it."""
 _OF_CALIBRATION = {
     "num_samples": "a number of samples",
     "sequence_length": "a sequence length",
@@ -51,7 +56,7 @@ class Recipe:
         method: what is done to linears: fit alone, each column weighted by the diagonal of the Hessian where there is a
             calibration text; or, with a text, feedback, feedback and refine, those two aimed at what corrects the
             quantized prefix, or this with bits and group size chosen for each linear at the same total size. None:
-            allocate with a text, fit without.
+            allocate with a text, fit without. IMPORT keeps the levels of a checkpoint that others have quantized.
         tune: what is learned by gradients after that: ``block``, a block's levels and bits by its output; ``e2e``, all
             levels by the model's predictions; in this order.
         tune_tokens: of text that e2e learns from; None: TUNE_TOKENS where there is no tune_minutes either.
@@ -101,7 +106,7 @@ class Recipe:
             raise ElutqError(f"seed is {self.seed}: it must not be negative")
         if not 0.0 < self.damping <= 1.0:
             raise ElutqError(f"damping is {self.damping}: it must be above 0 and at most 1")
-        if self.method is not None and self.method not in METHODS:
+        if self.method not in (None, IMPORT, *METHODS):
             raise ElutqError(f"method {self.method} is not known: choose {', '.join(METHODS[:-1])} or {METHODS[-1]}")
         if self.tune not in ((), *((name,) for name in TUNINGS), TUNINGS):
             raise ElutqError(f"tuning {','.join(self.tune)} is not known: choose block, e2e or block,e2e")
@@ -124,6 +129,8 @@ class Recipe:
         Raises:
             ElutqError: it asks for something that only a text, or another method, could honour.
         """
+        if self.method == IMPORT:
+            return self._resolved_import(calibrated)
         method = self.method or ("allocate" if calibrated else "fit")
         changed = {name for name in _OF_CALIBRATION if getattr(self, name) != getattr(Recipe, name)}
         if not calibrated:
@@ -137,6 +144,16 @@ class Recipe:
             raise ElutqError("method fit factors no Hessian: it takes no damping")
         unlimited = "e2e" in self.tune and self.tune_tokens is None and self.tune_minutes is None
         return replace(self, method=method, tune_tokens=TUNE_TOKENS if unlimited else self.tune_tokens)
+
+    def _resolved_import(self, calibrated: bool) -> "Recipe":
+        """Refuse what would need stages."""
+        changed = [
+            name for name in asdict(self) if name not in _OF_IMPORT and getattr(self, name) != getattr(Recipe, name)
+        ]
+        if calibrated or changed:
+            what = "text to calibrate on" if calibrated else changed[0].replace("_", " ")
+            raise ElutqError(f"an imported checkpoint keeps its levels: it takes no {what}")
+        return self
 
     def untuned(self) -> "Recipe":
         """Return the same without tuning."""
@@ -162,8 +179,9 @@ class Recipe:
         return Layout(bits, self.group_size, KIND_OF_SCALES[self.scale_bits])
 
     def to_json(self) -> str:
-        """Return all options as a JSON object."""
-        return json.dumps(asdict(self))
+        """Return all options that mean something to the method as a JSON object."""
+        options = asdict(self)
+        return json.dumps({name: options[name] for name in _OF_IMPORT} if self.method == IMPORT else options)
 
 
 @dataclass(frozen=True)
@@ -212,10 +230,13 @@ class MatrixPlan:
     Attributes:
         name: its name in the checkpoint.
         layout: how it is stored; None: float16.
+        kept: whether its levels are those of a checkpoint that others have quantized. The kind of its blocks, of which
+            headers tell no more than a bound, is then chosen when it is read.
     """
 
     name: str
     layout: Layout | None
+    kept: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -260,13 +281,20 @@ class Plan:
     head: MatrixPlan | None
 
     @classmethod
-    def make(cls, config: ModelConfig, recipe: Recipe, choices: Mapping[str, Layout] = MappingProxyType({})) -> "Plan":
+    def make(
+        cls,
+        config: ModelConfig,
+        recipe: Recipe,
+        choices: Mapping[str, Layout] = MappingProxyType({}),
+        kept: Mapping[str, Layout] = MappingProxyType({}),
+    ) -> "Plan":
         """Apply a recipe to a model.
 
         Args:
             config: of the model.
             recipe: how to quantize.
             choices: layouts of matrices for which the allocate stage chose them, by name.
+            kept: those of matrices whose levels are kept.
 
         Raises:
             ElutqError: a group size does not divide the columns of its matrix, or a tensor type matches none.
@@ -275,6 +303,8 @@ class Plan:
         used: set[int] = set()
 
         def matrix(name: str, bits: int) -> MatrixPlan:
+            if name in kept:
+                return MatrixPlan(name, kept[name], kept=True)
             layout = choices.get(name, None if bits == HALF_BITS else recipe.layout(bits))
             for index, entry in enumerate(types):
                 if entry.matches(name):
@@ -282,8 +312,9 @@ class Plan:
                     layout = entry.layout
             return MatrixPlan(name, layout)
 
+        linear_bits = HALF_BITS if recipe.method == IMPORT else recipe.bits
         blocks = tuple(
-            tuple(matrix(name, recipe.bits) for name in config.linear_names(layer))
+            tuple(matrix(name, linear_bits) for name in config.linear_names(layer))
             for layer in range(config.num_hidden_layers)
         )
         embedding, head = matrix(EMBEDDING, recipe.embedding_bits), matrix(HEAD, recipe.output_bits)

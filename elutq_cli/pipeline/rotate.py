@@ -16,6 +16,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import pieces
+from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM, HEAD
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.source import Weights
@@ -107,6 +108,10 @@ class RotatedCheckpoint:
         linear, kind = name[len(prefix) + 1 :].rsplit(".", 1)
         self._rotate_linear(prefix, linear, tensor, kind == "bias")
         return tensor[rows]
+
+    def levels(self, name: str, run: Run = map) -> HLQTensor | None:
+        """Return None: what is rotated is on no levels any more."""
+        return None
 
     def _rotate_linear(self, prefix: str, linear: str, tensor: FloatArray, bias: bool) -> None:
         """Rotate a block's weight (rows, columns), bias (rows,) or norm of heads, in place.

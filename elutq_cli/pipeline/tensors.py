@@ -18,7 +18,7 @@ from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import FloatArray, Grid
 from elutq_cli.pipeline.linear import LinearInputs, Matrix
-from elutq_cli.pipeline.measure import measure
+from elutq_cli.pipeline.measure import measure, measured_rows
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, pieces
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
@@ -109,6 +109,9 @@ class Tensors:
             inputs: what is known of its input; None: nothing.
             use: called with the place of some rows, what they were, and a function that dequantizes them.
         """
+        if plan.kept:
+            self._add_kept(plan)
+            return
         begin = time.perf_counter()
         name = self._stored_name(plan.name)
         target_of = correct or (lambda placed: placed)
@@ -127,6 +130,18 @@ class Tensors:
         record = matrix.record(None if inputs is None else inputs.hessian)
         _log_done(record, begin)
         self._spool.add(record, matrix.contents)
+
+    def _add_kept(self, plan: MatrixPlan) -> None:
+        """Put a matrix that others have quantized into the spool with their levels."""
+        begin, name = time.perf_counter(), self._stored_name(plan.name)
+        tensor = self._source.levels(name)
+        sample = self._source.load(name, measured_rows(tensor.rows))
+        error = measure(sample, tensor, None, self._backend)
+        shape = tensor.rows, tensor.columns
+        record = TensorRecord(gguf_name(plan.name), tensor.bits, *shape, tensor.group_size, error, tensor.kind)
+        _log_done(record, begin)
+        self._spool.add(record, self._backend.pack(tensor))
+        self._progress.advance(math.prod(shape))
 
     def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None, sample: Array) -> Matrix:
         """Quantize a matrix.

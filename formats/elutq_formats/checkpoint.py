@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.config import ModelConfig, quantization_method
+from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.folder_texts import (
     card_base_models,
@@ -23,10 +23,15 @@ from elutq_formats.folder_texts import (
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names, name_prefix
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
+from elutq_formats.quantized_checkpoint import assemble, describe_loss
+from elutq_formats.quantized_settings import QuantizationSettings
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from elutq_formats.source import ModelSource
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
-from elutq_formats.stored_weights import StoredTensor, WeightFile, open_weights
+from elutq_formats.stored_weights import StoredTensor, Tensor, WeightFile, open_weights
+
+QUANTIZE_CONFIG = "quantize_config.json"
+"""What AutoGPTQ writes beside config.json, and wrote alone at first."""
 
 _MODEL = "model."
 
@@ -41,19 +46,23 @@ class Checkpoint(ModelSource):
         tensors: Mapping[str, StoredTensor],
         special_tokens: Mapping[str, str] | None = None,
         sampling: SamplingDefaults | None = None,
-        quantization: str | None = None,
+        quantization: QuantizationSettings | None = None,
     ) -> None:
-        """Check what ``open`` found: ``tensors`` by their stored names, ``quantization`` by what config.json says."""
+        """Check what ``open`` found: ``tensors`` by their stored names, ``quantization`` as config.json tells it."""
         prefix = name_prefix(tensors)
         names = model_names(tensors, prefix)
-        found = {names[stored]: tensor for stored, tensor in tensors.items()}
+        stored = {names[name]: tensor for name, tensor in tensors.items()}
+        found: dict[str, Tensor] = dict(stored)
         notes = []
+        if quantization is not None and are_plain(found, config):
+            method = quantization.method
+            notes.append(f"config.json names a quantization ({method!r:.40}), but no tensor is quantized")
+        elif quantization is not None:
+            found = assemble(stored, config, quantization, path)
+            self.loss = describe_loss(found, quantization)
         if prefix != _MODEL:
             _check_head(found, config, path)
             notes.append(f"the tensors' names begin with {prefix!r}, not {_MODEL!r}: nothing but the names differs")
-        if quantization is not None:
-            _check_plain(found, config, quantization)
-            notes.append(f"config.json names a quantization ({quantization!r:.40}), but no tensor is quantized")
         tied = _head_is_tied(found, config)
         if config.tie_word_embeddings and not tied:
             notes.append(f"config.json ties the head to the embedding, but another is stored ({HEAD}): it is used")
@@ -96,7 +105,8 @@ class Checkpoint(ModelSource):
         model_config = ModelConfig.from_huggingface(config, generation_config, ids)
         tensors = open_weights(path, elsewhere)
         sampling = read_sampling_defaults(generation_config)
-        return cls(path, model_config, tensors, special_tokens, sampling, quantization_method(config))
+        quantization = QuantizationSettings.of_config(config, read_optional_json(path / QUANTIZE_CONFIG))
+        return cls(path, model_config, tensors, special_tokens, sampling, quantization)
 
     @property
     def tokenizer_json(self) -> str:
@@ -121,7 +131,7 @@ class Checkpoint(ModelSource):
         )
 
 
-def _head_is_tied(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> bool:
+def _head_is_tied(tensors: Mapping[str, Tensor], config: ModelConfig) -> bool:
     """Whether the head is the embedding: no head stored, or declared tied and stored as an equal copy."""
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
     if head is None or embedding is None:
@@ -130,19 +140,13 @@ def _head_is_tied(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> b
     return config.tie_word_embeddings and same_kind and _equal(head.pieces(), embedding.pieces())
 
 
-def _check_head(tensors: Mapping[str, StoredTensor], config: ModelConfig, path: Path) -> None:
+def _check_head(tensors: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
     """Refuse a base model saved without the head that its configuration calls for."""
     if HEAD not in tensors and not config.tie_word_embeddings:
         raise UnsupportedModelError(
             f"{path} is a base model without its head ({HEAD}), and config.json does not tie it to the "
             "embedding: save the whole model for causal language modelling"
         )
-
-
-def _check_plain(tensors: Mapping[str, StoredTensor], config: ModelConfig, quantization: str) -> None:
-    """Refuse a checkpoint that is quantized, and not merely called so by a left-over of its configuration."""
-    if not are_plain(tensors, config):
-        raise UnsupportedModelError(f"the checkpoint is already quantized ({quantization!r:.40}): use the original")
 
 
 def _equal(left: Iterator[npt.NDArray[np.uint8]], right: Iterator[npt.NDArray[np.uint8]]) -> bool:

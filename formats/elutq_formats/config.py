@@ -238,15 +238,6 @@ class ModelConfig:
             yield "lm_head.weight", (self.vocab_size, self.hidden_size)
 
 
-def quantization_method(config: Mapping[str, Any]) -> str | None:
-    """Return by what method the contents of ``config.json`` call the checkpoint quantized; None when they do not."""
-    for key in ("quantization_config", "compression_config"):
-        if (settings := config.get(key)) is not None:
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            return str(method or key)
-    return None
-
-
 def _read_config(
     config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer_ids: Mapping[str, int]
 ) -> ModelConfig:

@@ -6,6 +6,7 @@ dequantized by the ``gguf`` package, which is needed for nothing else.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +126,14 @@ class GGUFWeights:
         """
         n_rows = 1 if len(self.shapes[name]) == 1 else self.shapes[name][0]
         return (self._rows(name, row, row + 1) for row in range(n_rows))
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return the bytes of a tensor, a row of blocks each: (rows, row_bytes) uint8.
+
+        Raises:
+            CheckpointError: see ``load``.
+        """
+        return self._rows(name, 0, 1 if len(self.shapes[name]) == 1 else self.shapes[name][0])
 
     def _rows(self, name: str, first: int, end: int) -> Rows:
         """Return stored rows first to end - 1 as they are: (rows, row_bytes); a vector is a row."""

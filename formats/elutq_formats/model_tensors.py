@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.safetensors_file import DTYPES
-from elutq_formats.stored_weights import StoredTensor
+from elutq_formats.stored_weights import Tensor
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _MODEL = "model."
@@ -39,7 +39,7 @@ def model_names(names: Collection[str], prefix: str) -> dict[str, str]:
     return found if len(set(found.values())) == len(found) else {name: name for name in names}
 
 
-def check_tensors(tensors: Mapping[str, StoredTensor], config: ModelConfig, place: object) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, place: object) -> None:
     """Check that these are the tensors of this model.
 
     Args:
@@ -70,14 +70,14 @@ def check_tensors(tensors: Mapping[str, StoredTensor], config: ModelConfig, plac
             raise CheckpointError(
                 f"{place}: tensor {name} has shape {list(tensors[name].shape)}, the configuration says {list(shape)}"
             )
-        dtype, known = tensors[name].dtype, tensors[name].file.dtypes
+        dtype, known = tensors[name].dtype, tensors[name].dtypes
         if dtype not in known:
             raise UnsupportedModelError(
                 f"{place}: tensor {name} is {dtype!r:.20}: only {', '.join(known)} are supported"
             )
 
 
-def are_plain(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> bool:
+def are_plain(tensors: Mapping[str, Tensor], config: ModelConfig) -> bool:
     """Whether these are all tensors of the model and no others, as numbers: nothing of them is quantized."""
     names = {name for name in tensors if not _IGNORED.fullmatch(name)}
     same = names | {HEAD} == config.tensor_shapes().keys() | {HEAD}

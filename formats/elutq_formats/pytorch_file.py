@@ -9,7 +9,7 @@ import math
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +98,17 @@ class PyTorchFile:
     def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield a tensor's values, a row at a time, as bytes of float32."""
         return (np.atleast_1d(row.float().numpy()).view(np.uint8) for row in self._tensors[name])
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return a tensor of integers as it is stored.
+
+        Raises:
+            CheckpointError: the file is not the one that was opened.
+        """
+        self._check()
+        stored: npt.NDArray[Any] = self._tensors[name].contiguous().numpy().copy()
+        self._check()
+        return stored
 
     def _check(self) -> None:
         try:

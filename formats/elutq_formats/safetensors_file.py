@@ -30,6 +30,9 @@ DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 Run: TypeAlias = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]
 """Calls a function for every one of some numbers: ``map``, or what does the same on several threads."""
 
+INTEGERS: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "U8": np.dtype("u1")}
+"""Types that ``read`` takes: what others pack codes into."""
+
 ALL_ROWS = slice(None)
 
 
@@ -129,6 +132,20 @@ class SafetensorsFile:
         entry = self._entries[name]
         for begin in range(entry.begin, entry.end, _PIECE_BYTES):
             yield self._read(begin, entry.end)
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return a tensor, whose dtype is one of INTEGERS, as it is stored.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is not the one that was opened.
+        """
+        entry = self._entries[name]
+        stored = np.empty(entry.end - entry.begin, dtype=np.uint8)
+        first = 0
+        for piece in self.pieces(name):
+            stored[first : first + piece.size] = piece
+            first += piece.size
+        return stored.view(INTEGERS[entry.dtype]).reshape(entry.shape)
 
     def _read(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
         """Return the file's bytes from begin on, _PIECE_BYTES or up to the end."""

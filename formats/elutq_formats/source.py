@@ -16,11 +16,13 @@ import numpy.typing as npt
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, FormatError
+from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import check_tensors
 from elutq_formats.origin import Origin
+from elutq_formats.quantized_matrix import QuantizedMatrix
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.sampling_defaults import SamplingDefaults
-from elutq_formats.stored_weights import StoredTensor, WeightFile
+from elutq_formats.stored_weights import Tensor, WeightFile
 from elutq_formats.tokenizer import Tokenizer
 
 Source = TypeVar("Source", bound="ModelSource")
@@ -42,6 +44,9 @@ class Weights(Protocol):
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads."""
 
+    def levels(self, name: str, run: Run = map) -> HLQTensor | None:
+        """Return a matrix that others have quantized, with their levels; None where they have not."""
+
 
 class ModelSource(ABC):
     """An open source of a model; a context manager.
@@ -56,6 +61,7 @@ class ModelSource(ABC):
         special_tokens: how its tokenizer spells special tokens, by name; None when it says nothing about them.
         sampling: how its author has tokens drawn.
         notes: what its user may not expect of how it was read, each in one line.
+        loss: what was lost before, in one line, where others have quantized it; None where they have not.
     """
 
     path: Path
@@ -66,8 +72,9 @@ class ModelSource(ABC):
     special_tokens: Mapping[str, str] | None
     sampling: SamplingDefaults
     notes: tuple[str, ...]
+    loss: str | None = None
 
-    def __init__(self, path: Path, config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         """Check that these are the model's tensors, by name, and hold them.
 
         Raises:
@@ -135,6 +142,29 @@ class ModelSource(ABC):
         """
         return self._tensor(name).load(run, rows)
 
+    def quantized(self, name: str) -> QuantizedMatrix | None:
+        """Return how others have quantized a matrix, as far as headers tell; None where they have not."""
+        tensor = self._tensor(name)
+        return tensor if isinstance(tensor, QuantizedMatrix) else None
+
+    def levels(self, name: str, run: Run = map) -> HLQTensor | None:
+        """Return a matrix that others have quantized, with their levels and codes; None where they have not.
+
+        Args:
+            name: of the matrix.
+            run: ``map``, or what does the same on several threads.
+
+        Raises:
+            UnsupportedModelError: no HLQ matrix has these levels.
+            CheckpointError: see ``load``.
+        """
+        matrix = self.quantized(name)
+        return None if matrix is None else matrix.levels(run)
+
+    def notes_on(self, keeps_levels: bool) -> tuple[str, ...]:
+        """Return the notes on a run that keeps the levels of others, or does not."""
+        return self.notes if keeps_levels or self.loss is None else (*self.notes, self.loss)
+
     def close(self) -> None:
         """Forget the files; arrays already loaded stay valid."""
         self._tensors = {}
@@ -148,10 +178,10 @@ class ModelSource(ABC):
         self.close()
 
     def _files(self) -> list[WeightFile]:
-        files: Iterable[WeightFile] = {tensor.file for tensor in self._tensors.values()}
+        files: Iterable[WeightFile] = {file for tensor in self._tensors.values() for file in tensor.files}
         return sorted(files, key=lambda file: file.path)
 
-    def _tensor(self, name: str) -> StoredTensor:
+    def _tensor(self, name: str) -> Tensor:
         if name not in self._tensors:
             raise CheckpointError(f"{self.path} has no tensor {name}")
         return self._tensors[name]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +50,39 @@ class WeightFile(Protocol):
     def pieces(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield a tensor's bytes, some at a time."""
 
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return a tensor of integers as it is stored."""
+
+
+class Tensor(Protocol):
+    """A tensor of a source, stored as it is or in parts."""
+
+    @property
+    def files(self) -> tuple[WeightFile, ...]:
+        """The files that hold it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """Its type, such as ``BF16``."""
+
+    @property
+    def dtypes(self) -> Collection[str]:
+        """The types that ``load`` takes."""
+
+    def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """Return it, or some of its rows, in a new float32 array."""
+
+    def pieces(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield its bytes, some at a time."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor where it is stored.
+    """A tensor where it is stored: see ``Tensor``.
 
     Attributes:
         file: that holds it.
@@ -62,6 +91,11 @@ class StoredTensor:
 
     file: WeightFile
     name: str
+
+    @property
+    def files(self) -> tuple[WeightFile, ...]:
+        """The file that holds it."""
+        return (self.file,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,6 +107,11 @@ class StoredTensor:
         """Its type as the file names it, such as ``BF16``."""
         return self.file.dtype(self.name)
 
+    @property
+    def dtypes(self) -> Collection[str]:
+        """The types that ``load`` takes."""
+        return self.file.dtypes
+
     def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return it, or some of its rows, in a new float32 array."""
         return self.file.load(self.name, run, rows)
@@ -80,6 +119,10 @@ class StoredTensor:
     def pieces(self) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield its bytes, some at a time."""
         return self.file.pieces(self.name)
+
+    def read(self) -> npt.NDArray[Any]:
+        """Return it, of integers, as it is stored."""
+        return self.file.read(self.name)
 
 
 def open_weights(folder: Path, elsewhere: Mapping[str, WeightFile] = MappingProxyType({})) -> dict[str, StoredTensor]:

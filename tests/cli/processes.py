@@ -18,11 +18,11 @@ def started(command, **options):
 PAUSING = """
 import sys
 from pathlib import Path
-from elutq_cli.commands import quantize
+from elutq_cli.commands import making
 
 folder, pattern, n_files = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 sys.argv[1:] = sys.argv[4:]
-advance, paused = quantize.ProgressBars.advance, []
+advance, paused = making.ProgressBars.advance, []
 
 def pause(self, amount):
     if not paused and len(list(folder.glob(pattern))) >= n_files:
@@ -31,7 +31,7 @@ def pause(self, amount):
         sys.stdin.readline()
     advance(self, amount)
 
-quantize.ProgressBars.advance = pause
+making.ProgressBars.advance = pause
 from elutq_cli.app import main
 main()
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from processes import started
+from quantized_folders import write_gptq
 
 from elutq_cli.app import app
 from elutq_cli.version import __version__
@@ -33,11 +34,12 @@ def elutq(*arguments, **environment):
 
 @pytest.fixture(scope="module")
 def folder(novels_2bit, tmp_path_factory):
-    """What the examples speak of: a model file, a text and a checkpoint."""
+    """What the examples speak of: a model file, a text, a checkpoint and one that is quantized."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copy(novels_2bit, folder / "model.gguf")
     shutil.copy(DATA / "sampled.txt", folder / "text.txt")
     (folder / "checkpoint").symlink_to(DATA / "novels-6m")
+    write_gptq(folder / "checkpoint-gptq")
     return folder
 
 

@@ -10,10 +10,9 @@ from conftest import NOVELS
 
 from elutq_cli import app
 from elutq_cli.benchmark.report import to_csv
-from elutq_cli.commands.quantize import ShownLines
 from elutq_cli.generation import Conversation, LanguageModel, Sampler, SamplingOptions, TextOptions, terminal
 from elutq_cli.generation.terminal import write_text
-from elutq_cli.streams import shown_line, shown_text
+from elutq_cli.streams import ShownLines, shown_line, shown_text
 from elutq_formats.errors import ElutqError
 from elutq_native import NativeError
 

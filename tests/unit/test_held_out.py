@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.commands.quantize import describe_divergence
+from elutq_cli.commands.making import describe_divergence
 from elutq_cli.evaluation import log_softmax
 from elutq_cli.pipeline import by_rows, divergence, forecast
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend

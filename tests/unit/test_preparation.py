@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elutq_cli.commands.quantize import print_forecast
+from elutq_cli.commands.making import print_forecast
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.preparation import prepare

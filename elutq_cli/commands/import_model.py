@@ -1,0 +1,109 @@
+"""`elutq import`: makes a model file from a checkpoint that others have quantized, with their levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elutq_cli.commands.making import make_file, print_forecast
+from elutq_cli.commands.options import one_of
+from elutq_cli.pipeline.blas import configure_blas
+
+
+def import_command(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="Quantized checkpoint folder, or org/name on the hub."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Model file to make; default: MODEL's name with .elutq.gguf, here."),
+    ] = None,
+    output_bits: Annotated[
+        int,
+        typer.Option(
+            help="Bits of an output head that is not quantized: 1 to 4, or 16 for float16.",
+            autocompletion=one_of(1, 2, 3, 4, 16),
+        ),
+    ] = 4,
+    embedding_bits: Annotated[
+        int,
+        typer.Option(
+            help="Bits of an embedding that is not quantized: 1 to 4, or 16 for float16.",
+            autocompletion=one_of(1, 2, 3, 4, 16),
+        ),
+    ] = 4,
+    group_size: Annotated[
+        int,
+        typer.Option(
+            help="Columns that share their levels, in those two: 32, 64, 128 or 256.",
+            autocompletion=one_of(32, 64, 128, 256),
+        ),
+    ] = 64,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub; default: main.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
+    gguf_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="GGUF file to take of org/name, or of a folder; of a split one the first part."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=256)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan: tensors, sizes, memory and disk; make nothing.")
+    ] = False,
+    max_memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Refuse to start when the run may take more memory.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on after what a stopped run of the same command has done.")
+    ] = True,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace the output if it exists, and what a stopped run of another kind left."),
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each tensor's error to stderr.")] = False,
+) -> None:
+    """Make a model file of a checkpoint that others quantized.
+
+    Their levels are kept as they are; the error that elutq info prints of a matrix is what rounding its scales to half
+    precision did, 0 as a rule. Matrices of the blocks that are not quantized stay float16. GPTQ is read, of 2, 3 and 4
+    bits.
+
+    Example: elutq import checkpoint-gptq -o imported.gguf
+    """
+    configure_blas(1)  # the stages run products on threads of their own
+    from elutq_cli.hub import split_name
+    from elutq_cli.hub_sources import open_headers
+    from elutq_cli.pipeline.recipe import IMPORT, Recipe
+    from elutq_formats.atomic import check_output
+
+    recipe = Recipe(method=IMPORT, output_bits=output_bits, embedding_bits=embedding_bits, group_size=group_size)
+    if output is None:
+        repository, file = split_name(model, gguf_file)
+        name = Path(file).stem if file else repository.absolute().name.removesuffix(".gguf")
+        output = Path(f"{name}.elutq.gguf")
+    if dry_run:
+        check_output(output, force)
+        with open_headers(model, revision, offline, gguf_file) as checkpoint:
+            print_forecast(checkpoint, output, recipe, [], "cpu", threads, max_memory, json_output)
+        return
+    make_file(
+        model,
+        output,
+        recipe,
+        json_output,
+        verbose,
+        revision=revision,
+        offline=offline,
+        gguf_file=gguf_file,
+        threads=threads,
+        max_memory=max_memory,
+        force=force,
+        resume=resume,
+    )

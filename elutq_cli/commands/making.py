@@ -1,0 +1,157 @@
+"""What `elutq quantize` and `elutq import` share: a run with its bars and its last lines, and the plan of one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from elutq_cli.pipeline.progress import Progress
+from elutq_cli.streams import ShownLines, printable, shown_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from elutq_cli.pipeline.recipe import Recipe
+    from elutq_formats.source import ModelSource
+
+WIDE_GAP = 1.25
+"""Divergence on unseen text over that on seen text, from which on it is said what helps."""
+
+
+def make_file(
+    model: Path,
+    output: Path,
+    recipe: Recipe,
+    json_output: bool,
+    verbose: bool,
+    **options: Any,  # noqa: ANN401 (each its own type)
+) -> None:
+    """Make a model file and print what was made.
+
+    Args:
+        model: see ``elutq_cli.api.quantize``.
+        output: the file to make.
+        recipe: how.
+        json_output: print one JSON object.
+        verbose: log each tensor's error.
+        options: others of ``elutq_cli.api.quantize``.
+
+    Raises:
+        ElutqError: see there.
+    """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from elutq_cli.api import quantize
+
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(ShownLines())
+    logging.basicConfig(handlers=[log], level=logging.INFO if verbose else logging.WARNING)
+    with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
+        stack.enter_context(logging_redirect_tqdm())
+        summary = quantize(model, output, recipe, progress=stack.enter_context(ProgressBars()), **options)
+    if json_output:
+        print(json.dumps({"model": printable(model), "output": printable(output)} | asdict(summary)))
+        return
+    print(
+        f"{shown_line(output)}: {summary.bits_per_weight:.3f} bits per weight, {summary.size_bytes / 1e6:.2f} MB, "
+        f"{summary.seconds:.1f} s"
+    )
+    if summary.kl_seen is not None:
+        print(describe_divergence(summary.kl_seen, summary.kl_unseen))
+
+
+def describe_divergence(seen: float, unseen: float | None) -> str:
+    """Say how far predictions are from the checkpoint's, and what to do where it is more than calibration thinks."""
+    line = f"KL divergence from the checkpoint, nats a token: {seen:.3g} on text that calibration saw, "
+    if unseen is None:
+        return line + "more on other text: to tell how much, give it a text longer than what it uses"
+    line += f"{unseen:.3g} on text of the same kind that it did not see"
+    return line + (": more text narrows this gap (--num-samples)" if unseen > WIDE_GAP * seen else "")
+
+
+class ProgressBars(Progress):
+    """Shows the part that runs as a bar, where stderr is a terminal; a context manager that takes it away."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        from tqdm import tqdm
+
+        self.bar = tqdm(disable=True)
+
+    def begin(self, total: int, unit: str) -> None:
+        """See ``Progress``."""
+        self.bar.close()
+        disable = not sys.stderr.isatty()
+        self.bar = type(self.bar)(total=total, unit=" " + unit, unit_scale=True, disable=disable, file=sys.stderr)
+
+    def advance(self, amount: int) -> None:
+        """See ``Progress``."""
+        self.bar.update(amount)
+
+    def note(self, text: str) -> None:
+        """See ``Progress``."""
+        self.bar.set_postfix_str(text)
+
+    def __enter__(self) -> ProgressBars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+
+def print_forecast(
+    checkpoint: ModelSource,
+    output: Path | None,
+    recipe: Recipe,
+    calibration: list[Path],
+    device: str,
+    threads: int | None,
+    max_memory: float | None,
+    json_output: bool,
+) -> None:
+    """Print what a run would make and take.
+
+    Raises:
+        ElutqError: it would be refused.
+    """
+    from elutq_cli.pipeline.backend import make_backend
+    from elutq_cli.pipeline.calibration_text import CalibrationText
+    from elutq_cli.pipeline.forecast import estimate_seconds
+    from elutq_cli.pipeline.preparation import prepare
+    from elutq_cli.pipeline.recipe import IMPORT
+
+    for note in checkpoint.notes_on(recipe.method == IMPORT):
+        print(shown_line(note), file=sys.stderr)
+    with make_backend(device, threads) as backend:
+        text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
+        run = prepare(checkpoint, output, recipe, text, backend, max_memory, device)
+        forecast = run.forecast
+        seconds = estimate_seconds(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens)
+    if json_output:
+        records = [
+            asdict(record) | {"kind": record.kind.name if record.group_size else None} for record in forecast.records
+        ]
+        print(json.dumps(asdict(forecast) | {"records": records, "seconds": seconds}))
+        return
+    for record in forecast.records:
+        if record.bits != 32:
+            groups = "" if record.group_size is None else f", groups of {record.group_size}, {record.kind}"
+            print(f"{record.name:28} {record.rows:7} x {record.columns:<7} {record.bits} bits{groups}")
+    print(f"output       {forecast.output_bytes / 1e9:.2f} GB")
+    print(f"scratch disk {forecast.scratch_bytes / 1e9:.2f} GB beside the output")
+    print(f"peak memory  {forecast.memory_bytes / 1e9:.2f} GB at most, without the page cache")
+    if forecast.tuning_bytes:
+        print(f"of that      {forecast.tuning_bytes / 1e9:.2f} GB to tune, on --device")
+    counted = ", tuning on them too" if recipe.tune else ""
+    print(f"time         about {seconds / 60:.0f} minutes with {backend.threads} threads of this machine{counted}")
+
+
+def _exit_on_signal(number: int, frame: object) -> None:
+    """Leave by an exception, so that temporary files are removed on the way."""
+    raise SystemExit(128 + number)

@@ -1,0 +1,84 @@
+"""What ``config.json`` says of how others have quantized a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from elutq_formats.errors import UnsupportedModelError
+
+BITS = (2, 3, 4)
+"""Bits of codes that are read."""
+
+_VARIES = ("dynamic", "extra_config", "config_groups")
+"""Keys under which some matrices have other bits or groups than the rest."""
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """The settings, none of them checked before it is used.
+
+    Attributes:
+        method: by which the checkpoint calls itself quantized: ``quant_method``.
+        values: all of them.
+    """
+
+    method: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], beside: Mapping[str, Any]) -> "QuantizationSettings | None":
+        """Return what a checkpoint says; None when it does not call itself quantized.
+
+        Args:
+            config: contents of ``config.json``.
+            beside: contents of ``quantize_config.json``, where AutoGPTQ wrote them first; empty when there is none.
+        """
+        for key in ("quantization_config", "compression_config"):
+            if (values := config.get(key)) is not None:
+                found = values if isinstance(values, dict) else {}
+                return cls(str(found.get("quant_method") or key), found)
+        return cls(str(beside.get("quant_method") or "gptq"), beside) if beside else None
+
+    @property
+    def varies(self) -> bool:
+        """Whether some matrices have other bits or groups than the settings say of all."""
+        return any(self.values.get(key) for key in _VARIES)
+
+    def check_bits(self, bits: int) -> None:
+        """Refuse bits of codes that no HLQ matrix has, or other than the settings say.
+
+        Raises:
+            UnsupportedModelError: they are such.
+        """
+        said = self.values.get("bits", self.values.get("w_bit"))
+        if not self.varies and said is not None and said != bits:
+            self.refuse(f"config.json says {said!r:.20} bits, and the tensors are of {bits}")
+        if bits not in BITS:
+            self.refuse(f"{bits} bits a weight: {', '.join(map(str, BITS))} are read")
+
+    def group_size(self, columns: int, n_groups: int) -> int:
+        """Return how many columns share a scale.
+
+        Args:
+            columns: of a matrix.
+            n_groups: that it has; at least 1.
+
+        Raises:
+            UnsupportedModelError: that is not what the settings say, or its groups are not all of one size.
+        """
+        said = self.values.get("group_size", self.values.get("q_group_size"))
+        said = columns if said in (-1, None) else said
+        if isinstance(said, int) and said > 0 and -(-columns // said) == n_groups:
+            return min(said, columns)
+        if not self.varies or columns % n_groups:
+            self.refuse(f"{n_groups} groups in {columns} columns, and config.json has groups of {said!r:.20}")
+        return columns // n_groups
+
+    def text(self, key: str, usual: str) -> str:
+        """Return a setting that is a word; the usual one where there is none."""
+        value = self.values.get(key)
+        return usual if value is None else str(value).lower()
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise an UnsupportedModelError that names the method."""
+        raise UnsupportedModelError(f"a checkpoint quantized by {self.method!r:.40}: {reason}")

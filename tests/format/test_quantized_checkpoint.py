@@ -1,0 +1,232 @@
+"""Checkpoints that others have quantized, in folders written by the formats' descriptions: weights, levels, lies."""
+
+import json
+
+import numpy as np
+import pytest
+from quantized_folders import Drawn, gptq_parts, write_folder, write_gptq
+from safetensors.numpy import load_file, save_file
+
+from elutq_formats.errors import CheckpointError, UnsupportedModelError
+from elutq_formats.even_levels import EvenLevels
+from elutq_formats.open_source import open_source
+from elutq_formats.packed_words import unpack_stream
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": False}
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+def check_exact(folder, weights, kinds):
+    """Check that weights and levels are, to the last bit, what was drawn, in blocks of the kinds expected."""
+    found = set()
+    with open_source(folder) as source:
+        for name, expected in weights.items():
+            np.testing.assert_array_equal(source.load(name), expected.astype(np.float32))
+            levels = source.levels(name)
+            assert (levels is None) == (source.quantized(name) is None)
+            if levels is not None:
+                np.testing.assert_array_equal(levels.dequantize(), expected.astype(np.float32))
+                found.add((levels.bits, levels.group_size, levels.kind.name))
+    assert found == set(kinds)
+
+
+def change(folder, settings=None, **parts):
+    """Change parts of one matrix, by suffix (None removes it), and the quantization_config."""
+    tensors = load_file(folder / "model.safetensors")
+    for suffix, part in parts.items():
+        old = tensors.pop(f"{QUERY}.{suffix}", None)
+        if part is not None:
+            tensors[f"{QUERY}.{suffix}"] = np.ascontiguousarray(part(old) if callable(part) else part)
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= settings or {}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_levels_of_gptq_are_kept_to_the_last_bit(tmp_path, rng, bits, version, symmetric):
+    weights = write_gptq(tmp_path / "model", rng, bits=bits, checkpoint_format=version, sym=symmetric)
+    check_exact(tmp_path / "model", weights, [(bits, 64, "even16" if symmetric else "even16c")])
+
+
+@pytest.mark.parametrize(("group_size", "found"), [(-1, [128, 256]), (32, [32]), (128, [128])])
+def test_groups_are_the_checkpoints_or_the_largest_of_ours_within_them(tmp_path, rng, group_size, found):
+    weights = write_gptq(tmp_path / "model", rng, group_size=group_size)
+    check_exact(tmp_path / "model", weights, [(4, size, "even16c") for size in found])
+
+
+def test_bits_and_groups_may_differ_between_matrices_where_the_settings_say_so(tmp_path, rng):
+    def draw(rows, columns):
+        return Drawn.draw(rng, rows, columns, *((2, 32) if columns == 256 else (4, 64)), zeros=(1, 3))
+
+    settings = GPTQ | {"dynamic": {r"+:.*\.down_proj": {"bits": 2, "group_size": 32}}}
+    weights = write_folder(tmp_path / "model", rng, settings, draw, gptq_parts)
+    check_exact(tmp_path / "model", weights, [(4, 64, "even16c"), (2, 32, "even16c")])
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["quantization_config"]["dynamic"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=r"config\.json says 4 bits, and the tensors are of 2"):
+        open_source(tmp_path / "model")
+
+
+def test_linears_that_are_not_quantized_are_ordinary_tensors(tmp_path, rng):
+    weights = write_folder(
+        tmp_path / "model", rng, GPTQ, lambda *shape: Drawn.draw(rng, *shape, 4, 64, True), gptq_parts, ("k_proj",)
+    )
+    check_exact(tmp_path / "model", weights, [(4, 64, "even16")])
+
+
+def test_settings_may_stand_in_quantize_config_alone(tmp_path, rng):
+    folder = tmp_path / "model"
+    weights = write_gptq(folder, rng)
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    del settings["quant_method"]  # AutoGPTQ's own file does not say it
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantize_config.json").write_text(json.dumps(settings))
+    check_exact(folder, weights, [(4, 64, "even16c")])
+
+
+def test_zero_points_of_version_1_give_back_what_a_writer_borrowed(tmp_path, rng):
+    """GPTQModel takes one off the packed words as a whole: a zero point of 0 borrows from the next."""
+    zeros = [3, 0, 9, 15, 0, 0, 1, 8]
+    folder = tmp_path / "model"
+    write_gptq(folder, rng)
+    word = sum(zero << 4 * place for place, zero in enumerate(zeros)) - 0x11111111
+    change(folder, qzeros=np.full((2, 16), word, dtype=np.int64).astype(np.uint32).view(np.int32))
+    with open_source(folder) as source:
+        matrix = source.quantized(f"{QUERY}.weight")
+        assert matrix.open_rows()(slice(0, 8)).zeros[:, 0].tolist() == zeros
+
+
+def test_order_of_activations_has_weights_but_no_levels(tmp_path, rng):
+    folder = tmp_path / "model"
+    group_of = rng.permutation(np.arange(128) // 64)
+    drawn = Drawn.draw(rng, 128, 128, 4, 64, zeros=(1, 15))
+    write_gptq(folder, rng, desc_act=True)
+    change(folder, **gptq_parts(drawn, 1, group_of))
+    with open_source(folder) as source:
+        np.testing.assert_array_equal(source.load(f"{QUERY}.weight"), drawn.weights(group_of).astype(np.float32))
+        with pytest.raises(
+            UnsupportedModelError, match=r"q_proj cannot be imported: .*act-order.*elutq quantize makes"
+        ):
+            source.levels(f"{QUERY}.weight")
+
+
+def test_a_bias_of_zeros_that_the_model_has_not_is_left_out_and_another_refused(tmp_path, rng):
+    folder = tmp_path / "model"
+    write_gptq(folder, rng)
+    change(folder, bias=np.zeros(128, np.float16))
+    open_source(folder).close()
+    change(folder, bias=np.ones(128, np.float16))
+    with pytest.raises(UnsupportedModelError, match=r"q_proj\.bias' is not part of a llama model"):
+        open_source(folder)
+
+
+def test_rows_of_any_step_are_those_of_the_whole_on_any_number_of_threads(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr("elutq_formats.quantized_matrix.PIECE_WEIGHTS", 128 * 7)
+    weights = write_gptq(tmp_path / "model", rng)
+    name = f"{QUERY}.weight"
+    with open_source(tmp_path / "model") as source:
+        for rows in (slice(3, 90), slice(5, 5), slice(1, 128, 9), slice(None)):
+            np.testing.assert_array_equal(
+                source.load(name, lambda fill, places: [fill(place) for place in reversed(places)], rows),
+                weights[name][rows].astype(np.float32),
+            )
+        np.testing.assert_array_equal(source.levels(name).dequantize(), weights[name].astype(np.float32))
+
+
+LIES = {
+    "no-zeros": ({"qzeros": None}, {}, "q_proj: it has no qzeros: the checkpoint is incomplete"),
+    "no-scales": ({"scales": None}, {}, "it has no scales"),
+    "no-codes": ({"qweight": None}, {}, "it has no qweight"),
+    "no-order": ({"g_idx": None}, {"desc_act": True}, "it has no g_idx, though config.json says desc_act"),
+    "codes": ({"qweight": lambda old: old[:, :-8]}, {}, r"its qweight has shape \[16, 120\], .* \[16, 128\]"),
+    "flat": ({"qweight": lambda old: old.reshape(-1)}, {}, r"its qweight has shape \[2048\]"),
+    "empty": ({"qweight": lambda old: old[:0]}, {}, r"its qweight has shape \[0, 128\]"),
+    "zeros": ({"qzeros": lambda old: old[:1]}, {}, r"its qzeros has shape \[1, 16\]"),
+    "scales": ({"scales": lambda old: old[:, :-1]}, {}, r"its scales has shape \[2, 127\]"),
+    "groups": ({"scales": lambda old: old[:1]}, {}, "1 groups in 128 columns, and config.json has groups of 64"),
+    "type": ({"qweight": lambda old: old.astype(np.int64)}, {}, "its qweight is 'I64', not I32"),
+    "float": ({"scales": lambda old: old.astype(np.float64)}, {}, "its scales is 'F64', not F16 or BF16 or F32"),
+    "order": ({"g_idx": lambda old: old[:-1]}, {}, r"its g_idx has shape \[127\]"),
+    "bits": ({}, {"bits": 3}, "config.json says 3 bits, and the tensors are of 4"),
+    "group-size": ({}, {"group_size": "64"}, "groups of '64'"),
+    "8-bits": ({"qweight": np.ones((32, 128), np.int32)}, {"bits": 8}, "8 bits a weight: 2, 3, 4 are read"),
+    "format": ({}, {"checkpoint_format": "bitblas"}, "its format is 'bitblas', and gptq and gptq_v2 are read"),
+    "marlin": ({}, {"is_marlin_format": True}, "gptq and gptq_v2 are read"),
+    "method": ({}, {"quant_method": "aqlm"}, r"already quantized \('aqlm'\), and of such gptq.* are read: use the"),
+    "twice": ({"weight": np.ones((128, 128), np.float16)}, {}, "q_proj is stored twice"),
+    "more": ({"scale_of_something": np.ones(3, np.float16)}, {}, "scale_of_something' is not part of a llama model"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_headers_show_to_be_wrong_is_refused_when_it_is_opened(tmp_path, lie):
+    parts, settings, message = LIES[lie]
+    write_gptq(tmp_path / "model")
+    change(tmp_path / "model", settings, **parts)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_source(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"scales": lambda old: old * np.float16(np.nan)}, "q_proj: its scales holds a scale that is not finite"),
+        ({"scales": lambda old: old * np.float32(np.inf)}, "not finite"),
+        ({"g_idx": lambda old: old + 1}, "q_proj: its g_idx names a group that is none of its 2"),
+        ({"g_idx": lambda old: old - 1}, "none of its 2"),
+    ],
+)
+def test_what_contents_show_to_be_wrong_is_refused_when_they_are_read(tmp_path, parts, message):
+    write_gptq(tmp_path / "model")
+    with np.errstate(invalid="ignore"):
+        change(tmp_path / "model", **parts)
+    with open_source(tmp_path / "model") as source:
+        for read in (source.load, source.levels):
+            with pytest.raises(CheckpointError, match=message):
+                read(f"{QUERY}.weight")
+
+
+def even(scales, zeros, bits=4, codes=None):
+    """Two rows in two groups of 32."""
+    scales, zeros = (np.broadcast_to(np.asarray(values, np.float32), (2, 2)) for values in (scales, zeros))
+    drawn = np.arange(128).reshape(2, 64) % 2**bits if codes is None else codes
+    return EvenLevels(scales, zeros, drawn.astype(np.uint8), bits, np.arange(64) // 32)
+
+
+def test_a_negative_step_counts_codes_from_the_other_end():
+    levels = even([[0.5, -0.25], [-0.125, -1.0]], [[3, 8], [0, 15]])
+    np.testing.assert_array_equal(levels.to_hlq().dequantize(), levels.dequantize())
+
+
+def test_a_step_that_half_precision_rounds_is_off_by_that_alone():
+    exact, rounded = even(2.0**-24 * 3, 7), even(np.float32(0.1), 7)  # odd and subnormal over two; more than 11 bits
+    for levels, bound in ((exact, 1 / 3), (rounded, 2.0**-12)):
+        weights = levels.dequantize()
+        error = np.abs(levels.to_hlq().dequantize() - weights).max() / np.abs(weights).max()
+        assert 0 < error <= bound * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (even(20000.0, 7), "a scale of 20000: at 4 bits half precision holds those up to 16376"),
+        (even(1.0, 7.3), r"a zero point of 7\.3"),
+        (even(1.0, 200), "a zero point of 200"),
+    ],
+)
+def test_levels_that_no_blocks_hold_are_refused(levels, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        levels.to_hlq()
+
+
+def test_codes_may_cross_words_and_end_within_one():
+    codes = np.arange(70).reshape(35, 2) % 8
+    stream = sum(int(code) << 3 * place for place, code in enumerate(codes[:, 1]))
+    words = np.array([[0, stream >> 32 * place & 0xFFFFFFFF] for place in range(4)], dtype=np.uint32)
+    np.testing.assert_array_equal(unpack_stream(words, 3, 35)[:, 1], codes[:, 1])

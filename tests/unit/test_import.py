@@ -1,0 +1,120 @@
+"""elutq import: files of checkpoints that others have quantized, against what those stand for."""
+
+import json
+import logging
+import re
+
+import numpy as np
+import pytest
+from quantized_folders import write_gptq
+from typer.testing import CliRunner
+
+from elutq_cli.app import app
+from elutq_cli.pipeline.backend import NativeBackend
+from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.recipe import IMPORT, Recipe
+from elutq_cli.reference import Transformer
+from elutq_formats.errors import ElutqError
+from elutq_formats.model_file import ModelFile
+from elutq_formats.open_source import open_source
+from elutq_native import Model
+
+TOKENS = (np.arange(24) * 37 % 128).astype(np.int32)
+
+
+def import_model(folder, output, **options):
+    recipe = Recipe(method=IMPORT, **{"output_bits": 16, "embedding_bits": 16} | options)
+    with open_source(folder) as source, NativeBackend(2) as backend:
+        return quantize(source, output, recipe, None, backend)
+
+
+def relative(found, expected):
+    return np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+
+
+def logits_of(path):
+    with Model(path) as model, model.session(len(TOKENS), 1, "f16") as session:
+        return session.eval(TOKENS, all_logits=True)
+
+
+@pytest.fixture(scope="module")
+def gptq(tmp_path_factory):
+    """A folder of 4 bits in groups of 64, with zero points."""
+    folder = tmp_path_factory.mktemp("import") / "name-GPTQ"
+    write_gptq(folder)
+    return folder
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_runtime_computes_what_the_checkpoint_stands_for(tmp_path, bits):
+    write_gptq(tmp_path / "model", bits=bits, sym=bits == 3)
+    summary = import_model(tmp_path / "model", tmp_path / "model.gguf")
+    assert set(summary.errors.values()) == {0.0}
+    with open_source(tmp_path / "model") as source:
+        expected = Transformer(source).logits(TOKENS)
+    assert relative(logits_of(tmp_path / "model.gguf"), expected) < 0.01
+
+
+def test_a_file_names_kind_source_and_method_and_has_the_size_of_its_source(tmp_path):
+    write_gptq(tmp_path / "model", group_size=128)
+    import_model(tmp_path / "model", tmp_path / "model.gguf", embedding_bits=3)
+    file = ModelFile.open(tmp_path / "model.gguf")
+    matrices = [record for name, record in file.tensors.items() if name.startswith("blk.") and record.group_size]
+    assert {record.kind.name for record in matrices} == {"even16c"}
+    assert file.provenance["method"] == "import"
+    assert file.provenance["source"] == "model"
+    assert "bits" not in json.loads(file.provenance["recipe"])
+    assert "notes" not in file.provenance
+    assert file.tensors["token_embd.weight"].bits == 3
+    with open_source(tmp_path / "model") as source:
+        parts = [source.quantized(name).parts for name in source.names if source.quantized(name) is not None]
+        theirs = sum(len(part.read().tobytes()) for each in parts for key, part in each.items() if key[0] == "q")
+        theirs += sum(part.load().size * 2 for each in parts for key, part in each.items() if key == "scales")
+    assert sum(record.n_bytes for record in matrices) == pytest.approx(theirs, rel=0.01)
+
+
+def test_a_quantized_folder_is_a_source_like_any_other(tmp_path, gptq, caplog):
+    with open_source(gptq) as source, NativeBackend(2) as backend, caplog.at_level(logging.WARNING):
+        quantize(source, tmp_path / "again.gguf", Recipe(bits=4, output_bits=16, embedding_bits=16), None, backend)
+        expected = Transformer(source).logits(TOKENS)
+    told = "its weights have 4 bits already (gptq), and what that lost stays lost: elutq import keeps their levels"
+    assert [told in record.getMessage() for record in caplog.records] == [True]
+    assert any(told in note for note in ModelFile.open(tmp_path / "again.gguf").provenance["notes"])
+    assert relative(logits_of(tmp_path / "again.gguf"), expected) < 0.2
+
+
+def test_the_command_names_the_file_after_the_model_and_plans_it_with_dry_run(tmp_path, gptq, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planned = CliRunner().invoke(app, ["import", str(gptq), "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    assert re.search(
+        r"^blk\.1\.ffn_down\.weight +128 x 256 +4 bits, groups of 64, even16c$", planned.stdout, re.MULTILINE
+    )
+    assert not list(tmp_path.iterdir())
+    made = CliRunner().invoke(app, ["import", str(gptq)])
+    assert made.exit_code == 0, made.output
+    assert made.stdout.startswith("name-GPTQ.elutq.gguf: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["name-GPTQ.elutq.gguf"]
+    info = CliRunner().invoke(app, ["info", "name-GPTQ.elutq.gguf", "--no-measure"])
+    assert "4 g64 even16c" in info.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3}, "an imported checkpoint keeps its levels: it takes no bits"),
+        ({"rotate": True}, "it takes no rotate"),
+        ({"target_bpw": 3.0}, "a target of bits per weight needs method allocate, not import"),
+        ({"tensor_types": ("ffn=3",)}, "it takes no tensor types"),
+    ],
+)
+def test_what_would_need_stages_is_refused(options, message):
+    with pytest.raises(ElutqError, match=message):
+        Recipe(method=IMPORT, **options).resolved(False)
+    with pytest.raises(ElutqError, match="it takes no text to calibrate on"):
+        Recipe(method=IMPORT).resolved(True)
+
+
+def test_a_checkpoint_that_is_not_quantized_has_nothing_to_import(tmp_path, make_model):
+    with pytest.raises(ElutqError, match="novels-6m has no levels to keep: elutq quantize makes a model file of it"):
+        make_model(method=IMPORT)
