@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels, nearest
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import GROUP_SIZES
@@ -28,14 +29,14 @@ class UniformBackend(NativeBackend):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        grid: Grid = ANY_HALF,
-    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        kind: BlockKind = FREE16,
+    ) -> tuple[HalfArray, Centers, CodeArray]:
         """See ``fit.fit_groups``; importance is not looked at. On a grid of bytes levels stay even."""
         groups = weights.reshape(len(weights), -1, group_size)
         low, high = groups.min(axis=-1), groups.max(axis=-1)
         step = (high - low) / (2**bits - 1)
-        half_scales = grid.round_half_scales(step[..., None].astype(np.float64) * 2.0 ** np.arange(bits) / 2)
-        centers = grid.round_centers((low.astype(np.float64) + high) / 2)
+        half_scales = kind.round_half_scales(step[..., None].astype(np.float64) * 2.0 ** np.arange(bits) / 2)
+        centers = kind.round_centers((low.astype(np.float64) + high) / 2)
         return half_scales, centers, nearest(groups, levels(half_scales, centers)).reshape(weights.shape)
 
 
@@ -43,7 +44,7 @@ class FixedCodesBackend(NativeBackend):
     """Error feedback as ELUTQ's own code has it: the codes are chosen before a group's columns are compensated."""
 
     def feedback_columns(
-        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: Centers
     ) -> tuple[CodeArray, FloatArray]:
         """See ``feedback.feedback_columns``."""
         group_levels = levels(half_scales, centers)

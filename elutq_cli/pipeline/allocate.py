@@ -297,8 +297,8 @@ def measure_errors(
     sampled = _spread_rows(len(weights), SAMPLED_ROWS)
     rows, errors = weights[sampled], {}
     of_weights = Sizes.of([weights])
-    for layout, grid in dict.fromkeys(option.settle_for(of_weights) for option in options):
-        difference = backend.place(feedback(rows, factor, layout, backend, grid).dequantize()) - rows
+    for layout, kind in dict.fromkeys(option.settle_for(of_weights) for option in options):
+        difference = backend.place(feedback(rows, factor, layout, backend, kind).dequantize()) - rows
         of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
         errors[layout] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)
     sizes = backend.fetch((weights * weights).sum(-1)).astype(np.float64)

@@ -10,11 +10,12 @@ from elutq_cli.pipeline.blas import one_blas_thread
 from elutq_cli.pipeline.crew import Crew
 from elutq_cli.pipeline.feedback import feedback_columns
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
-from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
 from elutq_cli.pipeline.refine import CODE_SWEEPS, LEAST_PULL, refine_group
 from elutq_cli.pipeline.stage import Item, Result
 from elutq_cli.pipeline.torch_device import prepare_torch
 from elutq_cli.reference import Array, Namespace
+from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import default_threads
 from elutq_native.quantizer import Quantizer
@@ -58,13 +59,13 @@ class NumpyBackend(OnProcessor):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        grid: Grid = ANY_HALF,
-    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        kind: BlockKind = FREE16,
+    ) -> tuple[HalfArray, Centers, CodeArray]:
         """See ``fit.fit_groups``."""
-        return fit_groups(weights, bits, group_size, importance, grid)
+        return fit_groups(weights, bits, group_size, importance, kind)
 
     def feedback_columns(
-        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: Centers
     ) -> tuple[CodeArray, FloatArray]:
         """See ``feedback.feedback_columns``."""
         return feedback_columns(weights, factor, half_scales, centers)
@@ -72,14 +73,14 @@ class NumpyBackend(OnProcessor):
     def refine_group(
         self,
         half_scales: HalfArray,
-        centers: HalfArray,
+        centers: Centers,
         codes: CodeArray,
         residual: FloatArray,
         hessian: FloatArray,
-        grid: Grid = ANY_HALF,
-    ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+        kind: BlockKind = FREE16,
+    ) -> tuple[HalfArray, Centers, CodeArray, FloatArray]:
         """See ``refine.refine_group``."""
-        return refine_group(half_scales, centers, codes, residual, hessian, grid)
+        return refine_group(half_scales, centers, codes, residual, hessian, kind)
 
     def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
         """See ``elutq_formats.hlq.pack``."""
@@ -109,14 +110,16 @@ class NativeBackend(OnProcessor):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        grid: Grid = ANY_HALF,
-    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        kind: BlockKind = FREE16,
+    ) -> tuple[HalfArray, Centers, CodeArray]:
         """See ``fit.fit_groups``."""
         starts = starting_points(bits)
-        return self._quantizer.fit(weights, starts, group_size, importance, ITERATIONS, PROXIMITY, grid.exponent)
+        grid = kind.number, kind.exponent
+        found = self._quantizer.fit(weights, starts, group_size, importance, ITERATIONS, PROXIMITY, *grid)
+        return found[0], found[1].astype(kind.centers_type), found[2]
 
     def feedback_columns(
-        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: Centers
     ) -> tuple[CodeArray, FloatArray]:
         """See ``feedback.feedback_columns``."""
         return self._quantizer.feedback(weights, factor, half_scales, centers)
@@ -124,16 +127,16 @@ class NativeBackend(OnProcessor):
     def refine_group(
         self,
         half_scales: HalfArray,
-        centers: HalfArray,
+        centers: Centers,
         codes: CodeArray,
         residual: FloatArray,
         hessian: FloatArray,
-        grid: Grid = ANY_HALF,
-    ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+        kind: BlockKind = FREE16,
+    ) -> tuple[HalfArray, Centers, CodeArray, FloatArray]:
         """See ``refine.refine_group``."""
-        return self._quantizer.refine(
-            half_scales, centers, codes, residual, hessian, CODE_SWEEPS, LEAST_PULL, grid.exponent
-        )
+        grid = kind.number, kind.exponent
+        found = self._quantizer.refine(half_scales, centers, codes, residual, hessian, CODE_SWEEPS, LEAST_PULL, *grid)
+        return found[0], found[1].astype(kind.centers_type), *found[2:]
 
     def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:
         """See ``elutq_formats.hlq.pack``."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels, nearest
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
 from elutq_cli.pipeline.products import (
     column_blocks,
     left_upper,
@@ -24,6 +24,7 @@ from elutq_cli.pipeline.products import (
 )
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
+from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 
@@ -33,13 +34,13 @@ LEAF = 128
 REFITS = 1
 """Times that a group's levels are fitted again, see ``quantize_group``."""
 
-Group: TypeAlias = tuple[HalfArray, HalfArray, CodeArray, FloatArray]
+Group: TypeAlias = tuple[HalfArray, Centers, CodeArray, FloatArray]
 """Half scales, centers, codes and errors of a group's rows."""
 
 log = logging.getLogger(__name__)
 
 
-def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, grid: Grid = ANY_HALF) -> HLQTensor:
+def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, kind: BlockKind = FREE16) -> HLQTensor:
     """Quantize a matrix so that its output error on the calibration inputs is small.
 
     Group by group from the left: the levels are fitted and the columns rounded in turn (``quantize_group``), then what
@@ -51,7 +52,7 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, gr
         factor: (columns, columns) float32, from ``inverse_factor`` of the Hessian of the inputs.
         layout: how it is to be stored.
         backend: runs the inner loops.
-        grid: what half scales and centers are rounded to, from ``layout.settle`` of the whole matrix.
+        kind: what half scales and centers are rounded to, from ``layout.settle`` of the whole matrix.
 
     Source: GPTQ (Frantar et al. 2022) with ELUTQ's levels. ELUTQ's own code keeps the codes chosen before
     compensation; here the compensated weight is rounded, which is better at every number of bits.
@@ -60,7 +61,7 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, gr
     rows, columns = weights.shape
     all_errors = backend.empty((rows, columns))
     half_scales = np.empty((rows, columns // group_size, bits), dtype=np.float16)
-    centers = np.empty(half_scales.shape[:2], dtype=np.float16)
+    centers = np.empty(half_scales.shape[:2], dtype=kind.centers_type)
     codes = np.empty((rows, columns), dtype=np.uint8)
     for block in column_blocks(columns, group_size):
         now = weights[:, block] + 0.0
@@ -69,16 +70,16 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, gr
         errors = np.empty_like(compensated)
         for inside in pieces(compensated.shape[1], group_size):
             group = (block.start + inside.start) // group_size
-            found = quantize_group(compensated[:, inside], own[inside, inside], bits, backend, grid)
+            found = quantize_group(compensated[:, inside], own[inside, inside], bits, backend, kind)
             places = half_scales[:, group], centers[:, group], codes[:, block][:, inside], errors[:, inside]
             rest = compensated[:, inside.stop :], own[inside, inside.stop :]
             backend.map(partial(_keep, places, found, *rest), pieces(rows))
         all_errors[:, block] = backend.place(errors)
-    return HLQTensor(half_scales, centers, codes, group_size, grid.kind)
+    return HLQTensor(half_scales, centers, codes, group_size, kind)
 
 
 def quantize_group(
-    weights: FloatArray, factor: FloatArray, bits: int, backend: Backend, grid: Grid = ANY_HALF
+    weights: FloatArray, factor: FloatArray, bits: int, backend: Backend, kind: BlockKind = FREE16
 ) -> Group:
     """Fit one group's levels and round its columns.
 
@@ -94,7 +95,7 @@ def quantize_group(
         factor: (group_size, group_size) float32, this group's diagonal block of U.
         bits: bit-planes.
         backend: runs the inner loops.
-        grid: what half scales and centers are rounded to.
+        kind: what half scales and centers are rounded to.
 
     Returns:
         half_scales (rows, bits) float16, centers (rows,) float16, codes and errors (rows, group_size) as
@@ -104,7 +105,7 @@ def quantize_group(
     importance = (1.0 / diagonal**2).astype(np.float32)
 
     def fit_and_round(target: FloatArray) -> Group:
-        half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance, grid)
+        half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance, kind)
         found = half_scales[:, 0], centers[:, 0]
         return *found, *backend.feedback_columns(weights, factor, *found)
 
@@ -139,7 +140,7 @@ def _row_energy(errors: FloatArray) -> FloatArray:
 
 
 def feedback_columns(
-    weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+    weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: Centers
 ) -> tuple[CodeArray, FloatArray]:
     """Round a group's columns in turn; each column's error is taken out of the columns to its right.
 

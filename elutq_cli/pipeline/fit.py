@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels, nearest, signs
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest, signs
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
+from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.hlq import HLQTensor
 
 DoubleArray = npt.NDArray[np.float64]
@@ -35,7 +36,7 @@ GROUPS_AT_ONCE = 8192
 
 
 def fit(
-    weights: FloatArray, hessian: Array | None, layout: Layout, backend: Backend, grid: Grid = ANY_HALF
+    weights: FloatArray, hessian: Array | None, layout: Layout, backend: Backend, kind: BlockKind = FREE16
 ) -> HLQTensor:
     """Quantize a matrix group by group, each column weighted by its diagonal element of the Hessian if there is one.
 
@@ -44,15 +45,15 @@ def fit(
         hessian: (columns, columns) float32, X^T X of the inputs up to a factor, or None: all columns count the same.
         layout: how it is to be stored.
         backend: runs the inner loop.
-        grid: what half scales and centers are rounded to, from ``layout.settle`` of the whole matrix.
+        kind: what half scales and centers are rounded to, from ``layout.settle`` of the whole matrix.
     """
     importance = None
     if hessian is not None:
         # Where no input of a group is ever used, any levels do as well; the weights' own are as good as others.
         by_group = backend.fetch(hessian.diagonal()).reshape(-1, layout.group_size)
         importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
-    half_scales, centers, codes = backend.fit_groups(weights, layout.bits, layout.group_size, importance, grid)
-    return HLQTensor(half_scales, centers, codes, layout.group_size, grid.kind)
+    half_scales, centers, codes = backend.fit_groups(weights, layout.bits, layout.group_size, importance, kind)
+    return HLQTensor(half_scales, centers, codes, layout.group_size, kind)
 
 
 def starting_points(bits: int) -> DoubleArray:
@@ -70,8 +71,8 @@ def fit_groups(
     bits: int,
     group_size: int,
     importance: FloatArray | None = None,
-    grid: Grid = ANY_HALF,
-) -> tuple[HalfArray, HalfArray, CodeArray]:
+    kind: BlockKind = FREE16,
+) -> tuple[HalfArray, Centers, CodeArray]:
     """Fit the levels of every group of a matrix, round them and give each weight the nearest.
 
     Args:
@@ -80,7 +81,7 @@ def fit_groups(
         group_size: columns that share their levels.
         importance: (columns,) float32, what a squared error in a column costs; not negative, and not all zero within
             a group. None: 1 everywhere.
-        grid: what half scales and centers are rounded to.
+        kind: what half scales and centers are rounded to.
 
     Returns:
         half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
@@ -96,8 +97,8 @@ def fit_groups(
         part = slice(first, first + GROUPS_AT_ONCE)
         statistics = SortedGroups.of(groups[:, part], repeated[:, part])
         best_half_scales, best_centers = fit_sorted(statistics, starting_points(bits))
-        half_scales[:, part] = grid.round_half_scales(best_half_scales)
-        centers[part] = grid.round_centers(best_centers + statistics.middle)
+        half_scales[:, part] = kind.round_half_scales(best_half_scales)
+        centers[part] = kind.round_centers(best_centers + statistics.middle)
     codes = nearest(groups.T, levels(half_scales.T, centers))
     shape = rows, columns // group_size
     return half_scales.T.reshape(*shape, bits), centers.reshape(shape), codes.reshape(rows, columns)

@@ -1,19 +1,21 @@
 """How a quantized matrix lies in the file: what its size follows from, and what is chosen for each."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from elutq_cli.pipeline.levels import ANY_HALF, Grid
 from elutq_cli.reference import Array
-from elutq_formats.block_kind import BlockKind
-from elutq_formats.constants import HLQ_MAX_BITS, TILE_ROWS
+from elutq_formats.block_kind import FREE16, BlockKind
+from elutq_formats.constants import HLQ_MAX_BITS, MAX_EXPONENT, TILE_ROWS
 from elutq_formats.hlq import block_bytes
 
-FREE16, FREE8 = "free16", "free8"
-"""Kinds of blocks: half scales and centers as float16, or as bytes times a power of two of the matrix."""
+FREE8 = "free8"
 
-KIND_OF_SCALES = {8: FREE8, 16: FREE16}
+KIND_OF_SCALES = {8: FREE8, 16: FREE16.name}
 """By the bits that a half scale or a center takes."""
+
+BYTES_BELOW = 7
+"""Bytes alone are below two to the minus this."""
 
 MOST_SPREAD, SPREAD_PER_BIT = 128.0, 2.5
 """Matrices whose bytes reach further than this times the mean magnitude of their weights, at 4 bits, and at each bit
@@ -46,6 +48,21 @@ class Sizes:
         return cls(largest, total / n_weights)
 
 
+def bytes_reaching(largest: float) -> BlockKind:
+    """Return the finest bytes in which half scales and centers reach ``largest``, or nearly.
+
+    Bytes have five bits of mantissa, or four, down to a 128th of what they reach, and even steps below. The lowest
+    exponent reaches 2**-7, however small ``largest`` is.
+    """
+    reach = math.frexp(largest)[1] if largest > 0.0 else -MAX_EXPONENT
+    return BlockKind(FREE8, min(max(reach + BYTES_BELOW, 0), MAX_EXPONENT))
+
+
+def reach_of(kind: BlockKind) -> float:
+    """Return what all numbers of a kind of bytes are below."""
+    return math.ldexp(1.0, kind.exponent - BYTES_BELOW)
+
+
 @dataclass(frozen=True, order=True)
 class Layout:
     """How a quantized matrix is stored.
@@ -58,7 +75,7 @@ class Layout:
 
     bits: int
     group_size: int
-    kind: str = FREE16
+    kind: str = FREE16.name
 
     @property
     def bits_per_weight(self) -> float:
@@ -70,24 +87,24 @@ class Layout:
         """Its kind, with an exponent that changes no size."""
         return BlockKind(self.kind)
 
-    def settle(self, parts: Iterable[Array]) -> tuple["Layout", Grid]:
-        """Return how a matrix can be stored, and what its half scales and centers are rounded to.
+    def settle(self, parts: Iterable[Array]) -> tuple["Layout", BlockKind]:
+        """Return how a matrix can be stored, and the kind of its blocks, to which half scales and centers are rounded.
 
         Args:
-            parts: (rows, columns) float32 each, all that it is to be near: the grid is that of the whole matrix, whose
-                rows may be quantized apart. Not looked at where the kind does not need it.
+            parts: (rows, columns) float32 each, all that it is to be near: the exponent is that of the whole matrix,
+                whose rows may be quantized apart. Not looked at where the kind does not need it.
         """
-        return (self, ANY_HALF) if self.kind == FREE16 else self.settle_for(Sizes.of(parts))
+        return (self, FREE16) if self.kind == FREE16.name else self.settle_for(Sizes.of(parts))
 
-    def settle_for(self, sizes: Sizes) -> tuple["Layout", Grid]:
+    def settle_for(self, sizes: Sizes) -> tuple["Layout", BlockKind]:
         """Return the same for a matrix of which this is known."""
-        grid = Grid.of_bytes(sizes.largest)
+        kind = bytes_reaching(sizes.largest)
         spread = MOST_SPREAD * SPREAD_PER_BIT ** (HLQ_MAX_BITS - self.bits)
-        if self.kind == FREE16 or grid.reach > spread * sizes.mean:
-            return replace(self, kind=FREE16), ANY_HALF
-        return self, grid
+        if self.kind == FREE16.name or reach_of(kind) > spread * sizes.mean:
+            return replace(self, kind=FREE16.name), FREE16
+        return self, kind
 
     def __str__(self) -> str:
         """Return how messages name it."""
-        kind = "" if self.kind == FREE16 else f" of kind {self.kind}"
+        kind = "" if self.kind == FREE16.name else f" of kind {self.kind}"
         return f"{self.bits} bits, groups of {self.group_size}{kind}"

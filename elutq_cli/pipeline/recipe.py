@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
 from elutq_cli.pipeline.layout import KIND_OF_SCALES, Layout
-from elutq_cli.pipeline.levels import ANY_HALF, Grid
 from elutq_cli.reference import Array
-from elutq_formats.block_kind import BlockKind
+from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
@@ -243,12 +242,12 @@ class MatrixPlan:
         """What a weight takes."""
         return float(HALF_BITS) if self.layout is None else self.layout.bits_per_weight
 
-    def settle(self, parts: Iterable[Array]) -> tuple["MatrixPlan", Grid]:
-        """Return how it can be stored, and what its half scales and centers are rounded to: see ``Layout.settle``."""
+    def settle(self, parts: Iterable[Array]) -> tuple["MatrixPlan", BlockKind]:
+        """Return how it can be stored, and the kind with its exponent: see ``Layout.settle``."""
         if self.layout is None:
-            return self, ANY_HALF
-        layout, grid = self.layout.settle(parts)
-        return replace(self, layout=layout), grid
+            return self, FREE16
+        layout, kind = self.layout.settle(parts)
+        return replace(self, layout=layout), kind
 
     def record(self, shape: tuple[int, ...], error: float | None = None, kind: BlockKind | None = None) -> TensorRecord:
         """Return what the file says about it.

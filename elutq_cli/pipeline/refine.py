@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.fit import eliminate
-from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray, levels
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels
 from elutq_cli.pipeline.products import (
     column_blocks,
     multiply,
@@ -23,11 +23,12 @@ from elutq_cli.pipeline.products import (
 )
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
+from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.hlq import HLQTensor
 
 DoubleArray = npt.NDArray[np.float64]
 
-Group: TypeAlias = tuple[HalfArray, HalfArray, CodeArray, FloatArray]
+Group: TypeAlias = tuple[HalfArray, Centers, CodeArray, FloatArray]
 """Half scales, centers and codes of a group's rows, and by how much its weights grew."""
 
 PASSES = 2
@@ -47,7 +48,7 @@ when a group uses fewer than bits + 1 levels, and well above float32's rounding 
 
 
 def refine(
-    weights: Array, hessian: Array, start: HLQTensor, damping: float, backend: Backend, grid: Grid = ANY_HALF
+    weights: Array, hessian: Array, start: HLQTensor, damping: float, backend: Backend, kind: BlockKind = FREE16
 ) -> HLQTensor:
     """Lower the error of a quantized matrix: trace of D (H + ridge) D^T, D = W - Q.
 
@@ -63,7 +64,7 @@ def refine(
         start: a quantized form of the matrix, as ``feedback`` gives it.
         damping: relative to the Hessian's diagonal, see ``ridge``.
         backend: runs the inner loops.
-        grid: that of ``start``.
+        kind: that of ``start``.
 
     Source: block coordinate descent. The solve for scales is ELUTQ's closed form under H; descent on the codes is
     cyclic coordinate descent of the integer least squares problem.
@@ -83,7 +84,7 @@ def refine(
             group = (block.start + inside.start) // start.group_size
             places = half_scales[:, group], centers[:, group], codes[:, block][:, inside]
             own_block = np.ascontiguousarray(own[inside, inside])
-            found = backend.refine_group(*places, residual[:, inside], own_block, grid)
+            found = backend.refine_group(*places, residual[:, inside], own_block, kind)
             to_come = slice(inside.stop if sweep == SWEEPS - 1 else 0, None)
             others = residual[:, to_come], own[inside, to_come]
             backend.map(partial(_keep, (*places, grown[:, inside]), found, *others), pieces(len(residual)))
@@ -101,12 +102,12 @@ def _keep(places: Group, found: Group, residual: FloatArray, hessian: FloatArray
 
 def refine_group(
     half_scales: HalfArray,
-    centers: HalfArray,
+    centers: Centers,
     codes: CodeArray,
     residual: FloatArray,
     hessian: FloatArray,
-    grid: Grid = ANY_HALF,
-) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+    kind: BlockKind = FREE16,
+) -> tuple[HalfArray, Centers, CodeArray, FloatArray]:
     """Improve one group of each row where that lowers the row's error; the others stay as they are.
 
     A group that grows by s lowers d H d^T by s (2 r - s H), where r = (w - q) H; r - s H is r afterwards.
@@ -117,7 +118,7 @@ def refine_group(
         codes: (rows, group_size) uint8.
         residual: (rows, group_size) float32, this group's columns of (W - Q) H.
         hessian: (group_size, group_size) float32, positive definite: this group's diagonal block.
-        grid: what half scales and centers are rounded to.
+        kind: what half scales and centers are rounded to.
 
     Returns:
         half_scales, centers and codes anew, and by how much the dequantized weights grew: (rows, group_size) float32.
@@ -127,7 +128,7 @@ def refine_group(
     spread = [ordered_product(plane, hessian) for plane in features]
     across = ordered_product(np.ones((1, len(hessian)), dtype=np.float32), hessian)
     theta = solve_levels(half_scales, centers, features, spread, across, residual)
-    new_scales, new_centers = grid.round_half_scales(np.abs(theta[:bits]).T), grid.round_centers(theta[bits])
+    new_scales, new_centers = kind.round_half_scales(np.abs(theta[:bits]).T), kind.round_centers(theta[bits])
     negative = theta[:bits] < 0.0  # the same levels, under the codes with these planes flipped
     new_codes = codes ^ ((1 << np.arange(bits)) @ negative).astype(np.uint8)[:, None]
     moved = np.where(negative.T, -new_scales, new_scales).astype(np.float32) - half_scales
@@ -145,7 +146,7 @@ def refine_group(
     )
 
 
-def restore(half_scales: HalfArray, centers: HalfArray, codes: CodeArray) -> FloatArray:
+def restore(half_scales: HalfArray, centers: Centers, codes: CodeArray) -> FloatArray:
     """Return a group's dequantized weights: (rows, group_size) float32."""
     return np.take_along_axis(levels(half_scales, centers), codes.astype(np.intp), axis=1)
 
@@ -174,7 +175,7 @@ def ordered_sum(terms: npt.NDArray[np.floating]) -> DoubleArray:
 
 def solve_levels(
     half_scales: HalfArray,
-    centers: HalfArray,
+    centers: Centers,
     features: FloatArray,
     spread: Sequence[FloatArray],
     across: FloatArray,
@@ -218,7 +219,7 @@ def descend_codes(
     residual: FloatArray,
     hessian: FloatArray,
     half_scales: HalfArray,
-    centers: HalfArray,
+    centers: Centers,
     sweeps: int,
 ) -> tuple[CodeArray, FloatArray]:
     """Let each column's weights in turn take the code that lowers their row's error most, the others held.

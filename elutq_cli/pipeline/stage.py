@@ -13,8 +13,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.pipeline.levels import ANY_HALF, CodeArray, FloatArray, Grid, HalfArray
+from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray
 from elutq_cli.reference import Array, Namespace
+from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.hlq import HLQTensor
 
 Item = TypeVar("Item")
@@ -57,24 +58,24 @@ class Backend(Protocol):
         bits: int,
         group_size: int,
         importance: FloatArray | None = None,
-        grid: Grid = ANY_HALF,
-    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        kind: BlockKind = FREE16,
+    ) -> tuple[HalfArray, Centers, CodeArray]:
         """See ``fit.fit_groups``."""
 
     def feedback_columns(
-        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: Centers
     ) -> tuple[CodeArray, FloatArray]:
         """See ``feedback.feedback_columns``."""
 
     def refine_group(
         self,
         half_scales: HalfArray,
-        centers: HalfArray,
+        centers: Centers,
         codes: CodeArray,
         residual: FloatArray,
         hessian: FloatArray,
-        grid: Grid = ANY_HALF,
-    ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+        kind: BlockKind = FREE16,
+    ) -> tuple[HalfArray, Centers, CodeArray, FloatArray]:
         """See ``refine.refine_group``."""
 
     def pack(self, tensor: HLQTensor) -> npt.NDArray[np.uint8]:

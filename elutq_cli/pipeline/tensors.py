@@ -16,7 +16,7 @@ from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import check_finite, feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import FloatArray, Grid
+from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.linear import LinearInputs, Matrix
 from elutq_cli.pipeline.measure import measure, measured_rows
 from elutq_cli.pipeline.products import ROWS_AT_ONCE, pieces
@@ -26,6 +26,7 @@ from elutq_cli.pipeline.refine import refine
 from elutq_cli.pipeline.spool import Spool
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.names import gguf_name
@@ -116,8 +117,8 @@ class Tensors:
         name = self._stored_name(plan.name)
         target_of = correct or (lambda placed: placed)
         targets = (target_of(self._backend.place(weights)) for _, weights in self._source.load_by_rows(name))
-        plan, grid = plan.settle(targets)
-        quantize = partial(self._run_stages, plan.layout, grid, inputs)
+        plan, kind = plan.settle(targets)
+        quantize = partial(self._run_stages, plan.layout, kind, inputs)
         matrix = MatrixByRows(plan, self._source.shape(name), self._backend)
         for rows, weights in self._source.load_by_rows(name):
             placed = self._backend.place(weights)
@@ -154,11 +155,11 @@ class Tensors:
         """
         shape = tuple(weights.shape)
         begin = time.perf_counter()
-        plan, grid = plan.settle([weights])
+        plan, kind = plan.settle([weights])
         if plan.layout is None:
             matrix = Matrix(plan.record(shape), self._backend.fetch(weights).astype(np.float16))
         else:
-            tensor = self._run_stages(plan.layout, grid, inputs, weights)
+            tensor = self._run_stages(plan.layout, kind, inputs, weights)
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
             matrix = Matrix(plan.record(shape, error, tensor.kind), tensor)
         _log_done(matrix.record, begin)
@@ -173,17 +174,19 @@ class Tensors:
         else:
             self._spool.add(matrix.record, contents)
 
-    def _run_stages(self, layout: Layout | None, grid: Grid, inputs: LinearInputs | None, weights: Array) -> HLQTensor:
+    def _run_stages(
+        self, layout: Layout | None, kind: BlockKind, inputs: LinearInputs | None, weights: Array
+    ) -> HLQTensor:
         """Run the stages that the recipe and the calibration call for, on rows of a matrix that is to be quantized."""
         assert layout is not None
         if inputs is None or inputs.factor is None:
             hessian = None if inputs is None else inputs.hessian
-            return fit(self._backend.fetch(weights), hessian, layout, self._backend, grid)
+            return fit(self._backend.fetch(weights), hessian, layout, self._backend, kind)
         parts = []
         for rows in pieces(len(weights), ROWS_AT_ONCE):
-            part = feedback(weights[rows], inputs.factor, layout, self._backend, grid)
+            part = feedback(weights[rows], inputs.factor, layout, self._backend, kind)
             if self._recipe.method != "feedback":
-                part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend, grid)
+                part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend, kind)
             parts.append(part)
         return HLQTensor.concatenate(parts)
 

@@ -122,6 +122,11 @@ class BlockKind:
         """Whether each group of a row has its own center."""
         return not self.is_even or bool(self.number & KIND_CENTERS)
 
+    @property
+    def centers_type(self) -> np.dtype[Any]:
+        """What centers are held in: of even kinds float32, as products of a half scale and a whole number."""
+        return np.dtype(np.float32 if self.is_even else np.float16)
+
     def scales_bytes(self, bits: int) -> int:
         """Bytes of a block's half scales and centers: a multiple of 32."""
         width = 1 if self.has_bytes else 2

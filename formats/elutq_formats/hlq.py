@@ -59,9 +59,9 @@ class HLQTensor:
                 f"{self.codes.shape} in groups of {self.group_size}"
             )
         dtypes = [part.dtype for part in (self.half_scales, self.centers, self.codes)]
-        expected = [np.float16, np.float32 if self.kind.is_even else np.float16, np.uint8]
+        expected = [np.dtype(np.float16), self.kind.centers_type, np.dtype(np.uint8)]
         if dtypes != expected:
-            raise ValueError(f"half_scales, centers and codes are {dtypes}, not {[kind.__name__ for kind in expected]}")
+            raise ValueError(f"half_scales, centers and codes are {dtypes}, not {[kind.name for kind in expected]}")
 
     @property
     def bits(self) -> int:

@@ -9,6 +9,7 @@ from elutq_native.library import check_use, ffi, lib
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
+CenterArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 CodeArray = npt.NDArray[np.uint8]
 NumberArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint8] | npt.NDArray[np.int8]
 
@@ -48,8 +49,9 @@ class Quantizer:
         importance: FloatArray | None,
         iterations: int,
         proximity: float,
-        exponent: int | None = None,
-    ) -> tuple[HalfArray, HalfArray, CodeArray]:
+        kind: int = 0,
+        exponent: int = 0,
+    ) -> tuple[HalfArray, FloatArray, CodeArray]:
         """Fit levels to every group and give each weight the nearest.
 
         Args:
@@ -60,10 +62,11 @@ class Quantizer:
                 group. None: 1 everywhere.
             iterations: most rounds of assignment and solve per start.
             proximity: pull towards the present levels in each solve, relative to the sum of a group's importances.
-            exponent: of two, of a matrix that holds half scales and centers as bytes, 0 to 23; None: as float16.
+            kind: ``ELUTQ_KIND_...`` of the blocks to whose half scales and centers levels are rounded.
+            exponent: of the matrix, where those are bytes.
 
         Returns:
-            half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
+            half_scales (rows, groups, bits) float16, centers (rows, groups) float32, codes (rows, columns) uint8.
 
         Raises:
             ValueError: an array's shape or a parameter is out of range.
@@ -77,7 +80,7 @@ class Quantizer:
         starts = np.ascontiguousarray(starts, dtype=np.float64)
         bits = starts.shape[1] - 1
         half_scales = np.empty((rows, columns // group_size, bits), dtype=np.float16)
-        centers = np.empty(half_scales.shape[:2], dtype=np.float16)
+        centers = np.empty(half_scales.shape[:2], dtype=np.float32)
         codes = np.empty((rows, columns), dtype=np.uint8)
         if importance is not None:
             importance = np.ascontiguousarray(importance, dtype=np.float32)
@@ -95,16 +98,17 @@ class Quantizer:
                 len(starts),
                 iterations,
                 proximity,
-                lib.ELUTQ_ANY_HALF if exponent is None else exponent,
+                kind,
+                exponent,
                 _pointer("uint16_t *", half_scales),
-                _pointer("uint16_t *", centers),
+                _pointer("float *", centers),
                 _pointer("uint8_t *", codes),
             )
         _check(status)
         return half_scales, centers, codes
 
     def feedback(
-        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: HalfArray
+        self, weights: FloatArray, factor: FloatArray, half_scales: HalfArray, centers: CenterArray
     ) -> tuple[CodeArray, FloatArray]:
         """Round one group's columns in turn, each column's error taken out of the columns to its right.
 
@@ -112,7 +116,7 @@ class Quantizer:
             weights: (rows, group_size) float32, finite, left unchanged; may be a slice of columns.
             factor: (group_size, group_size) float32, upper triangular; may be a block of a larger array.
             half_scales: (rows, bits) float16.
-            centers: (rows,) float16.
+            centers: (rows,) float16 or float32.
 
         Returns:
             codes (rows, group_size) uint8, errors (rows, group_size) float32.
@@ -130,7 +134,7 @@ class Quantizer:
         weights, stride = _rows(weights)
         factor, factor_stride = _rows(factor)
         half_scales = np.ascontiguousarray(half_scales, dtype=np.float16)
-        centers = np.ascontiguousarray(centers, dtype=np.float16)
+        centers = np.ascontiguousarray(centers, dtype=np.float32)
         codes = np.empty((rows, group_size), dtype=np.uint8)
         errors = np.empty((rows, group_size), dtype=np.float32)
         with self._handle.use() as pool:
@@ -144,7 +148,7 @@ class Quantizer:
                 _pointer("float *", factor),
                 factor_stride,
                 _pointer("uint16_t *", half_scales),
-                _pointer("uint16_t *", centers),
+                _pointer("float *", centers),
                 _pointer("uint8_t *", codes),
                 _pointer("float *", errors),
             )
@@ -154,25 +158,27 @@ class Quantizer:
     def refine(
         self,
         half_scales: HalfArray,
-        centers: HalfArray,
+        centers: CenterArray,
         codes: CodeArray,
         residual: FloatArray,
         hessian: FloatArray,
         sweeps: int,
         proximity: float,
-        exponent: int | None = None,
-    ) -> tuple[HalfArray, HalfArray, CodeArray, FloatArray]:
+        kind: int = 0,
+        exponent: int = 0,
+    ) -> tuple[HalfArray, FloatArray, CodeArray, FloatArray]:
         """Improve one group of every row under the group's block of the Hessian.
 
         Args:
             half_scales: (rows, bits) float16.
-            centers: (rows,) float16.
+            centers: (rows,) float16 or float32.
             codes: (rows, group_size) uint8; group_size a multiple of 4.
             residual: (rows, group_size) float32, (target - value) H; may be a slice of columns.
             hessian: (group_size, group_size) float32, symmetric, positive definite.
             sweeps: most times to go over all columns.
             proximity: added to the diagonal of each solve, relative to it.
-            exponent: as in ``fit``.
+            kind: as in ``fit``.
+            exponent: likewise.
 
         Returns:
             half_scales, centers and codes anew, and by how much the weights grew: (rows, group_size) float32.
@@ -187,7 +193,7 @@ class Quantizer:
             raise ValueError(f"residual, hessian, half_scales and centers {shapes} do not fit codes {codes.shape}")
         residual, stride = _rows(residual)
         hessian = np.ascontiguousarray(hessian, dtype=np.float32)
-        half_scales, centers = (np.array(old, dtype=np.float16, order="C") for old in (half_scales, centers))
+        half_scales, centers = np.array(half_scales, np.float16, order="C"), np.array(centers, np.float32, order="C")
         codes, grown = np.array(codes, dtype=np.uint8, order="C"), np.empty((rows, group_size), dtype=np.float32)
         with self._handle.use() as pool:
             status = lib.elutq_refine(
@@ -200,9 +206,10 @@ class Quantizer:
                 group_size,
                 sweeps,
                 proximity,
-                lib.ELUTQ_ANY_HALF if exponent is None else exponent,
+                kind,
+                exponent,
                 _pointer("uint16_t *", half_scales),
-                _pointer("uint16_t *", centers),
+                _pointer("float *", centers),
                 _pointer("uint8_t *", codes),
                 _pointer("float *", grown),
             )
@@ -279,5 +286,5 @@ def _check(status: int) -> None:
     if status != lib.ELUTQ_OK:
         raise ValueError(
             "bits must be 1 to 4, codes below 2^bits, groups at most 256 columns (and four at a time in refine), "
-            "starts at least 1, proximity positive and the exponent of bytes 0 to 23"
+            "starts at least 1, proximity positive, the kind one that is quantized to and the exponent of bytes 0 to 23"
         )

@@ -3,7 +3,7 @@
  * input both return the same bits, with any number of threads.
  *
  * A group of `group_size` consecutive columns of a row shares its levels c + sum_k (+-h_k); bit k - 1 of a code is the
- * sign of h_k. Half scales and centers are float16 as integers. No function keeps a pointer after it returns. Beside what
+ * sign of h_k. Half scales are float16 as integers. No function keeps a pointer after it returns. Beside what
  * stands below, each returns ELUTQ_ERROR_IN_USE or ELUTQ_ERROR_FORKED, and has done nothing, where the pool cannot run.
  */
 #ifndef ELUTQ_QUANTIZE_H
@@ -15,10 +15,9 @@
 #include "elutq.h"
 
 /*
- * Half scales and centers are rounded to what the matrix's file can hold: with `exponent` ELUTQ_ANY_HALF to float16, else,
- * 0 to ELUTQ_MAX_EXPONENT, to the numbers that bytes stand for in a matrix of that exponent (elutq_format.h).
+ * Half scales and centers are rounded to what blocks of the matrix's `kind` and `exponent` hold (elutq_format.h): of kind 0
+ * float16, with exponent 0; of ELUTQ_KIND_BYTES the numbers that bytes stand for.
  */
-#define ELUTQ_ANY_HALF 255
 
 /*
  * Fits levels to every group by alternating optimisation from each start in turn, keeps the best, rounds it and
@@ -36,7 +35,8 @@
  */
 int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_columns, size_t row_stride, unsigned bits,
               unsigned group_size, const float *importance, const double *starts, unsigned n_starts, unsigned n_iterations,
-              double proximity, unsigned exponent, uint16_t *half_scales, uint16_t *centers, uint8_t *codes);
+              double proximity, unsigned kind, unsigned exponent, uint16_t *half_scales, float *centers,
+              uint8_t *codes);
 
 /*
  * Rounds one group of columns to its levels, one column after the other, and takes each column's error out of those to its
@@ -53,7 +53,7 @@ int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_co
  */
 int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t row_stride, unsigned bits,
                    unsigned group_size, const float *factor, size_t factor_stride, const uint16_t *half_scales,
-                   const uint16_t *centers, uint8_t *codes, float *errors);
+                   const float *centers, uint8_t *codes, float *errors);
 
 /*
  * Improves one group of every row under the group's block of the Hessian: levels are solved for with the codes held, then
@@ -68,11 +68,11 @@ int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t
  *   codes        [n_rows][group_size], below 2^bits; changed in place
  *   grown        [n_rows][group_size], written: by how much the dequantized weights grew
  *
- * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size, proximity, exponent or a code out of range).
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size, proximity, kind, exponent or a code out of range).
  */
 int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, size_t n_rows, size_t row_stride,
-                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, unsigned exponent,
-                 uint16_t *half_scales, uint16_t *centers, uint8_t *codes, float *grown);
+                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, unsigned kind,
+                 unsigned exponent, uint16_t *half_scales, float *centers, uint8_t *codes, float *grown);
 
 /*
  * Lays a matrix out as the blocks of a model file (elutq_format.h), little-endian as this machine is taken to be.

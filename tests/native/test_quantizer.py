@@ -10,10 +10,9 @@ import pytest
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
-from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import ANY_HALF, Grid
-from elutq_formats.block_kind import KIND_NUMBERS, BlockKind
-from elutq_formats.constants import MAX_EXPONENT
+from elutq_cli.pipeline.layout import FREE8, Layout
+from elutq_formats.block_kind import FREE16, KIND_NUMBERS, BlockKind
+from elutq_formats.constants import KIND_BYTES, KIND_EVEN, MAX_EXPONENT
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import NativeError
@@ -64,9 +63,9 @@ def test_fit_equals_the_twin_where_levels_are_bytes(native, bits, exponent):
         random_weights(rng, 40, 128) * np.exp2(np.linspace(exponent - 30, exponent, 40, dtype=np.float32))[:, None]
     )
     importance = rng.gamma(0.5, size=128).astype(np.float32)
-    grid = Grid(exponent)
+    kind = BlockKind(FREE8, exponent)
     for given in (None, importance):
-        found, twin = native.fit_groups(weights, bits, 64, given, grid), fit_groups(weights, bits, 64, given, grid)
+        found, twin = native.fit_groups(weights, bits, 64, given, kind), fit_groups(weights, bits, 64, given, kind)
         assert [part.tobytes() for part in found] == [part.tobytes() for part in twin]  # zeros have a sign
 
 
@@ -106,11 +105,11 @@ def test_feedback_equals_the_twin(native, bits, group_size):
     rng = np.random.default_rng(bits + group_size)
     inputs = rng.normal(size=(400, 2 * group_size)) @ rng.normal(size=(2 * group_size, 2 * group_size))
     factor = inverse_factor((inputs.T @ inputs).astype(np.float32), 0.01, NumpyBackend())
-    for rows, grid in ((1, ANY_HALF), (16, ANY_HALF), (37, ANY_HALF), (16, Grid(9))):
+    for rows, kind in ((1, FREE16), (16, FREE16), (37, FREE16), (16, BlockKind(FREE8, 9))):
         weights = random_weights(rng, rows, 2 * group_size)
         assert_same(
-            [*_parts(feedback(weights, factor, Layout(bits, group_size), native, grid))],
-            [*_parts(feedback(weights, factor, Layout(bits, group_size), NumpyBackend(), grid))],
+            [*_parts(feedback(weights, factor, Layout(bits, group_size), native, kind))],
+            [*_parts(feedback(weights, factor, Layout(bits, group_size), NumpyBackend(), kind))],
         )
 
 
@@ -159,9 +158,9 @@ def test_impossible_arguments_are_refused():
     quantizer = Quantizer(1)
     weights = np.zeros((4, 512), dtype=np.float32)
 
-    def fit(bits=2, group_size=64, importance=None, starts=None, proximity=PROXIMITY, exponent=None):
+    def fit(bits=2, group_size=64, importance=None, starts=None, proximity=PROXIMITY, grid=(0, 0)):
         starts = starting_points(bits) if starts is None else starts
-        return quantizer.fit(weights, starts, group_size, importance, ITERATIONS, proximity, exponent)
+        return quantizer.fit(weights, starts, group_size, importance, ITERATIONS, proximity, *grid)
 
     fit()
     for wrong in (
@@ -174,8 +173,10 @@ def test_impossible_arguments_are_refused():
         {"starts": np.empty((0, 3))},
         {"proximity": 0.0},
         {"proximity": float("nan")},
-        {"exponent": MAX_EXPONENT + 1},
-        {"exponent": 254},
+        {"grid": (0, 1)},
+        {"grid": (KIND_BYTES, MAX_EXPONENT + 1)},
+        {"grid": (KIND_EVEN, 0)},
+        {"grid": (255, 0)},
     ):
         with pytest.raises(ValueError, match=r"columns|bits must be"):
             fit(**wrong)

@@ -15,13 +15,14 @@ from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.layout import FREE8, FREE16, Layout
+from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.sensitivity import gradient_squares
 from elutq_cli.reference import SHARED_INPUTS, Block, Transformer
 from elutq_cli.reference.backward import draw
+from elutq_formats.block_kind import FREE16
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
@@ -43,8 +44,8 @@ def tokens_of(checkpoint, count=6):
 
 def test_a_total_below_what_outliers_leave_is_refused():
     """Bytes would do with 2.1875 bits a weight; float16 scales, all that this matrix can have, take more."""
-    candidate = Candidate("model.layers.0.mlp.up_proj.weight", 4096, {Layout(2, 128, FREE16): 0.1})
-    assert spend([candidate], 2.375) == {candidate.name: Layout(2, 128, FREE16)}
+    candidate = Candidate("model.layers.0.mlp.up_proj.weight", 4096, {Layout(2, 128): 0.1})
+    assert spend([candidate], 2.375) == {candidate.name: Layout(2, 128)}
     with pytest.raises(ElutqError, match=r"2.2 bits per weight cannot be reached: .* the least is 2\.375"):
         spend([candidate], 2.2)
 
@@ -253,7 +254,7 @@ def test_a_fixed_tensor_takes_nothing_from_the_others(backend):
     assert all(0.8 * rate < found <= rate for found in free_rate.values()), free_rate
 
 
-@pytest.mark.parametrize(("scale_bits", "kind"), [(8, FREE8), (16, FREE16)])
+@pytest.mark.parametrize(("scale_bits", "kind"), [(8, FREE8), (16, FREE16.name)])
 def test_bits_and_groups_of_32_to_128_are_measured_in_the_recipes_kind(scale_bits, kind):
     every = itertools.product((1, 2, 3, 4), (128, 64, 32))
     usual = Recipe(scale_bits=scale_bits)
@@ -269,11 +270,11 @@ def test_matrices_that_bytes_do_not_suit_are_given_what_float16_takes(backend):
     hessian = np.eye(64, dtype=np.float32)
     options = stage._options(64, RECIPE)
     found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
-    assert set(found) == {replace(option, kind=FREE16) for option in options}
+    assert set(found) == {replace(option, kind=FREE16.name) for option in options}
     weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32)
     weights[3, 4] = 300.0  # at 4 bits too large beside the others
     found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
-    assert {layout.kind for layout in found if layout.bits == 4} == {FREE16}
+    assert {layout.kind for layout in found if layout.bits == 4} == {FREE16.name}
     assert {layout.kind for layout in found if layout.bits == 2} == {FREE8}
 
 

@@ -93,7 +93,7 @@ def quantized(checkpoint, backend):
             found.append((TensorRecord(here, 16, *values.shape), values.astype(np.float16)))
         else:
             layout, grid = Layout(2, 32, FREE8).settle([values])
-            record = TensorRecord(here, 2, *values.shape, group_size=32, kind=grid.kind)
+            record = TensorRecord(here, 2, *values.shape, group_size=32, kind=grid)
             found.append((record, pack(fit(values, None, layout, backend, grid))))
     return lambda: [(record, lambda contents=contents: contents) for record, contents in found]
 

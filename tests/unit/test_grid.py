@@ -5,7 +5,8 @@ import pytest
 
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.fit import fit_groups
-from elutq_cli.pipeline.levels import ANY_HALF, Grid
+from elutq_cli.pipeline.layout import FREE8, bytes_reaching
+from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import HLQTensor
 
 EXPONENTS = (0, 5, 23)
@@ -38,21 +39,21 @@ def random_values(exponent):
     return 2.0 ** (exponent + rng.uniform(-22, -6, 4000)) * rng.choice([-1.0, 1.0], 4000)
 
 
-KINDS = [(round_half_scales, half_scales_of_bytes), (Grid.round_centers, centers_of_bytes)]
+KINDS = [(round_half_scales, half_scales_of_bytes), (BlockKind.round_centers, centers_of_bytes)]
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
 @pytest.mark.parametrize(("rounding", "of_bytes"), KINDS)
 def test_what_a_byte_stands_for_is_kept(rounding, of_bytes, exponent):
     table = of_bytes(exponent)
-    np.testing.assert_array_equal(rounding(Grid(exponent), table).astype(np.float64), table)
+    np.testing.assert_array_equal(rounding(BlockKind(FREE8, exponent), table).astype(np.float64), table)
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
 @pytest.mark.parametrize(("rounding", "of_bytes"), KINDS)
 def test_values_go_to_the_nearest_of_those_and_large_ones_to_the_last(rounding, of_bytes, exponent):
     table, values = of_bytes(exponent), random_values(exponent)
-    found = rounding(Grid(exponent), values).astype(np.float64)
+    found = rounding(BlockKind(FREE8, exponent), values).astype(np.float64)
     wanted = values if table[0] < 0 else np.abs(values)
     assert np.isin(found, table).all()
     off = np.abs(found - wanted)
@@ -67,21 +68,21 @@ def test_values_go_to_the_nearest_of_those_and_large_ones_to_the_last(rounding, 
 
 @pytest.mark.parametrize("largest", [2.0**-9, 0.0021, 0.037, 0.25, 0.2499, 1.0, 3.1, 65504.0])
 def test_the_grid_of_a_matrix_reaches_its_largest_weight_and_no_finer_one_does(largest):
-    grid = Grid.of_bytes(largest)
+    grid = bytes_reaching(largest)
     rounded = grid.round_half_scales(np.array([largest])), grid.round_centers(np.array([-largest]))
     np.testing.assert_allclose(np.abs(np.concatenate(rounded)), largest, rtol=2.0**-5)
     if grid.exponent:
-        finer = Grid(grid.exponent - 1).round_half_scales(np.array([largest]))
+        finer = BlockKind(FREE8, grid.exponent - 1).round_half_scales(np.array([largest]))
         assert finer[0] < 0.99 * largest
 
 
 def test_the_grid_of_zeros_is_the_finest():
-    assert Grid.of_bytes(0.0) == Grid.of_bytes(1e-30) == Grid(0)
+    assert bytes_reaching(0.0) == bytes_reaching(1e-30) == BlockKind(FREE8, 0)
 
 
 def test_any_half_is_float16():
     values = random_values(10)
-    np.testing.assert_array_equal(ANY_HALF.round_centers(values), values.astype(np.float16))
+    np.testing.assert_array_equal(FREE16.round_centers(values), values.astype(np.float16))
 
 
 @pytest.mark.parametrize(("bits", "most"), [(1, 1.001), (2, 1.003), (3, 1.01), (4, 1.03)])
@@ -93,7 +94,7 @@ def test_levels_of_bytes_fit_nearly_as_well_as_any_half(bits, group_size, most):
     weights = (0.02 * spread * rng.standard_t(6, (96, 256))).astype(np.float32)
     error = []
     with NativeBackend(1) as backend:
-        for grid in (ANY_HALF, Grid.of_bytes(float(np.abs(weights).max()))):
+        for grid in (FREE16, bytes_reaching(float(np.abs(weights).max()))):
             fitted = HLQTensor(*backend.fit_groups(weights, bits, group_size, None, grid), group_size)
             error.append(np.square(fitted.dequantize() - weights).sum())
     print(error[1] / error[0])
@@ -103,6 +104,6 @@ def test_levels_of_bytes_fit_nearly_as_well_as_any_half(bits, group_size, most):
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_fitted_levels_are_of_bytes(bits):
     weights = np.random.default_rng(bits).normal(size=(20, 64)).astype(np.float32)
-    half_scales, centers, _ = fit_groups(weights, bits, 32, None, Grid(9))
+    half_scales, centers, _ = fit_groups(weights, bits, 32, None, BlockKind(FREE8, 9))
     assert np.isin(half_scales, half_scales_of_bytes(9)).all()
     assert np.isin(centers, centers_of_bytes(9)).all()

@@ -11,13 +11,13 @@ from elutq_cli.pipeline.allocate import measure_errors
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.feedback import inverse_factor
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.layout import FREE8, FREE16, KIND_OF_SCALES, Layout
-from elutq_cli.pipeline.levels import ANY_HALF, Grid
+from elutq_cli.pipeline.layout import FREE8, KIND_OF_SCALES, Layout, bytes_reaching
 from elutq_cli.pipeline.linear import LinearInputs
 from elutq_cli.pipeline.measure import sample_rows
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.tensors import Tensors
+from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import unpack
 from elutq_formats.model_tensors import EMBEDDING
 
@@ -59,26 +59,26 @@ def not_to_be_read():
 
 
 def test_a_kind_without_an_exponent_is_settled_unseen():
-    assert Layout(2, 32).settle(not_to_be_read()) == (Layout(2, 32), ANY_HALF)
+    assert Layout(2, 32).settle(not_to_be_read()) == (Layout(2, 32), FREE16)
     plan = MatrixPlan(EMBEDDING, None)
-    assert plan.settle(not_to_be_read()) == (plan, ANY_HALF)
+    assert plan.settle(not_to_be_read()) == (plan, FREE16)
 
 
 def test_the_exponent_is_that_of_the_largest_weight_of_any_part():
     parts = [np.full((2, 32), value, dtype=np.float32) for value in (0.1, -3.0, 0.2)]
-    assert BYTES.settle(parts) == (BYTES, Grid.of_bytes(3.0))
-    assert BYTES.settle(parts[:1]) == (BYTES, Grid.of_bytes(0.1)) != BYTES.settle(parts)
+    assert BYTES.settle(parts) == (BYTES, bytes_reaching(3.0))
+    assert BYTES.settle(parts[:1]) == (BYTES, bytes_reaching(0.1)) != BYTES.settle(parts)
 
 
 @pytest.mark.parametrize("largest", [0.0, 1e-7, 1e-6])
 def test_a_matrix_of_small_weights_keeps_float16(largest):
     weights = np.full((2, 32), -largest, dtype=np.float32)
-    assert BYTES.settle([weights]) == (Layout(2, 32), ANY_HALF)
-    assert BYTES.settle([weights, np.full((2, 32), 2.0**-9, dtype=np.float32)]) == (BYTES, Grid(0))
+    assert BYTES.settle([weights]) == (Layout(2, 32), FREE16)
+    assert BYTES.settle([weights, np.full((2, 32), 2.0**-9, dtype=np.float32)]) == (BYTES, BlockKind(FREE8, 0))
 
 
 @pytest.mark.parametrize(
-    ("outlier", "kinds"), [(20, 4 * [FREE8]), (200, 3 * [FREE8] + [FREE16]), (1000, [FREE8] + 3 * [FREE16])]
+    ("outlier", "kinds"), [(20, 4 * [FREE8]), (200, 3 * [FREE8] + [FREE16.name]), (1000, [FREE8] + 3 * [FREE16.name])]
 )
 def test_a_matrix_with_outliers_keeps_float16_where_its_bits_need_it(outlier, kinds):
     weights = np.random.default_rng(7).normal(size=(64, 256)).astype(np.float32)
@@ -98,10 +98,10 @@ def test_bytes_cost_little_wherever_they_are_kept(backend, bits, outlier):
     def error(grid):
         return np.square(fit(rest, None, layout, backend, grid).dequantize() - rest).sum()
 
-    assert error(grid) < 1.12 * error(ANY_HALF)
+    assert error(grid) < 1.12 * error(FREE16)
     if (bits, outlier) == (4, 400):
-        assert layout.kind == FREE16
-        assert error(Grid.of_bytes(outlier)) > 1.5 * error(ANY_HALF)
+        assert layout.kind == FREE16.name
+        assert error(bytes_reaching(outlier)) > 1.5 * error(FREE16)
 
 
 class Source:
@@ -150,7 +150,7 @@ def assert_of_bytes(tensor, grid):
     """Whether a matrix would lose nothing on this grid, and would on the next coarser one."""
 
     def is_kept(exponent):
-        other = Grid(exponent)
+        other = BlockKind(FREE8, exponent)
         kept = np.array_equal(other.round_half_scales(tensor.half_scales.astype(np.float64)), tensor.half_scales)
         return kept and np.array_equal(other.round_centers(tensor.centers.astype(np.float64)), tensor.centers)
 
@@ -167,7 +167,7 @@ def test_a_matrix_read_by_rows_has_the_grid_of_its_largest_target(backend, monke
     tensors_of(source, backend, spool, monkeypatch).add_by_rows(MatrixPlan(EMBEDDING, BYTES), target_of, inputs)
     assert source.n_read == 2
     tensor = unpack(spool.contents, len(weights), COLUMNS, 2, 32, spool.record.kind)
-    assert_of_bytes(tensor, Grid.of_bytes(factor * float(np.abs(weights).max())))
+    assert_of_bytes(tensor, bytes_reaching(factor * float(np.abs(weights).max())))
     error = np.square(tensor.dequantize() - factor * weights).sum() / np.square(factor * weights).sum()
     assert error < 0.13
 
@@ -182,7 +182,7 @@ def test_a_matrix_quantized_in_runs_of_rows_has_one_grid(backend, monkeypatch):
     weights = growing_weights()
     ours = tensors_of(Source(weights), backend, Kept(), monkeypatch)
     matrix = ours.quantize_matrix(MatrixPlan(NAME, BYTES), weights, some_inputs(backend), sample_rows(weights))
-    assert_of_bytes(matrix.contents, Grid.of_bytes(float(np.abs(weights).max())))
+    assert_of_bytes(matrix.contents, bytes_reaching(float(np.abs(weights).max())))
 
 
 def test_errors_of_small_weights_are_told_of_what_can_be_stored(backend):

@@ -9,8 +9,9 @@ from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit, fit_groups
 from elutq_cli.pipeline.layout import FREE8, Layout
-from elutq_cli.pipeline.levels import ANY_HALF, Grid, levels
+from elutq_cli.pipeline.levels import levels
 from elutq_cli.pipeline.refine import descend_codes, ordered_product, refine, refine_group, signs_of, solve_levels
+from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import HLQTensor
 
 BITS = (1, 2, 3, 4)
@@ -64,7 +65,7 @@ def test_levels_that_are_bytes_end_nearly_as_good(bits, most):
     layout, found = Layout(bits, 128, FREE8), []
     with NativeBackend(2) as backend:
         factor = inverse_factor(hessian, DAMPING, backend)
-        for grid in (ANY_HALF, layout.settle([weights])[1]):
+        for grid in (FREE16, layout.settle([weights])[1]):
             start = feedback(weights, factor, layout, backend, grid)
             refined = refine(weights, hessian, start, DAMPING, backend, grid)
             before, after = (row_errors(damp(hessian), weights, tensor) for tensor in (start, refined))
@@ -166,7 +167,7 @@ def test_c_gives_the_same_bits_as_the_twin_where_levels_are_bytes(bits):
     rng = np.random.default_rng(bits)
     weights = (rng.normal(size=(45, 64)) * np.exp2(np.linspace(-20, 6, 45))[:, None]).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 64))
-    grid = Grid(11)  # the last rows are above what it reaches, the first below
+    grid = BlockKind(FREE8, 11)  # the last rows are above what it reaches, the first below
     half_scales, centers, codes = fit_groups(weights, bits, 64, None, grid)
     residual = (weights - HLQTensor(half_scales, centers, codes, 64).dequantize()) @ hessian
     arguments = half_scales[:, 0], centers[:, 0], codes, residual, hessian, grid

@@ -21,7 +21,8 @@ struct feedback_task {
     unsigned bits, group_size;
     const float *factor;
     size_t factor_stride;
-    const uint16_t *half_scales, *centers;
+    const uint16_t *half_scales;
+    const float *centers;
     uint8_t *codes;
     float *errors;
 };
@@ -87,7 +88,7 @@ static void feedback_rows(void *context, unsigned thread, unsigned n_threads) {
 
 int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t row_stride, unsigned bits,
                    unsigned group_size, const float *factor, size_t factor_stride, const uint16_t *half_scales,
-                   const uint16_t *centers, uint8_t *codes, float *errors) {
+                   const float *centers, uint8_t *codes, float *errors) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         row_stride < group_size || factor_stride < group_size || n_rows > UINT32_MAX)
         return ELUTQ_ERROR_ARGUMENT;

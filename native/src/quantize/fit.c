@@ -27,8 +27,9 @@ struct fit_task {
     const double *starts;
     unsigned n_starts, n_iterations;
     double proximity;
-    unsigned exponent;
-    uint16_t *half_scales, *centers;
+    struct grid grid;
+    uint16_t *half_scales;
+    float *centers;
     uint8_t *codes;
 };
 
@@ -214,7 +215,7 @@ WITHIN void descend(const struct sorted_group *group, double *theta, unsigned bi
 }
 
 WIDE static void fit_group(const struct fit_task *task, const float *weights, const float *importance, uint16_t *half_scales,
-                      uint16_t *center, uint8_t *codes) {
+                      float *center, uint8_t *codes) {
     struct sorted_group group;
     struct solution best = {.error = INFINITY};
     unsigned bits = task->bits;
@@ -238,8 +239,8 @@ WIDE static void fit_group(const struct fit_task *task, const float *weights, co
         }
     }
     for (unsigned plane = 0; plane < bits; plane++)
-        half_scales[plane] = round_half_scale(best.theta[plane], task->exponent);
-    *center = round_center(best.theta[bits] + group.middle, task->exponent);
+        half_scales[plane] = round_half_scale(best.theta[plane], task->grid);
+    *center = round_center(best.theta[bits] + group.middle, task->grid);
 
     float levels[MAX_LEVELS], distance[ELUTQ_HLQ_MAX_GROUP_SIZE];
     uint32_t nearest[ELUTQ_HLQ_MAX_GROUP_SIZE];
@@ -280,12 +281,13 @@ static void fit_rows(void *context, unsigned thread, unsigned n_threads) {
 
 int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_columns, size_t row_stride, unsigned bits,
               unsigned group_size, const float *importance, const double *starts, unsigned n_starts, unsigned n_iterations,
-              double proximity, unsigned exponent, uint16_t *half_scales, uint16_t *centers, uint8_t *codes) {
+              double proximity, unsigned kind, unsigned exponent, uint16_t *half_scales, float *centers,
+              uint8_t *codes) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         n_columns % group_size != 0 || row_stride < n_columns || n_starts == 0 || !(proximity > 0.0) ||
-        n_rows > UINT32_MAX || !is_grid(exponent))
+        n_rows > UINT32_MAX || !is_grid(kind, exponent))
         return ELUTQ_ERROR_ARGUMENT;
-    struct fit_task task = {pool,   weights,  n_rows,       n_columns, row_stride, bits,        group_size, importance,
-                            starts, n_starts, n_iterations, proximity, exponent,   half_scales, centers,    codes};
+    struct fit_task task = {pool,   weights,  n_rows,       n_columns, row_stride,       bits,        group_size, importance,
+                            starts, n_starts, n_iterations, proximity, {kind, exponent}, half_scales, centers,    codes};
     return elutq_pool_run(pool, fit_rows, &task);
 }

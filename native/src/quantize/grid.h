@@ -17,21 +17,26 @@ static inline uint16_t nearest_byte(double magnitude, unsigned exponent, unsigne
     return elutq_float_to_half(elutq_half_to_float((uint16_t)(byte << shift)) * factor);
 }
 
-static inline bool is_grid(unsigned exponent) {
-    return exponent == ELUTQ_ANY_HALF || exponent <= ELUTQ_MAX_EXPONENT;
+/* What a matrix is rounded to. */
+struct grid {
+    unsigned kind, exponent;
+};
+
+static inline bool is_grid(unsigned kind, unsigned exponent) {
+    return kind == 0 ? exponent == 0 : kind == ELUTQ_KIND_BYTES && exponent <= ELUTQ_MAX_EXPONENT;
 }
 
-/* exponent: ELUTQ_ANY_HALF, or of the matrix whose half scales and centers are bytes. */
-static inline uint16_t round_half_scale(double magnitude, unsigned exponent) {
-    if (exponent == ELUTQ_ANY_HALF)
+static inline uint16_t round_half_scale(double magnitude, struct grid grid) {
+    if (grid.kind == 0)
         return elutq_float_to_half((float)fmin(magnitude, ELUTQ_LARGEST_HALF));
-    return nearest_byte(magnitude, exponent, ELUTQ_HALF_SCALE_SHIFT, 255);
+    return nearest_byte(magnitude, grid.exponent, ELUTQ_HALF_SCALE_SHIFT, 255);
 }
 
-static inline uint16_t round_center(double center, unsigned exponent) {
-    if (exponent == ELUTQ_ANY_HALF)
-        return elutq_float_to_half((float)fmin(fmax(center, -ELUTQ_LARGEST_HALF), ELUTQ_LARGEST_HALF));
-    return (uint16_t)((center < 0.0 ? 0x8000 : 0) | nearest_byte(fabs(center), exponent, ELUTQ_CENTER_SHIFT, 127));
+static inline float round_center(double center, struct grid grid) {
+    if (grid.kind == 0)
+        return elutq_half_to_float(elutq_float_to_half((float)fmin(fmax(center, -ELUTQ_LARGEST_HALF), ELUTQ_LARGEST_HALF)));
+    const unsigned sign = center < 0.0 ? 0x8000 : 0;
+    return elutq_half_to_float((uint16_t)(sign | nearest_byte(fabs(center), grid.exponent, ELUTQ_CENTER_SHIFT, 127)));
 }
 
 #endif

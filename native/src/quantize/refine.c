@@ -29,8 +29,9 @@ struct refine_task {
     size_t n_rows, row_stride;
     unsigned bits, group_size, n_sweeps;
     double proximity;
-    unsigned exponent;
-    uint16_t *half_scales, *centers;
+    struct grid grid;
+    uint16_t *half_scales;
+    float *centers;
     uint8_t *codes;
     float *grown;
 };
@@ -44,7 +45,8 @@ struct tile {
     float signs[MAX_BITS][SIZE][LANES];
     float spread[MAX_BITS][SIZE][LANES]; /* signs times the Hessian */
     float levels[MAX_LEVELS][LANES];
-    uint16_t half_scales[MAX_BITS][LANES], centers[LANES];
+    uint16_t half_scales[MAX_BITS][LANES];
+    float centers[LANES];
 };
 
 _Static_assert(2 * (sizeof(struct tile) + 2 * sizeof(((struct tile *)0)->values)) < ELUTQ_STACK_BYTES,
@@ -140,7 +142,7 @@ WITHIN void solve_levels(const struct refine_task *task, struct tile *tile, doub
         solve(matrix, step, bits + 1);
         for (unsigned i = 0; i < bits; i++)
             theta[i][lane] = step[i] + (double)elutq_half_to_float(tile->half_scales[i][lane]);
-        theta[bits][lane] = step[bits] + (double)elutq_half_to_float(tile->centers[lane]);
+        theta[bits][lane] = step[bits] + (double)tile->centers[lane];
     }
 }
 
@@ -152,14 +154,14 @@ WITHIN void move_levels(const struct refine_task *task, struct tile *tile) {
     uint32_t flipped[LANES];
     solve_levels(task, tile, theta);
     for (unsigned lane = 0; lane < LANES; lane++) {
-        const float old_center = elutq_half_to_float(tile->centers[lane]);
-        tile->centers[lane] = round_center(theta[bits][lane], task->exponent);
-        moved[bits][lane] = elutq_half_to_float(tile->centers[lane]) - old_center;
+        const float old_center = tile->centers[lane];
+        tile->centers[lane] = round_center(theta[bits][lane], task->grid);
+        moved[bits][lane] = tile->centers[lane] - old_center;
         flipped[lane] = 0;
         for (unsigned plane = 0; plane < bits; plane++) { /* negative: the same levels, under codes with this plane flipped */
             const bool negative = theta[plane][lane] < 0.0;
             const float old_scale = elutq_half_to_float(tile->half_scales[plane][lane]);
-            tile->half_scales[plane][lane] = round_half_scale(fabs(theta[plane][lane]), task->exponent);
+            tile->half_scales[plane][lane] = round_half_scale(fabs(theta[plane][lane]), task->grid);
             const float scale = elutq_half_to_float(tile->half_scales[plane][lane]);
             moved[plane][lane] = (negative ? -scale : scale) - old_scale;
             flipped[lane] |= (uint32_t)negative << plane;
@@ -259,11 +261,11 @@ static void refine_rows(void *context, unsigned thread, unsigned n_threads) {
 }
 
 int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, size_t n_rows, size_t row_stride,
-                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, unsigned exponent,
-                 uint16_t *half_scales, uint16_t *centers, uint8_t *codes, float *grown) {
+                 unsigned bits, unsigned group_size, unsigned n_sweeps, double proximity, unsigned kind,
+                 unsigned exponent, uint16_t *half_scales, float *centers, uint8_t *codes, float *grown) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         group_size % 4 != 0 || row_stride < group_size || !(proximity > 0.0) || n_rows > UINT32_MAX ||
-        !is_grid(exponent))
+        !is_grid(kind, exponent))
         return ELUTQ_ERROR_ARGUMENT;
     for (size_t i = 0; i < n_rows * group_size; i++) {
         if (codes[i] >> bits)
@@ -271,7 +273,7 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
     }
     struct refine_task task = {
         .pool = pool, .hessian = hessian, .residual = residual, .n_rows = n_rows, .row_stride = row_stride, .bits = bits,
-        .group_size = group_size, .n_sweeps = n_sweeps, .proximity = proximity, .exponent = exponent,
+        .group_size = group_size, .n_sweeps = n_sweeps, .proximity = proximity, .grid = {kind, exponent},
         .half_scales = half_scales, .centers = centers, .codes = codes, .grown = grown,
     };
     for (unsigned i = 0; i < group_size; i++)
