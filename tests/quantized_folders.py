@@ -106,7 +106,7 @@ def write_folder(folder, rng, settings, draw, parts, skipped=(), config=None):
         if "_proj" in name and len(shape) == 2 and not module.endswith(skipped or ("none",)):
             drawn = draw(*shape)
             weights[name] = drawn.weights()
-            tensors |= {f"{module}.{suffix}": part for suffix, part in parts(drawn).items()}
+            tensors |= {f"{module}.{suffix}": np.ascontiguousarray(part) for suffix, part in parts(drawn).items()}
         else:
             values_of = rng.standard_normal(shape) * 0.1 + (len(shape) == 1)
             tensors[name] = values_of.astype(np.float16)
@@ -126,3 +126,65 @@ def write_gptq(folder, rng=None, **settings):
         return Drawn.draw(rng, rows, columns, bits, size, settings["sym"], zeros=(offset, 2**bits - 1))
 
     return write_folder(folder, rng, settings, draw, lambda drawn: gptq_parts(drawn, offset))
+
+
+def awq_gemm_parts(drawn):
+    """Return the tensors of a matrix by suffix, as AutoAWQ's version GEMM stores it."""
+    return {
+        "qweight": _words_of_outputs(drawn.codes.T),
+        "qzeros": _words_of_outputs(drawn.zeros.T),
+        "scales": np.ascontiguousarray(drawn.scales.T),
+    }
+
+
+def awq_gemv_parts(drawn):
+    """Return the same as its version GEMV stores it: groups are filled up to whole words, and more where they are many.
+
+    The rest of the scales is what it is not read as: infinite.
+    """
+    groups = drawn.zeros.shape[1]
+    more = -groups % (8 * max(1, 128 // drawn.group_size))
+    return {
+        "qweight": np.ascontiguousarray(stream_of_bits(drawn.codes.T, 4).T),
+        "qzeros": np.ascontiguousarray(stream_of_bits(np.pad(drawn.zeros, ((0, 0), (0, more))).T, 4).T),
+        "scales": np.pad(drawn.scales, ((0, 0), (0, more))),
+    }
+
+
+def _words_of_outputs(codes):
+    """Pack codes (n, outputs) into words of eight outputs, in AWQ's order from the lowest bits on."""
+    in_order = codes.reshape(len(codes), -1, 8)[:, :, [0, 2, 4, 6, 1, 3, 5, 7]]
+    words = (in_order.astype(np.uint64) << np.arange(0, 32, 4, dtype=np.uint64)).sum(axis=-1)
+    return words.astype(np.uint32).view(np.int32)
+
+
+def compressed_parts(drawn, symmetric=False, pads=False):
+    """Return the same as compressed-tensors does; ``pads``: as it did, 3 bits in ten codes a word."""
+
+    def pack(codes):
+        if not pads:
+            return stream_of_bits(codes, drawn.bits)
+        in_word = 32 // drawn.bits
+        padded = np.pad(codes, ((0, -len(codes) % in_word), (0, 0))).reshape(-1, in_word, codes.shape[1])
+        words = (padded.astype(np.uint64) << (drawn.bits * np.arange(in_word, dtype=np.uint64))[:, None]).sum(axis=1)
+        return words.astype(np.uint32).view(np.int32)
+
+    parts = {
+        "weight_packed": np.ascontiguousarray(pack(drawn.codes.T).T),
+        "weight_scale": drawn.scales,
+        "weight_shape": np.array(drawn.codes.shape, dtype=np.int64),
+    }
+    return parts if symmetric else parts | {"weight_zero_point": pack(drawn.zeros)}
+
+
+def compressed_settings(symmetric=False, **scheme):
+    """Return the ``quantization_config`` of compressed-tensors, its one scheme with these entries."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 64}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": group | scheme},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+    }

@@ -72,8 +72,8 @@ def import_command(
     """Make a model file of a checkpoint that others quantized.
 
     Their levels are kept as they are; the error that elutq info prints of a matrix is what rounding its scales to half
-    precision did, 0 as a rule. Matrices of the blocks that are not quantized stay float16. GPTQ is read, of 2, 3 and 4
-    bits.
+    precision did, 0 as a rule. Matrices of the blocks that are not quantized stay float16. What is read: GPTQ, AWQ,
+    AutoRound and compressed-tensors (pack-quantized) of 2, 3 and 4 bits.
 
     Example: elutq import checkpoint-gptq -o imported.gguf
     """

@@ -34,6 +34,8 @@ def gptq_layout(settings: QuantizationSettings) -> StoredLayout:
     version = settings.text("checkpoint_format", "gptq")
     if version not in ZERO_OFFSETS or settings.values.get("is_marlin_format"):
         settings.refuse(f"its format is {version!r:.40}, and {' and '.join(ZERO_OFFSETS)} are read")
+    if settings.values.get("rotation"):
+        settings.refuse("its weights are rotated (rotation), in ways of which some need the inputs rotated too")
     return StoredLayout(SUFFIXES, partial(GPTQMatrix, ZERO_OFFSETS[version], settings))
 
 
@@ -94,7 +96,4 @@ class GPTQMatrix(QuantizedMatrix):
         """Return the group of each column."""
         if "g_idx" not in self.parts:
             return np.arange(self.shape[1]) // self.group_size
-        group_of = self.read_integers("g_idx").astype(np.intp)
-        if group_of.min() < 0 or group_of.max() >= n_groups:
-            self.refuse(f"its g_idx names a group that is none of its {n_groups}: the checkpoint is damaged")
-        return group_of
+        return self.check_groups("g_idx", self.read_integers("g_idx").astype(np.intp), n_groups)

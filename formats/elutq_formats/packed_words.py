@@ -17,7 +17,7 @@ def unpack_stream(words: Words, bits: int, n_codes: int) -> npt.NDArray[np.uint8
     """Unpack a stream of bits, the lowest of a word first; at 3 bits some codes begin in a word and end in the next.
 
     Args:
-        words: (n_words, n) uint32: streams side by side, each from top to bottom.
+        words: (n_words or more, n) uint32: streams side by side, each from top to bottom.
         bits: of a code.
         n_codes: of a stream.
 
@@ -27,8 +27,8 @@ def unpack_stream(words: Words, bits: int, n_codes: int) -> npt.NDArray[np.uint8
     period = WORD_BITS // bits if WORD_BITS % bits == 0 else WORD_BITS
     n_periods = -(-n_codes // period)
     words_of_period = period * bits // WORD_BITS
-    missing = n_periods * words_of_period - len(words)
-    if missing:
+    words = words[: n_periods * words_of_period]
+    if missing := n_periods * words_of_period - len(words):
         words = np.pad(words, ((0, missing), (0, 0)))
     words = words.reshape(n_periods, words_of_period, -1)
     codes = np.empty((n_periods, period, words.shape[-1]), dtype=np.uint8)

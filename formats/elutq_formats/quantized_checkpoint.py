@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
+from elutq_formats.auto_round import auto_round_layout
+from elutq_formats.awq import awq_layout
+from elutq_formats.compressed_tensors import compressed_tensors_layout
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.gptq import gptq_layout
@@ -10,7 +13,13 @@ from elutq_formats.quantized_matrix import QuantizedMatrix, StoredLayout
 from elutq_formats.quantized_settings import QuantizationSettings
 from elutq_formats.stored_weights import StoredTensor, Tensor
 
-LAYOUTS: dict[str, Callable[[QuantizationSettings], StoredLayout]] = {"gptq": gptq_layout}
+LAYOUTS: dict[str, Callable[[QuantizationSettings], StoredLayout]] = {
+    "gptq": gptq_layout,
+    "awq": awq_layout,
+    "auto-round": auto_round_layout,
+    "intel/auto-round": auto_round_layout,
+    "compressed-tensors": compressed_tensors_layout,
+}
 """By what ``config.json`` calls the method."""
 
 

@@ -199,6 +199,16 @@ class QuantizedMatrix(ABC):
             self.refuse(f"its {suffix} holds a scale that is not finite: the checkpoint is damaged")
         return scales
 
+    def check_groups(self, suffix: str, group_of: npt.NDArray[np.intp], n_groups: int) -> npt.NDArray[np.intp]:
+        """Return the group of each column, as a part says.
+
+        Raises:
+            CheckpointError: it names one that is not there.
+        """
+        if group_of.min() < 0 or group_of.max() >= n_groups:
+            self.refuse(f"its {suffix} names a group that is none of its {n_groups}: the checkpoint is damaged")
+        return group_of
+
     @property
     def _rows_at_once(self) -> int:
         return max(1, PIECE_WEIGHTS // self.shape[1])

@@ -9,7 +9,7 @@ from elutq_formats.errors import UnsupportedModelError
 BITS = (2, 3, 4)
 """Bits of codes that are read."""
 
-_VARIES = ("dynamic", "extra_config", "config_groups")
+_VARIES = ("dynamic", "extra_config")
 """Keys under which some matrices have other bits or groups than the rest."""
 
 
@@ -66,13 +66,28 @@ class QuantizationSettings:
         Raises:
             UnsupportedModelError: that is not what the settings say, or its groups are not all of one size.
         """
+        if self.varies and columns % n_groups == 0:
+            return columns // n_groups
+        said = self.stated_group_size(columns)
+        if -(-columns // said) != n_groups:
+            self.refuse(f"{n_groups} groups in {columns} columns, and config.json has groups of {said}")
+        return said
+
+    def stated_group_size(self, columns: int) -> int:
+        """Return how many columns share a scale as the settings say: all where they say nothing, or -1.
+
+        Args:
+            columns: of a matrix.
+
+        Raises:
+            UnsupportedModelError: they say what is no size of groups.
+        """
         said = self.values.get("group_size", self.values.get("q_group_size"))
-        said = columns if said in (-1, None) else said
-        if isinstance(said, int) and said > 0 and -(-columns // said) == n_groups:
-            return min(said, columns)
-        if not self.varies or columns % n_groups:
-            self.refuse(f"{n_groups} groups in {columns} columns, and config.json has groups of {said!r:.20}")
-        return columns // n_groups
+        if said in (-1, None):
+            return columns
+        if not isinstance(said, int) or said < 1:
+            self.refuse(f"config.json has groups of {said!r:.20}")
+        return min(said, columns)
 
     def text(self, key: str, usual: str) -> str:
         """Return a setting that is a word; the usual one where there is none."""

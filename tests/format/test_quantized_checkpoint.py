@@ -153,7 +153,7 @@ LIES = {
     "float": ({"scales": lambda old: old.astype(np.float64)}, {}, "its scales is 'F64', not F16 or BF16 or F32"),
     "order": ({"g_idx": lambda old: old[:-1]}, {}, r"its g_idx has shape \[127\]"),
     "bits": ({}, {"bits": 3}, "config.json says 3 bits, and the tensors are of 4"),
-    "group-size": ({}, {"group_size": "64"}, "groups of '64'"),
+    "group-size": ({}, {"group_size": "64"}, "config.json has groups of '64'"),
     "8-bits": ({"qweight": np.ones((32, 128), np.int32)}, {"bits": 8}, "8 bits a weight: 2, 3, 4 are read"),
     "format": ({}, {"checkpoint_format": "bitblas"}, "its format is 'bitblas', and gptq and gptq_v2 are read"),
     "marlin": ({}, {"is_marlin_format": True}, "gptq and gptq_v2 are read"),
