@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from elutq_formats.bitnet import rounds_online
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.folder_texts import (
@@ -54,7 +55,7 @@ class Checkpoint(ModelSource):
         stored = {names[name]: tensor for name, tensor in tensors.items()}
         found: dict[str, Tensor] = dict(stored)
         notes = []
-        if quantization is not None and are_plain(found, config):
+        if quantization is not None and are_plain(found, config) and not rounds_online(quantization):
             method = quantization.method
             notes.append(f"config.json names a quantization ({method!r:.40}), but no tensor is quantized")
         elif quantization is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from elutq_formats.auto_round import auto_round_layout
 from elutq_formats.awq import awq_layout
+from elutq_formats.bitnet import bitnet_layout
 from elutq_formats.compressed_tensors import compressed_tensors_layout
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
@@ -19,6 +20,7 @@ LAYOUTS: dict[str, Callable[[QuantizationSettings], StoredLayout]] = {
     "auto-round": auto_round_layout,
     "intel/auto-round": auto_round_layout,
     "compressed-tensors": compressed_tensors_layout,
+    "bitnet": bitnet_layout,
 }
 """By what ``config.json`` calls the method."""
 
@@ -51,9 +53,9 @@ def assemble(
         if kind != "weight" or len(shape) != 2:
             continue
         parts = {suffix: tensors[f"{module}.{suffix}"] for suffix in layout.suffixes if f"{module}.{suffix}" in tensors}
-        if not parts:
+        if not parts or not layout.holds(module, parts):
             continue
-        if name in tensors:
+        if name in tensors and kind not in parts:
             settings.refuse(f"{module} is stored twice, as it was and quantized")
         for suffix in parts:
             del found[f"{module}.{suffix}"]

@@ -1,7 +1,7 @@
 """A matrix that others have quantized, as one tensor of a source: its weights, and the levels that they are on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -33,10 +33,12 @@ class StoredLayout:
     Attributes:
         suffixes: what names of their parts end in, in the place of ``weight``.
         open: makes a matrix of its name, its parts by suffix, and its shape.
+        holds: whether a matrix of this name, with these parts, at least one, is quantized.
     """
 
     suffixes: tuple[str, ...]
     open: "Callable[[str, Mapping[str, StoredTensor], tuple[int, ...]], QuantizedMatrix]"
+    holds: Callable[[str, Mapping[str, StoredTensor]], bool] = lambda name, parts: True
 
 
 class QuantizedMatrix(ABC):
@@ -83,7 +85,7 @@ class QuantizedMatrix(ABC):
         return f"INT{self.bits}"
 
     @property
-    def dtypes(self) -> tuple[str, ...]:
+    def dtypes(self) -> Collection[str]:
         """The types that ``load`` takes: its own."""
         return (self.dtype,)
 
@@ -95,7 +97,7 @@ class QuantizedMatrix(ABC):
         """
         read, wanted = self.open_rows(), range(*rows.indices(self.shape[0]))
         found = np.empty((len(wanted), self.shape[1]), dtype=np.float32)
-        at_once = self._rows_at_once
+        at_once = self.rows_at_once
 
         def fill(first: int) -> None:
             some = wanted[first : first + at_once]
@@ -117,7 +119,7 @@ class QuantizedMatrix(ABC):
             UnsupportedModelError: no HLQ matrix has these levels.
             CheckpointError: see ``open_rows``.
         """
-        read, at_once = self.open_rows(), self._rows_at_once
+        read, at_once = self.open_rows(), self.rows_at_once
         parts: dict[int, EvenLevels] = {}
 
         def fill(first: int) -> None:
@@ -210,5 +212,35 @@ class QuantizedMatrix(ABC):
         return group_of
 
     @property
-    def _rows_at_once(self) -> int:
+    def rows_at_once(self) -> int:
+        """How many rows are unpacked at once."""
         return max(1, PIECE_WEIGHTS // self.shape[1])
+
+
+class WholeMatrix(QuantizedMatrix):
+    """One that is stored as a single tensor, whose weights, as they are loaded, are on levels.
+
+    Attributes:
+        tensor: that holds it.
+    """
+
+    def __init__(self, name: str, tensor: StoredTensor, bits: int, group_size: int) -> None:
+        """Take what is known of it."""
+        super().__init__(name, {"weight": tensor}, tensor.shape)
+        self.tensor = tensor
+        self.bits, self.group_size = bits, group_size
+
+    @property
+    def dtype(self) -> str:
+        """See ``stored_weights.Tensor``."""
+        return self.tensor.dtype
+
+    @property
+    def dtypes(self) -> Collection[str]:
+        """See ``stored_weights.Tensor``."""
+        return self.tensor.dtypes
+
+    def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """See ``QuantizedMatrix``."""
+        first, end, step = rows.indices(self.shape[0])
+        return self.tensor.load(run, slice(first, end))[::step]
