@@ -67,7 +67,7 @@ def prepare(
     _check_texts(checkpoint)
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     recipe = recipe.resolved(calibration is not None)
-    plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint) if recipe.method == IMPORT else {})
+    plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint, backend.map) if recipe.method == IMPORT else {})
     check_target(config, recipe)
     held_out = None if calibration is None else calibration.held_out
     if recipe.tune and calibration is not None:

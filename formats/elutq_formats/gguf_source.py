@@ -12,6 +12,7 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelError
 from elutq_formats.gguf import GGML_TYPES, TensorInfo
 from elutq_formats.gguf_config import read_architecture, read_gguf_config
+from elutq_formats.gguf_matrix import gguf_tensor
 from elutq_formats.gguf_parts import open_parts
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
@@ -21,7 +22,7 @@ from elutq_formats.names import ROPE_FREQUENCIES, TOKEN_EMBEDDING, huggingface_n
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.sampling_defaults import SamplingDefaults
 from elutq_formats.source import ModelSource
-from elutq_formats.stored_weights import StoredTensor
+from elutq_formats.stored_weights import Tensor
 from elutq_formats.tensor_record import HLQ_VERSION_KEY
 
 COARSE_BITS = 5.0
@@ -39,11 +40,11 @@ class GGUFSource(ModelSource):
         self,
         path: Path,
         config: ModelConfig,
-        tensors: Mapping[str, StoredTensor],
+        tensors: Mapping[str, Tensor],
         tokenizer: GGUFTokenizer,
         sampling: SamplingDefaults,
         origin: Origin,
-        notes: tuple[str, ...],
+        loss: str | None,
     ) -> None:
         """Check what ``open`` found; ``tensors`` by the model's names."""
         super().__init__(path, config, tensors)
@@ -53,7 +54,8 @@ class GGUFSource(ModelSource):
         self.chat_template_place = self.tokenizer_place = path
         self.special_tokens = tokenizer.special_tokens
         self.sampling = sampling
-        self.notes = notes
+        self.notes = tokenizer.notes
+        self.loss = loss
 
     @classmethod
     def open(cls, path: Path) -> "GGUFSource":
@@ -82,13 +84,13 @@ class GGUFSource(ModelSource):
         divisors = _read_divisors(readers)
         config = read_gguf_config(metadata, infos, divisors, tokenizer.bos_token_id, tokenizer.eos_token_ids)
         order = partial(_row_order, config, architecture)
-        tensors: dict[str, StoredTensor] = {}
+        tensors: dict[str, Tensor] = {}
         for reader in readers:
             names = {name: _model_name(name) for name in reader.tensors if name != ROPE_FREQUENCIES}
             weights = GGUFWeights(reader, names, order)
-            tensors |= {name: StoredTensor(weights, name) for name in weights.shapes}
-        notes = (*tokenizer.notes, *_coarseness(infos))
-        return cls(path, config, tensors, tokenizer, read_sampling(metadata), _read_origin(metadata, path), notes)
+            tensors |= {name: gguf_tensor(weights, name) for name in weights.shapes}
+        origin = _read_origin(metadata, path)
+        return cls(path, config, tensors, tokenizer, read_sampling(metadata), origin, _coarseness(infos))
 
     @property
     def tokenizer_json(self) -> str:
@@ -150,15 +152,15 @@ def _row_order(config: ModelConfig, architecture: str, name: str, n_rows: int) -
     return None
 
 
-def _coarseness(infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """Return a note where the weights have been quantized to few bits: their mean over the matrices of the blocks."""
+def _coarseness(infos: Mapping[str, TensorInfo]) -> str | None:
+    """Return what was lost, in one line, where weights have few bits: their mean over the matrices of the blocks."""
     matrices = [info for name, info in infos.items() if name.startswith("blk.") and len(info.dims) > 1]
     n_weights = sum(math.prod(info.dims) for info in matrices)
     bits = 8 * sum(info.n_bytes for info in matrices) / max(1, n_weights)
     if bits > COARSE_BITS:
-        return ()
+        return None
     kinds = sorted({GGML_TYPES[info.ggml_type].name for info in matrices})
     return (
         f"its weights have {bits:.2f} bits already ({', '.join(kinds)}), and what that lost stays lost: the original "
-        "checkpoint, or a file of 8 bits, makes a better model",
+        "checkpoint, or a file of 8 bits, makes a better model"
     )

@@ -17,12 +17,13 @@ import numpy.typing as npt
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, FormatError
 from elutq_formats.hlq import HLQTensor
+from elutq_formats.levels_of_floats import find_levels
 from elutq_formats.model_tensors import check_tensors
 from elutq_formats.origin import Origin
 from elutq_formats.quantized_matrix import QuantizedMatrix
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.sampling_defaults import SamplingDefaults
-from elutq_formats.stored_weights import Tensor, WeightFile
+from elutq_formats.stored_weights import StoredTensor, Tensor, WeightFile
 from elutq_formats.tokenizer import Tokenizer
 
 Source = TypeVar("Source", bound="ModelSource")
@@ -146,6 +147,20 @@ class ModelSource(ABC):
         """Return how others have quantized a matrix, as far as headers tell; None where they have not."""
         tensor = self._tensor(name)
         return tensor if isinstance(tensor, QuantizedMatrix) else None
+
+    def find_levels(self, name: str, run: Run = map) -> bool:
+        """Look at every weight of a matrix; from then on one of floats that are on levels is a quantized one.
+
+        Returns:
+            Whether it is on levels.
+
+        Raises:
+            CheckpointError: see ``load``.
+        """
+        tensor = self._tensor(name)
+        if isinstance(tensor, StoredTensor):
+            self._tensors[name] = find_levels(name, tensor, run) or tensor
+        return self.quantized(name) is not None
 
     def levels(self, name: str, run: Run = map) -> HLQTensor | None:
         """Return a matrix that others have quantized, with their levels and codes; None where they have not.
