@@ -13,6 +13,8 @@ from elutq_cli.pipeline.blas import configure_blas
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored, and its children too
 configure_blas(1)  # before anything imports numpy: spinning BLAS threads starve tests that share the cores
 
+from elutq_native.products import has_rounded_products  # noqa: E402
+
 DATA = Path(__file__).parent / "data"
 NOVELS = DATA / "novels-6m"
 GOLDEN = DATA / "golden"
@@ -24,6 +26,9 @@ SENTENCEPIECES = ["▁", "▁▁", "▁I", "▁suppose", "▁said", "▁é"]
 SENTENCEPIECES += ["s", "aid", ",", "é", "\n", "a", "<0x", "##s", "end</w>", "</s", ">"]
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog")
 TEXT = " ".join(random.Random(0).choices(WORDS, k=600)) + "\n"
+needs_rounded_products = pytest.mark.skipif(
+    not has_rounded_products(), reason="this processor has no products of bfloat16"
+)
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 
 

@@ -20,7 +20,7 @@ from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.layout import Layout, Sizes
 from elutq_cli.pipeline.levels import FloatArray
-from elutq_cli.pipeline.products import multiply
+from elutq_cli.pipeline.products import multiply, multiply_rounded
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.sensitivity import gradient_squares
 from elutq_cli.pipeline.stage import Backend
@@ -226,7 +226,9 @@ def measure_candidates(
     Raises:
         ElutqError: activations or gradients overflow.
     """
-    model = Transformer(source, xp=backend.xp, convert=backend.place, multiply=partial(multiply, backend=backend))
+    model = Transformer(
+        source, xp=backend.xp, convert=backend.place, multiply=partial(multiply_rounded, backend=backend)
+    )
     n_sequences = min(SEQUENCES, len(tokens))
     hidden = embed(source, tokens[np.arange(n_sequences) * len(tokens) // n_sequences])  # of all parts of the text
     inputs = make_room((source.config.num_hidden_layers, *hidden.shape))

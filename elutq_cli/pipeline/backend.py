@@ -18,6 +18,7 @@ from elutq_cli.reference import Array, Namespace
 from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import default_threads
+from elutq_native.products import add_rounded_product, has_rounded_products
 from elutq_native.quantizer import Quantizer
 
 
@@ -42,6 +43,10 @@ class OnProcessor:
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Return float32 zeros."""
         return np.zeros(shape, dtype=np.float32)
+
+    def add_rounded_product(self, target: Array, left: Array, right: Array) -> None:
+        """Add left @ right to target in place, without any rounding."""
+        target += left @ right
 
 
 class NumpyBackend(OnProcessor):
@@ -88,17 +93,33 @@ class NumpyBackend(OnProcessor):
 
 
 class NativeBackend(OnProcessor):
-    """The same results from C, on several threads; a context manager that stops them."""
+    """The same results from C, on several threads; a context manager that stops them.
 
-    def __init__(self, threads: int | None = None) -> None:
-        """Start the threads; None: one for each core this process may use."""
+    But for products of activations, which are rounded where the processor is the faster for it.
+    """
+
+    def __init__(self, threads: int | None = None, rounds: bool = has_rounded_products()) -> None:
+        """Start the threads.
+
+        Args:
+            threads: how many; None: one for each core this process may use.
+            rounds: whether factors of ``add_rounded_product`` are rounded.
+        """
         self.threads = default_threads() if threads is None else threads
         self._quantizer = Quantizer(self.threads)
         self._crew = Crew(self.threads, self.begin_thread)
         self._blas = one_blas_thread()
+        self._rounds = rounds
 
     def begin_thread(self) -> None:
         """Prepare a thread of ``map``'s."""
+
+    def add_rounded_product(self, target: Array, left: Array, right: Array) -> None:
+        """Add left @ right to target in place, the factors rounded to bfloat16 unless this was not wanted."""
+        if self._rounds:
+            add_rounded_product(target, left, right)
+        else:
+            super().add_rounded_product(target, left, right)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Call the function for several items at a time; numpy lets go of the interpreter while it computes."""

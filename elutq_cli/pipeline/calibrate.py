@@ -18,7 +18,7 @@ from elutq_cli.pipeline.products import (
     add_product,
     map_few,
     mirror_upper,
-    multiply,
+    multiply_rounded,
     pieces,
     quiet,
     subtract_product,
@@ -187,7 +187,7 @@ def _inputs_of(
         return x, None
     if linear is None:
         return x, exact[0] - x
-    product = multiply(exact[0], linear.weights.T, backend)
+    product = multiply_rounded(exact[0], linear.weights.T, backend)
     after = _flat(streams[1]) + product
     wanted = after - _flat(streams[0])
     if linear.bias is not None:

@@ -109,6 +109,17 @@ def multiply(left: Array, right: Array, backend: Backend, inner: Inner = all_of_
     return product
 
 
+def multiply_rounded(left: Array, right: Array, backend: Backend) -> Array:
+    """Return left @ right, of activations: see ``Backend.add_rounded_product``."""
+    product = backend.zeros((left.shape[0], right.shape[1]))
+
+    def fill(tile: tuple[slice, slice]) -> None:
+        backend.add_rounded_product(product[tile], left[tile[0]], right[:, tile[1]])
+
+    backend.map(fill, tiles(product, backend.tile))
+    return product
+
+
 def subtract_product(target: Array, left: Array, right: Array, backend: Backend, upper: bool = False) -> None:
     """Subtract left @ right from target in place: (rows, columns), (rows, inner), (inner, columns).
 
@@ -161,21 +172,24 @@ def subtract_restored(weights: Array, tensor: HLQTensor, backend: Backend) -> Ar
 def add_gram(total: Array, inputs: Sequence[Array], backend: Backend) -> None:
     """Add X^T X of each X: (tokens, columns) to the upper triangle of total: (columns, columns), in place.
 
-    The triangle is coarse: the tiles on the diagonal are filled whole.
+    The triangle is coarse: the tiles on the diagonal are filled whole. See ``Backend.add_rounded_product``.
     """
 
     def add(tile: tuple[slice, slice]) -> None:
         for x in inputs:
-            total[tile] += x[:, tile[0]].T @ x[:, tile[1]]
+            backend.add_rounded_product(total[tile], x[:, tile[0]].T, x[:, tile[1]])
 
     backend.map(quiet(add), tiles(total, MOMENT_TILES * backend.tile, upper=True))
 
 
 def add_product(total: Array, left: Array, right: Array, backend: Backend) -> None:
-    """Add left^T @ right to total in place: (tokens, inner), (tokens, columns), (inner, columns)."""
+    """Add left^T @ right to total in place: (tokens, inner), (tokens, columns), (inner, columns).
+
+    See ``Backend.add_rounded_product``.
+    """
 
     def add(tile: tuple[slice, slice]) -> None:
-        total[tile] += left[:, tile[0]].T @ right[:, tile[1]]
+        backend.add_rounded_product(total[tile], left[:, tile[0]].T, right[:, tile[1]])
 
     backend.map(quiet(add), tiles(total, MOMENT_TILES * backend.tile))
 

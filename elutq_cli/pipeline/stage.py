@@ -49,6 +49,12 @@ class Backend(Protocol):
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Return an Array of float32 zeros."""
 
+    def add_rounded_product(self, target: Array, left: Array, right: Array) -> None:
+        """Add left @ right to target in place, its factors rounded to bfloat16 where that is the faster.
+
+        For activations, whose products are most of a calibrated run: their rounding averages out over tokens.
+        """
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Return the function's results for all items, in their order; the function may call map itself."""
 

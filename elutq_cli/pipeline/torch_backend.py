@@ -46,3 +46,7 @@ class TorchBackend(NativeBackend):
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Return float32 zeros on the device."""
         return torch.zeros(shape, device=self.device)
+
+    def add_rounded_product(self, target: Array, left: Array, right: Array) -> None:
+        """Add left @ right to target in place, without any rounding."""
+        target += left @ right

@@ -15,7 +15,7 @@ from elutq_cli.pipeline.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.linear import Matrix
 from elutq_cli.pipeline.measure import measure_block, sample_rows
-from elutq_cli.pipeline.products import multiply
+from elutq_cli.pipeline.products import multiply_rounded
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.spool import Spool
@@ -153,7 +153,7 @@ class Run:
         weights = {
             name: self.backend.place(self.tensors.load(prefix + name)) for name in block_tensor_names(self.config)
         }
-        block = Block(self.config, layer, weights, self.backend.xp, partial(multiply, backend=self.backend))
+        block = Block(self.config, layer, weights, self.backend.xp, partial(multiply_rounded, backend=self.backend))
         hidden, exact = streams.hidden, streams.exact if self.recipe.keeps_exact else None
         for stream in [streams.held_out_exact, streams.exact if exact is None else None]:
             if stream is not None:

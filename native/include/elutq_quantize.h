@@ -89,4 +89,23 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
 int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size, unsigned kind,
                const uint8_t *half_scales, const uint8_t *centers, const uint8_t *codes, uint8_t *blocks);
 
+/* 1 where elutq_add_rounded_product computes (a processor with AVX512-BF16), else 0. */
+int elutq_has_rounded_products(void);
+
+/*
+ * Adds to `target` the product of two matrices whose elements are rounded to bfloat16; sums are float. On the calling
+ * thread: several may call it at once, for targets that do not overlap. The sum of an element depends on nothing but its
+ * row and its column.
+ *
+ *   left         [n_rows][n_inner], elements left_row and left_inner apart, of which one is 1
+ *   right        [n_inner][n_columns], elements right_inner and right_column apart, of which one is 1
+ *   target       [n_rows][n_columns], rows target_row apart, at least n_columns
+ *
+ * Returns ELUTQ_OK, ELUTQ_ERROR_ARGUMENT (neither distance of a factor is 1, target_row is too small, or this processor has
+ * no such products) or ELUTQ_ERROR_MEMORY (for the 1 MB of a call).
+ */
+int elutq_add_rounded_product(const float *left, ptrdiff_t left_row, ptrdiff_t left_inner, const float *right,
+                              ptrdiff_t right_inner, ptrdiff_t right_column, size_t n_rows, size_t n_columns, size_t n_inner,
+                              float *target, size_t target_row);
+
 #endif

@@ -66,6 +66,12 @@ bool elutq_cpu_has_avx512(void) {
     return elutq_cpu_has_avx512vnni() && has_bits(cpuid(7, 0).c, 1u << 1); /* VBMI */
 }
 
+#ifdef ELUTQ_HAS_AVX512BF16
+bool elutq_cpu_has_avx512bf16(void) {
+    return elutq_cpu_has_avx512bw() && has_bits(cpuid(7, 1).a, 1u << 5);
+}
+#endif
+
 #elif defined(__aarch64__)
 
 #if defined(__linux__)

@@ -23,6 +23,10 @@ bool elutq_cpu_has_avx2(void);     /* AVX2, FMA, F16C */
 bool elutq_cpu_has_avx512bw(void);   /* AVX-512 F, BW, DQ, VL */
 bool elutq_cpu_has_avx512vnni(void); /* the same with VNNI */
 bool elutq_cpu_has_avx512(void);     /* the same with VNNI and VBMI */
+#if (defined(__clang__) && __clang_major__ >= 9) || (!defined(__clang__) && __GNUC__ >= 10)
+#define ELUTQ_HAS_AVX512BF16
+bool elutq_cpu_has_avx512bf16(void); /* AVX-512 F, BW, DQ, VL, BF16 */
+#endif
 #elif defined(__aarch64__)
 extern const struct elutq_kernels elutq_kernels_neon; /* what every AArch64 CPU has */
 /*

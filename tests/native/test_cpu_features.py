@@ -24,12 +24,13 @@ NEEDED = {
     "avx512bw": AVX512BW,
     "avx512vnni": AVX512BW | {"avx512_vnni"},
     "avx512": AVX512BW | {"avx512_vnni", "avx512vbmi"},
+    "avx512bf16": AVX512BW | {"avx512_bf16"},
     "neon": set(),
     "neon-dotprod": {"asimddp"},
     "neon-i8mm": {"i8mm"},
     "scalar": set(),
 }
-"""Flags in /proc/cpuinfo; the kernel leaves out what it does not let programs use."""
+"""Flags in /proc/cpuinfo, of products of bfloat16 too; the kernel leaves out what it does not let programs use."""
 
 
 def flags():
@@ -60,7 +61,7 @@ def test_a_compiler_whose_own_probe_finds_nothing_changes_nothing(tmp_path):
     command = ["cc", "-shared", "-fPIC", "-D__builtin_cpu_supports(name)=0", f"-I{SOURCES}/include", f"-I{SOURCES}/src"]
     subprocess.run([*command, SOURCES / "src" / "cpu_features.c", "-o", library], check=True, timeout=60)
     features, present = ctypes.CDLL(library), flags()
-    for name in ("avx2", "avxvnni", "avx512bw", "avx512vnni", "avx512"):
+    for name in ("avx2", "avxvnni", "avx512bw", "avx512vnni", "avx512", "avx512bf16"):
         if has := getattr(features, f"elutq_cpu_has_{name}", None):
             has.restype = ctypes.c_bool
             assert has() == (NEEDED[name] <= present), name

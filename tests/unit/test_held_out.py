@@ -40,7 +40,7 @@ METHODS = ("fit", "feedback", "refine", "correct", "allocate")
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(1) as native:
+    with NativeBackend(1, rounds=False) as native:
         yield native
 
 

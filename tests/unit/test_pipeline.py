@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEXT
+from conftest import TEXT, needs_rounded_products
 from recorded_errors import assert_recorded_errors_are_true, check_recorded_error
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -44,7 +44,7 @@ ALONE = Recipe(bits=3, group_size=32)
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(2) as native:
+    with NativeBackend(2, rounds=False) as native:
         yield native
 
 
@@ -242,11 +242,19 @@ def test_a_snapshot_of_the_hub_is_named_after_its_repository(tmp_path, backend):
 
 @pytest.mark.parametrize("calibrated", [False, True], ids=["weights only", "calibrated"])
 def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, text, calibrated):
-    with NativeBackend(1) as one, NativeBackend(3) as three:
+    with NativeBackend(1, rounds=False) as one, NativeBackend(3, rounds=False) as three:
         used = {"two": backend, "again": backend, "one": one, "three": three, "numpy": NumpyBackend()}
         for name, chosen in used.items():
             run(TIED, tmp_path / name, chosen, text=text if calibrated else None)
     assert len({(tmp_path / name).read_bytes() for name in used}) == 1
+
+
+@needs_rounded_products
+def test_threads_do_not_change_a_file_whose_activations_were_rounded(tmp_path, text):
+    for threads in (1, 3):
+        with NativeBackend(threads, rounds=True) as backend:
+            run(TIED, tmp_path / str(threads), backend, SMALL, text)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "3").read_bytes()
 
 
 def test_a_tall_matrix_goes_through_the_stages_in_parts(tmp_path, backend, text, monkeypatch):

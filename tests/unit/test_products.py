@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import needs_rounded_products
 
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.products import (
@@ -16,6 +17,7 @@ from elutq_cli.pipeline.products import (
     right_upper,
     subtract_product,
 )
+from elutq_native.products import add_rounded_product
 
 N = 1100  # three tiles to a side, the last of them narrow
 KINDS = {
@@ -65,7 +67,8 @@ def test_a_product_is_subtracted_in_place(backend, upper):
     assert (target[1024:, :512] == before[1024:, :512]).all() == upper
 
 
-def test_moments_of_inputs(backend):
+def test_moments_of_inputs():
+    backend = NumpyBackend()
     inputs, other = [draw(seed, 70) for seed in (0, 1)], draw(2, 70, 30)
     total = np.zeros((N, N), dtype=np.float32)
     add_gram(total, inputs, backend)
@@ -75,6 +78,71 @@ def test_moments_of_inputs(backend):
     product = np.ones((N, 30), dtype=np.float32)
     add_product(product, inputs[0], other, backend)
     np.testing.assert_allclose(product, 1 + inputs[0].T.astype(np.float64) @ other, atol=1e-3)
+
+
+def to_bfloat16(array):
+    """Round to nearest, ties to even, as float32."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    return ((bits + (0x7FFF + (bits >> 16 & 1))) & 0xFFFF0000).astype(np.uint32).view(np.float32).reshape(array.shape)
+
+
+SHAPES = [(1, 1, 1), (7, 33, 31), (100, 515, 77), (513, 1025, 530), (16, 2, 32), (9, 0, 3)]
+"""Rows, inner and columns of products: no whole panel, tile or block, and one more than a block."""
+
+
+def lying(seed, rows, columns, turned):
+    """A matrix whose rows, or columns, are contiguous."""
+    return draw(seed, columns, rows).T if turned else draw(seed, rows, columns)
+
+
+@needs_rounded_products
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("turned", [(False, False), (False, True), (True, False), (True, True)], ids=str)
+def test_rounded_products_are_those_of_bfloat16(shape, turned):
+    """In a target that is a part of an array, whose other elements stay."""
+    rows, inner, columns = shape
+    left, right = lying(0, rows, inner, turned[0]), lying(1, inner, columns, turned[1])
+    whole = np.ones((rows + 2, columns + 3), dtype=np.float32)
+    add_rounded_product(whole[1:-1, 2:-1], left, right)
+    expected = 1 + to_bfloat16(left).astype(np.float64) @ to_bfloat16(right)
+    np.testing.assert_allclose(whole[1:-1, 2:-1], expected, atol=1e-5 * max(1, inner) ** 0.5)
+    whole[1:-1, 2:-1] = 1
+    assert (whole == 1).all()
+
+
+@needs_rounded_products
+def test_factors_of_other_strides_and_types_are_copied():
+    left, right = draw(0, 12, 40)[::2, ::2], draw(1, 20, 9).astype(np.float64)
+    found = np.zeros((6, 9), dtype=np.float32)
+    add_rounded_product(found, left, right)
+    np.testing.assert_allclose(found, to_bfloat16(left).astype(np.float64) @ to_bfloat16(right.astype("f")), atol=1e-4)
+
+
+@needs_rounded_products
+def test_factors_are_read_to_their_ends_and_no_further(memory):
+    shapes = (37, 45), (45, 51), (37, 51)
+    left, right, target = (memory.array(shape, np.float32) for shape in shapes)
+    left[...], right[...] = draw(0, *shapes[0]), draw(1, *shapes[1])
+    for a, b in ((left, right), (np.asfortranarray(left), right)):
+        target[...] = 0
+        add_rounded_product(target, a, b)
+        np.testing.assert_allclose(target, to_bfloat16(left).astype(np.float64) @ to_bfloat16(right), atol=1e-4)
+
+
+@needs_rounded_products
+def test_rounded_products_do_not_hide_what_is_not_finite():
+    left, right = draw(0, 40, 50), draw(1, 50, 60)
+    left[3, 7], right[9, 11] = np.inf, np.nan
+    found = np.zeros((40, 60), dtype=np.float32)
+    add_rounded_product(found, left, right)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(left @ right))
+
+
+def test_products_that_do_not_fit_are_refused():
+    places = {"does not fit": np.zeros((3, 3), np.float32), "rows of": np.zeros((5, 2), np.float32).T}
+    for message, target in places.items():
+        with pytest.raises(ValueError, match=message):
+            add_rounded_product(target, draw(0, 2, 4), draw(1, 4, 5))
 
 
 @pytest.mark.parametrize(("columns", "group_size"), [(1100, 100), (512, 128), (32, 32), (14336, 64)])
