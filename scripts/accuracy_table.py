@@ -318,7 +318,7 @@ def run(options: argparse.Namespace) -> bool:
     options.cache.mkdir(parents=True, exist_ok=True)
     for model, path in options.models.items():
         with open_source(path) as source:
-            for note in source.notes:
+            for note in source.notes_on(keeps_levels=False):
                 print(f"{model}: {note}", file=sys.stderr)
             missing = jobs(options, table, model, source)
             wanted = [text for text in options.texts if any(text in job.texts for job in missing)]

@@ -69,12 +69,12 @@ def import_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each tensor's error to stderr.")] = False,
 ) -> None:
-    """Make a model file of a checkpoint that others quantized, or trained on two or three levels.
+    """Make a model file of levels that others chose, kept as they are.
 
-    Their levels are kept as they are; the error that elutq info prints of a matrix is what rounding its scales to half
-    precision did, 0 as a rule. Matrices of the blocks that are not quantized stay float16. What is read: GPTQ, AWQ,
-    AutoRound and compressed-tensors (pack-quantized) of 2, 3 and 4 bits; BitNet; GGUF files in Q4_0, TQ1_0, TQ2_0 and
-    Q1_0; and floats of which every weight is -s, 0 or s.
+    The error that elutq info prints of a matrix is what rounding its scales to half precision did, 0 as a rule.
+    Matrices of the blocks that are not quantized stay float16. What is read: GPTQ, AWQ, AutoRound and
+    compressed-tensors (pack-quantized) of 2, 3 and 4 bits; BitNet; GGUF files in Q4_0, TQ1_0, TQ2_0 and Q1_0; and
+    floats of which every weight is -s, 0 or s.
 
     Example: elutq import checkpoint-gptq -o imported.gguf
     """

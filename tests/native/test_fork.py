@@ -98,10 +98,11 @@ def test_a_quantizer_is_refused_in_a_child():
     arguments = weights, np.array([[0.5, 0.0]]), 32, None, 4, 1e-3
     with_threads = Quantizer(3)
     fitted = with_threads.fit(*arguments)
+    numbers = fitted[0].view("u2"), fitted[1].astype("f2").view("u2")[..., None]
 
     def child():
         refused(lambda: with_threads.fit(*arguments))
-        refused(lambda: with_threads.pack(fitted[0].view("u2"), fitted[1].view("u2")[..., None], fitted[2], 1, 0))
+        refused(lambda: with_threads.pack(*numbers, fitted[2], 1, 0))
         with_threads.close()
         own = Quantizer(3)
         np.testing.assert_array_equal(own.fit(*arguments)[2], fitted[2])

@@ -65,7 +65,7 @@ def test_the_stages_take_tensors(on_torch):
     inputs = rng.standard_normal((3000, 1152)) @ rng.standard_normal((1152, 1152)) / 30
     hessian = (inputs.T @ inputs / 3000).astype(np.float32)
     errors = []
-    with NativeBackend(2) as native:
+    with NativeBackend(2, rounds=False) as native:
         for backend in (native, on_torch):
             placed = backend.place(weights), backend.place(hessian)
             factor = inverse_factor(placed[1], 0.01, backend)
@@ -87,7 +87,7 @@ def test_the_time_of_a_run_there_is_estimated(on_torch, method):
 @pytest.mark.parametrize("method", ["fit", "correct", "allocate"])
 def test_a_model_made_on_torch_is_as_good(on_torch, method, tmp_path):
     recipe = Recipe(method=method, num_samples=8, sequence_length=128)
-    with Checkpoint.open(NOVELS) as checkpoint, NativeBackend(2) as native:
+    with Checkpoint.open(NOVELS) as checkpoint, NativeBackend(2, rounds=False) as native:
         text = CalibrationText.read([SAMPLED], checkpoint, recipe)
         found = [
             run_pipeline(checkpoint, tmp_path / name, recipe, text, backend)

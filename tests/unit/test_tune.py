@@ -56,7 +56,7 @@ def short(monkeypatch):
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(1) as native:
+    with NativeBackend(1, rounds=False) as native:
         yield native
 
 

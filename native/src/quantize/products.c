@@ -103,7 +103,7 @@ static void pack(struct factor from, size_t n_across, size_t n_along, uint32_t *
     }
 }
 
-/* Adds the products of 8 rows of a panel and of two other panels to their places, of which so many rows and columns are there. */
+/* Adds the products of 8 rows of a panel and of two other panels to their places; so many rows and columns are there. */
 TARGET static void add_tile(const uint32_t *left, const uint32_t *right, size_t n_pairs, float *target, size_t stride,
                             size_t n_rows, size_t n_columns) {
     __m512 sums[TILE_ROWS][TILE_PANELS];
