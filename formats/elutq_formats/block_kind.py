@@ -145,7 +145,7 @@ class BlockKind:
 
     def round_half_scales(self, values: _Floats) -> HalfScales:
         """Round half scales one by one, of any shape, as ``nearest`` does where the kind is not even."""
-        return self._half_scales(self._stored_half_scales(values))
+        return self.restore_half_scales(self.stored_half_scales(values))
 
     def round_centers(self, values: _Floats) -> npt.NDArray[np.float16]:
         """Round centers one by one, of any shape, as ``nearest`` does where the kind is not even."""
@@ -172,7 +172,7 @@ class BlockKind:
         Raises:
             FormatError: one is negative, not finite, or would be in a higher plane.
         """
-        half_scales = self._half_scales(numbers.half_scales)
+        half_scales = self.restore_half_scales(numbers.half_scales)
         centers: Centers
         if self.is_even:
             first = half_scales.astype(np.float32)
@@ -186,23 +186,26 @@ class BlockKind:
         return half_scales, centers
 
     @property
-    def factor(self) -> float:
-        """What numbers that are bytes are multiplied by."""
-        return float(1 << self.exponent)
+    def factor(self) -> np.float32:
+        """What numbers that are bytes are multiplied by; of a type that float16 arrays are not divided in."""
+        factor: np.float32 = np.float32(1 << self.exponent)
+        return factor
 
-    def _half_scales(self, stored: _Stored) -> HalfScales:
+    def restore_half_scales(self, stored: _Stored) -> HalfScales:
+        """Return the half scales, of any shape, that a file stores so."""
         if self.has_bytes:
             return (_value_of(stored, HALF_SCALE_SHIFT) * self.factor).astype(np.float16)
         return stored.view(np.float16)
 
     def _free_centers(self, stored: _Stored) -> npt.NDArray[np.float16]:
         if self.has_bytes:
-            signs = np.where(stored >= 128, np.float32(-self.factor), np.float32(self.factor))
+            signs = np.where(stored >= 128, -self.factor, self.factor)
             values: npt.NDArray[np.float16] = (signs * _value_of(stored & 127, CENTER_SHIFT)).astype(np.float16)
             return values
         return stored.view(np.float16)
 
-    def _stored_half_scales(self, values: _Floats) -> _Stored:
+    def stored_half_scales(self, values: _Floats) -> _Stored:
+        """Return what a file stores of the nearest half scales, of any shape."""
         if self.has_bytes:
             return _to_bytes(values / self.factor, HALF_SCALE_SHIFT, 255)
         return _to_half(values).view(np.uint16)
@@ -218,10 +221,10 @@ class BlockKind:
         """Return what stands for the nearest numbers: (rows, groups, bits) and (rows, groups)."""
         if self.is_even:
             half_scales = half_scales.sum(axis=-1, keepdims=True, dtype=np.float64) / (2 ** half_scales.shape[-1] - 1)
-        stored = self._stored_half_scales(half_scales)
+        stored = self.stored_half_scales(half_scales)
         centers = centers[..., None]
         if self.is_even:
-            unit = CENTER_UNIT * self._half_scales(stored).astype(np.float64)
+            unit = CENTER_UNIT * self.restore_half_scales(stored).astype(np.float64)
             counts = np.divide(centers, unit, out=np.zeros_like(unit), where=unit > 0)
             return Numbers(stored, np.clip(np.rint(counts), -128, 127).astype(np.int8)[..., : int(self.has_centers)])
         return Numbers(stored, self._stored_centers(centers))

@@ -101,6 +101,16 @@ def test_levels_of_bytes_fit_nearly_as_well_as_any_half(bits, group_size, most):
     assert 1.0 < error[1] / error[0] < most
 
 
+@pytest.mark.parametrize("exponent", [15, 16, 23])
+def test_large_levels_are_stored_whatever_their_type(exponent):
+    """Float16 numbers divided in their own type by two to the 16 would all be zeros."""
+    kind = BlockKind(FREE8, exponent)
+    half_scales, centers = half_scales_of_bytes(exponent), centers_of_bytes(exponent)
+    for of_type in (np.float16, np.float32, np.float64):
+        np.testing.assert_array_equal(kind.round_half_scales(half_scales.astype(of_type)), half_scales)
+        np.testing.assert_array_equal(kind.round_centers(centers.astype(of_type)), centers)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_fitted_levels_are_of_bytes(bits):
     weights = np.random.default_rng(bits).normal(size=(20, 64)).astype(np.float32)
