@@ -22,7 +22,7 @@ class TorchBackend(NativeBackend):
 
     def __init__(self, device: str, threads: int | None = None) -> None:
         """Start the threads of the inner loops; ``prepare_torch`` has found the device."""
-        super().__init__(threads)
+        super().__init__(threads, rounds=False)
         self.device = device
 
     def begin_thread(self) -> None:
@@ -46,7 +46,3 @@ class TorchBackend(NativeBackend):
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Return float32 zeros on the device."""
         return torch.zeros(shape, device=self.device)
-
-    def add_rounded_product(self, target: Array, left: Array, right: Array) -> None:
-        """Add left @ right to target in place, without any rounding."""
-        target += left @ right
