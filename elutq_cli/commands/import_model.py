@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from elutq_cli.commands.making import make_file, print_forecast
-from elutq_cli.commands.options import one_of
+from elutq_cli.commands.options import ForceOutput, GGUFFile, MaxMemory, PoolThreads, Resume, one_of
 from elutq_cli.pipeline.blas import configure_blas
 
 
@@ -44,28 +44,14 @@ def import_command(
     ] = 64,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub; default: main.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
-    gguf_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="GGUF file to take of org/name, or of a folder; of a split one the first part."
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=256)
-    ] = None,
+    gguf_file: GGUFFile = None,
+    threads: PoolThreads = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan: tensors, sizes, memory and disk; make nothing.")
     ] = False,
-    max_memory: Annotated[
-        float | None, typer.Option(metavar="GB", help="Refuse to start when the run may take more memory.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on after what a stopped run of the same command has done.")
-    ] = True,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace the output if it exists, and what a stopped run of another kind left."),
-    ] = False,
+    max_memory: MaxMemory = None,
+    resume: Resume = True,
+    force: ForceOutput = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each tensor's error to stderr.")] = False,
 ) -> None:

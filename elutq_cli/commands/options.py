@@ -28,3 +28,25 @@ ChatTemplateFile = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Jinja chat template (a file, or its source) instead of the model's own."),
 ]
+
+GGUFFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="GGUF file to take of org/name, or of a folder; of a split one the first part."),
+]
+
+PoolThreads = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=256)
+]
+
+MaxMemory = Annotated[
+    float | None, typer.Option(metavar="GB", help="Refuse to start when the run may take more memory.")
+]
+
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on after what a stopped run of the same command has done.")
+]
+
+ForceOutput = Annotated[
+    bool,
+    typer.Option("--force", help="Replace the output if it exists, and what a stopped run of another kind left."),
+]
