@@ -33,8 +33,10 @@ def compressed_tensors_layout(settings: QuantizationSettings) -> StoredLayout:
     Raises:
         UnsupportedModelError: in another way than is read here.
     """
-    groups = settings.values.get("config_groups")
-    schemes = [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+    schemes = list(settings.mapping("config_groups").values())
+    for scheme in schemes:
+        if not (isinstance(scheme, dict) and isinstance(scheme.get("weights"), dict | None)):
+            settings.refuse(f"a group of its config_groups is {scheme!r:.40}, and not an object with weights")
     for found in (settings.text("format", FORMAT), *(str(scheme.get("format") or FORMAT) for scheme in schemes)):
         if found != FORMAT:
             settings.refuse(f"its format is {found!r:.40}, and {FORMAT} is read")

@@ -55,6 +55,8 @@ class GPTQMatrix(QuantizedMatrix):
         rows, columns = shape
         words, groups = self.part_shape("qweight", 2)[0], self.part_shape("scales", 2)[0]
         self.bits = words * WORD_BITS // columns
+        if words * WORD_BITS % columns:
+            self.refuse(f"its qweight has {words} rows of words, which are no whole bits for each of {columns} columns")
         settings.check_bits(self.bits)
         self.group_size = settings.group_size(columns, groups)
         if columns * self.bits % WORD_BITS or rows * self.bits % WORD_BITS:

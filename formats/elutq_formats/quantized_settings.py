@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from elutq_formats.errors import UnsupportedModelError
+from elutq_formats.errors import CheckpointError, UnsupportedModelError
 
 BITS = (2, 3, 4)
 """Bits of codes that are read."""
@@ -32,17 +32,33 @@ class QuantizationSettings:
         Args:
             config: contents of ``config.json``.
             beside: contents of ``quantize_config.json``, where AutoGPTQ wrote them first; empty when there is none.
+
+        Raises:
+            CheckpointError: what it says is no object.
         """
         for key in ("quantization_config", "compression_config"):
             if (values := config.get(key)) is not None:
-                found = values if isinstance(values, dict) else {}
-                return cls(str(found.get("quant_method") or key), found)
+                if not isinstance(values, dict):
+                    raise CheckpointError(f"config.json's {key} is {values!r:.40}, and not an object: it is damaged")
+                return cls(str(values.get("quant_method") or key), values)
         return cls(str(beside.get("quant_method") or "gptq"), beside) if beside else None
 
     @property
     def varies(self) -> bool:
         """Whether some matrices have other bits or groups than the settings say of all."""
-        return any(self.values.get(key) for key in _VARIES)
+        exceptions = [self.mapping(key) for key in _VARIES]  # all of them: each is checked
+        return any(exceptions)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """Return a setting that is an object; an empty one where there is none.
+
+        Raises:
+            UnsupportedModelError: it is something else.
+        """
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            self.refuse(f"config.json's {key} is {value!r:.40}, and not an object")
+        return value or {}
 
     def check_bits(self, bits: int) -> None:
         """Refuse bits of codes that no HLQ matrix has, or other than the settings say.

@@ -146,6 +146,9 @@ LIES = {
     "codes": ({"qweight": lambda old: old[:, :-8]}, {}, r"its qweight has shape \[16, 120\], .* \[16, 128\]"),
     "flat": ({"qweight": lambda old: old.reshape(-1)}, {}, r"its qweight has shape \[2048\]"),
     "empty": ({"qweight": lambda old: old[:0]}, {}, r"its qweight has shape \[0, 128\]"),
+    "short": ({"qweight": lambda old: old[:-1]}, {}, "its qweight has 15 rows of words, which are no whole bits for"),
+    "dynamic": ({}, {"dynamic": "x"}, "config.json's dynamic is 'x', and not an object"),
+    "extra": ({}, {"extra_config": [1]}, r"config.json's extra_config is \[1\], and not an object"),
     "zeros": ({"qzeros": lambda old: old[:1]}, {}, r"its qzeros has shape \[1, 16\]"),
     "scales": ({"scales": lambda old: old[:, :-1]}, {}, r"its scales has shape \[2, 127\]"),
     "groups": ({"scales": lambda old: old[:1]}, {}, "1 groups in 128 columns, and config.json has groups of 64"),
@@ -171,6 +174,15 @@ def test_what_headers_show_to_be_wrong_is_refused_when_it_is_opened(tmp_path, li
     with pytest.raises(CheckpointError, match=message) as caught:
         open_source(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [True, "gptq", [4]])
+def test_settings_that_are_no_object_are_refused(tmp_path, settings):
+    write_gptq(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+    with pytest.raises(CheckpointError, match=r"config.json's quantization_config is .*, and not an object"):
+        open_source(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
