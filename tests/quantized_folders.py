@@ -12,6 +12,7 @@ from conftest import GOLDEN
 from safetensors.numpy import save_file
 
 from elutq_formats.config import ModelConfig
+from elutq_formats.open_source import open_source
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,6 +53,17 @@ class Drawn:
             bits,
             group_size,
         )
+
+    @classmethod
+    def nearest(cls, weights, bits, group_size):
+        """Round weights (rows, columns) to levels over the range of each group."""
+        groups = weights.reshape(len(weights), -1, group_size).astype(np.float64)
+        low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+        scales = ((high - low) / (2**bits - 1)).astype(np.float16)
+        steps = scales.astype(np.float64)
+        zeros = np.clip(np.rint(-low / steps), 1, 2**bits - 1).astype(int)
+        codes = np.clip(np.rint(groups / steps[..., None]) + zeros[..., None], 0, 2**bits - 1).astype(int)
+        return cls(codes.reshape(weights.shape), scales, zeros, bits, group_size)
 
     def weights(self, group_of=None):
         """Return what it stands for: (rows, columns) float64."""
@@ -188,3 +200,21 @@ def compressed_settings(symmetric=False, **scheme):
         "ignore": ["lm_head"],
         "kv_cache_scheme": None,
     }
+
+
+def write_rounded(folder, checkpoint, settings, parts, bits=4, group_size=64):
+    """Write a checkpoint with the linears of its blocks rounded: ``parts`` returns the tensors of each by suffix."""
+    folder.mkdir()
+    shutil.copy(checkpoint / "tokenizer.json", folder)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    tensors = {}
+    with open_source(checkpoint) as source:
+        for name in source.names:
+            weight, module = source.load(name), name.removesuffix(".weight")
+            if "_proj" in name and weight.ndim == 2:
+                stored = parts(Drawn.nearest(weight, bits, group_size))
+                tensors |= {f"{module}.{suffix}": np.ascontiguousarray(part) for suffix, part in stored.items()}
+            else:
+                tensors[name] = weight.astype(np.float16)
+    save_file(tensors, folder / "model.safetensors")

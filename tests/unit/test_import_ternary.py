@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from ternary_folders import Q1_0, TERNARY, read_stored, write_floats, write_gguf
-from test_import import TOKENS, import_model, relative
+from test_import import TOKENS, import_model, logits_of, relative
 from typer.testing import CliRunner
 
 from elutq_cli.app import app
@@ -12,15 +12,9 @@ from elutq_cli.reference import Transformer
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.open_source import open_source
-from elutq_native import Model
 
 TQ1_0, TQ2_0, Q4_0 = GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0, GGMLQuantizationType.Q4_0
 SECOND = "model.layers.0.mlp.up_proj.weight"
-
-
-def logits_of(path, tokens):
-    with Model(path) as model, model.session(len(tokens), 1, "f16") as session:
-        return session.eval(tokens, all_logits=True)
 
 
 def linear_records(path):
