@@ -60,7 +60,7 @@ class Drawn:
         groups = weights.reshape(len(weights), -1, group_size).astype(np.float64)
         low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
         scales = ((high - low) / (2**bits - 1)).astype(np.float16)
-        steps = scales.astype(np.float64)
+        steps = np.where(scales > 0, scales, 1).astype(np.float64)  # a group of zeros has none
         zeros = np.clip(np.rint(-low / steps), 1, 2**bits - 1).astype(int)
         codes = np.clip(np.rint(groups / steps[..., None]) + zeros[..., None], 0, 2**bits - 1).astype(int)
         return cls(codes.reshape(weights.shape), scales, zeros, bits, group_size)

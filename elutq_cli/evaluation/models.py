@@ -117,7 +117,7 @@ def open_model(
                 ReferenceContinuations(transformer),
                 size_bytes := sum(file.stat().st_size for file in checkpoint.weight_files()),
                 8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
-                notes=checkpoint.notes_on(keeps_levels=False),
+                notes=checkpoint.notes_on_measuring(),
             )
         return
     if not path.exists():

@@ -24,7 +24,7 @@ from elutq_formats.folder_texts import (
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names, name_prefix
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
-from elutq_formats.quantized_checkpoint import assemble, describe_loss
+from elutq_formats.quantized_checkpoint import assemble, describe_coarseness
 from elutq_formats.quantized_settings import QuantizationSettings
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from elutq_formats.source import ModelSource
@@ -60,7 +60,7 @@ class Checkpoint(ModelSource):
             notes.append(f"config.json names a quantization ({method!r:.40}), but no tensor is quantized")
         elif quantization is not None:
             found = assemble(stored, config, quantization, path)
-            self.loss = describe_loss(found, quantization)
+            self.coarseness = describe_coarseness(found, quantization)
         if prefix != _MODEL:
             _check_head(found, config, path)
             notes.append(f"the tensors' names begin with {prefix!r}, not {_MODEL!r}: nothing but the names differs")

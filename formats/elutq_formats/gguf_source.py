@@ -44,7 +44,7 @@ class GGUFSource(ModelSource):
         tokenizer: GGUFTokenizer,
         sampling: SamplingDefaults,
         origin: Origin,
-        loss: str | None,
+        coarseness: str | None,
     ) -> None:
         """Check what ``open`` found; ``tensors`` by the model's names."""
         super().__init__(path, config, tensors)
@@ -55,7 +55,7 @@ class GGUFSource(ModelSource):
         self.special_tokens = tokenizer.special_tokens
         self.sampling = sampling
         self.notes = tokenizer.notes
-        self.loss = loss
+        self.coarseness = coarseness
 
     @classmethod
     def open(cls, path: Path) -> "GGUFSource":
@@ -153,14 +153,11 @@ def _row_order(config: ModelConfig, architecture: str, name: str, n_rows: int) -
 
 
 def _coarseness(infos: Mapping[str, TensorInfo]) -> str | None:
-    """Return what was lost, in one line, where weights have few bits: their mean over the matrices of the blocks."""
+    """Return how few bits weights have, to begin a line with: their mean over the matrices of the blocks."""
     matrices = [info for name, info in infos.items() if name.startswith("blk.") and len(info.dims) > 1]
     n_weights = sum(math.prod(info.dims) for info in matrices)
     bits = 8 * sum(info.n_bytes for info in matrices) / max(1, n_weights)
     if bits > COARSE_BITS:
         return None
     kinds = sorted({GGML_TYPES[info.ggml_type].name for info in matrices})
-    return (
-        f"its weights have {bits:.2f} bits already ({', '.join(kinds)}), and what that lost stays lost: the original "
-        "checkpoint, or a file of 8 bits, makes a better model"
-    )
+    return f"its weights have {bits:.2f} bits already ({', '.join(kinds)})"

@@ -71,13 +71,10 @@ def assemble(
     return found
 
 
-def describe_loss(tensors: Mapping[str, Tensor], settings: QuantizationSettings) -> str:
-    """Return what was lost before a checkpoint came here, in one line."""
+def describe_coarseness(tensors: Mapping[str, Tensor], settings: QuantizationSettings) -> str:
+    """Return how few bits the weights of a checkpoint have, to begin a line with."""
     bits = sorted({tensor.bits for tensor in tensors.values() if isinstance(tensor, QuantizedMatrix)})
-    return (
-        f"its weights have {' or '.join(map(str, bits))} bits already ({settings.method}), and what that lost stays "
-        "lost: elutq import keeps their levels as they are, and the original checkpoint makes a better model"
-    )
+    return f"its weights have {' or '.join(map(str, bits))} bits already ({settings.method})"
 
 
 def _is_zero(tensor: StoredTensor) -> bool:

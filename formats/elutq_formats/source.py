@@ -62,7 +62,7 @@ class ModelSource(ABC):
         special_tokens: how its tokenizer spells special tokens, by name; None when it says nothing about them.
         sampling: how its author has tokens drawn.
         notes: what its user may not expect of how it was read, each in one line.
-        loss: what was lost before, in one line, where others have quantized it; None where they have not.
+        coarseness: how few bits its weights have, where others have quantized it; None where they have not.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class ModelSource(ABC):
     special_tokens: Mapping[str, str] | None
     sampling: SamplingDefaults
     notes: tuple[str, ...]
-    loss: str | None = None
+    coarseness: str | None = None
 
     def __init__(self, path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         """Check that these are the model's tensors, by name, and hold them.
@@ -178,7 +178,18 @@ class ModelSource(ABC):
 
     def notes_on(self, keeps_levels: bool) -> tuple[str, ...]:
         """Return the notes on a run that keeps the levels of others, or does not."""
-        return self.notes if keeps_levels or self.loss is None else (*self.notes, self.loss)
+        if keeps_levels or self.coarseness is None:
+            return self.notes
+        better = "the original checkpoint, or a file of 8 bits, makes a better model"
+        if any(self.quantized(name) for name in self.names):
+            better = f"elutq import keeps their levels as they are, and {better}"
+        return (*self.notes, f"{self.coarseness}, and what that lost stays lost: {better}")
+
+    def notes_on_measuring(self) -> tuple[str, ...]:
+        """Return the notes on figures of it, or against it."""
+        if self.coarseness is None:
+            return self.notes
+        return (*self.notes, f"{self.coarseness}: it is taken as what they stand for")
 
     def close(self) -> None:
         """Forget the files; arrays already loaded stay valid."""

@@ -223,6 +223,8 @@ def test_a_file_of_few_bits_is_taken_with_a_word(kind, told, tmp_path):
     with open_source(describe(LLAMA).quantized(kind).write(tmp_path / "model.gguf")) as source:
         assert [told in note for note in source.notes_on(keeps_levels=False)] == ([True] if told else [])
         assert source.notes_on(keeps_levels=True) == ()
+        assert [told in note for note in source.notes_on_measuring()] == ([True] if told else [])
+        assert [("elutq import" in note) for note in source.notes_on(False)] == ([True] if told else [])
 
 
 # ---- what is made of it

@@ -120,6 +120,19 @@ def test_a_quantized_folder_is_a_source_like_any_other(tmp_path, gptq, caplog):
     assert relative(logits_of(tmp_path / "again.gguf"), expected) < 0.2
 
 
+def test_an_imported_file_is_compared_with_its_source_by_name(tmp_path, gptq, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import_model(gptq, tmp_path / "model.gguf")
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 10)
+    given = ["eval", "model.gguf", "-f", "text.txt", "-c", "32", "--chunks", "2", "--json"]
+    found = CliRunner().invoke(app, [*given, "--reference", str(gptq)])
+    assert found.exit_code == 0, found.output
+    assert found.stderr.splitlines() == [
+        f"{gptq}: its weights have 4 bits already (gptq): it is taken as what they stand for"
+    ]
+    assert 0 <= json.loads(found.stdout)["kl"] < 1e-3
+
+
 def test_the_command_names_the_file_after_the_model_and_plans_it_with_dry_run(tmp_path, gptq, monkeypatch):
     monkeypatch.chdir(tmp_path)
     planned = CliRunner().invoke(app, ["import", str(gptq), "--dry-run"])
