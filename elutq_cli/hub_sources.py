@@ -8,12 +8,13 @@ from elutq_cli.hub import check_revision, find_model, is_repository, split_name
 from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, list_present, not_cached, read_bytes
 from elutq_cli.hub_gguf import check_parts, choose_file, gguf_files
 from elutq_cli.hub_headers import RemotePyTorch, RemoteWeights, open_remote
-from elutq_formats.checkpoint import QUANTIZE_CONFIG, Checkpoint
+from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.gguf_parts import part_names
 from elutq_formats.gguf_start import GGUF, START_BYTES, is_ours
 from elutq_formats.open_source import open_source
 from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
+from elutq_formats.quantized_settings import QUANTIZE_CONFIG
 from elutq_formats.source import ModelSource
 from elutq_formats.stored_weights import INDEX, LAYOUTS, PYTORCH, PYTORCH_INDEX, SINGLE, read_weight_map
 

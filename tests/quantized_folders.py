@@ -189,9 +189,9 @@ def compressed_parts(drawn, symmetric=False, pads=False):
     return parts if symmetric else parts | {"weight_zero_point": pack(drawn.zeros)}
 
 
-def compressed_settings(symmetric=False, **scheme):
+def compressed_settings(symmetric=False, bits=4, group_size=64, **scheme):
     """Return the ``quantization_config`` of compressed-tensors, its one scheme with these entries."""
-    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 64}
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": group_size}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",

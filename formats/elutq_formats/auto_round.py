@@ -24,9 +24,9 @@ def auto_round_layout(settings: QuantizationSettings) -> StoredLayout:
     packing = settings.text("packing_format", "auto_round:auto_gptq")
     if settings.text("data_type", "int") != "int":
         settings.refuse(f"its levels are {settings.text('data_type', '')!r:.40}, and whole numbers (int) are read")
-    activations = settings.values.get("act_bits")
-    if activations is not None and activations != HALF_BITS:
-        settings.refuse("its activations are quantized too, which the runtime does not do")
+    for values in (settings.values, *settings.exceptions):
+        if (settings.integer("act_bits", values) or HALF_BITS) < HALF_BITS:
+            settings.refuse("its activations are quantized too (act_bits), which the runtime does not do")
     if settings.values.get("rotation_config"):
         settings.refuse("its inputs are rotated at run time (rotation_config)")
     if packing in AWQ:

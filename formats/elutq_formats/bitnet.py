@@ -42,7 +42,7 @@ def bitnet_layout(settings: QuantizationSettings) -> StoredLayout:
     linear_class, mode = settings.text("linear_class", BITLINEAR), settings.text("quantization_mode", "offline")
     if linear_class not in (BITLINEAR, AUTOBITLINEAR) or mode not in ("offline", "online"):
         settings.refuse(f"its linears are of class {linear_class!r:.40}, {mode!r:.40}")
-    if settings.values.get("use_rms_norm"):
+    if settings.flag("use_rms_norm"):
         settings.refuse("it norms the inputs of each linear (use_rms_norm), which is not supported")
     if rounds_online(settings):
         kept = _kept_as_they_are(settings)
@@ -53,8 +53,9 @@ def bitnet_layout(settings: QuantizationSettings) -> StoredLayout:
 
 def rounds_online(settings: QuantizationSettings) -> bool:
     """Whether the weights of a checkpoint are floats, and rounded when it runs."""
-    is_online = settings.text("quantization_mode", "offline") == "online"
-    return is_online and settings.method == "bitnet" and settings.text("linear_class", BITLINEAR) == AUTOBITLINEAR
+    if settings.method != "bitnet" or settings.text("quantization_mode", "offline") != "online":
+        return False
+    return settings.text("linear_class", BITLINEAR) == AUTOBITLINEAR
 
 
 class PackedMatrix(QuantizedMatrix):

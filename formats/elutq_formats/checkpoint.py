@@ -25,14 +25,11 @@ from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names,
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
 from elutq_formats.quantized_checkpoint import assemble, describe_coarseness
-from elutq_formats.quantized_settings import QuantizationSettings
+from elutq_formats.quantized_settings import QUANTIZE_CONFIG, QuantizationSettings
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from elutq_formats.source import ModelSource
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
 from elutq_formats.stored_weights import StoredTensor, Tensor, WeightFile, open_weights
-
-QUANTIZE_CONFIG = "quantize_config.json"
-"""What AutoGPTQ writes beside config.json, and wrote alone at first."""
 
 _MODEL = "model."
 

@@ -7,7 +7,8 @@ half their range, so that a matrix without zero points is symmetric. Old files p
 Source: https://github.com/neuralmagic/compressed-tensors, ``compressors/pack_quantized``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,11 +49,31 @@ def compressed_tensors_layout(settings: QuantizationSettings) -> StoredLayout:
             settings.refuse(f"it has a {key}, which the runtime does not do")
     if _setting(settings.values.get("sparsity_config"), "format") not in (None, "dense"):
         settings.refuse("its weights are sparse (sparsity_config)")
-    weights = [scheme.get("weights") for scheme in schemes]
-    if any(_setting(each, "type") not in (None, "int") for each in weights):
+    weights = [scheme.get("weights") or {} for scheme in schemes]
+    if any(each.get("type") not in (None, "int") for each in weights):
         settings.refuse("its levels are floats, and whole numbers (int) are read")
-    symmetric = any(_setting(each, "symmetric") in (None, True) for each in weights or [None])
-    return StoredLayout(SUFFIXES, partial(PackedMatrix, settings, symmetric))
+    return StoredLayout(SUFFIXES, partial(PackedMatrix, settings, [_Scheme.read(settings, each) for each in weights]))
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """What a group of ``config_groups`` says of the weights of some matrices; nothing of which ones is looked at.
+
+    Attributes:
+        bits: of a code; None: it does not say.
+        group_size: columns that share a scale, where it says so.
+        symmetric: whether they have no zero points.
+    """
+
+    bits: int | None
+    group_size: int | None
+    symmetric: bool
+
+    @classmethod
+    def read(cls, settings: QuantizationSettings, weights: Mapping[str, Any]) -> "_Scheme":
+        size = settings.groups("group_size", weights)
+        symmetric = weights.get("symmetric") is None or settings.flag("symmetric", weights)
+        return cls(settings.integer("num_bits", weights), size if size != -1 else None, symmetric)
 
 
 class PackedMatrix(QuantizedMatrix):
@@ -61,28 +82,35 @@ class PackedMatrix(QuantizedMatrix):
     def __init__(
         self,
         settings: QuantizationSettings,
-        may_be_symmetric: bool,
+        schemes: Sequence[_Scheme],
         name: str,
         parts: Mapping[str, StoredTensor],
         shape: tuple[int, ...],
     ) -> None:
-        """Look at headers alone; ``may_be_symmetric``: a matrix may have no zero points."""
+        """Look at headers alone; ``schemes``: one of which the matrix is of."""
         super().__init__(name, parts, shape)
         rows, columns = shape
         words = self.part_shape(PACKED, 2)[1]
-        self.bits, self._pads = _find_bits(words, columns)
+        said = {scheme.bits for scheme in schemes} or {None}
+        self.bits, self._pads = _find_bits(words, columns, [bits for bits in BITS if bits in said or None in said])
         if not self.bits:
-            settings.refuse(f"{WORD_BITS * words / columns:.3g} bits a weight: {', '.join(map(str, BITS))} are read")
+            settings.refuse(
+                f"{WORD_BITS * words / columns:.3g} bits a weight in {name}, and config.json says "
+                f"{' or '.join(str(bits) for bits in said if bits) or 'nothing'}: {', '.join(map(str, BITS))} are read"
+            )
         groups = self.part_shape(SCALE, 2)[1]
         if columns % groups:
             self.refuse(f"its {SCALE} has {groups} groups, which do not divide its {columns} columns")
         self.group_size = columns // groups
+        sizes = {scheme.group_size or columns for scheme in schemes} or {self.group_size}
+        if self.group_size not in sizes:
+            self.refuse(f"it has groups of {self.group_size}, and config.json says {' or '.join(map(str, sizes))}")
         self.check_part(PACKED, (rows, words), INTEGERS)
         self.check_part(SCALE, (rows, groups), FLOATS)
         self.check_part(SHAPE, (2,), ("I64", "I32"))
         if ORDER in parts:
             self.check_part(ORDER, (columns,), INTEGERS)
-        if ZERO_POINT not in parts and not may_be_symmetric:
+        if ZERO_POINT not in parts and schemes and not any(scheme.symmetric for scheme in schemes):
             self.refuse(f"it has no {ZERO_POINT}, though config.json calls it asymmetric: the checkpoint is incomplete")
         if ZERO_POINT in parts:
             bytes_ = parts[ZERO_POINT].dtype == "I8"
@@ -137,9 +165,9 @@ class PackedMatrix(QuantizedMatrix):
         return codes.reshape(-1, words.shape[1])[:n_codes]
 
 
-def _find_bits(words: int, columns: int) -> tuple[int, bool]:
-    """Return the bits of a code, 0 where they are none of BITS, and whether none crosses from a word to the next."""
-    for bits in BITS:
+def _find_bits(words: int, columns: int, candidates: Sequence[int]) -> tuple[int, bool]:
+    """Return the bits of a code, 0 where they are no candidate, and whether none crosses from a word to the next."""
+    for bits in candidates:
         if words == n_words(columns, bits):
             return bits, False
         if words == -(-columns // (WORD_BITS // bits)):

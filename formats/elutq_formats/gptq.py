@@ -32,7 +32,7 @@ def gptq_layout(settings: QuantizationSettings) -> StoredLayout:
         UnsupportedModelError: in another way than is read here.
     """
     version = settings.text("checkpoint_format", "gptq")
-    if version not in ZERO_OFFSETS or settings.values.get("is_marlin_format"):
+    if version not in ZERO_OFFSETS or settings.flag("is_marlin_format"):
         settings.refuse(f"its format is {version!r:.40}, and {' and '.join(ZERO_OFFSETS)} are read")
     if settings.values.get("rotation"):
         settings.refuse("its weights are rotated (rotation), in ways of which some need the inputs rotated too")
@@ -66,8 +66,8 @@ class GPTQMatrix(QuantizedMatrix):
         self.check_part("scales", (groups, rows), FLOATS)
         if "g_idx" in parts:
             self.check_part("g_idx", (columns,), INTEGERS)
-        elif settings.values.get("desc_act"):
-            self.refuse("it has no g_idx, though config.json says desc_act: the checkpoint is incomplete")
+        elif settings.flag("desc_act"):
+            self.refuse(f"it has no g_idx, though {settings.file} says desc_act: the checkpoint is incomplete")
         self._zero_offset = zero_offset
 
     def open_rows(self) -> ReadRows:

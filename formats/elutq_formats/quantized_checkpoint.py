@@ -45,6 +45,7 @@ def assemble(
             f"the checkpoint is already quantized ({settings.method!r:.40}), and of such {', '.join(LAYOUTS)} are "
             "read: use the original"
         )
+    settings.check()
     layout = LAYOUTS[settings.method](settings)
     found: dict[str, Tensor] = dict(tensors)
     shapes = {HEAD: (config.vocab_size, config.hidden_size)} | config.tensor_shapes()

@@ -6,24 +6,37 @@ from typing import Any, NoReturn
 
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 
+QUANTIZE_CONFIG = "quantize_config.json"
+"""What AutoGPTQ writes beside config.json, and wrote alone at first."""
+
 BITS = (2, 3, 4)
 """Bits of codes that are read."""
 
 _VARIES = ("dynamic", "extra_config")
 """Keys under which some matrices have other bits or groups than the rest."""
 
+_BITS_KEYS, _GROUP_KEYS = ("bits", "w_bit"), ("group_size", "q_group_size")
+_FLAGS = ("desc_act", "sym", "zero_point", "is_marlin_format", "use_rms_norm")
+
+_WHOLE_ROW = -1
+"""A size of groups: all columns share a scale."""
+
+_LARGEST = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """The settings, none of them checked before it is used.
+    """The settings, none of them checked before ``check`` is called, or it is used.
 
     Attributes:
         method: by which the checkpoint calls itself quantized: ``quant_method``.
         values: all of them.
+        file: that they stand in.
     """
 
     method: str
     values: Mapping[str, Any] = field(default_factory=dict)
+    file: str = "config.json"
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], beside: Mapping[str, Any]) -> "QuantizationSettings | None":
@@ -41,13 +54,36 @@ class QuantizationSettings:
                 if not isinstance(values, dict):
                     raise CheckpointError(f"config.json's {key} is {values!r:.40}, and not an object: it is damaged")
                 return cls(str(values.get("quant_method") or key), values)
-        return cls(str(beside.get("quant_method") or "gptq"), beside) if beside else None
+        return cls(str(beside.get("quant_method") or "gptq"), beside, QUANTIZE_CONFIG) if beside else None
+
+    def check(self) -> None:
+        """Refuse numbers that are none, or no such, wherever the settings have them.
+
+        Raises:
+            UnsupportedModelError: they have some.
+        """
+        for values in (self.values, *self.exceptions):
+            for key in _BITS_KEYS:
+                self.integer(key, values)
+            for key in _GROUP_KEYS:
+                self.groups(key, values)
+            for key in _FLAGS:
+                self.flag(key, values)
+
+    @property
+    def exceptions(self) -> list[Mapping[str, Any]]:
+        """What some matrices have in the place of what the settings say of all; where it is no object, they have none.
+
+        Raises:
+            UnsupportedModelError: what holds them is no object.
+        """
+        found = [values for key in _VARIES for values in self.mapping(key).values()]
+        return [values for values in found if isinstance(values, dict)]
 
     @property
     def varies(self) -> bool:
         """Whether some matrices have other bits or groups than the settings say of all."""
-        exceptions = [self.mapping(key) for key in _VARIES]  # all of them: each is checked
-        return any(exceptions)
+        return any(self.mapping(key) for key in _VARIES)
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         """Return a setting that is an object; an empty one where there is none.
@@ -57,7 +93,7 @@ class QuantizationSettings:
         """
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
-            self.refuse(f"config.json's {key} is {value!r:.40}, and not an object")
+            self._refuse_value(key, value, "an object")
         return value or {}
 
     def check_bits(self, bits: int) -> None:
@@ -66,9 +102,9 @@ class QuantizationSettings:
         Raises:
             UnsupportedModelError: they are such.
         """
-        said = self.values.get("bits", self.values.get("w_bit"))
-        if not self.varies and said is not None and said != bits:
-            self.refuse(f"config.json says {said!r:.20} bits, and the tensors are of {bits}")
+        said = next((found for key in _BITS_KEYS if (found := self.integer(key)) is not None), bits)
+        if not self.varies and said != bits:
+            self.refuse(f"{self.file} says {said} bits, and the tensors are of {bits}")
         if bits not in BITS:
             self.refuse(f"{bits} bits a weight: {', '.join(map(str, BITS))} are read")
 
@@ -86,7 +122,7 @@ class QuantizationSettings:
             return columns // n_groups
         said = self.stated_group_size(columns)
         if -(-columns // said) != n_groups:
-            self.refuse(f"{n_groups} groups in {columns} columns, and config.json has groups of {said}")
+            self.refuse(f"{n_groups} groups in {columns} columns, and {self.file} has groups of {said}")
         return said
 
     def stated_group_size(self, columns: int) -> int:
@@ -98,17 +134,53 @@ class QuantizationSettings:
         Raises:
             UnsupportedModelError: they say what is no size of groups.
         """
-        said = self.values.get("group_size", self.values.get("q_group_size"))
-        if said in (-1, None):
-            return columns
-        if not isinstance(said, int) or said < 1:
-            self.refuse(f"config.json has groups of {said!r:.20}")
-        return min(said, columns)
+        said = next((found for key in _GROUP_KEYS if (found := self.groups(key)) is not None), _WHOLE_ROW)
+        return columns if said == _WHOLE_ROW else min(said, columns)
+
+    def integer(self, key: str, values: Mapping[str, Any] | None = None) -> int | None:
+        """Return a setting that is a whole number from 1 on; None where there is none.
+
+        Args:
+            key: of the setting.
+            values: that hold it; None: the settings themselves.
+
+        Raises:
+            UnsupportedModelError: it is something else, or larger than any such number is.
+        """
+        value = (self.values if values is None else values).get(key)
+        if value is not None and not (type(value) is int and 1 <= value <= _LARGEST):
+            self._refuse_value(key, value, f"a whole number from 1 to {_LARGEST}")
+        return value
+
+    def groups(self, key: str, values: Mapping[str, Any] | None = None) -> int | None:
+        """Return the same of one that is a size of groups, or -1."""
+        value = (self.values if values is None else values).get(key)
+        return value if type(value) is int and value == _WHOLE_ROW else self.integer(key, values)
+
+    def flag(self, key: str, values: Mapping[str, Any] | None = None) -> bool:
+        """Return a setting that is true or false; false where there is none.
+
+        Raises:
+            UnsupportedModelError: it is something else.
+        """
+        value = (self.values if values is None else values).get(key)
+        if value is not None and not isinstance(value, bool):
+            self._refuse_value(key, value, "true or false")
+        return bool(value)
 
     def text(self, key: str, usual: str) -> str:
-        """Return a setting that is a word; the usual one where there is none."""
+        """Return a setting that is a word, in small letters; the usual one where there is none.
+
+        Raises:
+            UnsupportedModelError: it is something else.
+        """
         value = self.values.get(key)
-        return usual if value is None else str(value).lower()
+        if value is not None and not isinstance(value, str):
+            self._refuse_value(key, value, "a word")
+        return usual if value is None else value.lower()
+
+    def _refuse_value(self, key: str, value: object, wanted: str) -> NoReturn:
+        self.refuse(f"{self.file}'s {key} is {value!r:.40}, and not {wanted}")
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise an UnsupportedModelError that names the method."""

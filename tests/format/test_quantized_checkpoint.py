@@ -1,6 +1,7 @@
 """Checkpoints that others have quantized, in folders written by the formats' descriptions: weights, levels, lies."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.even_levels import EvenLevels
 from elutq_formats.open_source import open_source
 from elutq_formats.packed_words import unpack_stream
+from elutq_formats.quantized_checkpoint import LAYOUTS
+from elutq_formats.quantized_settings import QuantizationSettings
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": False}
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -156,7 +159,7 @@ LIES = {
     "float": ({"scales": lambda old: old.astype(np.float64)}, {}, "its scales is 'F64', not F16 or BF16 or F32"),
     "order": ({"g_idx": lambda old: old[:-1]}, {}, r"its g_idx has shape \[127\]"),
     "bits": ({}, {"bits": 3}, "config.json says 3 bits, and the tensors are of 4"),
-    "group-size": ({}, {"group_size": "64"}, "config.json has groups of '64'"),
+    "group-size": ({}, {"group_size": "64"}, "config.json's group_size is '64', and not a whole number from 1 to"),
     "8-bits": ({"qweight": np.ones((32, 128), np.int32)}, {"bits": 8}, "8 bits a weight: 2, 3, 4 are read"),
     "format": ({}, {"checkpoint_format": "bitblas"}, "its format is 'bitblas', and gptq and gptq_v2 are read"),
     "marlin": ({}, {"is_marlin_format": True}, "gptq and gptq_v2 are read"),
@@ -174,6 +177,57 @@ def test_what_headers_show_to_be_wrong_is_refused_when_it_is_opened(tmp_path, li
     with pytest.raises(CheckpointError, match=message) as caught:
         open_source(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+NO_NUMBERS = [10**30, 2**31, 0, -2, True, 64.0, float("nan"), "64", [64]]
+
+
+@pytest.mark.parametrize("key", ["bits", "w_bit", "group_size", "q_group_size"])
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize("place", ["all", "dynamic", "extra_config"])
+def test_a_number_of_the_settings_that_is_none_or_of_absurd_size_is_named(key, value, place):
+    values = {key: value} if place == "all" else {place: {r"-:.*\.layers\.0": {}, ".*down_proj": {key: value}}}
+    settings = QuantizationSettings("gptq", GPTQ | values)
+    with pytest.raises(UnsupportedModelError) as caught:
+        settings.check()
+    assert f"config.json's {key} is {value!r:.40}, and not a whole number from 1 to 2147483647" in str(caught.value)
+    QuantizationSettings("gptq", GPTQ | {"group_size": -1, "q_group_size": None, "dynamic": {"a": False}}).check()
+
+
+@pytest.mark.parametrize("key", ["desc_act", "sym", "zero_point", "is_marlin_format", "use_rms_norm"])
+@pytest.mark.parametrize("value", ["false", 0, [], {}])
+def test_a_flag_of_the_settings_that_is_none_is_named(key, value):
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"'s {key} is {value!r}, and not true or false")):
+        QuantizationSettings("gptq", GPTQ | {key: value}).check()
+
+
+@pytest.mark.parametrize("value", [1, 2.0, True, ["gptq"], {}])
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        ("gptq", "checkpoint_format"),
+        ("awq", "version"),
+        ("auto-round", "packing_format"),
+        ("auto-round", "data_type"),
+        ("compressed-tensors", "format"),
+        ("bitnet", "linear_class"),
+        ("bitnet", "quantization_mode"),
+    ],
+)
+def test_a_version_that_is_no_word_is_named(method, key, value):
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"'s {key} is {value!r}, and not a word")):
+        LAYOUTS[method](QuantizationSettings(method, {key: value}))
+
+
+def test_what_is_wrong_in_quantize_config_is_not_said_of_config(tmp_path):
+    folder = tmp_path / "model"
+    write_gptq(folder)
+    values = json.loads((folder / "config.json").read_text())
+    settings = values.pop("quantization_config") | {"group_size": 10**30}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "quantize_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match=f"quantize_config.json's group_size is {10**30}, and not"):
+        open_source(folder)
 
 
 @pytest.mark.parametrize("settings", [True, "gptq", [4]])

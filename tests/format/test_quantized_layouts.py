@@ -63,7 +63,7 @@ def test_levels_of_compressed_tensors_are_kept_to_the_last_bit(tmp_path, rng, bi
     weights = write_folder(
         tmp_path / "model",
         rng,
-        compressed_settings(symmetric),
+        compressed_settings(symmetric, bits),
         drawing(rng, bits, symmetric=symmetric),
         lambda drawn: compressed_parts(drawn, symmetric, pads),
     )
@@ -72,7 +72,8 @@ def test_levels_of_compressed_tensors_are_kept_to_the_last_bit(tmp_path, rng, bi
 
 def test_a_scale_for_each_row_makes_groups_of_ours(tmp_path, rng):
     draw = drawing(rng, 4, -1)
-    weights = write_folder(tmp_path / "model", rng, compressed_settings(), draw, compressed_parts)
+    settings = compressed_settings(group_size=None)
+    weights = write_folder(tmp_path / "model", rng, settings, draw, compressed_parts)
     check_exact(tmp_path / "model", weights, [(4, 128, "even16c"), (4, 256, "even16c")])
 
 
@@ -117,6 +118,8 @@ LIES = [
     ("gemv", {"scales": lambda old: old[:, 1:]}, {}, r"its scales has shape \[128, 15\]"),
     ("auto-round", {}, {"packing_format": "auto_round:nv_fp4"}, "its packing_format is 'auto_round:nv_fp4', and"),
     ("auto-round", {}, {"act_bits": 8}, "its activations are quantized too"),
+    ("auto-round", {}, {"act_bits": "16"}, "config.json's act_bits is '16', and not a whole number"),
+    ("auto-round", {}, {"extra_config": {"model.layers.0.mlp": {"act_bits": 8}}}, "its activations are quantized too"),
     ("auto-round", {}, {"data_type": "mx_fp"}, "its levels are 'mx_fp', and whole numbers"),
     ("auto-round", {}, {"rotation_config": {"a": 1}}, "its inputs are rotated at run time"),
     ("compressed-tensors", {"weight_scale": None}, {}, "it has no weight_scale"),
@@ -129,7 +132,12 @@ LIES = [
         r"its weight_zero_point has shape \[15, 2\]",
     ),
     ("compressed-tensors", {"weight_packed": lambda old: old[1:]}, {}, r"its weight_packed has shape \[127, 16\]"),
-    ("compressed-tensors", {"weight_packed": np.ones((128, 32), np.int32)}, {}, "8 bits a weight: 2, 3, 4 are read"),
+    (
+        "compressed-tensors",
+        {"weight_packed": np.ones((128, 32), np.int32)},
+        {},
+        "8 bits a weight in .*, and config.json says 4: 2",
+    ),
     (
         "compressed-tensors",
         {"weight_scale": lambda old: old[:, [0, 1, 1]]},
@@ -143,6 +151,21 @@ LIES = [
     ("compressed-tensors", {}, compressed_settings(format="int-quantized"), "its format is 'int-quantized'"),
     ("compressed-tensors", {}, compressed_settings(input_activations={"num_bits": 8}), "activations are quantized too"),
     ("compressed-tensors", {}, compressed_settings(weights={"type": "float"}), "its levels are floats"),
+    (
+        "compressed-tensors",
+        {},
+        compressed_settings(bits=3),
+        "4 bits a weight in .*, and config.json says 3",
+    ),
+    (
+        "compressed-tensors",
+        {},
+        compressed_settings(bits=10**30),
+        f"config.json's num_bits is {10**30}, and not",
+    ),
+    ("compressed-tensors", {}, compressed_settings(group_size=32), "it has groups of 64, and config.json says 32"),
+    ("compressed-tensors", {}, compressed_settings(group_size=64.0), "config.json's group_size is 64.0, and not a"),
+    ("compressed-tensors", {}, compressed_settings("no"), "config.json's symmetric is 'no', and not true or false"),
     ("compressed-tensors", {}, {"transform_config": {"R1": {}}}, "it has a transform_config"),
     ("compressed-tensors", {}, {"kv_cache_scheme": {"num_bits": 8}}, "it has a kv_cache_scheme"),
     ("compressed-tensors", {}, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "its weights are sparse"),
