@@ -10,7 +10,7 @@ from elutq_cli.pipeline.products import pieces
 from elutq_cli.pipeline.stage import Backend
 from elutq_formats.block_kind import LARGEST_HALF
 from elutq_formats.config import ModelConfig
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import DamagedWeightsError, ElutqError
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.safetensors_file import ALL_ROWS
@@ -44,7 +44,7 @@ class CheckedWeights:
         """Return a tensor, or some of its rows.
 
         Raises:
-            ElutqError: a value is not finite, or a matrix has one that float16 cannot hold.
+            DamagedWeightsError: a value is not finite, or a matrix has one that float16 cannot hold.
         """
         tensor = self._source.load(name, self._backend.map, rows)
         flat = tensor.reshape(-1)
@@ -52,9 +52,11 @@ class CheckedWeights:
             np.max(self._backend.map(lambda part: _largest(flat[part]), pieces(flat.size, CHECKED_AT_ONCE)))
         )
         if not np.isfinite(largest):
-            raise ElutqError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
+            raise DamagedWeightsError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
         if tensor.ndim > 1 and largest > LARGEST_HALF:
-            raise ElutqError(f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized")
+            raise DamagedWeightsError(
+                f"tensor {name} holds {largest:g}: weights up to {LARGEST_HALF:g} can be quantized"
+            )
         return tensor
 
     def levels(self, name: str) -> HLQTensor:

@@ -25,7 +25,7 @@ from elutq_cli.pipeline.products import (
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array
 from elutq_formats.block_kind import FREE16, BlockKind, Centers
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import CalibrationError
 from elutq_formats.hlq import HLQTensor
 
 MOST_DAMPING = 1.0
@@ -182,7 +182,7 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
         (n, n) float32.
 
     Raises:
-        ElutqError: H is not finite, or not even MOST_DAMPING helps.
+        CalibrationError: H is not finite, or not even MOST_DAMPING helps.
     """
     check_finite(hessian, backend, name)
     if not bool((hessian.diagonal() > 0.0).any()):  # the layer's input is always zero: any rounding is as good
@@ -194,7 +194,7 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
             invert_to_factor(factor, backend)
         except np.linalg.LinAlgError:
             if damping >= MOST_DAMPING:
-                raise ElutqError(
+                raise CalibrationError(
                     f"{name}: its Hessian is not positive definite even with damping {damping:g}"
                 ) from None
             damping = min(damping * 10, MOST_DAMPING)
@@ -207,10 +207,10 @@ def check_finite(hessian: Array, backend: Backend, name: str) -> None:
     """Refuse a Hessian (n, n) of inputs that overflow.
 
     Raises:
-        ElutqError: naming the linear whose inputs these are.
+        CalibrationError: naming the linear whose inputs these are.
     """
     if not all(bool(backend.xp.isfinite(hessian[rows]).all()) for rows in pieces(len(hessian))):
-        raise ElutqError(f"{name}: activations overflow on the calibration text: use other text, or none")
+        raise CalibrationError(f"{name}: activations overflow on the calibration text: use other text, or none")
 
 
 def invert_to_factor(matrix: Array, backend: Backend) -> None:

@@ -21,7 +21,7 @@ from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import map_few, quiet
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.reference import Array, Block, Head, Positions, Transformer, block_gradients, prediction_gradient
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import CalibrationError
 from elutq_formats.names import gguf_name
 
 BACK_AT_ONCE = 2
@@ -53,7 +53,7 @@ def gradient_squares(
         (rows,) float64 for each of the blocks' linears, by the name of its weights in the checkpoint.
 
     Raises:
-        ElutqError: gradients overflow; the message names the linear.
+        CalibrationError: gradients overflow; the message names the linear.
     """
     n_sequences, n_tokens, _ = outputs.shape
     positions = Positions.of(model.config, n_tokens, convert=backend.place)
@@ -72,7 +72,7 @@ def gradient_squares(
             name = f"model.layers.{layer}.{linear}.weight"
             total = np.sum([squares[linear] for _, squares in passed], axis=0)
             if not np.isfinite(total).all():
-                raise ElutqError(
+                raise CalibrationError(
                     f"{gguf_name(name)}: gradients overflow on the calibration text: use other text, or none"
                 )
             found[name] = total / (n_sequences * n_tokens)

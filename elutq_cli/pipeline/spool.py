@@ -48,7 +48,9 @@ def work_folder(output: Path) -> Path:
 
 
 class Spool:
-    """A work folder: made on entry, removed when the block ends well, kept for the next run when it does not.
+    """A work folder: made on entry, kept for the next run where that can go on from it, removed otherwise.
+
+    It cannot where the block ends well, or in an error that recurs.
 
     A folder that no spool has made is refused, and in one of ours others' files are left alone. A lock keeps two runs
     from sharing it.
@@ -117,7 +119,8 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._mapped = []
-        if kind is None or not self._holds_work():
+        of_no_use = isinstance(error, ElutqError) and error.recurs
+        if kind is None or of_no_use or not self._holds_work():
             self._remove(set())
             (self.folder / _LOCK).unlink(missing_ok=True)
         if self._lock is not None:

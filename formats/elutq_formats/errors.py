@@ -6,9 +6,11 @@ class ElutqError(Exception):
 
     Attributes:
         bad_input: whether what the user gave is at fault, as it nearly always is.
+        recurs: whether a run on the same input ends so again, and what it had finished is of no use.
     """
 
     bad_input = True
+    recurs = False
 
 
 class FormatError(ElutqError):
@@ -21,3 +23,17 @@ class CheckpointError(ElutqError):
 
 class UnsupportedModelError(CheckpointError):
     """A checkpoint is sound but uses something that is not implemented."""
+
+    recurs = True
+
+
+class DamagedWeightsError(CheckpointError):
+    """Weights could be read, and do not make sense."""
+
+    recurs = True
+
+
+class CalibrationError(ElutqError):
+    """What a model computes on a text is nothing that stages can use."""
+
+    recurs = True

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.errors import CheckpointError, UnsupportedModelError
+from elutq_formats.errors import DamagedWeightsError, UnsupportedModelError
 from elutq_formats.even_levels import EvenLevels, fitting_group_size
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.safetensors_file import ALL_ROWS, Run
@@ -145,8 +145,8 @@ class QuantizedMatrix(ABC):
             raise UnsupportedModelError(f"{self.name} cannot be imported: {error}") from error
 
     def refuse(self, reason: str) -> NoReturn:
-        """Raise a CheckpointError that names the matrix."""
-        raise CheckpointError(f"{self.name}: {reason}")
+        """Raise a DamagedWeightsError that names the matrix."""
+        raise DamagedWeightsError(f"{self.name}: {reason}")
 
     def part_shape(self, suffix: str, n_dims: int) -> tuple[int, ...]:
         """Return the shape of a part that has so many dimensions, none of them empty.

@@ -15,6 +15,7 @@ from quantized_folders import (
     write_gptq,
     write_rounded,
 )
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from elutq_cli.app import app
@@ -147,6 +148,29 @@ def test_the_command_names_the_file_after_the_model_and_plans_it_with_dry_run(tm
     assert [path.name for path in tmp_path.iterdir()] == ["name-GPTQ.elutq.gguf"]
     info = CliRunner().invoke(app, ["info", "name-GPTQ.elutq.gguf", "--no-measure"])
     assert "4 g64 even16c" in info.stdout
+
+
+LAST = "model.layers.1.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "message"),
+    [
+        ("scales", lambda old: old * np.float16(np.nan), f"{LAST}: its scales holds a scale that is not finite"),
+        ("scales", lambda old: old.astype(np.float32) * 1e9, f"{LAST} cannot be imported: a scale of"),
+        ("g_idx", lambda old: np.roll(old, 1), f"{LAST} cannot be imported: columns of a group do not lie side"),
+        ("g_idx", lambda old: old + 1, f"{LAST}: its g_idx names a group that is none of its 4"),
+    ],
+)
+def test_nothing_stays_of_an_import_that_the_last_matrix_ends(tmp_path, part, damage, message):
+    write_gptq(tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    with np.errstate(invalid="ignore"):
+        tensors[f"{LAST}.{part}"] = damage(tensors[f"{LAST}.{part}"])
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ElutqError, match=message):
+        import_model(tmp_path / "model", tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(

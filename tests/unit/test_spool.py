@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from elutq_cli.pipeline.spool import Spool, work_folder
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import (
+    CalibrationError,
+    CheckpointError,
+    DamagedWeightsError,
+    ElutqError,
+    UnsupportedModelError,
+)
 from elutq_formats.tensor_record import TensorRecord
 
 
@@ -51,6 +57,25 @@ def stop_a_run(output, fingerprint=None):
         spool.finish_unit()
         raise KeyboardInterrupt
     return spool.folder
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (DamagedWeightsError, []),
+        (UnsupportedModelError, []),
+        (CalibrationError, []),
+        (CheckpointError, ["out.gguf.work"]),  # such as one that cannot be read just now
+        (ElutqError, ["out.gguf.work"]),  # such as a full disk
+        (MemoryError, ["out.gguf.work"]),
+    ],
+)
+def test_what_is_finished_is_kept_unless_the_next_run_would_end_in_the_same_error(tmp_path, error, left):
+    with pytest.raises(error), Spool(tmp_path / "out.gguf") as spool:
+        spool.add(TensorRecord("output_norm.weight", 32, 2), np.ones(2, dtype=np.float32))
+        spool.finish_unit()
+        raise error("refused")
+    assert [path.name for path in tmp_path.iterdir()] == left
 
 
 def test_only_files_that_a_spool_writes_are_removed(tmp_path):
