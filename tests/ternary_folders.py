@@ -49,18 +49,39 @@ def q1_0_rows(weights):
     return np.concatenate([scales, bits], axis=1).reshape(len(weights), -1)
 
 
-def write_gguf(path, rng, kind):
-    """Write a GGUF file whose linears have a type; return their weights by name. No type here loses any of them."""
+def write_gguf(path, rng, kind, others=None):
+    """Write a GGUF file whose linears have a type; return their weights by name. No such type here loses any of them.
+
+    Args:
+        path: to make.
+        rng: draws everything.
+        kind: of the blocks' matrices.
+        others: types of matrices that have another, by a part of their names; they are of random bytes or numbers.
+    """
     binary = kind == Q1_0
     folder = path.parent / f"{path.stem}-floats"
     weights = write_floats(folder, rng, 128 if binary else 256, binary)
     described = describe(folder)
     for name, array in described.tensors.items():
-        if name.startswith("blk.") and array.ndim == 2:
+        other = next((each for part, each in (others or {}).items() if part in name and array.ndim == 2), None)
+        if other is not None:
+            described.tensors[name] = (random_blocks(rng, array.shape, other), GGMLQuantizationType[other])
+        elif name.startswith("blk.") and array.ndim == 2:
             stored = q1_0_rows(array) if binary else gguf.quantize(array.astype(np.float32), kind)
             described.tensors[name] = (stored, kind)
     described.write(path)
     return {name: array.astype(np.float32) for name, array in weights.items() if "_proj" in name}
+
+
+def random_blocks(rng, shape, kind):
+    """Return a matrix of some type: of numbers where gguf-py writes it, else of random codes with small scales."""
+    try:
+        return gguf.quantize(rng.standard_normal(shape).astype(np.float32) * 0.05, GGMLQuantizationType[kind])
+    except NotImplementedError:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        stored = rng.integers(0, 256, (shape[0] * shape[1] // block, block_bytes), dtype=np.uint8)
+        stored[:, -2:] = np.array([1e-5], "<f2").view(np.uint8)  # of Q6_K, whose scale comes last
+        return stored.reshape(shape[0], -1)
 
 
 def read_stored(folder):

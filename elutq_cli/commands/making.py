@@ -123,6 +123,7 @@ def print_forecast(
     from elutq_cli.pipeline.backend import make_backend
     from elutq_cli.pipeline.calibration_text import CalibrationText
     from elutq_cli.pipeline.forecast import estimate_seconds
+    from elutq_cli.pipeline.imported import describe_others
     from elutq_cli.pipeline.preparation import prepare
     from elutq_cli.pipeline.recipe import IMPORT
 
@@ -131,6 +132,8 @@ def print_forecast(
     with make_backend(device, threads) as backend:
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
         run = prepare(checkpoint, output, recipe, text, backend, max_memory, device)
+        for line in describe_others(checkpoint, run.plan) if recipe.method == IMPORT else []:
+            print(shown_line(line), file=sys.stderr)
         forecast = run.forecast
         seconds = estimate_seconds(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens)
     if json_output:

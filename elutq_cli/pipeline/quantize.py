@@ -10,6 +10,7 @@ from elutq_cli.pipeline.allocate import allocate
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.checked_weights import CheckedWeights
 from elutq_cli.pipeline.fingerprint import fingerprint
+from elutq_cli.pipeline.imported import describe_others
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.progress import Progress
@@ -87,7 +88,8 @@ def quantize(
     recipe = recipe.resolved(calibration is not None)
     source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend)
     plan = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device).plan
-    for note in checkpoint.notes_on(recipe.method == IMPORT):
+    others = describe_others(checkpoint, plan) if recipe.method == IMPORT else []
+    for note in (*checkpoint.notes_on(recipe.method == IMPORT), *others):
         log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         progress = progress or Progress()

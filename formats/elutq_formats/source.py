@@ -135,6 +135,10 @@ class ModelSource(ABC):
         """Return a tensor's shape."""
         return self._tensor(name).shape
 
+    def dtype(self, name: str) -> str:
+        """Return what a tensor is stored as, such as ``BF16`` or ``Q6_K``."""
+        return self._tensor(name).dtype
+
     def load(self, name: str, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return a tensor, or some of its rows, in a new float32 array; ``run`` may do so on several threads.
 

@@ -190,5 +190,5 @@ def test_what_would_need_stages_is_refused(options, message):
 
 
 def test_a_checkpoint_that_is_not_quantized_has_nothing_to_import(tmp_path, make_model):
-    with pytest.raises(ElutqError, match=r"novels-6m has no levels to keep: weights of .*q_proj\.weight are neither"):
+    with pytest.raises(ElutqError, match=r"novels-6m has no levels to keep: .*q_proj\.weight \(BF16\) are neither"):
         make_model(method=IMPORT)

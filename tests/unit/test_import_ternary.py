@@ -54,12 +54,35 @@ def test_a_gguf_file_keeps_its_levels_and_of_tq2_0_and_q1_0_its_size(kind, ours,
     assert 8 * sum(record.n_bytes for record in records) / n_weights == ours
 
 
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "F16", "BF16"])
+def test_matrices_without_levels_to_keep_are_named_with_their_type_and_size(kind, rng, tmp_path, caplog, monkeypatch):
+    write_gguf(tmp_path / "model.gguf", rng, Q4_0, others={"ffn_down": kind, "attn_v": kind})
+    import_model(tmp_path / "model.gguf", tmp_path / "ours.gguf", output_bits=4)
+    told = [record.getMessage() for record in caplog.records]
+    named = f"token_embd (F32), blk.*.attn_v (1 of {kind}), blk.*.ffn_down (1 of {kind})"
+    assert told[0] == f"float16 in the file, 0.26 MB, with no levels to keep: {named}"
+    assert told[1].startswith("quantized anew, with no levels to keep: output (F32); --embedding-bits and")
+    records = linear_records(tmp_path / "ours.gguf")
+    assert {record.name for record in records if record.bits == 16} == {"blk.0.attn_v.weight", "blk.0.ffn_down.weight"}
+    monkeypatch.chdir(tmp_path)
+    planned = CliRunner().invoke(app, ["import", "model.gguf", "--dry-run", "--embedding-bits", "16"])
+    assert planned.stderr.splitlines() == told
+
+
+def test_a_gguf_file_none_of_whose_linears_has_levels_to_keep_is_refused_by_their_type(rng, tmp_path):
+    others = {"attn": "Q8_0", "ffn": "Q8_0", "token_embd": "Q4_0"}
+    write_gguf(tmp_path / "model.gguf", rng, Q4_0, others=others)
+    with pytest.raises(ElutqError, match=r"has no levels to keep: weights of .*q_proj.weight \(Q8_0\) are neither"):
+        import_model(tmp_path / "model.gguf", tmp_path / "ours.gguf")
+
+
 def test_the_command_imports_floats_on_levels_and_info_names_their_kind(rng, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_floats(tmp_path / "bonsai", rng)
     made = CliRunner().invoke(app, ["import", "bonsai"])
     assert made.exit_code == 0, made.output
-    assert made.stderr == ""
+    (line,) = made.stderr.splitlines()
+    assert line.startswith("quantized anew, with no levels to keep: token_embd (F16), output (F16); --embedding-bits")
     info = CliRunner().invoke(app, ["info", "bonsai.elutq.gguf", "--no-measure"])
     assert info.stdout.count("2 g256 even16") == 7
 
@@ -82,7 +105,7 @@ def test_the_matrix_that_is_on_no_levels_is_named(at, rng, tmp_path):
     weights = write_floats(folder, rng)
     weights[SECOND][at] = 0.7
     write_floats(tmp_path / "other", rng, changes={SECOND: weights[SECOND]})
-    with pytest.raises(ElutqError, match=f"other has no levels to keep: weights of {SECOND} are neither"):
+    with pytest.raises(ElutqError, match=f"other has no levels to keep: weights of {SECOND} .F16. are neither"):
         import_model(tmp_path / "other", tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
 
