@@ -59,7 +59,7 @@ def import_command(
 
     The error that elutq info prints of a matrix is what rounding its scales to half precision did, 0 as a rule.
     Matrices of the blocks that are not quantized stay float16. What is read: GPTQ, AWQ, AutoRound and
-    compressed-tensors (pack-quantized) of 2, 3 and 4 bits; BitNet; GGUF files in Q4_0, TQ1_0, TQ2_0 and Q1_0; and
+    compressed-tensors (pack-quantized) of 2, 3 and 4 bits; BitNet; GGUF files in Q4_0, Q4_1, TQ1_0, TQ2_0 and Q1_0; and
     floats of which every weight is -s, 0 or s.
 
     Example: elutq import checkpoint-gptq -o imported.gguf

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import HALF_BITS, MatrixPlan, Plan
 from elutq_formats.errors import ElutqError
-from elutq_formats.even_levels import EVEN_WITH_CENTERS
 from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.names import gguf_name
 from elutq_formats.safetensors_file import Run
@@ -34,7 +33,7 @@ def kept_layouts(source: ModelSource, run: Run = map) -> dict[str, Layout]:
     for name in source.names:
         matrix = source.quantized(name)
         if matrix is not None:
-            found[name] = Layout(matrix.bits, matrix.fitting_group_size(), EVEN_WITH_CENTERS)
+            found[name] = Layout(matrix.bits, matrix.fitting_group_size(), matrix.kind)
     if source.config.tie_word_embeddings and EMBEDDING in found:
         found[HEAD] = found[EMBEDDING]
     return found

@@ -4,6 +4,9 @@ A weight is ``scale * (code - zero)``. That is an even kind of HLQ (``formats/SP
 ``h_k = 2**(k - 1) * scale / 2``, and a center of ``4 * (2**bits - 1 - 2 * zero)`` quarters of ``h_1``. A negative scale
 counts the codes from the other end. Nothing is rounded but ``scale / 2`` to half precision: exact for a float16 scale
 of at least 2**-13, and for a bfloat16 one between that and the largest.
+
+Where a group has a smallest level of its own in the place of a zero point, its center is no whole number of quarters:
+blocks of kind free16 hold it, rounded to half precision.
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.block_kind import CENTER_UNIT, LARGEST_HALF, BlockKind
+from elutq_formats.block_kind import CENTER_UNIT, FREE16, LARGEST_HALF, BlockKind
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.hlq import GROUP_SIZES, HLQTensor
 
@@ -63,14 +66,7 @@ class EvenLevels:
         group_size = fitting_group_size(self.group_of)
         groups = self.group_of[::group_size]
         scales, zeros = self.scales[:, groups], self.zeros[:, groups]
-        half_scales = np.abs(scales) / 2
-        largest = float(half_scales.max()) * 2.0 ** (self.bits - 1)
-        if largest > LARGEST_HALF:
-            raise UnsupportedModelError(
-                f"a scale of {2 * float(half_scales.max()):g}: at {self.bits} bits half precision holds those up to "
-                f"{2 * LARGEST_HALF / 2 ** (self.bits - 1):g}"
-            )
-        first = half_scales.astype(np.float16)
+        planes = _half_scales(scales, self.bits)
         counts = (2**self.bits - 1 - 2 * zeros) / np.float32(CENTER_UNIT) * np.where(scales < 0, -1.0, 1.0)
         if not np.array_equal(counts, np.rint(counts)) or np.abs(counts).max() > np.iinfo(np.int8).max:
             raise UnsupportedModelError(
@@ -79,18 +75,85 @@ class EvenLevels:
             )
         same = int(counts.flat[0]) if (counts == counts.flat[0]).all() else None
         kind = BlockKind(EVEN_WITH_CENTERS) if same is None else BlockKind(EVEN, center=same)
-        steps = first.astype(np.float32)
-        centers = (steps * (counts.astype(np.float32) * np.float32(CENTER_UNIT))).astype(np.float32)
-        planes = (steps[..., None] * 2.0 ** np.arange(self.bits, dtype=np.float32)).astype(np.float16)
-        return HLQTensor(planes, centers, self._codes_counted_upwards(), group_size, kind)
+        first = planes[..., 0].astype(np.float32)
+        centers = (first * (counts.astype(np.float32) * np.float32(CENTER_UNIT))).astype(np.float32)
+        codes = _counted_upwards(self.codes, self.scales, self.bits, self.group_of)
+        return HLQTensor(planes, centers, codes, group_size, kind)
 
-    def _codes_counted_upwards(self) -> npt.NDArray[np.uint8]:
-        """Return the codes with those of groups whose scale is negative counted from the other end."""
-        if not (self.scales < 0).any():
-            return self.codes
-        flips = np.where(self.scales < 0, np.uint8(2**self.bits - 1), np.uint8(0))
-        codes: npt.NDArray[np.uint8] = np.bitwise_xor(self.codes, flips[:, self.group_of])
+
+@dataclass(frozen=True)
+class LevelsFromMinima:
+    """The same, where a weight is ``scale * code + minimum``.
+
+    Attributes:
+        scales: (rows, groups) float32, finite: the step from a level to the next; may be negative.
+        minima: (rows, groups) float32, finite: what code 0 stands for.
+        codes: (rows, columns) uint8.
+        bits: of a code.
+        group_of: (columns,) intp: the group of each column.
+    """
+
+    scales: FloatArray
+    minima: FloatArray
+    codes: npt.NDArray[np.uint8]
+    bits: int
+    group_of: npt.NDArray[np.intp]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["LevelsFromMinima"]) -> "LevelsFromMinima":
+        """Put matrices of the same columns, groups and bits on top of each other."""
+        arrays = zip(*((part.scales, part.minima, part.codes) for part in parts), strict=True)
+        scales, minima, codes = (np.concatenate(array) for array in arrays)
+        return cls(scales, minima, codes, parts[0].bits, parts[0].group_of)
+
+    def dequantize(self) -> FloatArray:
+        """Return the weights: (rows, columns) float32."""
+        weights = self.codes.astype(np.float32)
+        weights *= self.scales[:, self.group_of]
+        weights += self.minima[:, self.group_of]
+        return weights
+
+    def to_hlq(self) -> HLQTensor:
+        """Return the matrix in blocks of kind free16.
+
+        Raises:
+            UnsupportedModelError: no HLQ matrix has these levels.
+        """
+        group_size = fitting_group_size(self.group_of)
+        groups = self.group_of[::group_size]
+        scales = self.scales[:, groups]
+        centers = self.minima[:, groups] + scales * np.float32((2**self.bits - 1) / 2)
+        if (largest := float(np.abs(centers).max())) > LARGEST_HALF:
+            raise UnsupportedModelError(f"a center of {largest:g}: half precision holds those up to {LARGEST_HALF:g}")
+        codes = _counted_upwards(self.codes, self.scales, self.bits, self.group_of)
+        return HLQTensor(_half_scales(scales, self.bits), centers.astype(np.float16), codes, group_size, FREE16)
+
+
+def _half_scales(scales: FloatArray, bits: int) -> npt.NDArray[np.float16]:
+    """Return the half scales, (rows, groups, bits), of steps: (rows, groups).
+
+    Raises:
+        UnsupportedModelError: half precision does not reach them.
+    """
+    half_scales = np.abs(scales) / 2
+    if float(half_scales.max()) * 2.0 ** (bits - 1) > LARGEST_HALF:
+        raise UnsupportedModelError(
+            f"a scale of {2 * float(half_scales.max()):g}: at {bits} bits half precision holds those up to "
+            f"{2 * LARGEST_HALF / 2 ** (bits - 1):g}"
+        )
+    first = half_scales.astype(np.float16).astype(np.float32)
+    return np.asarray(first[..., None] * 2.0 ** np.arange(bits, dtype=np.float32), dtype=np.float16)
+
+
+def _counted_upwards(
+    codes: npt.NDArray[np.uint8], scales: FloatArray, bits: int, group_of: npt.NDArray[np.intp]
+) -> npt.NDArray[np.uint8]:
+    """Return codes with those of groups whose scale is negative counted from the other end."""
+    if not (scales < 0).any():
         return codes
+    flips = np.where(scales < 0, np.uint8(2**bits - 1), np.uint8(0))
+    flipped: npt.NDArray[np.uint8] = np.bitwise_xor(codes, flips[:, group_of])
+    return flipped
 
 
 def fitting_group_size(group_of: npt.NDArray[np.intp]) -> int:

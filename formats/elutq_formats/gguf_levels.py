@@ -1,7 +1,7 @@
 """GGUF's types of blocks whose levels are evenly spaced, read as the codes and scales that they store.
 
-A weight is ``scale * (code - zero)``, bit for bit what gguf-py makes of it, or of ``Q1_0``, which that does not know,
-llama.cpp.
+A weight is ``scale * (code - zero)``, or ``scale * code + minimum``, bit for bit what gguf-py makes of it, or
+of ``Q1_0``, which that does not know, llama.cpp.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from elutq_formats.gguf import GGML_TYPES
 
 Bytes = npt.NDArray[np.uint8]
 
-_SCALE_BYTES = 2
+_HALF_BYTES = 2
 _POWERS_OF_3 = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
 _PAIRS_OF_BITS = np.array([0, 2, 4, 6], dtype=np.uint8)
 
@@ -26,7 +26,8 @@ class BlockLevels:
     Attributes:
         name: of the type.
         bits: that its codes need.
-        zero: the code, or what lies between two, that stands for 0.
+        zero: the code, or what lies between two, that stands for 0; None: a block has a minimum, in float16 as well,
+            after its scale.
         step: from a level to the next, in scales as they are stored.
         scale_at: where a block's scale stands, in float16; all its other bytes are codes.
         unpack: makes codes, (n, weights of a block), of the bytes that hold those of n blocks.
@@ -34,7 +35,7 @@ class BlockLevels:
 
     name: str
     bits: int
-    zero: float
+    zero: float | None
     step: float
     scale_at: int
     unpack: Callable[[Bytes], Bytes]
@@ -47,21 +48,37 @@ class BlockLevels:
     def read(self, rows: Bytes) -> tuple[npt.NDArray[np.float32], Bytes]:
         """Return the scales, (n, blocks) float32, and the codes, (n, columns) uint8, of rows: (n, row_bytes)."""
         blocks = rows.reshape(-1, _TYPES[self.name].block_bytes)
-        end = self.scale_at + _SCALE_BYTES
-        scales = np.ascontiguousarray(blocks[:, self.scale_at : end]).view("<f2").astype(np.float32)
+        scales = _halves(blocks, self.scale_at)
+        end = self.scale_at + _HALF_BYTES * (2 if self.zero is None else 1)
         packed = blocks[:, end:] if self.scale_at == 0 else blocks[:, : self.scale_at]
         with np.errstate(invalid="ignore"):  # a damaged one may be no number: who uses it looks
             scales *= np.float32(self.step)
         return scales.reshape(len(rows), -1), self.unpack(packed).reshape(len(rows), -1)
 
+    def read_minima(self, rows: Bytes) -> npt.NDArray[np.float32]:
+        """Return the minima, (n, blocks) float32, of rows (n, row_bytes) of a type that has such."""
+        return _halves(rows.reshape(-1, _TYPES[self.name].block_bytes), self.scale_at + _HALF_BYTES).reshape(
+            len(rows), -1
+        )
+
     def dequantize(self, rows: Bytes) -> npt.NDArray[np.float32]:
         """Return the weights, (n, columns) float32, of rows: (n, row_bytes)."""
         scales, codes = self.read(rows)
         weights = codes.reshape(*scales.shape, self.block).astype(np.float32)
-        weights -= np.float32(self.zero)
         with np.errstate(invalid="ignore"):
-            weights *= scales[..., None]
+            if self.zero is None:
+                weights *= scales[..., None]
+                weights += self.read_minima(rows)[..., None]
+            else:
+                weights -= np.float32(self.zero)
+                weights *= scales[..., None]
         return weights.reshape(codes.shape)
+
+
+def _halves(blocks: Bytes, at: int) -> npt.NDArray[np.float32]:
+    """Return the numbers in float16 that stand at some place in blocks, (n, block_bytes): (n, 1) float32."""
+    stored = np.ascontiguousarray(blocks[:, at : at + _HALF_BYTES])
+    return np.asarray(stored.view("<f2"), dtype=np.float32)
 
 
 def _nibbles(packed: Bytes) -> Bytes:
@@ -101,6 +118,7 @@ LEVELS = {
         BlockLevels("TQ1_0", 2, 1, 1, 52, _base_3_digits),
         BlockLevels("TQ2_0", 2, 1, 1, 64, _pairs_of_bits),
         BlockLevels("Q4_0", 4, 8, 1, 0, _nibbles),
+        BlockLevels("Q4_1", 4, None, 1, 0, _nibbles),
     )
 }
 """By the types' names. Source: ggml's ggml-common.h."""

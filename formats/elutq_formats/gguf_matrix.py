@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from elutq_formats.even_levels import EvenLevels
+from elutq_formats.block_kind import FREE16
+from elutq_formats.even_levels import EvenLevels, LevelsFromMinima
 from elutq_formats.gguf_levels import LEVELS
 from elutq_formats.gguf_weights import GGUFWeights
 from elutq_formats.quantized_matrix import ReadRows, WholeMatrix
@@ -16,18 +17,21 @@ class GGUFMatrix(WholeMatrix):
         """Take a matrix of an open file, of one of the types in ``LEVELS``, by the model's name."""
         self._weights, self._levels = weights, LEVELS[weights.dtype(name)]
         super().__init__(name, StoredTensor(weights, name), self._levels.bits, self._levels.block)
+        if self._levels.zero is None:
+            self.kind = FREE16.name
 
     def open_rows(self) -> ReadRows:
         """See ``QuantizedMatrix``."""
         group_of = np.arange(self.shape[1]) // self.group_size
 
-        def read(rows: slice) -> EvenLevels:
+        def read(rows: slice) -> EvenLevels | LevelsFromMinima:
             stored = self._weights.read_rows(self.name, *rows.indices(self.shape[0])[:2])
             scales, codes = self._levels.read(stored)
-            if not np.isfinite(scales).all():
+            zero = self._levels.zero
+            others = self._levels.read_minima(stored) if zero is None else np.full_like(scales, zero)
+            if not (np.isfinite(scales).all() and np.isfinite(others).all()):
                 self.refuse("it holds a scale that is not finite: the file is damaged")
-            zeros = np.full_like(scales, self._levels.zero)
-            return EvenLevels(scales, zeros, codes, self.bits, group_of)
+            return (LevelsFromMinima if zero is None else EvenLevels)(scales, others, codes, self.bits, group_of)
 
         return read
 

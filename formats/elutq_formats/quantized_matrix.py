@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.errors import DamagedWeightsError, UnsupportedModelError
-from elutq_formats.even_levels import EvenLevels, fitting_group_size
+from elutq_formats.even_levels import EVEN_WITH_CENTERS, EvenLevels, LevelsFromMinima, fitting_group_size
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.stored_weights import StoredTensor, WeightFile
@@ -22,7 +22,7 @@ FLOATS = ("F16", "BF16", "F32")
 
 Result = TypeVar("Result")
 
-ReadRows = Callable[[slice], EvenLevels]
+ReadRows = Callable[[slice], EvenLevels | LevelsFromMinima]
 """Returns the levels of rows of a matrix, first to end - 1."""
 
 
@@ -50,10 +50,12 @@ class QuantizedMatrix(ABC):
         shape: (rows, columns).
         bits: of a code.
         group_size: columns that share a scale, as far as headers tell.
+        kind: of the blocks that hold its levels, as far as headers tell.
     """
 
     bits: int
     group_size: int
+    kind = EVEN_WITH_CENTERS
 
     def __init__(self, name: str, parts: Mapping[str, StoredTensor], shape: tuple[int, ...]) -> None:
         """Look at headers alone.
@@ -120,14 +122,16 @@ class QuantizedMatrix(ABC):
             CheckpointError: see ``open_rows``.
         """
         read, at_once = self.open_rows(), self.rows_at_once
-        parts: dict[int, EvenLevels] = {}
+        parts: dict[int, Any] = {}
 
         def fill(first: int) -> None:
             parts[first] = read(slice(first, min(first + at_once, self.shape[0])))
 
         for _ in run(fill, range(0, self.shape[0], at_once)):
             pass
-        return self._importing(EvenLevels.concatenate([parts[first] for first in sorted(parts)]).to_hlq)
+        in_order = [parts[first] for first in sorted(parts)]
+        whole: EvenLevels | LevelsFromMinima = type(in_order[0]).concatenate(in_order)
+        return self._importing(whole.to_hlq)
 
     def fitting_group_size(self) -> int:
         """Return the columns of a group in an HLQ matrix with its levels, as far as headers tell.

@@ -9,7 +9,7 @@ from quantized_folders import Drawn, gptq_parts, write_folder, write_gptq
 from safetensors.numpy import load_file, save_file
 
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
-from elutq_formats.even_levels import EvenLevels
+from elutq_formats.even_levels import EvenLevels, LevelsFromMinima
 from elutq_formats.open_source import open_source
 from elutq_formats.packed_words import unpack_stream
 from elutq_formats.quantized_checkpoint import LAYOUTS
@@ -278,9 +278,28 @@ def test_a_step_that_half_precision_rounds_is_off_by_that_alone():
         assert 0 < error <= bound * 1.0001
 
 
+def from_minima(scales, minima):
+    """The same codes, each group with a minimum."""
+    levels = even(scales, 0)
+    minima = np.broadcast_to(np.asarray(minima, np.float32), (2, 2))
+    return LevelsFromMinima(levels.scales, minima, levels.codes, 4, levels.group_of)
+
+
+def test_minima_make_free_centers_that_half_precision_rounds(rng):
+    exact = from_minima([[0.5, -0.25], [0.125, 0.0]], [[-3.75, 2.0], [0.0, 0.375]])
+    np.testing.assert_array_equal(exact.to_hlq().dequantize(), exact.dequantize())
+    assert exact.to_hlq().kind.name == "free16"
+    drawn = from_minima(*rng.uniform(-1, 1, (2, 2, 2)).astype(np.float16))
+    error = np.abs(drawn.to_hlq().dequantize() - drawn.dequantize())
+    centers = drawn.minima + 7.5 * drawn.scales
+    assert 0 < error.max() <= 2.0**-11 * np.abs(centers).max()
+
+
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
+        (from_minima(20000.0, -150000), "a scale of 20000: at 4 bits"),
+        (from_minima(1.0, 65500), "a center of 65507.5: half precision holds those up to 65504"),
         (even(20000.0, 7), "a scale of 20000: at 4 bits half precision holds those up to 16376"),
         (even(1.0, 7.3), r"a zero point of 7\.3"),
         (even(1.0, 200), "a zero point of 200"),

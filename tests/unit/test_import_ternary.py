@@ -54,7 +54,22 @@ def test_a_gguf_file_keeps_its_levels_and_of_tq2_0_and_q1_0_its_size(kind, ours,
     assert 8 * sum(record.n_bytes for record in records) / n_weights == ours
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "F16", "BF16"])
+def test_q4_1_keeps_its_levels_but_for_what_half_precision_rounds_of_centers(rng, tmp_path, caplog):
+    """Its smallest levels are free, so its blocks are of kind free16."""
+    write_gguf(tmp_path / "model.gguf", rng, Q4_0, others={"attn": "Q4_1", "ffn": "Q4_1"})
+    summary = import_model(tmp_path / "model.gguf", tmp_path / "ours.gguf")
+    assert 0 < max(summary.errors.values()) < 2.0**-11
+    records = linear_records(tmp_path / "ours.gguf")
+    assert {(record.bits, record.group_size, record.kind.name) for record in records} == {(4, 32, "free16")}
+    assert 8 * sum(record.n_bytes for record in records) / sum(record.n_weights for record in records) == 6.5
+    with open_source(tmp_path / "model.gguf") as source:
+        expected = Transformer(source).logits(TOKENS)
+    assert relative(Transformer(ModelFile.open(tmp_path / "ours.gguf")).logits(TOKENS), expected) < 1e-3
+    assert relative(logits_of(tmp_path / "ours.gguf", TOKENS), expected) < 0.02
+    assert "blk" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "Q8_0", "Q6_K", "F16", "BF16"])
 def test_matrices_without_levels_to_keep_are_named_with_their_type_and_size(kind, rng, tmp_path, caplog, monkeypatch):
     write_gguf(tmp_path / "model.gguf", rng, Q4_0, others={"ffn_down": kind, "attn_v": kind})
     import_model(tmp_path / "model.gguf", tmp_path / "ours.gguf", output_bits=4)
