@@ -1,4 +1,4 @@
-"""elutq import of quantized folders with random damage: a file that opens, or a refusal, and nothing else is left.
+"""elutq import of quantized models with random damage: a file that opens, or a refusal, and nothing else is left.
 
 ELUTQ_EXAMPLES=100000 looks further than the few hundred that the suite does, in another order each time.
 """
@@ -11,13 +11,16 @@ import struct
 import numpy as np
 import pytest
 from conftest import DATA
+from gguf import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ternary_folders import write_gguf
 
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import IMPORT, Recipe
 from elutq_formats.errors import ElutqError
+from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.open_source import open_source
 from elutq_native import Model, NativeError
 
@@ -54,15 +57,19 @@ def import_damaged(place, backend, original, config=None, weights=None):
     folder.mkdir(parents=True)
     for name, contents in (("tokenizer.json", None), (CONFIG, config), (WEIGHTS, weights)):
         (folder / name).write_bytes((original / name).read_bytes() if contents is None else contents)
-    output = place / "made.gguf"
+    return import_model(folder, place / "made.gguf", backend)
+
+
+def import_model(model, output, backend):
+    """Import a model that lies alone beside the output: whether that was possible."""
     try:
-        with open_source(folder) as source:
+        with open_source(model) as source:
             quantize(source, output, Recipe(method=IMPORT, group_size=32), None, backend)
     except ElutqError as error:
         assert str(error) and "\n" not in str(error)
-        assert {path.name for path in place.iterdir()} == {"model"}, error
+        assert list(output.parent.iterdir()) == [model], error
         return False
-    assert {path.name for path in place.iterdir()} == {"model", "made.gguf"}
+    assert set(output.parent.iterdir()) == {model, output}
     with Model(output) as model, model.session(4, 1, "f16") as session:
         try:
             assert not np.isnan(session.eval([1, 2, 3])).any()
@@ -183,3 +190,30 @@ def test_damage_to_the_bytes_of_a_weight_file(place, backend, folder, position, 
     import_damaged(
         place, backend, folder, weights=weights[:at] + new + weights[at + len(new) :] if new else weights[:at]
     )
+
+
+@pytest.fixture(scope="module")
+def gguf_files(tmp_path_factory):
+    """Files of every type whose levels are kept, and where the data of each begins."""
+    folder, found = tmp_path_factory.mktemp("sound"), []
+    for kind, others in (("Q4_0", {"attn": "Q4_1"}), ("TQ2_0", {"ffn": "TQ1_0"}), ("Q1_0", {})):
+        path = folder / f"{kind}.gguf"
+        write_gguf(path, np.random.default_rng(0), GGMLQuantizationType[kind], others)
+        raw = path.read_bytes()
+        reader = GGUFReader(path)
+        found.append((raw, len(raw) - max(tensor.offset + tensor.n_bytes for tensor in reader.tensors.values())))
+    return found
+
+
+@settings(look, max_examples=look.max_examples // 2)
+@given(st.integers(0, 2), st.lists(st.tuples(positions, st.booleans(), halves), min_size=1, max_size=3))
+def test_damage_to_a_gguf_file(place, backend, gguf_files, which, changes):
+    raw, start = gguf_files[which]
+    changed = bytearray(raw)
+    for position, in_header, half in changes:
+        at = int(position * start) if in_header else start + int(position * (len(raw) - start - 2))
+        changed[at : at + 2] = struct.pack("<H", half)
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "model.gguf").write_bytes(changed)
+    import_model(place / "model.gguf", place / "made.gguf", backend)
