@@ -1,8 +1,8 @@
-"""The allocate stage: bits and group size of each linear, so that a budget of bits does the least harm.
+"""The allocate stage: bits, group size and kind of blocks of each linear, so that a budget of bits does the least harm.
 
-The harm that a linear does at some bits and group size is what its errors there do to the model's predictions, to
-second order: half the sum over rows of their squared error under H times the mean square of the loss's gradient. Harms
-are added up over linears, and the budget is spent where a bit takes away most.
+The harm that a linear does in some layout is what its errors there do to the model's predictions, to second order:
+half the sum over rows of their squared error under H times the mean square of the loss's gradient. Harms are added up
+over linears, and the budget is spent where a bit takes away most.
 """
 
 import logging
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.by_rows import RowSource, embed
 from elutq_cli.pipeline.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.layout import Layout, Sizes
+from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout, Sizes
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import multiply, multiply_rounded
 from elutq_cli.pipeline.recipe import Plan, Recipe
@@ -32,6 +32,12 @@ from elutq_formats.names import gguf_name
 
 GROUP_SIZES = (128, 64, 32)
 """Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
+
+EVEN_BITS = 3
+"""Bits from which evenly spaced levels are compared, too, and what the budget must be for that. On rows of five
+matrices of Qwen2.5-Coder-0.5B, with random correlated inputs, refine leaves them in groups of 32 12 % less error at
+3 bits than free bytes in groups of 64, which take as much, and 11 % less at 4 bits, where those take 0.125 more. The
+fewer the levels, the more their places matter."""
 
 SEQUENCES = 16
 """Calibration sequences that go through the model, forwards and back. On SmolLM2-135M the mean squares of gradients are
@@ -314,5 +320,8 @@ def _spread_rows(n_rows: int, n_chosen: int) -> slice:
 
 def _options(columns: int, recipe: Recipe) -> list[Layout]:
     sizes = [size for size in sorted({*GROUP_SIZES, recipe.group_size}, reverse=True) if columns % size == 0]
-    every_bits = map(recipe.layout, range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1))
-    return [replace(layout, group_size=size) for layout in every_bits for size in sizes]
+    layouts = list(map(recipe.layout, range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1)))
+    # Tuning moves each half scale by itself, and 16 bits are asked for where bytes lose too much.
+    if recipe.budget >= EVEN_BITS and layouts[0].kind == FREE8 and not recipe.tune:
+        layouts += [replace(layout, kind=EVEN8C) for layout in layouts if layout.bits >= EVEN_BITS]
+    return [replace(layout, group_size=size) for layout in layouts for size in sizes]

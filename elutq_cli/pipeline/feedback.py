@@ -98,7 +98,7 @@ def quantize_group(
         kind: what half scales and centers are rounded to.
 
     Returns:
-        half_scales (rows, bits) float16, centers (rows,) float16, codes and errors (rows, group_size) as
+        half_scales (rows, bits) float16, centers (rows,), codes and errors (rows, group_size) as
         ``feedback_columns`` gives them.
     """
     diagonal = np.diagonal(factor)
@@ -148,7 +148,7 @@ def feedback_columns(
         weights: (rows, group_size) float32, left unchanged.
         factor: (group_size, group_size) float32, diagonal block of the inverse Hessian's upper triangular factor U.
         half_scales: (rows, bits) float16.
-        centers: (rows,) float16.
+        centers: (rows,) float16 or float32.
 
     Returns:
         codes (rows, group_size) uint8, and errors (rows, group_size) float32: (weight - level) / U_jj of every column,

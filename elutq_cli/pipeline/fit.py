@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from elutq_cli.pipeline.even import fit_even
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest, signs
 from elutq_cli.pipeline.stage import Backend
@@ -84,7 +85,8 @@ def fit_groups(
         kind: what half scales and centers are rounded to.
 
     Returns:
-        half_scales (rows, groups, bits) float16, centers (rows, groups) float16, codes (rows, columns) uint8.
+        half_scales (rows, groups, bits) float16, centers (rows, groups) float16, or float32 where the kind is even,
+            codes (rows, columns) uint8.
     """
     rows, columns = weights.shape
     groups = np.ascontiguousarray(weights.reshape(-1, group_size).T)
@@ -92,16 +94,28 @@ def fit_groups(
         importance = np.ones(columns, dtype=np.float32)
     repeated = np.tile(importance.reshape(-1, group_size).T, (1, rows))
     half_scales = np.empty((bits, groups.shape[1]), dtype=np.float16)
-    centers = np.empty(groups.shape[1], dtype=np.float16)
+    centers = np.empty(groups.shape[1], dtype=kind.centers_type)
     for first in range(0, groups.shape[1], GROUPS_AT_ONCE):
         part = slice(first, first + GROUPS_AT_ONCE)
-        statistics = SortedGroups.of(groups[:, part], repeated[:, part])
-        best_half_scales, best_centers = fit_sorted(statistics, starting_points(bits))
-        half_scales[:, part] = kind.round_half_scales(best_half_scales)
-        centers[part] = kind.round_centers(best_centers + statistics.middle)
+        fit_part = fit_even if kind.is_even else fit_free
+        half_scales[:, part], centers[part] = fit_part(groups[:, part], repeated[:, part], bits, kind)
     codes = nearest(groups.T, levels(half_scales.T, centers))
     shape = rows, columns // group_size
     return half_scales.T.reshape(*shape, bits), centers.reshape(shape), codes.reshape(rows, columns)
+
+
+def fit_free(groups: FloatArray, importance: FloatArray, bits: int, kind: BlockKind) -> tuple[HalfArray, HalfArray]:
+    """Return half scales (bits, n) and centers (n,), each rounded by itself.
+
+    Args:
+        groups: (group_size, n) float32, the weights.
+        importance: the same shape, what a squared error costs.
+        bits: bit-planes.
+        kind: of the blocks.
+    """
+    statistics = SortedGroups.of(groups, importance)
+    half_scales, centers = fit_sorted(statistics, starting_points(bits))
+    return kind.round_half_scales(half_scales), kind.round_centers(centers + statistics.middle)
 
 
 @dataclass(frozen=True)

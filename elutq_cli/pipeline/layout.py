@@ -9,7 +9,7 @@ from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.constants import HLQ_MAX_BITS, MAX_EXPONENT, TILE_ROWS
 from elutq_formats.hlq import block_bytes
 
-FREE8 = "free8"
+FREE8, EVEN8C = "free8", "even8c"
 
 KIND_OF_SCALES = {8: FREE8, 16: FREE16.name}
 """By the bits that a half scale or a center takes."""
@@ -22,7 +22,7 @@ MOST_SPREAD, SPREAD_PER_BIT = 128.0, 2.5
 less by the second factor further, keep float16: their outliers leave the others too few bytes. There bytes add 6 to
 10 % to the squared error of a fit, about what groups half as large take away. Measured on Qwen2.5-Coder-0.5B, where at
 4 bits 11 of 168 linears are beyond it (that of one, whose bytes reach 1200 times its mean, was 4.9 times as large), at
-2 bits 2, and none of SmolLM2-135M's."""
+2 bits 2, and none of SmolLM2-135M's. Evenly spaced levels have one half scale, as those of 1 bit have."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Sizes:
         return cls(largest, total / n_weights)
 
 
-def bytes_reaching(largest: float) -> BlockKind:
-    """Return the finest bytes in which half scales and centers reach ``largest``, or nearly.
+def bytes_reaching(largest: float, most: int = MAX_EXPONENT, name: str = FREE8) -> BlockKind:
+    """Return the finest kind of this name in which bytes reach ``largest``, or nearly.
 
     Bytes have five bits of mantissa, or four, down to a 128th of what they reach, and even steps below. The lowest
-    exponent reaches 2**-7, however small ``largest`` is.
+    exponent reaches 2**-7, however small ``largest`` is; there is none above ``most``.
     """
     reach = math.frexp(largest)[1] if largest > 0.0 else -MAX_EXPONENT
-    return BlockKind(FREE8, min(max(reach + BYTES_BELOW, 0), MAX_EXPONENT))
+    return BlockKind(name, min(max(reach + BYTES_BELOW, 0), most))
 
 
 def reach_of(kind: BlockKind) -> float:
@@ -98,9 +98,13 @@ class Layout:
 
     def settle_for(self, sizes: Sizes) -> tuple["Layout", BlockKind]:
         """Return the same for a matrix of which this is known."""
-        kind = bytes_reaching(sizes.largest)
-        spread = MOST_SPREAD * SPREAD_PER_BIT ** (HLQ_MAX_BITS - self.bits)
-        if self.kind == FREE16.name or reach_of(kind) > spread * sizes.mean:
+        if self.kind == FREE16.name:
+            return self, FREE16
+        is_even = self.block_kind.is_even
+        steps = 2**self.bits - 1 if is_even else 1  # of the half scale, within what a group reaches
+        kind = bytes_reaching(sizes.largest / steps, MAX_EXPONENT - (self.bits - 1) * is_even, self.kind)
+        spread = MOST_SPREAD * SPREAD_PER_BIT ** (HLQ_MAX_BITS - (1 if is_even else self.bits))
+        if reach_of(kind) * steps > spread * sizes.mean:
             return replace(self, kind=FREE16.name), FREE16
         return self, kind
 

@@ -43,8 +43,9 @@ class Recipe:
     Attributes:
         bits: bit-planes of the blocks' linears.
         group_size: columns that share their levels, in every quantized matrix.
-        scale_bits: of each half scale and center, 8 or 16, in every quantized matrix; one whose weights bytes do not
-            suit, as they are too different in size or all too small, keeps 16.
+        scale_bits: of each half scale and center, 8 or 16, in every quantized matrix, evenly spaced levels that
+            allocate may choose included; one whose weights bytes do not suit, as they are too different in size or all
+            too small, keeps 16.
         output_bits: bit-planes of the output head, 16 for float16. A tied head is stored apart only when this differs
             from embedding_bits.
         embedding_bits: bit-planes of the embedding, 16 for float16.
@@ -54,7 +55,7 @@ class Recipe:
         damping: added to a Hessian's diagonal before it is factored, relative to it.
         method: what is done to linears: fit alone, each column weighted by the diagonal of the Hessian where there is a
             calibration text; or, with a text, feedback, feedback and refine, those two aimed at what corrects the
-            quantized prefix, or this with bits and group size chosen for each linear at the same total size. None:
+            quantized prefix, or this with a layout chosen for each linear at the same total size. None:
             allocate with a text, fit without. IMPORT keeps the levels of a checkpoint that others have quantized.
         tune: what is learned by gradients after that: ``block``, a block's levels and bits by its output; ``e2e``, all
             levels by the model's predictions; in this order.

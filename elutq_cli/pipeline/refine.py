@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from elutq_cli.pipeline.even import round_even, spread_even
 from elutq_cli.pipeline.fit import eliminate
 from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels
 from elutq_cli.pipeline.products import (
@@ -114,7 +115,7 @@ def refine_group(
 
     Args:
         half_scales: (rows, bits) float16.
-        centers: (rows,) float16.
+        centers: (rows,) float16 or float32.
         codes: (rows, group_size) uint8.
         residual: (rows, group_size) float32, this group's columns of (W - Q) H.
         hessian: (group_size, group_size) float32, positive definite: this group's diagonal block.
@@ -124,17 +125,18 @@ def refine_group(
         half_scales, centers and codes anew, and by how much the dequantized weights grew: (rows, group_size) float32.
     """
     bits = half_scales.shape[1]
-    features = signs_of(codes, bits)
-    spread = [ordered_product(plane, hessian) for plane in features]
+    features = features_of(codes, bits, kind)
+    spread = [ordered_product(feature, hessian) for feature in features]
     across = ordered_product(np.ones((1, len(hessian)), dtype=np.float32), hessian)
-    theta = solve_levels(half_scales, centers, features, spread, across, residual)
-    new_scales, new_centers = kind.round_half_scales(np.abs(theta[:bits]).T), kind.round_centers(theta[bits])
-    negative = theta[:bits] < 0.0  # the same levels, under the codes with these planes flipped
-    new_codes = codes ^ ((1 << np.arange(bits)) @ negative).astype(np.uint8)[:, None]
-    moved = np.where(negative.T, -new_scales, new_scales).astype(np.float32) - half_scales
+    theta, matrix = solve_levels(half_scales, centers, features, spread, across, residual)
+    signed, new_scales, new_centers = round_levels(theta, matrix, bits, kind)
+    negative = theta[:-1] < 0.0  # the same levels, under the codes with these planes flipped
+    planes = np.array([2**bits - 1]) if kind.is_even else 1 << np.arange(bits)
+    new_codes = codes ^ (planes @ negative).astype(np.uint8)[:, None]
+    moved = signed - half_scales[:, : len(features)]
     after_solve = residual - (new_centers.astype(np.float32) - centers)[:, None] * across
-    for plane in range(bits):
-        after_solve -= moved[:, plane, None] * spread[plane]
+    for growth, feature in zip(moved.T, spread, strict=True):
+        after_solve -= growth[:, None] * feature
     new_codes, ended = descend_codes(new_codes, after_solve, hessian, new_scales, new_centers, CODE_SWEEPS)
     step = restore(new_scales, new_centers, new_codes) - restore(half_scales, centers, codes)
     better = ordered_sum(step.astype(np.float64) * (residual + ended)) > 0.0
@@ -160,6 +162,17 @@ def signs_of(codes: CodeArray, bits: int) -> FloatArray:
     return features
 
 
+def features_of(codes: CodeArray, bits: int, kind: BlockKind) -> FloatArray:
+    """Return what weights have of each unknown but the center: (scales, rows, group_size) float32.
+
+    The unknowns are all half scales, or where the kind is even the first, whose multiples the others are.
+    """
+    features = signs_of(codes, bits)
+    if kind.is_even:
+        return np.tensordot(2.0 ** np.arange(bits, dtype=np.float32), features, 1)[None]
+    return features
+
+
 def ordered_product(left: FloatArray, right: FloatArray) -> FloatArray:
     """Return left @ right in float32, every sum in the order of the inner axis."""
     product = np.zeros((len(left), right.shape[1]), dtype=np.float32)
@@ -180,38 +193,57 @@ def solve_levels(
     spread: Sequence[FloatArray],
     across: FloatArray,
     residual: FloatArray,
-) -> DoubleArray:
-    """Return the change of one group's levels that minimises each row's error under H while all codes are held.
+) -> tuple[DoubleArray, DoubleArray]:
+    """Return the levels of one group that minimise each row's error under H while all codes are held.
 
-    With B (group_size, bits + 1), the signs of each plane and a column of ones, it is (B^T H B)^-1 B^T r.
+    With B (group_size, scales + 1), the features and a column of ones, they change by (B^T H B)^-1 B^T r.
 
     Args:
         half_scales: (rows, bits) float16.
-        centers: (rows,) float16.
-        features: (bits, rows, group_size) float32, the signs of the present codes.
-        spread: the same times H, for each plane.
+        centers: (rows,) float16 or float32.
+        features: (scales, rows, group_size) float32, see ``features_of``.
+        spread: the same times H, for each of them.
         across: (1, group_size) float32, ones times H.
         residual: (rows, group_size) float32, this group's columns of (W - Q) H for the present levels.
 
     Returns:
-        (bits + 1, rows) float64: half scales, negative ones too, and centers.
+        theta, (scales + 1, rows) float64: half scales, negative ones too, and centers; and B^T H B, of which the lower
+        triangle is filled in: (scales + 1, scales + 1, rows) float64.
     """
-    bits = len(features)
-    matrix = np.empty((bits + 1, bits + 1, len(residual)))
-    theta = np.empty((bits + 1, len(residual)))
-    for i in range(bits):
+    n_scales = len(features)
+    matrix = np.zeros((n_scales + 1, n_scales + 1, len(residual)))
+    theta = np.empty((n_scales + 1, len(residual)))
+    for i in range(n_scales):
         for j in range(i + 1):
             matrix[i, j] = ordered_sum(spread[i] * features[j])
-        matrix[bits, i] = ordered_sum(spread[i])
+        matrix[n_scales, i] = ordered_sum(spread[i])
         theta[i] = ordered_sum(features[i] * residual)
-    matrix[bits, bits] = ordered_sum(across)
-    theta[bits] = ordered_sum(residual)
-    for i in range(bits + 1):
-        matrix[i, i] *= 1.0 + LEAST_PULL
-    eliminate(matrix, theta)
-    theta[:bits] += half_scales.T
-    theta[bits] += centers
-    return theta
+    matrix[n_scales, n_scales] = ordered_sum(across)
+    theta[n_scales] = ordered_sum(residual)
+    pulled = matrix.copy()
+    for i in range(n_scales + 1):
+        pulled[i, i] *= 1.0 + LEAST_PULL
+    eliminate(pulled, theta)
+    theta[:n_scales] += half_scales[:, :n_scales].T
+    theta[n_scales] += centers
+    return theta, matrix
+
+
+def round_levels(
+    theta: DoubleArray, matrix: DoubleArray, bits: int, kind: BlockKind
+) -> tuple[FloatArray, HalfArray, Centers]:
+    """Round what ``solve_levels`` returns to what a file can hold.
+
+    Returns:
+        The half scales that were solved for, with their signs, (rows, scales) float32; all of them without,
+        (rows, bits) float16; and centers (rows,).
+    """
+    if kind.is_even:
+        first, centers = round_even(theta, matrix, kind)
+        return first[:, None], spread_even(np.abs(first), bits).T, centers
+    half_scales = kind.round_half_scales(np.abs(theta[:-1]).T)
+    signed = np.where(theta[:-1].T < 0.0, -half_scales, half_scales).astype(np.float32)
+    return signed, half_scales, kind.round_centers(theta[-1])
 
 
 def descend_codes(
@@ -232,7 +264,7 @@ def descend_codes(
         residual: (rows, group_size) float32, (W - Q) H; left unchanged.
         hessian: (group_size, group_size) float32, symmetric.
         half_scales: (rows, bits) float16.
-        centers: (rows,) float16.
+        centers: (rows,) float16 or float32.
         sweeps: most times to go over all columns.
 
     Returns:

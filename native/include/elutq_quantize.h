@@ -16,7 +16,8 @@
 
 /*
  * Half scales and centers are rounded to what blocks of the matrix's `kind` and `exponent` hold (elutq_format.h): of kind 0
- * float16, with exponent 0; of ELUTQ_KIND_BYTES the numbers that bytes stand for.
+ * float16, with exponent 0; of ELUTQ_KIND_BYTES the numbers that bytes stand for; of that with ELUTQ_KIND_EVEN and
+ * ELUTQ_KIND_CENTERS such a half scale, its multiples, and a center in quarters of it. There are no others here.
  */
 
 /*

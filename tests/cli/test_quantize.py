@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from processes import paused_quantize, started
 
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.model_file import ModelFile
 
@@ -93,7 +94,8 @@ def test_bits_are_chosen_under_a_budget_and_overridden(tmp_path):
     records = {name: record for name, record in file.tensors.items() if name.startswith("blk.") and record.group_size}
     assert (records["blk.1.attn_q.weight"].bits, records["blk.1.attn_q.weight"].group_size) == (4, 32)
     weights = sum(record.n_weights for record in records.values())
-    spent = sum((r.bits + 8 * (r.bits + 1) / r.group_size) * r.n_weights for r in records.values())
+    layouts = {name: Layout(r.bits, r.group_size, r.kind.name) for name, r in records.items()}
+    spent = sum(layout.bits_per_weight * records[name].n_weights for name, layout in layouts.items())
     assert 2.7 < spent / weights <= 3.2
     assert file.provenance["method"] == "rotate, allocate, calibrate, correct, feedback, refine"
     assert json.loads(file.provenance["recipe"])["target_bpw"] == 3.2

@@ -10,9 +10,9 @@ import pytest
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
-from elutq_cli.pipeline.layout import FREE8, Layout
+from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
 from elutq_formats.block_kind import FREE16, KIND_NUMBERS, BlockKind
-from elutq_formats.constants import KIND_BYTES, KIND_EVEN, MAX_EXPONENT
+from elutq_formats.constants import KIND_BYTES, KIND_CENTERS, KIND_EVEN, MAX_EXPONENT
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, pack
 from elutq_native import NativeError
@@ -56,17 +56,22 @@ def test_fit_equals_the_twin(native, bits, group_size):
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("exponent", [0, 8, MAX_EXPONENT])
-def test_fit_equals_the_twin_where_levels_are_bytes(native, bits, exponent):
+@pytest.mark.parametrize("name", [FREE8, EVEN8C])
+def test_fit_equals_the_twin_where_levels_are_bytes(native, name, bits, exponent):
     """Of weights that bytes reach, that are below the least of them, and that are above the last."""
     rng = np.random.default_rng([bits, exponent])
+    exponent -= bits - 1 if name == EVEN8C and exponent == MAX_EXPONENT else 0
     weights = (
         random_weights(rng, 40, 128) * np.exp2(np.linspace(exponent - 30, exponent, 40, dtype=np.float32))[:, None]
     )
     importance = rng.gamma(0.5, size=128).astype(np.float32)
-    kind = BlockKind(FREE8, exponent)
+    weights[3], weights[4] = 0.0, np.round(weights[4])
+    kind = BlockKind(name, exponent)
     for given in (None, importance):
         found, twin = native.fit_groups(weights, bits, 64, given, kind), fit_groups(weights, bits, 64, given, kind)
         assert [part.tobytes() for part in found] == [part.tobytes() for part in twin]  # zeros have a sign
+        assert found[1].dtype == twin[1].dtype == kind.centers_type
+        kind.encode(*found[:2])  # nothing that a file could not hold
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -105,7 +110,7 @@ def test_feedback_equals_the_twin(native, bits, group_size):
     rng = np.random.default_rng(bits + group_size)
     inputs = rng.normal(size=(400, 2 * group_size)) @ rng.normal(size=(2 * group_size, 2 * group_size))
     factor = inverse_factor((inputs.T @ inputs).astype(np.float32), 0.01, NumpyBackend())
-    for rows, kind in ((1, FREE16), (16, FREE16), (37, FREE16), (16, BlockKind(FREE8, 9))):
+    for rows, kind in ((1, FREE16), (16, FREE16), (37, FREE16), (16, BlockKind(FREE8, 9)), (16, BlockKind(EVEN8C, 6))):
         weights = random_weights(rng, rows, 2 * group_size)
         assert_same(
             [*_parts(feedback(weights, factor, Layout(bits, group_size), native, kind))],
@@ -176,6 +181,8 @@ def test_impossible_arguments_are_refused():
         {"grid": (0, 1)},
         {"grid": (KIND_BYTES, MAX_EXPONENT + 1)},
         {"grid": (KIND_EVEN, 0)},
+        {"grid": (KIND_EVEN | KIND_BYTES, 0)},
+        {"grid": (KIND_EVEN | KIND_BYTES | KIND_CENTERS, MAX_EXPONENT)},
         {"grid": (255, 0)},
     ):
         with pytest.raises(ValueError, match=r"columns|bits must be"):

@@ -15,7 +15,7 @@ from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.layout import FREE8, Layout
+from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
 from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
@@ -264,6 +264,24 @@ def test_bits_and_groups_of_32_to_128_are_measured_in_the_recipes_kind(scale_bit
     assert {layout.group_size for layout in stage._options(576, usual)} == {64, 32}
 
 
+@pytest.mark.parametrize("changed", [{"bits": 3}, {"bits": 4}, {"target_bpw": 3.0}])
+def test_evenly_spaced_levels_are_measured_from_3_bits_on_where_they_can_be_had(changed):
+    recipe = replace(Recipe(), **changed)
+    even = {Layout(bits, group_size, EVEN8C) for bits in (3, 4) for group_size in (128, 64, 32)}
+    assert even < set(stage._options(256, recipe))
+    for without in ({"scale_bits": 16}, {"tune": ("block",)}, {"bits": 2, "target_bpw": 2.9}):
+        assert not even & set(stage._options(256, replace(recipe, **without)))
+
+
+def test_at_4_bits_some_linears_get_evenly_spaced_levels_and_the_file_keeps_them(tmp_path, backend):
+    recipe = replace(RECIPE, target_bpw=4.5)
+    with Checkpoint.open(TINY) as checkpoint:
+        calibration = CalibrationText(tokens_of(checkpoint), (), ())
+        quantize(checkpoint, tmp_path / "out", recipe, calibration, backend)
+    records = ModelFile.open(tmp_path / "out").tensors.values()
+    assert EVEN8C in {record.kind.name for record in records if record.group_size}
+
+
 def test_matrices_that_bytes_do_not_suit_are_given_what_float16_takes(backend):
     """The layouts that are compared are those that the file will have."""
     weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32) * np.float32(1e-6)
@@ -272,9 +290,9 @@ def test_matrices_that_bytes_do_not_suit_are_given_what_float16_takes(backend):
     found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
     assert set(found) == {replace(option, kind=FREE16.name) for option in options}
     weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32)
-    weights[3, 4] = 300.0  # at 4 bits too large beside the others
+    weights[3, 4] = 300.0  # at 4 bits too large beside the others where levels are free
     found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
-    assert {layout.kind for layout in found if layout.bits == 4} == {FREE16.name}
+    assert {layout.kind for layout in found if layout.bits == 4} == {FREE16.name, EVEN8C}
     assert {layout.kind for layout in found if layout.bits == 2} == {FREE8}
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from elutq_cli.pipeline.backend import NumpyBackend
 from elutq_cli.pipeline.fit import SortedGroups, descend, fit, fit_groups, fit_sorted, starting_points
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.layout import EVEN8C, Layout
 from elutq_cli.pipeline.levels import levels, nearest, signs
 from elutq_cli.pipeline.measure import measure
+from elutq_formats.block_kind import CENTER_UNIT
 from elutq_formats.hlq import HLQTensor
 
 BITS = (1, 2, 3, 4)
@@ -220,3 +221,27 @@ def test_error_without_hessian_is_relative_rms():
     assert measure(weights, result, None, NumpyBackend()) == pytest.approx(expected, rel=1e-5)
     zeros = np.zeros((8, 64), np.float32)
     assert measure(zeros, fit(zeros, None, Layout(3, 64), NumpyBackend()), None, NumpyBackend()) == 0.0
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_evenly_spaced_levels_are_nearly_the_best_that_a_file_can_hold(bits, group_size, is_weighted):
+    """Of every byte for the half scale, each with every center to 4 half scales from the middle of the range."""
+    rng = np.random.default_rng([bits, group_size])
+    weights = rng.normal(0.01, 0.05, (15, group_size)).astype(np.float32)
+    importance = rng.lognormal(size=group_size).astype(np.float32) if is_weighted else np.ones(group_size, np.float32)
+    kind = Layout(bits, group_size, EVEN8C).settle([weights])[1]
+    found = HLQTensor(*fit_groups(weights, bits, group_size, importance, kind), group_size, kind)
+    middle = (weights.min(axis=1) + weights.max(axis=1)).astype(np.float64) / 2
+    best = np.full(len(weights), np.inf)
+    for first in kind.restore_half_scales(np.arange(1, 256, dtype=np.uint8)).astype(np.float64):
+        counts = np.clip(np.rint(middle / (first * CENTER_UNIT)) + np.arange(-16, 17)[:, None], -128, 127)
+        shifted = weights - (first * CENTER_UNIT * counts)[..., None]
+        codes = np.clip(np.floor(shifted / (2 * first) + 2 ** (bits - 1)), 0, 2**bits - 1)
+        off = shifted - first * (2 * codes - 2**bits + 1)
+        best = np.minimum(best, (off * off @ importance).min(axis=0))
+    error = np.square(found.dequantize().astype(np.float64) - weights) @ importance
+    assert (error >= best * (1 - 1e-5)).all()
+    print(error.sum() / best.sum())
+    assert error.sum() < 1.02 * best.sum()

@@ -11,7 +11,7 @@ from elutq_cli.pipeline.allocate import measure_errors
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.feedback import inverse_factor
 from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.layout import FREE8, KIND_OF_SCALES, Layout, bytes_reaching
+from elutq_cli.pipeline.layout import EVEN8C, FREE8, KIND_OF_SCALES, Layout, bytes_reaching
 from elutq_cli.pipeline.linear import LinearInputs
 from elutq_cli.pipeline.measure import sample_rows
 from elutq_cli.pipeline.progress import Progress
@@ -102,6 +102,35 @@ def test_bytes_cost_little_wherever_they_are_kept(backend, bits, outlier):
     if (bits, outlier) == (4, 400):
         assert layout.kind == FREE16.name
         assert error(bytes_reaching(outlier)) > 1.5 * error(FREE16)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("outlier", [5, 40, 150, 400, 700, 3000])
+def test_evenly_spaced_levels_cost_little_wherever_they_are_kept(backend, bits, outlier):
+    """Beside those that reach no further than the other rows; the last is too large for all bits."""
+    weights = np.random.default_rng(8).normal(size=(64, 256)).astype(np.float32)
+    weights[5, 7] = outlier
+    layout, kind = Layout(bits, 64, EVEN8C).settle([weights])
+    rest = np.delete(weights, 5, axis=0)
+    finest = Layout(bits, 64, EVEN8C).settle([rest])[1]
+    assert (layout.kind == FREE16.name) == (outlier == 3000)
+
+    def error(kind):
+        return np.square(fit(rest, None, layout, backend, kind).dequantize() - rest).sum()
+
+    print(error(kind) / error(finest))
+    assert error(kind) < 1.12 * error(finest)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 500.0, 65504.0])
+def test_evenly_spaced_levels_reach_the_largest_weight_and_are_float16(backend, bits, largest):
+    weights = np.linspace(-largest, largest, 128, dtype=np.float32).reshape(2, 64)
+    layout, kind = Layout(bits, 32, EVEN8C).settle([weights])
+    tensor = fit(weights, None, layout, backend, kind)
+    assert np.isfinite(tensor.half_scales).all()
+    assert np.abs(tensor.dequantize() - weights).max() <= largest / 2 ** (bits + 1) * 1.15
+    kind.encode(tensor.half_scales, tensor.centers)
 
 
 class Source:

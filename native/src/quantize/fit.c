@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "even.h"
 #include "grid.h"
 #include "levels.h"
 #include "solve.h"
@@ -214,8 +215,9 @@ WITHIN void descend(const struct sorted_group *group, double *theta, unsigned bi
     }
 }
 
-WIDE static void fit_group(const struct fit_task *task, const float *weights, const float *importance, uint16_t *half_scales,
-                      float *center, uint8_t *codes) {
+/* Free levels, rounded to what the matrix can hold. */
+WITHIN void fit_free(const struct fit_task *task, const float *weights, const float *importance, uint16_t *half_scales,
+                     float *center) {
     struct sorted_group group;
     struct solution best = {.error = INFINITY};
     unsigned bits = task->bits;
@@ -241,22 +243,34 @@ WIDE static void fit_group(const struct fit_task *task, const float *weights, co
     for (unsigned plane = 0; plane < bits; plane++)
         half_scales[plane] = round_half_scale(best.theta[plane], task->grid);
     *center = round_center(best.theta[bits] + group.middle, task->grid);
+}
+
+WIDE static void fit_group(const struct fit_task *task, const float *weights, const float *importance, uint16_t *half_scales,
+                           float *center, uint8_t *codes) {
+    const unsigned bits = task->bits, size = task->group_size;
+    if (is_even(task->grid)) {
+        const struct even_levels found = fit_even(weights, importance, size, bits, task->grid);
+        spread_even(found.first, bits, half_scales);
+        *center = found.center;
+    } else {
+        fit_free(task, weights, importance, half_scales, center);
+    }
 
     float levels[MAX_LEVELS], distance[ELUTQ_HLQ_MAX_GROUP_SIZE];
     uint32_t nearest[ELUTQ_HLQ_MAX_GROUP_SIZE];
     expand_levels(half_scales, *center, bits, levels);
-    for (unsigned i = 0; i < group.size; i++) {
+    for (unsigned i = 0; i < size; i++) {
         distance[i] = fabsf(weights[i] - levels[0]);
         nearest[i] = 0;
     }
     for (unsigned code = 1; code < 1u << bits; code++) {
-        for (unsigned i = 0; i < group.size; i++) {
+        for (unsigned i = 0; i < size; i++) {
             float other = fabsf(weights[i] - levels[code]);
             nearest[i] = other < distance[i] ? code : nearest[i];
             distance[i] = other < distance[i] ? other : distance[i];
         }
     }
-    for (unsigned i = 0; i < group.size; i++)
+    for (unsigned i = 0; i < size; i++)
         codes[i] = (uint8_t)nearest[i];
 }
 
@@ -285,7 +299,7 @@ int elutq_fit(elutq_pool *pool, const float *weights, size_t n_rows, size_t n_co
               uint8_t *codes) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         n_columns % group_size != 0 || row_stride < n_columns || n_starts == 0 || !(proximity > 0.0) ||
-        n_rows > UINT32_MAX || !is_grid(kind, exponent))
+        n_rows > UINT32_MAX || !is_grid((struct grid){kind, exponent}, bits))
         return ELUTQ_ERROR_ARGUMENT;
     struct fit_task task = {pool,   weights,  n_rows,       n_columns, row_stride,       bits,        group_size, importance,
                             starts, n_starts, n_iterations, proximity, {kind, exponent}, half_scales, centers,    codes};

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "even.h"
 #include "grid.h"
 #include "levels.h"
 #include "solve.h"
@@ -42,8 +43,8 @@ struct tile {
     uint32_t codes[SIZE][LANES];
     float residual[SIZE][LANES]; /* with the levels and codes of the moment */
     float values[SIZE][LANES];   /* dequantized weights of the moment */
-    float signs[MAX_BITS][SIZE][LANES];
-    float spread[MAX_BITS][SIZE][LANES]; /* signs times the Hessian */
+    float features[MAX_BITS][SIZE][LANES]; /* what weights have of each unknown but the center */
+    float spread[MAX_BITS][SIZE][LANES];   /* the same times the Hessian */
     float levels[MAX_LEVELS][LANES];
     uint16_t half_scales[MAX_BITS][LANES];
     float centers[LANES];
@@ -90,21 +91,33 @@ WITHIN void load_tile(const struct refine_task *task, size_t first_row, struct t
             tile->residual[i][lane] = task->residual[row * task->row_stride + i];
         }
     }
-    for (unsigned plane = 0; plane < bits; plane++)
+    if (is_even(task->grid)) {
+        const float last = (float)((1u << bits) - 1);
         for (unsigned i = 0; i < size; i++)
             for (unsigned lane = 0; lane < LANES; lane++)
-                tile->signs[plane][i][lane] = tile->codes[i][lane] >> plane & 1 ? 1.0f : -1.0f;
+                tile->features[0][i][lane] = 2.0f * (float)tile->codes[i][lane] - last;
+    } else {
+        for (unsigned plane = 0; plane < bits; plane++)
+            for (unsigned i = 0; i < size; i++)
+                for (unsigned lane = 0; lane < LANES; lane++)
+                    tile->features[plane][i][lane] = tile->codes[i][lane] >> plane & 1 ? 1.0f : -1.0f;
+    }
     expand_tile_levels(tile, bits);
 }
 
-/* spread[j] = sum over i of signs[i] * hessian[i][j], in the order of i. */
-WITHIN void spread_signs(const float signs[][LANES], const float *hessian, unsigned size, float spread[][LANES]) {
+/* Unknowns of a group's levels beside the center: all half scales, or of an even kind the first. */
+WITHIN unsigned count_scales(const struct refine_task *task) {
+    return is_even(task->grid) ? 1 : task->bits;
+}
+
+/* spread[j] = sum over i of feature[i] * hessian[i][j], in the order of i. */
+WITHIN void spread_feature(const float feature[][LANES], const float *hessian, unsigned size, float spread[][LANES]) {
     for (unsigned j = 0; j < size; j += 4) {
         float sums[4][LANES] = {{0}};
         for (unsigned i = 0; i < size; i++)
             for (unsigned part = 0; part < 4; part++)
                 for (unsigned lane = 0; lane < LANES; lane++)
-                    sums[part][lane] += hessian[(size_t)i * size + j + part] * signs[i][lane];
+                    sums[part][lane] += hessian[(size_t)i * size + j + part] * feature[i][lane];
         memcpy(spread[j], sums, sizeof sums);
     }
 }
@@ -118,65 +131,91 @@ WITHIN void add_products(const float a[][LANES], const float b[][LANES], unsigne
             total[lane] += (double)(b == NULL ? a[i][lane] : a[i][lane] * b[i][lane]);
 }
 
-/* Each lane's least squares change of half scales and center, added to them: theta[bits + 1]. */
-WITHIN void solve_levels(const struct refine_task *task, struct tile *tile, double theta[MAX_UNKNOWNS][LANES]) {
-    const unsigned bits = task->bits, size = task->group_size;
-    double sums[MAX_UNKNOWNS][MAX_UNKNOWNS][LANES];
-    for (unsigned i = 0; i < bits; i++) {
-        spread_signs(tile->signs[i], task->hessian, size, tile->spread[i]);
+/*
+ * Each lane's least squares change of half scales and center, added to them: theta[scales + 1]. matrix: the lower triangle of
+ * the normal equations.
+ */
+WITHIN void solve_levels(const struct refine_task *task, struct tile *tile, double matrix[][MAX_UNKNOWNS][LANES],
+                         double theta[][LANES]) {
+    const unsigned n_scales = count_scales(task), size = task->group_size;
+    for (unsigned i = 0; i < n_scales; i++) {
+        spread_feature(tile->features[i], task->hessian, size, tile->spread[i]);
         for (unsigned j = 0; j <= i; j++)
-            add_products(tile->spread[i], tile->signs[j], size, sums[i][j]);
-        add_products(tile->spread[i], NULL, size, sums[bits][i]);
-        add_products(tile->signs[i], tile->residual, size, theta[i]);
+            add_products(tile->spread[i], tile->features[j], size, matrix[i][j]);
+        add_products(tile->spread[i], NULL, size, matrix[n_scales][i]);
+        add_products(tile->features[i], tile->residual, size, theta[i]);
     }
-    add_products(tile->residual, NULL, size, theta[bits]);
+    add_products(tile->residual, NULL, size, theta[n_scales]);
     for (unsigned lane = 0; lane < LANES; lane++) {
-        double matrix[MAX_UNKNOWNS][MAX_UNKNOWNS], step[MAX_UNKNOWNS];
-        sums[bits][bits][lane] = task->total;
-        for (unsigned i = 0; i <= bits; i++) {
+        double own[MAX_UNKNOWNS][MAX_UNKNOWNS], step[MAX_UNKNOWNS];
+        matrix[n_scales][n_scales][lane] = task->total;
+        for (unsigned i = 0; i <= n_scales; i++) {
             step[i] = theta[i][lane];
             for (unsigned j = 0; j <= i; j++)
-                matrix[i][j] = sums[i][j][lane];
-            matrix[i][i] *= 1.0 + task->proximity;
+                own[i][j] = matrix[i][j][lane];
+            own[i][i] *= 1.0 + task->proximity;
         }
-        solve(matrix, step, bits + 1);
-        for (unsigned i = 0; i < bits; i++)
+        solve(own, step, n_scales + 1);
+        for (unsigned i = 0; i < n_scales; i++)
             theta[i][lane] = step[i] + (double)elutq_half_to_float(tile->half_scales[i][lane]);
-        theta[bits][lane] = step[bits] + (double)tile->centers[lane];
+        theta[n_scales][lane] = step[n_scales] + (double)tile->centers[lane];
     }
 }
 
-/* Rounds the solution to what can be stored and takes what the weights grew by out of the residual. */
-WITHIN void move_levels(const struct refine_task *task, struct tile *tile) {
-    const unsigned bits = task->bits, size = task->group_size;
-    double theta[MAX_UNKNOWNS][LANES];
-    float moved[MAX_UNKNOWNS][LANES];
-    uint32_t flipped[LANES];
-    solve_levels(task, tile, theta);
-    for (unsigned lane = 0; lane < LANES; lane++) {
-        const float old_center = tile->centers[lane];
+/*
+ * Rounds a lane's solution to what can be stored. moved[scales + 1]: by how much half scales and center grew; where one would
+ * be negative the levels are the same under codes with planes flipped, which are returned.
+ */
+WITHIN uint32_t round_lane(const struct refine_task *task, struct tile *tile, double matrix[][MAX_UNKNOWNS][LANES],
+                           double theta[][LANES], unsigned lane, float moved[][LANES]) {
+    const unsigned bits = task->bits, n_scales = count_scales(task);
+    const float old_center = tile->centers[lane];
+    uint32_t flipped = 0;
+    if (is_even(task->grid)) {
+        const float old_scale = elutq_half_to_float(tile->half_scales[0][lane]);
+        const struct even_levels found = round_even(theta[0][lane], theta[1][lane], matrix[0][0][lane], matrix[1][0][lane],
+                                                    matrix[1][1][lane], task->grid);
+        uint16_t half_scales[MAX_BITS];
+        spread_even(fabsf(found.first), bits, half_scales);
+        for (unsigned plane = 0; plane < bits; plane++)
+            tile->half_scales[plane][lane] = half_scales[plane];
+        tile->centers[lane] = found.center;
+        moved[0][lane] = found.first - old_scale;
+        flipped = theta[0][lane] < 0.0 ? (1u << bits) - 1 : 0;
+    } else {
         tile->centers[lane] = round_center(theta[bits][lane], task->grid);
-        moved[bits][lane] = tile->centers[lane] - old_center;
-        flipped[lane] = 0;
-        for (unsigned plane = 0; plane < bits; plane++) { /* negative: the same levels, under codes with this plane flipped */
+        for (unsigned plane = 0; plane < bits; plane++) {
             const bool negative = theta[plane][lane] < 0.0;
             const float old_scale = elutq_half_to_float(tile->half_scales[plane][lane]);
             tile->half_scales[plane][lane] = round_half_scale(fabs(theta[plane][lane]), task->grid);
             const float scale = elutq_half_to_float(tile->half_scales[plane][lane]);
             moved[plane][lane] = (negative ? -scale : scale) - old_scale;
-            flipped[lane] |= (uint32_t)negative << plane;
+            flipped |= (uint32_t)negative << plane;
         }
     }
+    moved[n_scales][lane] = tile->centers[lane] - old_center;
+    return flipped;
+}
+
+/* Solves for the levels, rounds them and takes what the weights grew by out of the residual. */
+WITHIN void move_levels(const struct refine_task *task, struct tile *tile) {
+    const unsigned n_scales = count_scales(task), size = task->group_size;
+    double matrix[MAX_UNKNOWNS][MAX_UNKNOWNS][LANES], theta[MAX_UNKNOWNS][LANES];
+    float moved[MAX_UNKNOWNS][LANES];
+    uint32_t flipped[LANES];
+    solve_levels(task, tile, matrix, theta);
+    for (unsigned lane = 0; lane < LANES; lane++)
+        flipped[lane] = round_lane(task, tile, matrix, theta, lane, moved);
     for (unsigned i = 0; i < size; i++) {
         for (unsigned lane = 0; lane < LANES; lane++) {
             tile->codes[i][lane] ^= flipped[lane];
-            tile->residual[i][lane] -= moved[bits][lane] * task->column_sums[i];
+            tile->residual[i][lane] -= moved[n_scales][lane] * task->column_sums[i];
         }
-        for (unsigned plane = 0; plane < bits; plane++)
+        for (unsigned scale = 0; scale < n_scales; scale++)
             for (unsigned lane = 0; lane < LANES; lane++)
-                tile->residual[i][lane] -= moved[plane][lane] * tile->spread[plane][i][lane];
+                tile->residual[i][lane] -= moved[scale][lane] * tile->spread[scale][i][lane];
     }
-    expand_tile_levels(tile, bits);
+    expand_tile_levels(tile, task->bits);
 }
 
 /* Gives each lane's weight of a column the code that lowers the error most; step: by how much it grew. False: none did. */
@@ -265,7 +304,7 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
                  unsigned exponent, uint16_t *half_scales, float *centers, uint8_t *codes, float *grown) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
         group_size % 4 != 0 || row_stride < group_size || !(proximity > 0.0) || n_rows > UINT32_MAX ||
-        !is_grid(kind, exponent))
+        !is_grid((struct grid){kind, exponent}, bits))
         return ELUTQ_ERROR_ARGUMENT;
     for (size_t i = 0; i < n_rows * group_size; i++) {
         if (codes[i] >> bits)
