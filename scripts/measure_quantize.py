@@ -34,7 +34,7 @@ STAGES = {
     ALLOCATE: (("quantize", "allocate"),),
     GRADIENTS: (("allocate", "gradient_squares"),),
     "Cholesky factor": (("tensors", "inverse_factor"),),
-    "correction": (("correct", "Correction.__init__"), ("correct", "Correction.__call__")),
+    "correction": (("units", "correct"),),
     "fit levels": (("backend", "NativeBackend.fit_groups"),),
     "feedback, columns": (("backend", "NativeBackend.feedback_columns"),),
     "feedback, rest of the row": (("tensors", "feedback"),),

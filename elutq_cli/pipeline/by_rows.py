@@ -98,15 +98,12 @@ class MatrixByRows:
             self.contents = np.empty(blocks, dtype=np.uint8)
         self._measured: list[tuple[Array, HLQTensor]] = []
 
-    def add(
-        self, rows: slice, weights: Array, target: Array, quantize: Callable[[Array], HLQTensor]
-    ) -> Callable[[], FloatArray]:
+    def add(self, rows: slice, weights: Array, quantize: Callable[[Array], HLQTensor]) -> Callable[[], FloatArray]:
         """Quantize rows that ``runs_of_rows`` has named.
 
         Args:
             rows: which.
             weights: (rows, columns) float32.
-            target: (rows, columns) float32, what they should be near.
             quantize: the stages.
 
         Returns:
@@ -115,7 +112,7 @@ class MatrixByRows:
         if self.plan.layout is None:
             halves = self.contents[rows] = self.backend.fetch(weights).astype(np.float16)
             return lambda: halves.astype(np.float32)
-        tensor = quantize(target)
+        tensor = quantize(weights)
         blocks = self.backend.pack(tensor)
         first = block_count(rows.start, self.shape[1], tensor.group_size)
         self.contents[first : first + len(blocks)] = blocks

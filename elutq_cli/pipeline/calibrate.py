@@ -40,14 +40,12 @@ class InputStatistics:
 
     Attributes:
         hessian: (columns, columns) float32, X^T X.
-        cross: (columns, columns) float32, X^T (X' - X) with the exact model's inputs X'; None where they were not kept
-            and where there is ``lack``.
         lack: (hidden_size, columns) float32, (Y' - Y)^T X, Y' the exact model's residual stream after the linear and Y
-            what the exact weights would make of X and the stream here; None where the output is not added to it.
+            what the exact weights would make of X and the stream here; None where the output is not added to it, and
+            where no exact stream is kept.
     """
 
     hessian: Array
-    cross: Array | None = None
     lack: Array | None = None
 
 
@@ -114,7 +112,7 @@ def block_statistics(
     for linear, linear_input in steps:
         inputs = [partial(linear_input, own) for own in blocks]
         if linear not in ADDED_TO_STREAM:
-            yield SHARED_INPUTS[linear], input_statistics(inputs, streams, backend)
+            yield SHARED_INPUTS[linear], input_statistics(inputs[:1], [hidden], backend)
             continue
         kept = make_room((*hidden.shape[:2], block.weights[f"{linear}.weight"].shape[1]))
         moments = [input_statistics(inputs, streams, backend, AddedLinear.of(blocks[-1], linear), kept)]
@@ -138,37 +136,35 @@ def input_statistics(
     Args:
         inputs: computes the linear's input from the residual stream, on the quantized prefix and, where it is kept, in
             the exact model.
-        streams: (sequences, n, hidden_size) float32 of each.
+        streams: (sequences, n, hidden_size) float32 of each; the exact model's only with ``linear``.
         backend: runs AT_ONCE batches of sequences, then their products.
         linear: where its output is added to the residual stream: the exact model's goes on from here.
         kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
     """
     waves = list(zip(*map(token_batches, streams), strict=True))
     room = token_batches(kept) if kept is not None else []
-    hessian = other = None
+    hessian = lack = None
     for few in pieces(len(waves), AT_ONCE):
         found = backend.map(quiet(partial(_inputs_of, inputs, linear, backend)), waves[few])
         if hessian is None:
             columns = found[0][0].shape[1]
             hessian = backend.zeros((columns, columns))
-            other = backend.zeros((streams[0].shape[-1] if linear else columns, columns)) if len(streams) == 2 else None
+            lack = backend.zeros((streams[0].shape[-1], columns)) if len(streams) == 2 else None
         add_gram(hessian, [x for x, _ in found], backend)
-        for x, difference in found:
-            if difference is not None:
-                add_product(other, *((difference, x) if linear else (x, difference)), backend)
+        for x, wanted in found:
+            if wanted is not None:
+                add_product(lack, wanted, x, backend)
         for place, (x, _) in zip(room[few], found, strict=bool(room)):
             place[...] = backend.fetch(x).reshape(place.shape)
     assert hessian is not None
     n_tokens = streams[0].shape[0] * streams[0].shape[1]
-    for total in (hessian, other):
+    for total in (hessian, lack):
         if total is not None:
             total /= n_tokens
     mirror_upper(hessian, backend)
-    if linear is None:
-        return InputStatistics(hessian, other)
-    if other is not None:
-        subtract_product(other, linear.weights, hessian, backend)  # what the linear itself adds to the stream here
-    return InputStatistics(hessian, lack=other)
+    if linear is not None and lack is not None:
+        subtract_product(lack, linear.weights, hessian, backend)  # what the linear itself adds to the stream here
+    return InputStatistics(hessian, lack)
 
 
 def token_batches(sequences: FloatArray) -> list[FloatArray]:
@@ -180,13 +176,11 @@ def token_batches(sequences: FloatArray) -> list[FloatArray]:
 def _inputs_of(
     inputs: Sequence[Linear], linear: AddedLinear | None, backend: Backend, batch: tuple[FloatArray, ...]
 ) -> tuple[Array, Array | None]:
-    """Return a batch's inputs X (tokens, columns) and, beside an exact stream, X' - X or what X W^T should be."""
+    """Return a batch's inputs X (tokens, columns) and, beside an exact stream, what X W^T should be."""
     streams = [backend.place(stream) for stream in batch]
     x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
-    if not exact:
+    if linear is None or not exact:
         return x, None
-    if linear is None:
-        return x, exact[0] - x
     product = multiply_rounded(exact[0], linear.weights.T, backend)
     after = _flat(streams[1]) + product
     wanted = after - _flat(streams[0])

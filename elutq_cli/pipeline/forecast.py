@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from elutq_cli.pipeline.allocate import SEQUENCES
-from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, InputStatistics
-from elutq_cli.pipeline.correct import Correction
+from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.peak_memory import MARGIN, peak_memory, process_bytes
@@ -209,9 +208,11 @@ def estimate_seconds(
     for entry in (entry for block in plan.blocks for entry in block):
         rows, columns = shapes[entry.name]
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
-        passes = (3 * rows + (1.5 if recipe.corrects else 0.5) * columns) * columns * n_tokens * product
-        passes += rows * columns * beside * product
-        seconds += passes + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3
+        products = (3 * rows + 0.5 * columns) * columns * n_tokens + rows * columns * beside
+        if recipe.corrects and entry.name.removesuffix(".weight").endswith(ADDED_TO_STREAM):
+            products += rows * columns * (n_tokens + columns)  # what the stream lacks, and what makes up for it
+        seconds += products * product + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS)
+        seconds += squares * columns**3
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
         n_weights = sum(math.prod(shapes[entry.name]) for block in plan.blocks for entry in block)
@@ -231,8 +232,6 @@ def _run_stages(weights: Array, hessian: Array, recipe: Recipe, backend: Backend
     tensor = feedback(weights, hessian, layout, backend)
     if recipe.method != "feedback":
         refine(weights, hessian, tensor, recipe.damping, backend)
-    if recipe.corrects:
-        Correction(InputStatistics(hessian, hessian), hessian, backend)(weights)
 
 
 def _seconds(function: Callable[[], object]) -> float:

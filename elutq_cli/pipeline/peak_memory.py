@@ -134,7 +134,7 @@ def _calibrated(sharing: list[tuple[int, ...]], adds_to_stream: bool, forward: f
     square, targets = columns**2, sum(map(math.prod, sharing))
     largest = max(rows for rows, _ in sharing)
     stages = (CODES * largest + STAGE_WEIGHT * min(largest, ROWS_AT_ONCE)) * columns
-    second = 4.0 * (rows if adds_to_stream else columns) * columns  # the moment beside the Hessian
+    second = 4.0 * rows * columns if adds_to_stream else 0.0  # the moment beside the Hessian
     return max(
         forward + 4.0 * square + second,
         FACTOR_SQUARE * square + second,

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from elutq_cli.pipeline.by_rows import MatrixByRows, embed, read_rows
 from elutq_cli.pipeline.calibrate import InputStatistics
 from elutq_cli.pipeline.checked_weights import CheckedWeights
-from elutq_cli.pipeline.correct import Correction
 from elutq_cli.pipeline.feedback import check_finite, feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.layout import Layout
@@ -78,8 +77,8 @@ class Tensors:
         self._spool.add(TensorRecord(gguf_name(name), 32, len(vector)), vector)
         return vector
 
-    def prepare(self, name: str, statistics: InputStatistics) -> tuple[Correction | None, LinearInputs | None]:
-        """Return what turns the weights of linears with one input into targets, and what the stages use of that input.
+    def prepare(self, name: str, statistics: InputStatistics) -> LinearInputs:
+        """Return what the stages use of an input that linears share.
 
         Args:
             name: of one of them, for messages.
@@ -90,15 +89,13 @@ class Tensors:
         """
         if self._recipe.method == "fit":
             check_finite(statistics.hessian, self._backend, gguf_name(name))
-            return None, LinearInputs(statistics.hessian, None)
+            return LinearInputs(statistics.hessian, None)
         factor = inverse_factor(statistics.hessian, self._recipe.damping, self._backend, gguf_name(name))
-        correct = Correction(statistics, factor, self._backend) if self._recipe.corrects else None
-        return correct, LinearInputs(statistics.hessian, factor)
+        return LinearInputs(statistics.hessian, factor)
 
     def add_by_rows(
         self,
         plan: MatrixPlan,
-        correct: Callable[[Array], Array] | None = None,
         inputs: LinearInputs | None = None,
         use: Callable[[slice, FloatArray, Callable[[], FloatArray]], None] | None = None,
     ) -> None:
@@ -106,7 +103,6 @@ class Tensors:
 
         Args:
             plan: what becomes of it.
-            correct: returns what rows of it should be near; None: themselves.
             inputs: what is known of its input; None: nothing.
             use: called with the place of some rows, what they were, and a function that dequantizes them.
         """
@@ -115,19 +111,16 @@ class Tensors:
             return
         begin = time.perf_counter()
         name = self._stored_name(plan.name)
-        target_of = correct or (lambda placed: placed)
-        targets = (target_of(self._backend.place(weights)) for _, weights in self._source.load_by_rows(name))
-        plan, kind = plan.settle(targets)
+        plan, kind = plan.settle(self._backend.place(weights) for _, weights in self._source.load_by_rows(name))
         quantize = partial(self._run_stages, plan.layout, kind, inputs)
         matrix = MatrixByRows(plan, self._source.shape(name), self._backend)
         for rows, weights in self._source.load_by_rows(name):
             placed = self._backend.place(weights)
-            target = target_of(placed)
-            restore = matrix.add(rows, placed, target, quantize)
+            restore = matrix.add(rows, placed, quantize)
             if use is not None:
                 use(rows, weights, restore)
             self._progress.advance(weights.size)
-            del weights, placed, target, restore
+            del weights, placed, restore
         record = matrix.record(None if inputs is None else inputs.hessian)
         _log_done(record, begin)
         self._spool.add(record, matrix.contents)

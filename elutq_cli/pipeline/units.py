@@ -11,6 +11,7 @@ from elutq_cli.pipeline.by_rows import look_up
 from elutq_cli.pipeline.calibrate import block_statistics, input_statistics
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.checked_weights import CheckedWeights
+from elutq_cli.pipeline.correct import correct
 from elutq_cli.pipeline.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.linear import Matrix
@@ -126,13 +127,12 @@ class Run:
         """Quantize the output norm and the head, if there is one; return the residual streams before them."""
         norm, (streams, _) = self.tensors.add_vector(FINAL_NORM), self.open_streams()
         if self.plan.head is not None:
-            correct, inputs = None, None
+            inputs = None
             if streams is not None and self.plan.head.layout is not None:
-                calibrated = [streams.hidden, streams.exact] if self.recipe.keeps_exact else [streams.hidden]
-                statistics = input_statistics([self.head_input(norm)] * len(calibrated), calibrated, self.backend)
-                correct, inputs = self.tensors.prepare(HEAD, statistics)
+                statistics = input_statistics([self.head_input(norm)], [streams.hidden], self.backend)
+                inputs = self.tensors.prepare(HEAD, statistics)
                 del statistics
-            self.tensors.add_by_rows(self.plan.head, correct, inputs)
+            self.tensors.add_by_rows(self.plan.head, inputs)
         return [] if streams is None else streams.arrays()
 
     def head_input(self, norm: FloatArray) -> Callable[[Array], Array]:
@@ -162,9 +162,13 @@ class Run:
         matrices: dict[str, Matrix] = {}
         for linears, statistics in block_statistics(block, hidden, exact, self.backend, self.spool.make_room):
             originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
-            correct, inputs = self.tensors.prepare(next(iter(originals)), statistics)
-            targets = {name: weights if correct is None else correct(weights) for name, weights in originals.items()}
-            del statistics, originals, correct
+            inputs = self.tensors.prepare(next(iter(originals)), statistics)
+            targets = originals
+            if self.recipe.corrects and statistics.lack is not None and inputs.factor is not None:
+                lack, factor = statistics.lack, inputs.factor
+                targets = {name: correct(weights, lack, factor, self.backend) for name, weights in originals.items()}
+                del lack, factor
+            del statistics, originals
             for name in list(targets):
                 sample = sample_rows(block.weights[name.removeprefix(prefix)])
                 matrix = self.tensors.quantize_matrix(by_name[name], targets.pop(name), inputs, sample)

@@ -32,7 +32,7 @@ def go_through(backend, weights, plan, hessian, rows_at_once, monkeypatch):
     matrix, restored = MatrixByRows(plan, weights.shape, backend), np.empty_like(weights)
     for rows in runs_of_rows(len(weights)):
         part = weights[rows]
-        restore = matrix.add(rows, part, part, lambda part: fit(part, hessian, plan.layout, backend))
+        restore = matrix.add(rows, part, lambda part: fit(part, hessian, plan.layout, backend))
         restored[rows] = restore()
     return matrix.record(hessian), matrix.contents, restored
 

@@ -214,7 +214,7 @@ def test_rows_of_a_finished_matrix_are_those_that_were_put_there(monkeypatch, pl
     runs = runs_of_rows(len(weights))
     for rows in runs:
         quantize_rows = partial(fit, hessian=None, layout=plan.layout, backend=numpy_only)
-        restored.append(matrix.add(rows, weights[rows], weights[rows], quantize_rows)())
+        restored.append(matrix.add(rows, weights[rows], quantize_rows)())
     assert len(runs) == 3
     for rows, expected in zip(reversed(runs), reversed(restored), strict=True):
         found = read_rows(matrix.record(None), matrix.contents, rows, numpy_only)
