@@ -57,7 +57,8 @@ def import_command(
 ) -> None:
     """Make a model file of levels that others chose, kept as they are.
 
-    The error that elutq info prints of a matrix is what rounding its scales to half precision did, 0 as a rule.
+    The error that elutq info prints of a matrix is what rounding its scales, and of Q4_1 its centers, to half
+    precision did, 0 as a rule of the others.
     Matrices of the blocks that are not quantized stay float16. What is read: GPTQ, AWQ, AutoRound and
     compressed-tensors (pack-quantized) of 2, 3 and 4 bits; BitNet; GGUF files in Q4_0, Q4_1, TQ1_0, TQ2_0 and Q1_0; and
     floats of which every weight is -s, 0 or s.

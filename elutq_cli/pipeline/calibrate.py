@@ -141,6 +141,7 @@ def input_statistics(
         linear: where its output is added to the residual stream: the exact model's goes on from here.
         kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
     """
+    assert linear is not None or len(streams) == 1
     waves = list(zip(*map(token_batches, streams), strict=True))
     room = token_batches(kept) if kept is not None else []
     hessian = lack = None
@@ -179,7 +180,7 @@ def _inputs_of(
     """Return a batch's inputs X (tokens, columns) and, beside an exact stream, what X W^T should be."""
     streams = [backend.place(stream) for stream in batch]
     x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
-    if linear is None or not exact:
+    if linear is None or not exact:  # an exact stream comes with a linear
         return x, None
     product = multiply_rounded(exact[0], linear.weights.T, backend)
     after = _flat(streams[1]) + product

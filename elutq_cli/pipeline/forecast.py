@@ -210,7 +210,7 @@ def estimate_seconds(
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
         products = (3 * rows + 0.5 * columns) * columns * n_tokens + rows * columns * beside
         if recipe.corrects and entry.name.removesuffix(".weight").endswith(ADDED_TO_STREAM):
-            products += rows * columns * (n_tokens + columns)  # what the stream lacks, and what makes up for it
+            products += rows * columns * (n_tokens + 2 * columns)  # what the stream lacks, and what makes up for it
         seconds += products * product + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS)
         seconds += squares * columns**3
     if recipe.method == "allocate":

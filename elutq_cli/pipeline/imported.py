@@ -48,10 +48,10 @@ def describe_others(source: ModelSource, plan: Plan) -> list[str]:
     if halves:
         n_weights = sum(math.prod(source.shape(_stored_name(source, matrix))) for matrix in halves)
         size = n_weights * HALF_BITS / 8e6
-        lines.append(f"float16 in the file, {size:.2f} MB, with no levels to keep: {_name_all(source, halves)}")
+        lines.append(f"float16 in the file, {size:.2f} MB, levels not kept: {_name_all(source, halves)}")
     if anew:
         lines.append(
-            f"quantized anew, with no levels to keep: {_name_all(source, anew)}; --embedding-bits and --output-bits "
+            f"quantized anew, levels not kept: {_name_all(source, anew)}; --embedding-bits and --output-bits "
             "say how, 16 as float16"
         )
     return lines

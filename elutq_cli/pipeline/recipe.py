@@ -55,8 +55,9 @@ class Recipe:
         damping: added to a Hessian's diagonal before it is factored, relative to it.
         method: what is done to linears: fit alone, each column weighted by the diagonal of the Hessian where there is a
             calibration text; or, with a text, feedback, feedback and refine, those two aimed at what corrects the
-            quantized prefix, or this with a layout chosen for each linear at the same total size. None:
-            allocate with a text, fit without. IMPORT keeps the levels of a checkpoint that others have quantized.
+            residual stream where a linear adds to it, or this with a layout chosen for each linear at the same total
+            size. None: allocate with a text, fit without. IMPORT keeps the levels of a checkpoint that others have
+            quantized.
         tune: what is learned by gradients after that: ``block``, a block's levels and bits by its output; ``e2e``, all
             levels by the model's predictions; in this order.
         tune_tokens: of text that e2e learns from; None: TUNE_TOKENS where there is no tune_minutes either.
@@ -161,7 +162,7 @@ class Recipe:
 
     @property
     def corrects(self) -> bool:
-        """Whether linears are aimed at what undoes the errors of the quantized prefix."""
+        """Whether linears that add to the residual stream aim at what undoes the quantized prefix's errors."""
         return self.method in ("correct", "allocate")
 
     @property

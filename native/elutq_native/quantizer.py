@@ -286,5 +286,5 @@ def _check(status: int) -> None:
     if status != lib.ELUTQ_OK:
         raise ValueError(
             "bits must be 1 to 4, codes below 2^bits, groups at most 256 columns (and four at a time in refine), "
-            "starts at least 1, proximity positive, the kind one that is quantized to and the exponent of bytes 0 to 23"
+            "starts at least 1, proximity positive, the kind one that is quantized to and its exponent one that it has"
         )

@@ -22,7 +22,8 @@
 
 /*
  * Fits levels to every group by alternating optimisation from each start in turn, keeps the best, rounds it and
- * gives every weight the code of the nearest level.
+ * gives every weight the code of the nearest level. Of an even kind it tries what blocks can hold, without starts: those,
+ * n_iterations and proximity must be in range and change nothing.
  *
  *   weights      [n_rows][row_stride], of which the first n_columns are read; group_size divides n_columns
  *   importance   [n_columns], what a squared error in a column costs, >= 0 and not all zero within a group; NULL: all 1
@@ -64,7 +65,7 @@ int elutq_feedback(elutq_pool *pool, const float *weights, size_t n_rows, size_t
  *   hessian      [group_size][group_size], symmetric, positive definite; group_size a multiple of 4
  *   residual     [n_rows][row_stride], of which the first group_size are read and left unchanged: d H of every row
  *   proximity    > 0, added to the diagonal of each solve's normal equations, relative to it
- *   half_scales  [n_rows][bits], changed in place
+ *   half_scales  [n_rows][bits], changed in place; of an even kind multiples of the first, as elutq_fit leaves them
  *   centers      [n_rows], changed in place
  *   codes        [n_rows][group_size], below 2^bits; changed in place
  *   grown        [n_rows][group_size], written: by how much the dequantized weights grew

@@ -75,8 +75,8 @@ def test_matrices_without_levels_to_keep_are_named_with_their_type_and_size(kind
     import_model(tmp_path / "model.gguf", tmp_path / "ours.gguf", output_bits=4)
     told = [record.getMessage() for record in caplog.records]
     named = f"token_embd (F32), blk.*.attn_v (1 of {kind}), blk.*.ffn_down (1 of {kind})"
-    assert told[0] == f"float16 in the file, 0.26 MB, with no levels to keep: {named}"
-    assert told[1].startswith("quantized anew, with no levels to keep: output (F32); --embedding-bits and")
+    assert told[0] == f"float16 in the file, 0.26 MB, levels not kept: {named}"
+    assert told[1].startswith("quantized anew, levels not kept: output (F32); --embedding-bits and")
     records = linear_records(tmp_path / "ours.gguf")
     assert {record.name for record in records if record.bits == 16} == {"blk.0.attn_v.weight", "blk.0.ffn_down.weight"}
     monkeypatch.chdir(tmp_path)
@@ -97,7 +97,7 @@ def test_the_command_imports_floats_on_levels_and_info_names_their_kind(rng, tmp
     made = CliRunner().invoke(app, ["import", "bonsai"])
     assert made.exit_code == 0, made.output
     (line,) = made.stderr.splitlines()
-    assert line.startswith("quantized anew, with no levels to keep: token_embd (F16), output (F16); --embedding-bits")
+    assert line.startswith("quantized anew, levels not kept: token_embd (F16), output (F16); --embedding-bits")
     info = CliRunner().invoke(app, ["info", "bonsai.elutq.gguf", "--no-measure"])
     assert info.stdout.count("2 g256 even16") == 7
 
