@@ -9,6 +9,7 @@ Where a group has a smallest level of its own in the place of a zero point, its 
 blocks of kind free16 hold it, rounded to half precision.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,46 +27,58 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class EvenLevels:
-    """Some rows of a matrix, or all of them.
+class StoredLevels(ABC):
+    """Some rows of a matrix, or all of them, as a checkpoint or file holds them.
 
     Attributes:
         scales: (rows, groups) float32, finite: the step from a level to the next; may be negative.
-        zeros: (rows, groups) float32: the code, or what lies between two, that stands for 0.
+        offsets: (rows, groups) float32: what moves the levels, see the kinds of it.
         codes: (rows, columns) uint8.
         bits: of a code.
         group_of: (columns,) intp: the group of each column.
     """
 
     scales: FloatArray
-    zeros: FloatArray
+    offsets: FloatArray
     codes: npt.NDArray[np.uint8]
     bits: int
     group_of: npt.NDArray[np.intp]
 
     @classmethod
-    def concatenate(cls, parts: Sequence["EvenLevels"]) -> "EvenLevels":
+    def concatenate(cls, parts: "Sequence[StoredLevels]") -> "StoredLevels":
         """Put matrices of the same columns, groups and bits on top of each other."""
-        arrays = zip(*((part.scales, part.zeros, part.codes) for part in parts), strict=True)
-        scales, zeros, codes = (np.concatenate(array) for array in arrays)
-        return cls(scales, zeros, codes, parts[0].bits, parts[0].group_of)
+        arrays = zip(*((part.scales, part.offsets, part.codes) for part in parts), strict=True)
+        scales, offsets, codes = (np.concatenate(array) for array in arrays)
+        return cls(scales, offsets, codes, parts[0].bits, parts[0].group_of)
 
+    @abstractmethod
     def dequantize(self) -> FloatArray:
         """Return the weights: (rows, columns) float32."""
-        weights = self.codes.astype(np.float32)
-        weights -= self.zeros[:, self.group_of]
-        weights *= self.scales[:, self.group_of]
-        return weights
 
+    @abstractmethod
     def to_hlq(self) -> HLQTensor:
-        """Return the matrix in blocks of an even kind, in the largest groups that ours and the source's allow.
+        """Return the matrix in blocks of ours, in the largest groups that ours and the source's allow.
 
         Raises:
             UnsupportedModelError: no HLQ matrix has these levels.
         """
+
+
+class EvenLevels(StoredLevels):
+    """A weight is ``scale * (code - offset)``: the offset is the code, or what lies between two, that stands for 0."""
+
+    def dequantize(self) -> FloatArray:
+        """Return the weights, see ``StoredLevels``."""
+        weights = self.codes.astype(np.float32)
+        weights -= self.offsets[:, self.group_of]
+        weights *= self.scales[:, self.group_of]
+        return weights
+
+    def to_hlq(self) -> HLQTensor:
+        """Return the matrix in blocks of an even kind, see ``StoredLevels``."""
         group_size = fitting_group_size(self.group_of)
         groups = self.group_of[::group_size]
-        scales, zeros = self.scales[:, groups], self.zeros[:, groups]
+        scales, zeros = self.scales[:, groups], self.offsets[:, groups]
         planes = _half_scales(scales, self.bits)
         counts = (2**self.bits - 1 - 2 * zeros) / np.float32(CENTER_UNIT) * np.where(scales < 0, -1.0, 1.0)
         if not np.array_equal(counts, np.rint(counts)) or np.abs(counts).max() > np.iinfo(np.int8).max:
@@ -81,48 +94,22 @@ class EvenLevels:
         return HLQTensor(planes, centers, codes, group_size, kind)
 
 
-@dataclass(frozen=True)
-class LevelsFromMinima:
-    """The same, where a weight is ``scale * code + minimum``.
-
-    Attributes:
-        scales: (rows, groups) float32, finite: the step from a level to the next; may be negative.
-        minima: (rows, groups) float32, finite: what code 0 stands for.
-        codes: (rows, columns) uint8.
-        bits: of a code.
-        group_of: (columns,) intp: the group of each column.
-    """
-
-    scales: FloatArray
-    minima: FloatArray
-    codes: npt.NDArray[np.uint8]
-    bits: int
-    group_of: npt.NDArray[np.intp]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["LevelsFromMinima"]) -> "LevelsFromMinima":
-        """Put matrices of the same columns, groups and bits on top of each other."""
-        arrays = zip(*((part.scales, part.minima, part.codes) for part in parts), strict=True)
-        scales, minima, codes = (np.concatenate(array) for array in arrays)
-        return cls(scales, minima, codes, parts[0].bits, parts[0].group_of)
+class LevelsFromMinima(StoredLevels):
+    """A weight is ``scale * code + offset``: the offset, finite, is what code 0 stands for."""
 
     def dequantize(self) -> FloatArray:
-        """Return the weights: (rows, columns) float32."""
+        """Return the weights, see ``StoredLevels``."""
         weights = self.codes.astype(np.float32)
         weights *= self.scales[:, self.group_of]
-        weights += self.minima[:, self.group_of]
+        weights += self.offsets[:, self.group_of]
         return weights
 
     def to_hlq(self) -> HLQTensor:
-        """Return the matrix in blocks of kind free16.
-
-        Raises:
-            UnsupportedModelError: no HLQ matrix has these levels.
-        """
+        """Return the matrix in blocks of kind free16, see ``StoredLevels``."""
         group_size = fitting_group_size(self.group_of)
         groups = self.group_of[::group_size]
         scales = self.scales[:, groups]
-        centers = self.minima[:, groups] + scales * np.float32((2**self.bits - 1) / 2)
+        centers = self.offsets[:, groups] + scales * np.float32((2**self.bits - 1) / 2)
         if (largest := float(np.abs(centers).max())) > LARGEST_HALF:
             raise UnsupportedModelError(f"a center of {largest:g}: half precision holds those up to {LARGEST_HALF:g}")
         codes = _counted_upwards(self.codes, self.scales, self.bits, self.group_of)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from elutq_formats.block_kind import FREE16
-from elutq_formats.even_levels import EvenLevels, LevelsFromMinima
+from elutq_formats.even_levels import EvenLevels, LevelsFromMinima, StoredLevels
 from elutq_formats.gguf_levels import LEVELS
 from elutq_formats.gguf_weights import GGUFWeights
 from elutq_formats.quantized_matrix import ReadRows, WholeMatrix
@@ -24,7 +24,7 @@ class GGUFMatrix(WholeMatrix):
         """See ``QuantizedMatrix``."""
         group_of = np.arange(self.shape[1]) // self.group_size
 
-        def read(rows: slice) -> EvenLevels | LevelsFromMinima:
+        def read(rows: slice) -> StoredLevels:
             stored = self._weights.read_rows(self.name, *rows.indices(self.shape[0])[:2])
             scales, codes = self._levels.read(stored)
             zero = self._levels.zero

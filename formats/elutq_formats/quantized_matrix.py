@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.errors import DamagedWeightsError, UnsupportedModelError
-from elutq_formats.even_levels import EVEN_WITH_CENTERS, EvenLevels, LevelsFromMinima, fitting_group_size
+from elutq_formats.even_levels import EVEN_WITH_CENTERS, StoredLevels, fitting_group_size
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.stored_weights import StoredTensor, WeightFile
@@ -22,7 +22,7 @@ FLOATS = ("F16", "BF16", "F32")
 
 Result = TypeVar("Result")
 
-ReadRows = Callable[[slice], EvenLevels | LevelsFromMinima]
+ReadRows = Callable[[slice], StoredLevels]
 """Returns the levels of rows of a matrix, first to end - 1."""
 
 
@@ -122,7 +122,7 @@ class QuantizedMatrix(ABC):
             CheckpointError: see ``open_rows``.
         """
         read, at_once = self.open_rows(), self.rows_at_once
-        parts: dict[int, Any] = {}
+        parts: dict[int, StoredLevels] = {}
 
         def fill(first: int) -> None:
             parts[first] = read(slice(first, min(first + at_once, self.shape[0])))
@@ -130,8 +130,7 @@ class QuantizedMatrix(ABC):
         for _ in run(fill, range(0, self.shape[0], at_once)):
             pass
         in_order = [parts[first] for first in sorted(parts)]
-        whole: EvenLevels | LevelsFromMinima = type(in_order[0]).concatenate(in_order)
-        return self._importing(whole.to_hlq)
+        return self._importing(type(in_order[0]).concatenate(in_order).to_hlq)
 
     def fitting_group_size(self) -> int:
         """Return the columns of a group in an HLQ matrix with its levels, as far as headers tell.

@@ -3,14 +3,14 @@
 ELUTQ_EXAMPLES=100000 looks further than the few hundred that the suite does, in another order each time.
 """
 
-import os
 import struct
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from random_damage import looking
 
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf_reader import GGUFReader
@@ -20,14 +20,7 @@ from elutq_native import Model, NativeError
 sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
 from make_models import golden_config, write_random
 
-EXAMPLES = os.environ.get("ELUTQ_EXAMPLES")
-look = settings(
-    max_examples=int(EXAMPLES or 200),
-    derandomize=EXAMPLES is None,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+look = looking(200)
 EDGES = [2**n for n in (0, 1, 5, 6, 7, 16, 22, 24, 28, 31, 32, 63, 64)]
 NUMBERS = [0, 2**64 - 64, *EDGES[:-1], *(edge - 1 for edge in EDGES)]
 

@@ -101,7 +101,7 @@ def test_zero_points_of_version_1_give_back_what_a_writer_borrowed(tmp_path, rng
     change(folder, qzeros=np.full((2, 16), word, dtype=np.int64).astype(np.uint32).view(np.int32))
     with open_source(folder) as source:
         matrix = source.quantized(f"{QUERY}.weight")
-        assert matrix.open_rows()(slice(0, 8)).zeros[:, 0].tolist() == zeros
+        assert matrix.open_rows()(slice(0, 8)).offsets[:, 0].tolist() == zeros
 
 
 def test_order_of_activations_has_weights_but_no_levels(tmp_path, rng):
@@ -291,7 +291,7 @@ def test_minima_make_free_centers_that_half_precision_rounds(rng):
     assert exact.to_hlq().kind.name == "free16"
     drawn = from_minima(*rng.uniform(-1, 1, (2, 2, 2)).astype(np.float16))
     error = np.abs(drawn.to_hlq().dequantize() - drawn.dequantize())
-    centers = drawn.minima + 7.5 * drawn.scales
+    centers = drawn.offsets + 7.5 * drawn.scales
     assert 0 < error.max() <= 2.0**-11 * np.abs(centers).max()
 
 

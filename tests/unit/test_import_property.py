@@ -4,7 +4,6 @@ ELUTQ_EXAMPLES=100000 looks further than the few hundred that the suite does, in
 """
 
 import json
-import os
 import shutil
 import struct
 
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import DATA
 from gguf import GGMLQuantizationType
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_damage import looking
 from ternary_folders import write_gguf
 
 from elutq_cli.pipeline.backend import NativeBackend
@@ -24,14 +24,7 @@ from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.open_source import open_source
 from elutq_native import Model, NativeError
 
-EXAMPLES = os.environ.get("ELUTQ_EXAMPLES")
-look = settings(
-    max_examples=int(EXAMPLES or 80),
-    derandomize=EXAMPLES is None,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+look = looking(80)
 FOLDERS = [*sorted((DATA / "quantized").iterdir()), DATA / "ternary" / "bitnet", DATA / "ternary" / "bitnet-online"]
 NEW_KEYS = ["dynamic", "extra_config", "desc_act", "zero_point", "w_bit", "q_group_size", "version", "act_bits"]
 WORDS = ["gptq", "gptq_v2", "awq", "gemv", "auto-round", "compressed-tensors", "bitnet", "online", "autobitlinear"]
