@@ -2,8 +2,7 @@
  * The kernels behind the runtime, one `struct elutq_kernels` per instruction set. Public so that tests and benchmarks can
  * hold each against the scalar one and against float64; programs use elutq.h.
  *
- * The scalar kernels define the result. Every other set gives the same bits, but for gemm_f16 of several tokens, whose
- * sums run in the order that its registers allow.
+ * The scalar kernels define the result. Every other set gives the same bits, and a token gets the same from a batch as alone.
  *
  * Thread safety: all functions are pure; they touch only what their arguments point to. No argument may overlap an
  * output unless said so.
@@ -21,6 +20,10 @@
 
 /* Floats from one token's chunk of results to the next's: a little more than a chunk, to spread them over cache sets. */
 #define ELUTQ_CHUNK_STRIDE 272
+
+/* Keys whose scores are turned to weights together, and the floats of scratch that a query's take. */
+#define ELUTQ_ATTEND_KEYS 256
+#define ELUTQ_ATTEND_STRIDE 272
 
 /* Tokens of one elutq_levels block. */
 #define ELUTQ_LEVELS_TOKENS 8
@@ -77,7 +80,7 @@ struct elutq_cache_kernels {
      * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head:
      * y = softmax(scale * queries . keys^T) values. The last token sees all n_keys keys, each one before it one key less.
      * queries, y: [n_tokens][n_queries][head_dim]; keys, values: n_keys rows, one behind the other, finite; n_keys >=
-     * n_tokens; scores: scratch [n_tokens][n_queries][n_keys].
+     * n_tokens; scores: scratch [n_tokens][n_queries][ELUTQ_ATTEND_STRIDE].
      */
     void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,
                    uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y);

@@ -41,10 +41,27 @@ KERNEL void store_q8(const float *x, uint32_t n, void *row) {
     memcpy(y + n, &scale, sizeof scale);
 }
 
-/* In place: scores[n] -> exp(scores - max) / sum. */
-INLINE void softmax(float *scores, uint32_t n) {
-    v16 lanes = v16_set1(-INFINITY);
-    uint32_t whole = n & ~15u;
+/*
+ * Softmax over keys that come piece by piece: what one query's scores have come to so far. Source: Milakov and Gimelshein,
+ * "Online normalizer calculation for softmax" (2018).
+ */
+struct weighing {
+    float largest, total; /* of the scores; of exp(score - largest) */
+};
+
+INLINE float exp_of(float x) {
+    float first;
+    store_first(&first, v16_exp(v16_set1(x)), 1);
+    return first;
+}
+
+/*
+ * In place: scores[n], n > 0, of further keys -> exp(score - largest). Returns what all that was weighed before is to be
+ * multiplied by.
+ */
+INLINE float weigh(float *scores, uint32_t n, struct weighing *so_far) {
+    v16 lanes = v16_set1(so_far->largest);
+    const uint32_t whole = n & ~15u;
     for (uint32_t i = 0; i < whole; i += 16)
         lanes = v16_max(v16_load(scores + i), lanes);
     float largest = v16_largest(lanes);
@@ -62,11 +79,19 @@ INLINE void softmax(float *scores, uint32_t n) {
         memcpy(scores + whole, lanes_left, (n - whole) * sizeof *scores);
         total = v16_add(total, v16_load(lanes_left));
     }
-    v16 inverse = v16_set1(1.0f / v16_sum(total));
-    for (uint32_t i = 0; i < whole; i += 16)
-        v16_store(scores + i, v16_mul(v16_load(scores + i), inverse));
-    if (whole < n)
-        store_first(scores + whole, v16_mul(load_first(scores + whole, n - whole), inverse), n - whole);
+    const float factor = so_far->largest == largest ? 1.0f : exp_of(so_far->largest - largest);
+    so_far->largest = largest;
+    so_far->total = fmaf(so_far->total, factor, v16_sum(total));
+    return factor;
+}
+
+/* y[n] *= factor. */
+INLINE void multiply_by(float factor, uint32_t n, float *y) {
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(y + i, v16_mul(v16_load(y + i), v16_set1(factor)));
+    if (i < n)
+        store_first(y + i, v16_mul(load_first(y + i, n - i), v16_set1(factor)), n - i);
 }
 
 /*
@@ -78,50 +103,57 @@ INLINE void ask_for_rows(const uint8_t *piece, size_t n_bytes, const uint8_t *en
         ask_ahead(piece, n_bytes);
 }
 
-/* Keys that the registers hold dot products of, with four queries each. */
+/* Keys that the registers hold dot products of, with four queries each; with one query, four. */
 #define KEYS_AT_A_TIME (ELUTQ_F16_TILE * ELUTQ_F16_TILE / 4)
 
-/* sums[key][q] += keys[key] * queries[q] over numbers i .. i + lanes - 1 of n, lanes at most sixteen. */
-INLINE void add_dots(const uint8_t *keys, enum elutq_cache_type type, uint32_t n_keys, const float *queries, uint32_t n,
-                     uint32_t i, uint32_t lanes, v16 (*sums)[4]) {
+/* sums[key * n_queries + q] += keys[key] * queries[q] over numbers i .. i + lanes - 1 of n, lanes at most sixteen. */
+INLINE void add_dots(const uint8_t *keys, enum elutq_cache_type type, uint32_t n_keys, const float *queries,
+                     uint32_t n_queries, uint32_t n, uint32_t i, uint32_t lanes, v16 *sums) {
     const size_t row_bytes = elutq_cache_row_bytes(type, n);
-    v16 k[KEYS_AT_A_TIME];
+    v16 k[4];
 #pragma GCC unroll 4
     for (uint32_t key = 0; key < n_keys; key++)
         k[key] = lanes == 16 ? load_stored(keys + key * row_bytes, type, i)
                              : load_stored_first(keys + key * row_bytes, type, i, lanes);
 #pragma GCC unroll 4
-    for (uint32_t q = 0; q < 4; q++) {
+    for (uint32_t q = 0; q < n_queries; q++) {
         v16 x = lanes == 16 ? v16_load(queries + (size_t)q * n + i) : load_first(queries + (size_t)q * n + i, lanes);
 #pragma GCC unroll 4
         for (uint32_t key = 0; key < n_keys; key++)
-            sums[key][q] = v16_fma(k[key], x, sums[key][q]);
+            sums[key * n_queries + q] = v16_fma(k[key], x, sums[key * n_queries + q]);
     }
 }
 
-/* dots[q * stride + key] = scale * keys[key][n] . queries[q][n] for n_keys keys and four queries. */
-INLINE void dot_keys_4(const uint8_t *keys, enum elutq_cache_type type, uint32_t n_keys, const float *queries, uint32_t n,
-                       float scale, float *dots, size_t stride) {
+/*
+ * dots[q * stride + key] = scale * keys[key][n] . queries[q][n], n_keys and n_queries constants of at most four. Each product
+ * is summed in sixteen lanes, in the order of the numbers, whatever it is computed beside.
+ */
+INLINE void dot_keys(const uint8_t *keys, enum elutq_cache_type type, uint32_t n_keys, const float *queries,
+                     uint32_t n_queries, uint32_t n, float scale, float *dots, size_t stride) {
     const size_t row_bytes = elutq_cache_row_bytes(type, n);
-    v16 sums[KEYS_AT_A_TIME][4];
-#pragma GCC unroll 4
-    for (uint32_t key = 0; key < n_keys; key++)
-#pragma GCC unroll 4
-        for (uint32_t q = 0; q < 4; q++)
-            sums[key][q] = v16_set1(0);
+    const uint32_t n_dots = n_keys * n_queries;
+    v16 sums[16];
+    float whole[16];
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < n_dots; i++)
+        sums[i] = v16_set1(0);
     uint32_t i = 0;
     for (; i + 16 <= n; i += 16)
-        add_dots(keys, type, n_keys, queries, n, i, 16, sums);
+        add_dots(keys, type, n_keys, queries, n_queries, n, i, 16, sums);
     if (i < n)
-        add_dots(keys, type, n_keys, queries, n, i, n - i, sums);
+        add_dots(keys, type, n_keys, queries, n_queries, n, i, n - i, sums);
+    if (n_dots % 4 == 0)
+#pragma GCC unroll 4
+        for (uint32_t four = 0; four < n_dots; four += 4)
+            v16_sum_4(sums + four, whole + four);
+    else
+        whole[0] = v16_sum(sums[0]);
 #pragma GCC unroll 4
     for (uint32_t key = 0; key < n_keys; key++) {
         const float key_scale = scale * elutq_cache_row_scale(keys + key * row_bytes, type, n);
-        float whole[4];
-        v16_sum_4(sums[key], whole);
 #pragma GCC unroll 4
-        for (uint32_t q = 0; q < 4; q++)
-            dots[q * stride + key] = key_scale * whole[q];
+        for (uint32_t q = 0; q < n_queries; q++)
+            dots[q * stride + key] = key_scale * whole[key * n_queries + q];
     }
 }
 
@@ -201,59 +233,88 @@ INLINE void add_weighted_4(const uint8_t *values, enum elutq_cache_type type, ui
             add_weighted(values + row * row_bytes, type, 1, weights + q * stride + row, i, n, y + q * (size_t)n);
 }
 
+/* scores[q][key] = scale * queries[q] . keys[key], scores a row of ELUTQ_ATTEND_STRIDE for each query. */
+INLINE void score_keys(enum elutq_cache_type type, const float *queries, uint32_t n_rows, const uint8_t *keys, uint32_t n_keys,
+                       const uint8_t *end, uint32_t head_dim, float scale, float *scores) {
+    const size_t row_bytes = elutq_cache_row_bytes(type, head_dim);
+    const uint32_t n_fours = n_rows & ~3u;
+    for (uint32_t key = 0; key < n_keys; key += n_keys - key < 4 ? 1 : 4) {
+        const uint8_t *rows = keys + key * row_bytes;
+        const uint32_t n = n_keys - key < 4 ? 1 : 4;
+        for (uint32_t i = 0; i < n; i++)
+            ask_for_rows(rows + i * row_bytes, row_bytes, end);
+        for (uint32_t q = 0; q < n_rows; q += q < n_fours ? 4 : 1) {
+            float *dots = scores + (size_t)q * ELUTQ_ATTEND_STRIDE + key;
+            const float *x = queries + (size_t)q * head_dim;
+            if (q >= n_fours && n == 4)
+                dot_keys(rows, type, 4, x, 1, head_dim, scale, dots, ELUTQ_ATTEND_STRIDE);
+            else if (q >= n_fours)
+                dot_keys(rows, type, 1, x, 1, head_dim, scale, dots, ELUTQ_ATTEND_STRIDE);
+            else if (n == 4)
+                for (uint32_t i = 0; i < 4; i += KEYS_AT_A_TIME)
+                    dot_keys(rows + i * row_bytes, type, KEYS_AT_A_TIME, x, 4, head_dim, scale, dots + i, ELUTQ_ATTEND_STRIDE);
+            else
+                dot_keys(rows, type, 1, x, 4, head_dim, scale, dots, ELUTQ_ATTEND_STRIDE);
+        }
+    }
+}
+
+/* y[q] += sum over keys of weights[q][key] * values[key], weights as score_keys has scores. Asks for values before `end`. */
+INLINE void add_values(enum elutq_cache_type type, float *weights, uint32_t n_rows, const uint8_t *values, uint32_t n_keys,
+                       const uint8_t *end, uint32_t head_dim, float *y) {
+    const size_t row_bytes = elutq_cache_row_bytes(type, head_dim), stride = ELUTQ_ATTEND_STRIDE;
+    const uint32_t n_fours = n_rows & ~3u;
+    scale_weights(values, type, n_keys, head_dim, n_rows, weights, stride);
+    for (uint32_t key = 0; n_fours > 0 && key < n_keys; key += VALUES_AT_A_TIME) {
+        const uint32_t left = n_keys - key, n = left < VALUES_AT_A_TIME ? left : VALUES_AT_A_TIME;
+        const uint8_t *rows = values + key * row_bytes;
+        const uint32_t following = (uint32_t)((size_t)(end - rows) / row_bytes) - n;
+        for (uint32_t q = 0; q < n_fours; q += 4)
+            add_weighted_4(rows, type, n, q == 0 ? following : 0, weights + q * stride + key, stride, head_dim,
+                           y + (size_t)q * head_dim);
+    }
+    for (uint32_t key = 0; n_fours < n_rows && key < n_keys; key += 4) {
+        const uint32_t n = n_keys - key < 4 ? n_keys - key : 4;
+        const uint8_t *rows = values + key * row_bytes;
+        ask_for_rows(rows, 4 * row_bytes, end);
+        for (uint32_t q = n_fours; q < n_rows; q++) {
+            if (n == 4)
+                add_weighted(rows, type, 4, weights + q * stride + key, 0, head_dim, y + (size_t)q * head_dim);
+            else
+                add_weighted(rows, type, n, weights + q * stride + key, 0, head_dim, y + (size_t)q * head_dim);
+        }
+    }
+}
+
+/* What a row of scratch holds behind its scores. */
+INLINE struct weighing *weighing_of(float *scores, uint32_t q) {
+    return (struct weighing *)(scores + (size_t)q * ELUTQ_ATTEND_STRIDE + ELUTQ_ATTEND_KEYS);
+}
+
 INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_tokens, uint32_t n_queries,
                    const uint8_t *keys, const uint8_t *values, uint32_t n_keys, uint32_t head_dim, float scale, float *scores,
                    float *y) {
     const size_t row_bytes = elutq_cache_row_bytes(type, head_dim);
     const uint32_t n_rows = n_tokens * n_queries;
-    const uint32_t n_fours = n_rows & ~3u, n_whole = n_keys - n_keys % KEYS_AT_A_TIME;
-    for (uint32_t key = 0; key < n_keys; key += key < n_whole ? KEYS_AT_A_TIME : 1) {
-        const uint8_t *rows = keys + key * row_bytes;
-        const uint32_t n = key < n_whole ? KEYS_AT_A_TIME : 1;
-        for (uint32_t q = 0; q < n_fours; q += 4) {
-            float *dots = scores + (size_t)q * n_keys + key;
-            if (key < n_whole)
-                dot_keys_4(rows, type, KEYS_AT_A_TIME, queries + (size_t)q * head_dim, head_dim, scale, dots, n_keys);
-            else
-                dot_keys_4(rows, type, 1, queries + (size_t)q * head_dim, head_dim, scale, dots, n_keys);
-        }
-        for (uint32_t i = 0; i < n; i++) {
-            const uint8_t *row = rows + i * row_bytes;
-            ask_for_rows(row, row_bytes, keys + n_keys * row_bytes);
-            for (uint32_t q = n_fours; q < n_rows; q++)
-                scores[(size_t)q * n_keys + key + i] = scale * elutq_cache_row_scale(row, type, head_dim) *
-                                                       dot_stored(row, type, queries + (size_t)q * head_dim, head_dim);
-        }
-    }
-    for (uint32_t q = 0; q < n_rows; q++) {
-        const uint32_t unseen = n_tokens - 1 - q / n_queries;
-        softmax(scores + (size_t)q * n_keys, n_keys - unseen);
-        memset(scores + (size_t)(q + 1) * n_keys - unseen, 0, unseen * sizeof *scores);
-    }
+    for (uint32_t q = 0; q < n_rows; q++)
+        *weighing_of(scores, q) = (struct weighing){-INFINITY, 0};
     memset(y, 0, (size_t)n_rows * head_dim * sizeof *y);
-    for (uint32_t key = 0; n_fours > 0 && key < n_keys; key += VALUES_AT_A_TIME) {
-        const uint32_t left = n_keys - key, n = left < VALUES_AT_A_TIME ? left : VALUES_AT_A_TIME;
-        const uint8_t *rows = values + key * row_bytes;
-        scale_weights(rows, type, n, head_dim, n_fours, scores + key, n_keys);
-        for (uint32_t q = 0; q < n_fours; q += 4)
-            add_weighted_4(rows, type, n, q == 0 ? left - n : 0, scores + (size_t)q * n_keys + key, n_keys, head_dim,
-                           y + (size_t)q * head_dim);
-    }
-    float *last_scores = scores + (size_t)n_fours * n_keys, *last_y = y + (size_t)n_fours * head_dim;
-    const uint32_t n_last = n_rows - n_fours;
-    for (uint32_t key = 0; n_last > 0 && key < n_keys; key += 4) {
-        const uint32_t n = n_keys - key < 4 ? n_keys - key : 4;
-        const uint8_t *rows = values + key * row_bytes;
-        ask_for_rows(rows, 4 * row_bytes, values + n_keys * row_bytes);
-        scale_weights(rows, type, n, head_dim, n_last, last_scores + key, n_keys);
-        for (uint32_t q = 0; q < n_last; q++) {
-            const float *weights = last_scores + (size_t)q * n_keys + key;
-            if (n == 4)
-                add_weighted(rows, type, 4, weights, 0, head_dim, last_y + (size_t)q * head_dim);
-            else
-                add_weighted(rows, type, n, weights, 0, head_dim, last_y + (size_t)q * head_dim);
+    for (uint32_t key = 0; key < n_keys; key += ELUTQ_ATTEND_KEYS) {
+        const uint32_t n = n_keys - key < ELUTQ_ATTEND_KEYS ? n_keys - key : ELUTQ_ATTEND_KEYS;
+        score_keys(type, queries, n_rows, keys + key * row_bytes, n, keys + n_keys * row_bytes, head_dim, scale, scores);
+        for (uint32_t q = 0; q < n_rows; q++) {
+            float *weights = scores + (size_t)q * ELUTQ_ATTEND_STRIDE;
+            const uint32_t seen = n_keys - (n_tokens - 1 - q / n_queries); /* keys of this query, from the first */
+            const uint32_t left = seen > key ? seen - key : 0, n_seen = left < n ? left : n;
+            const float factor = n_seen > 0 ? weigh(weights, n_seen, weighing_of(scores, q)) : 1.0f;
+            memset(weights + n_seen, 0, (n - n_seen) * sizeof *weights);
+            if (factor != 1.0f)
+                multiply_by(factor, head_dim, y + (size_t)q * head_dim);
         }
+        add_values(type, scores, n_rows, values + key * row_bytes, n, values + n_keys * row_bytes, head_dim, y);
     }
+    for (uint32_t q = 0; q < n_rows; q++)
+        multiply_by(1.0f / weighing_of(scores, q)->total, head_dim, y + (size_t)q * head_dim);
 }
 
 KERNEL void attend_f16(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,

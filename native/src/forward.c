@@ -259,7 +259,7 @@ static void attend(struct pass *pass, unsigned thread, uint32_t i) {
     /* Tokens whose window has begun to slide each start at another key. */
     const bool slides = window != 0 && session->position + pass->n_tokens > window;
     const uint32_t block = slides ? 1 : ELUTQ_ATTEND_TOKENS, n_blocks = (pass->n_tokens + block - 1) / block;
-    float *scores = session->scores + (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * session->context_size;
+    float *scores = session->scores + (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * ELUTQ_ATTEND_STRIDE;
     float *queries = session->heads + 2 * (size_t)thread * ELUTQ_ATTEND_TOKENS * width;
     float *results = queries + ELUTQ_ATTEND_TOKENS * width;
     unsigned item;

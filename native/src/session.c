@@ -150,7 +150,7 @@ static bool allocate_buffers(struct elutq_session *session, unsigned n_threads) 
     session->sines = allocate_floats(session, n * head_dim / 2);
     session->chunks = allocate_floats(session, n_threads * n * ELUTQ_CHUNK_STRIDE);
     const uint64_t attend_rows = (uint64_t)n_threads * ELUTQ_ATTEND_TOKENS * (config->n_heads / config->n_kv_heads);
-    session->scores = allocate_floats(session, attend_rows * session->context_size);
+    session->scores = allocate_floats(session, attend_rows * ELUTQ_ATTEND_STRIDE);
     session->heads = allocate_floats(session, 2 * attend_rows * head_dim);
     const void *needed[] = {session->keys, session->values,   session->frequencies, session->hidden,  session->q,
                             session->k,    session->v,        session->attended,    session->gate,    session->up,

@@ -60,7 +60,7 @@ struct elutq_session {
     float *cosines, *sines; /* [batch][head_dim / 2] */
     struct elutq_input input;
     float *chunks; /* [n_threads][batch][ELUTQ_CHUNK_STRIDE] */
-    float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][context_size] */
+    float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][ELUTQ_ATTEND_STRIDE] */
     float *heads;  /* [n_threads][queries, results][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][head_dim] */
 
     void *allocations[ELUTQ_MAX_ALLOCATIONS];

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from kernel_calls import F16, Q8, SCALAR, SETS, floats
 
-from elutq_native import ffi
+from elutq_native import ffi, lib
 
 
 def rows_of_q8(x):
@@ -51,7 +51,7 @@ def stored(kernels, cache_type, x, memory):
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("cache_type", [F16, Q8], ids=["f16", "q8"])
 @pytest.mark.parametrize("head_dim", [8, 20, 64, 128])
-@pytest.mark.parametrize("n_keys", [4, 16, 37])
+@pytest.mark.parametrize("n_keys", [4, 16, 37, 258, 521])
 @pytest.mark.parametrize(("n_tokens", "n_queries"), [(1, 1), (1, 3), (1, 6), (3, 1), (4, 2)])
 def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memory, rng):
     shape = (n_tokens, n_queries, head_dim)
@@ -60,7 +60,8 @@ def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memo
         stored(SETS[name], cache_type, rng.standard_normal((n_keys, head_dim)).astype(np.float32), memory)
         for _ in range(2)
     )
-    scores, y = memory.array((n_tokens * n_queries, n_keys), np.float32), memory.array(shape, np.float32)
+    scores = memory.array((n_tokens * n_queries, lib.ELUTQ_ATTEND_STRIDE), np.float32)
+    y = memory.array(shape, np.float32)
     rows = [ffi.from_buffer(array) for array in (key_rows, value_rows)]
     arguments = (floats(q), n_tokens, n_queries, *rows, n_keys, head_dim, 0.3, floats(scores))
     SETS[name].cache[cache_type].attend(*arguments, floats(y))
@@ -72,3 +73,28 @@ def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memo
     reference = memory.array(shape, np.float32)
     SCALAR.cache[cache_type].attend(*arguments, floats(reference))
     assert np.array_equal(y, reference)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("cache_type", [F16, Q8], ids=["f16", "q8"])
+@pytest.mark.parametrize("n_keys", [4, 37, 259])  # of the last, some tokens of a batch see a second piece and some do not
+@pytest.mark.parametrize("n_queries", [1, 3, 6])
+def test_a_token_attends_in_a_batch_as_it_does_alone(name, cache_type, n_keys, n_queries, memory, rng):
+    n_tokens, head_dim = 4, 20
+    q = rng.standard_normal((n_tokens, n_queries, head_dim)).astype(np.float32)
+    rows = [
+        stored(SETS[name], cache_type, rng.standard_normal((n_keys, head_dim)).astype(np.float32), memory)[0]
+        for _ in range(2)
+    ]
+
+    def attend(queries, n_seen):
+        scores = memory.array((len(queries) * n_queries, lib.ELUTQ_ATTEND_STRIDE), np.float32)
+        y = memory.array(queries.shape, np.float32)
+        caches = [ffi.from_buffer(array) for array in rows]
+        arguments = (floats(memory.copy(queries)), len(queries), n_queries, *caches, n_seen, head_dim, 0.3)
+        SETS[name].cache[cache_type].attend(*arguments, floats(scores), floats(y))
+        return y
+
+    together = attend(q, n_keys)
+    for token in range(n_tokens):
+        assert np.array_equal(together[token], attend(q[token : token + 1], n_keys - n_tokens + token + 1)[0])

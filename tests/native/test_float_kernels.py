@@ -19,9 +19,14 @@ def test_f16_product(name, rows, columns, n_tokens, memory, rng):
     for chunk in range(-(-rows // CHUNK)):
         n_rows = min(CHUNK, rows - chunk * CHUNK)
         y = memory.array((n_tokens - 1) * STRIDE + n_rows, np.float32)
+        reference, alone = memory.array(y.shape, np.float32), memory.array(n_rows, np.float32)
         SETS[name].gemm_f16(matrix, floats(x), columns, n_tokens, chunk, floats(y))
+        SCALAR.gemm_f16(matrix, floats(x), columns, n_tokens, chunk, floats(reference))
         for token in range(n_tokens):
             found = y[token * STRIDE : token * STRIDE + n_rows]
+            assert np.array_equal(found, reference[token * STRIDE : token * STRIDE + n_rows])
+            SETS[name].gemm_f16(matrix, floats(x[token]), columns, 1, chunk, floats(alone))
+            assert np.array_equal(found, alone)
             assert np.allclose(found, exact[token, chunk * CHUNK : chunk * CHUNK + n_rows], rtol=1e-5, atol=1e-5)
 
 
