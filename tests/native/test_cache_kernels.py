@@ -77,7 +77,7 @@ def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memo
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("cache_type", [F16, Q8], ids=["f16", "q8"])
-@pytest.mark.parametrize("n_keys", [4, 37, 259])  # of the last, some tokens of a batch see a second piece and some do not
+@pytest.mark.parametrize("n_keys", [4, 37, 259])  # of 259 some tokens see a second piece
 @pytest.mark.parametrize("n_queries", [1, 3, 6])
 def test_a_token_attends_in_a_batch_as_it_does_alone(name, cache_type, n_keys, n_queries, memory, rng):
     n_tokens, head_dim = 4, 20
