@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from elutq_cli.generation import Generation, LanguageModel, Message
+    from elutq_cli.generation import Continuation, LanguageModel, Message
     from elutq_cli.pipeline.progress import Progress
     from elutq_cli.pipeline.quantize import Summary
     from elutq_cli.pipeline.recipe import Recipe
@@ -70,14 +70,14 @@ def generate(
     prompt: Prompt,
     n_predict: int | None = None,
     **options: Any,  # noqa: ANN401 (each its own type)
-) -> Generation: ...
+) -> Continuation: ...
 @overload
 def generate(
     model: LanguageModel,
     prompt: list[str],
     n_predict: int | None = None,
     **options: Any,  # noqa: ANN401
-) -> list[Generation]: ...
+) -> list[Continuation]: ...
 
 
 def generate(  # type: ignore[misc]  # the options of the two above are these, by name
@@ -102,7 +102,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     stop_token_ids: Sequence[int] = (),
     min_tokens: int = 0,
     logit_bias: Mapping[int, float] | None = None,
-) -> Generation | list[Generation]:
+) -> Continuation | list[Continuation]:
     """Continue a text or a conversation. Nothing is computed before the result is iterated over or read.
 
     The same file, seed, options and instruction set give the same text, with any number of threads, when the context
@@ -141,7 +141,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         ElutqError: an option is out of range or given by both of its names, the prompt is empty or longer than the
             context, the model has no such token, or no chat template.
     """
-    from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
+    from elutq_cli.generation import Continuation, Sampler, SamplingOptions, TextOptions
 
     limit = _one_name("n_predict", n_predict, "max_tokens", max_tokens)
     options = SamplingOptions.of(
@@ -167,8 +167,8 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         reply=isinstance(prompt, list | tuple) and any(isinstance(entry, Mapping) for entry in prompt),
     )
 
-    def continuation(of: Prompt) -> Generation:
-        return Generation(model, model.encode(of), Sampler(options), ending)
+    def continuation(of: Prompt) -> Continuation:
+        return Continuation(model, model.encode(of), Sampler(options), ending)
 
     if isinstance(prompt, list) and prompt and all(isinstance(entry, str) for entry in prompt):
         return [continuation(text) for text in prompt]

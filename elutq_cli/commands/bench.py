@@ -78,7 +78,7 @@ def bench_command(
     from elutq_cli.benchmark.measure import run_tests
     from elutq_cli.benchmark.report import FORMATS
     from elutq_cli.benchmark.synthetic import LAYOUT
-    from elutq_cli.generation.context import checked_cache_type
+    from elutq_cli.generation.context_size import checked_cache_type
     from elutq_cli.pipeline.layout import Layout
     from elutq_native import Model, default_threads
 

@@ -88,7 +88,7 @@ def eval_command(
     from elutq_cli.evaluation.models import open_dequantized, open_model, tokenize_windows
     from elutq_cli.evaluation.tasks import read_questions
     from elutq_cli.evaluation.windows import check_sizes, checked_rule
-    from elutq_cli.generation.context import checked_cache_type
+    from elutq_cli.generation.context_size import checked_cache_type
 
     prepare_runtime()
     checked_cache_type(cache_type)

@@ -223,8 +223,8 @@ def one_shot(
     Raises:
         typer.Exit: the text was interrupted.
     """
-    from elutq_cli.generation import Generation, Sampler
-    from elutq_cli.generation.context import choose_context
+    from elutq_cli.generation import Continuation, Sampler
+    from elutq_cli.generation.context_size import choose_context
     from elutq_cli.generation.prompt_cache import PromptCache
     from elutq_cli.generation.statistics import describe_statistics, summarize
     from elutq_cli.generation.terminal import stream_text
@@ -232,7 +232,7 @@ def one_shot(
     model.start(choose_context(ctx_size, len(tokens), options.n_predict, model.native.context_length))
     cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
     load_seconds = time.perf_counter() - begin
-    generation = Generation(model, tokens, Sampler(sampling), options)
+    generation = Continuation(model, tokens, Sampler(sampling), options)
     made = stream_text(generation, quiet=json_output)
     if cache is not None:
         cache.keep(generation)

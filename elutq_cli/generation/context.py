@@ -1,107 +1,83 @@
-"""How long a context may be: the memory of this machine against the bytes of the KV cache, and of what type that is."""
+"""A context: a sequence of the C runtime, and the tokens whose keys and values it holds."""
 
-from elutq_formats.errors import ElutqError
-from elutq_native import CACHE_TYPES
+from collections.abc import Sequence
 
-STEP = 256
-"""Contexts that are fitted to memory are multiples of this many tokens, where there is room for one."""
+import numpy as np
+from numpy.typing import NDArray
 
-FLOOR = 512
-"""The shortest context that is tried when memory is short: less is of no use in a conversation."""
+from elutq_cli.generation.session_engine import Run
+from elutq_cli.token_prefix import common_length
+from elutq_native import Session
 
-SHARE = 2
-"""A fitted KV cache takes at most one part in so many of the memory that the weights leave."""
+COPIED_TOKENS = 64
+"""Tokens whose keys and values are copied at once, so that no copy takes much memory of its own."""
 
 
-class ContextOverflowError(ElutqError):
-    """A prompt is longer than the context.
+class Context:
+    """Knows tokens and keys and values; nothing of texts."""
 
-    Attributes:
-        n_tokens: of the prompt, or fewer where it was not read to its end.
-        amount: the same in words: ``700``, or ``more than 700``.
-        ctx_size: tokens that the context holds.
-    """
+    def __init__(self, sequence: Session) -> None:
+        """Begin with an empty sequence."""
+        self.sequence = sequence
+        self._tokens: list[int] = []
 
-    def __init__(self, n_tokens: int, ctx_size: int, maximum: int, at_least: bool = False) -> None:
-        """Describe it.
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def size(self) -> int:
+        """Tokens that there is room for."""
+        return self.sequence.context_size
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens held."""
+        return tuple(self._tokens)
+
+    def common(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens this context and a text begin with in common."""
+        return common_length(self._tokens, tokens)
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget all but the first so many tokens."""
+        del self._tokens[n_tokens:]
+        self.sequence.rewind(len(self._tokens))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.rewind(0)
+
+    def run(self, tokens: Sequence[int], n_logits: int) -> Run:
+        """Return what evaluates tokens after those held; ``extend`` is told when that is done.
 
         Args:
-            n_tokens: of the prompt.
-            ctx_size: tokens that the context holds.
-            maximum: the largest context that the model allows.
-            at_least: whether the prompt has more tokens still.
+            tokens: one or more.
+            n_logits: of how many of them, the last ones, logits are wanted.
         """
-        self.n_tokens = n_tokens
-        self.amount = f"more than {n_tokens}" if at_least else f"{n_tokens}"
-        advice = f" or raise -c (the model allows {maximum})" if ctx_size < maximum else ""
-        super().__init__(
-            f"the prompt has {self.amount} tokens, the context holds {ctx_size}: shorten the prompt{advice}"
-        )
-        self.ctx_size = ctx_size
+        # An exception between the end of a pass and extend (a second Ctrl-C) leaves the sequence ahead.
+        if self.sequence.position != len(self._tokens):
+            self.sequence.rewind(len(self._tokens))
+        return Run(self.sequence, tokens, n_logits)
 
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Tell that these tokens were evaluated after those held."""
+        self._tokens.extend(tokens)
 
-def fit_context(maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: int | None) -> int:
-    """Return the longest context whose KV cache leaves room for the weights and for other programs.
+    def export_state(self, first: int, n_tokens: int) -> NDArray[np.uint8]:
+        """Return the keys and values of tokens held, as the runtime keeps them."""
+        return self.sequence.export_state(first, n_tokens)
 
-    Args:
-        maximum: tokens that the model was trained for.
-        kv_bytes_per_token: of all layers.
-        file_bytes: the weights, which are mapped and want to stay in memory.
-        memory: bytes available; None: unknown, and the model's own maximum is used.
-    """
-    if memory is None:
-        return maximum
-    tokens = max(0, memory - file_bytes) // SHARE // kv_bytes_per_token
-    tokens = max(tokens // STEP * STEP, FLOOR)
-    return min(tokens, maximum)
+    def adopt(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
+        """Append tokens whose keys and values are known, from ``export_state``.
 
+        Raises:
+            NativeError: there is no room for them, or a value is not finite.
+        """
+        self.sequence.import_state(state)
+        self._tokens.extend(tokens)
 
-def check_context(ctx_size: int, maximum: int, kv_bytes_per_token: int, memory: int | None) -> None:
-    """Refuse a context that the model or the machine cannot hold, before anything is allocated.
-
-    Raises:
-        ElutqError: it is out of range, or its KV cache is larger than the memory available.
-    """
-    if not 1 <= ctx_size <= maximum:
-        raise ElutqError(f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}: change -c")
-    needed = ctx_size * kv_bytes_per_token
-    if memory is not None and needed > memory:
-        raise ElutqError(
-            f"a context of {ctx_size} tokens needs {needed / 1e9:.2f} GB for keys and values, and only "
-            f"{memory / 1e9:.2f} GB are available: use -c {max(1, memory // 2 // kv_bytes_per_token)} or less"
-        )
-
-
-def checked_cache_type(cache_type: str) -> str:
-    """Return a type of cache.
-
-    Raises:
-        ElutqError: there is none of that name.
-    """
-    if cache_type not in CACHE_TYPES:
-        raise ElutqError(f"cache type {cache_type} is not known: choose {' or '.join(CACHE_TYPES)}")
-    return cache_type
-
-
-def choose_context(ctx_size: int | None, n_prompt: int, n_predict: int, maximum: int) -> int | None:
-    """Return the context for one text: as asked for, else what the prompt and the text to come need.
-
-    Args:
-        ctx_size: tokens asked for, or None.
-        n_prompt: tokens of the prompt.
-        n_predict: tokens to come; -1: as many as there is room for.
-        maximum: tokens that the model was trained for.
-
-    Returns:
-        A number of tokens, or None: what fits into memory.
-
-    Raises:
-        ElutqError: the prompt has no tokens.
-    """
-    if n_prompt == 0:
-        raise ElutqError("the prompt has no tokens: give some text to continue")
-    if ctx_size is not None:
-        return ctx_size
-    if n_predict < 0:
-        return None
-    return min(maximum, n_prompt + max(n_predict, 1))
+    def copy(self, other: "Context", n_tokens: int) -> None:
+        """Append tokens that another context goes on with, up to its first so many; it begins with those held here."""
+        for first in range(len(self), n_tokens, COPIED_TOKENS):
+            end = min(first + COPIED_TOKENS, n_tokens)
+            self.adopt(other.tokens[first:end], other.export_state(first, end - first))

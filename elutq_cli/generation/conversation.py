@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from elutq_cli.generation.generate import Generation, TextOptions
+from elutq_cli.generation.continuation import Continuation
+from elutq_cli.generation.generation import Generation
 from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.template import ChatTemplate, Message
+from elutq_cli.generation.text import TextOptions
 from elutq_formats.errors import ElutqError
 
 
@@ -53,7 +55,7 @@ class Conversation:
         """Forget everything but the system prompt."""
         self.messages = []
 
-    def ask(self, content: str, sampler: Sampler, options: TextOptions | None = None) -> Generation:
+    def ask(self, content: str, sampler: Sampler, options: TextOptions | None = None) -> Continuation:
         """Add a message of the user; the reply is to be iterated over and then handed to ``keep``.
 
         Raises:
@@ -63,7 +65,7 @@ class Conversation:
         text = self.text(messages)
         tokens = self._encode(text)
         options = replace(options or TextOptions(), reply=self._template is not None)
-        generation = Generation(self.model, tokens, sampler, options)
+        generation = Continuation(self.model, tokens, sampler, options)
         self.messages = messages
         self._pending = _Seen(text, tuple(tokens))
         return generation

@@ -1,7 +1,6 @@
-"""A model ready to generate: file, tokenizer, and one session whose context is reused from text to text."""
+"""A model ready to generate: file, tokenizer, and a scheduler whose contexts are reused from text to text."""
 
 import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.generation.context import ContextOverflowError, check_context, checked_cache_type, fit_context
+from elutq_cli.generation.context import Context
+from elutq_cli.generation.context_size import ContextOverflowError, check_context, checked_cache_type, fit_context
+from elutq_cli.generation.sampling import SamplingOptions
+from elutq_cli.generation.scheduler import Scheduler
+from elutq_cli.generation.session_engine import SessionEngine
 from elutq_cli.generation.template import ChatTemplate, Message
+from elutq_cli.generation.text import TextOptions
 from elutq_cli.machine.memory import available_memory
-from elutq_cli.token_prefix import common_length
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
-from elutq_native import CancelledError, Model, Session, default_threads, lib
+from elutq_native import Model, default_threads
 
 WHAT_A_PROMPT_IS = "a prompt is a text, a sequence of token ids, or a list of messages"
-
-PREFILL_TOKENS = 512
-"""Tokens of a prompt that are evaluated at once: what was done before an interruption is kept."""
 
 BYTES_PER_THREAD = 4 << 20
 """Weights that a token reads, for another thread to gain more than the threads lose by waiting for each other."""
@@ -34,7 +34,7 @@ def choose_threads(model: Model) -> int:
 
 
 class LanguageModel:
-    """An open model file with one session; used by one thread at a time, except for ``cancel``.
+    """An open model file and the scheduler of the texts made with it; used by one thread at a time.
 
     Attributes:
         path: the file.
@@ -42,7 +42,6 @@ class LanguageModel:
         tokenizer: its tokenizer.
         native: the file, mapped by the C runtime.
         cache_type: how keys and values are kept.
-        user: whoever evaluated last, so that texts that take turns notice.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class LanguageModel:
         cache_type: str = "f16",
         chat_template: str | None = None,
     ) -> None:
-        """Open a model file; the session starts with the first text, so that its context can still be chosen.
+        """Open a model file; the scheduler starts with the first text, so that its context can still be chosen.
 
         Args:
             path: a model file of elutq.
@@ -80,28 +79,29 @@ class LanguageModel:
         self.native = Model(self.path)
         self._chat_template = chat_template
         self._threads = threads
-        self._session: Session | None = None
-        self._tokens: list[int] = []
-        self._cancelling = threading.Lock()
-        self._evaluating: threading.Event | None = None
-        self.user: object = None
+        self._scheduler: Scheduler | None = None
         if ctx_size is not None:
             self.start(ctx_size)
 
     @property
-    def session(self) -> Session:
-        """The session, started when it is not yet."""
-        return self._session or self.start()
+    def scheduler(self) -> Scheduler:
+        """The scheduler, started when it is not yet."""
+        return self._scheduler or self.start()
+
+    @property
+    def context(self) -> Context:
+        """The context of the first slot, which is the only one where texts are made one at a time."""
+        return self.scheduler.contexts[0]
 
     @property
     def ctx_size(self) -> int:
-        """Tokens that the context holds."""
-        return self.session.context_size
+        """Tokens that a context holds."""
+        return self.context.size
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens in the context."""
-        return tuple(self._tokens)
+        return self.context.tokens
 
     @property
     def kv_bytes(self) -> int:
@@ -129,8 +129,8 @@ class LanguageModel:
             raise ElutqError(f"{self.path.name} has no chat template: give a text instead of messages")
         return self.chat_template
 
-    def start(self, ctx_size: int | None = None) -> Session:
-        """Start the session, or start it again with another context.
+    def start(self, ctx_size: int | None = None) -> Scheduler:
+        """Start the scheduler, or start it again with another context.
 
         Args:
             ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
@@ -144,11 +144,10 @@ class LanguageModel:
         if ctx_size is None:
             ctx_size = fit_context(info.context_length, kv_bytes_per_token, info.file_bytes, memory)
         check_context(ctx_size, info.context_length, kv_bytes_per_token, memory)
-        if self._session is not None:
-            self._session.close()
-            self._session, self._tokens = None, []
-        self._session = self.native.session(ctx_size, self._threads or choose_threads(self.native), self.cache_type)
-        return self._session
+        self._stop()
+        session = self.native.session(ctx_size, self._threads or choose_threads(self.native), self.cache_type)
+        self._scheduler = Scheduler(SessionEngine([session]), [Context(session)])
+        return self._scheduler
 
     def encode(self, prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt: a text, token ids as they are, or messages.
@@ -177,7 +176,7 @@ class LanguageModel:
     def encode_text(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Return the tokens of a text, as ``Tokenizer.encode`` does; errors are those of ``encode``."""
         maximum = self.native.context_length
-        ctx_size = maximum if self._session is None else self.ctx_size
+        ctx_size = maximum if self._scheduler is None else self.ctx_size
         if (least := self.tokenizer.least_tokens(text, ctx_size)) > ctx_size:
             raise ContextOverflowError(least, ctx_size, maximum, at_least=True)
         return self.tokenizer.encode(text, add_special_tokens)
@@ -196,48 +195,22 @@ class LanguageModel:
             if not 0 <= token < self.native.vocab_size:
                 raise ElutqError(f"{subject} has token {token}, and the model's are 0 to {self.native.vocab_size - 1}")
 
-    def evaluate(self, tokens: Sequence[int], cancelled: threading.Event | None = None) -> NDArray[np.float32]:
-        """Make the context hold exactly these tokens; what it holds of them already is not computed again.
+    def check_text(self, prompt: Sequence[int], sampling: SamplingOptions, options: TextOptions) -> None:
+        """Refuse a text that cannot be made.
 
         Args:
-            tokens: one or more.
-            cancelled: what ``cancel`` ends this call by; None: nothing does.
-
-        Returns:
-            (vocab_size,) logits after the last token.
+            prompt: its first tokens.
+            sampling: how the others are chosen.
+            options: where it ends.
 
         Raises:
-            CancelledError: it was cancelled; the context holds what was evaluated until then.
-            ContextFullError: the context cannot hold them.
+            ContextOverflowError: the prompt is longer than the context.
+            ElutqError: the options name a token that the model has not.
         """
-        cancelled = cancelled or threading.Event()
-        n_kept = self.reusable(tokens)
-        self.session.rewind(n_kept)
-        del self._tokens[n_kept:]
-        for start in range(n_kept, len(tokens), PREFILL_TOKENS):
-            batch = tokens[start : start + PREFILL_TOKENS]
-            logits = self._evaluate_batch(batch, cancelled)
-            self._tokens.extend(batch)
-        return logits
-
-    def append(self, token: int, cancelled: threading.Event | None = None) -> NDArray[np.float32]:
-        """Add one token to the context; returns and raises as ``evaluate``."""
-        logits = self._evaluate_batch([token], cancelled or threading.Event())
-        self._tokens.append(token)
-        return logits
-
-    def adopt(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
-        """Append tokens whose keys and values are known (``Session.import_state``) to the context.
-
-        Raises:
-            NativeError: the context cannot hold them, or a value is not finite.
-        """
-        self.session.import_state(state)
-        self._tokens.extend(tokens)
-
-    def reusable(self, tokens: Sequence[int]) -> int:
-        """Return how many of these tokens the context holds already; the last one always has to be computed."""
-        return min(common_length(self._tokens, tokens), len(tokens) - 1)
+        if len(prompt) > self.ctx_size:
+            raise ContextOverflowError(len(prompt), self.ctx_size, self.native.context_length)
+        self.check_tokens(options.stop_token_ids, "stop_token_ids")
+        self.check_tokens([token for token, _ in sampling.logit_bias], "logit_bias")
 
     def clear(self) -> None:
         """Forget the context, so that the next text comes out as in a new process.
@@ -246,44 +219,20 @@ class LanguageModel:
         (decode), so logits depend on what the context held before: by up to 0.13 nats on a SmolLM2-135M at 4 bits. Now
         and then that changes a token, of greedy texts too.
         """
-        self.session.rewind(0)
-        self._tokens = []
-        self.user = None
-
-    def cancel(self, cancelled: threading.Event) -> None:
-        """End the ``evaluate`` or ``append`` that was given this event, now or when it begins; no other one.
-
-        Safe in any thread.
-        """
-        with self._cancelling:
-            cancelled.set()
-            session = self._session  # which close() may take away meanwhile
-            if self._evaluating is cancelled and session is not None:
-                session.cancel()
+        self.scheduler.clear()
 
     def close(self) -> None:
-        """Free the session and unmap the file; safe in any thread, where it ends what runs in others.
+        """Free the engine and unmap the file; safe in any thread, where it ends what runs in others.
 
         Whatever computes raises ClosedError after it.
         """
-        self.native.close()  # first, so that no other thread starts a session anew
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        self.native.close()  # first, so that no other thread starts an engine anew
+        self._stop()
 
-    def _evaluate_batch(self, batch: Sequence[int], cancelled: threading.Event) -> NDArray[np.float32]:
-        with self._cancelling:
-            self._evaluating = cancelled
-        try:
-            while not cancelled.is_set():
-                try:
-                    return self.session.eval(batch)
-                except CancelledError:  # for whoever ran before, when it came as that one ended: no work is lost
-                    continue
-            raise CancelledError(lib.ELUTQ_ERROR_CANCELLED, "cancelled", bad_input=False)
-        finally:
-            with self._cancelling:
-                self._evaluating = None
+    def _stop(self) -> None:
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.engine.close()
 
     def __enter__(self) -> "LanguageModel":
         return self

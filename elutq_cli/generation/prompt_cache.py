@@ -1,7 +1,7 @@
 """A prompt's keys and values in a file, so that a later run need not compute them again.
 
 The file, little-endian: MAGIC, the model's fingerprint, the type of cache and the number of tokens (uint32), their ids
-(uint32 each), the state of the session (``Session.export_state``) in pieces of PIECE_TOKENS tokens, and the SHA-256 of
+(uint32 each), the state of the context (``Context.export_state``) in pieces of PIECE_TOKENS tokens, and the SHA-256 of
 all that. The checksum finds accidents; whoever writes such a file decides what the model believes to have read.
 """
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from elutq_cli.generation.generate import Generation
+from elutq_cli.generation.generation import Generation
 from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.streams import shown_line
 from elutq_formats.atomic import atomic_output, check_output
@@ -34,7 +34,7 @@ class PromptCache:
 
         Args:
             path: the file; it need not exist yet.
-            model: with its session started and its context empty.
+            model: its scheduler started and its context empty.
 
         Raises:
             ElutqError: no file can be written there.
@@ -48,7 +48,7 @@ class PromptCache:
                 with path.open("rb") as file:
                     self._restore(file)
             except (OSError, EOFError, ElutqError, NativeError) as error:
-                model.clear()
+                model.context.clear()
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 print(
                     f"{shown_line(path)}: {reason or 'damaged or cut short'}; the prompt is computed", file=sys.stderr
@@ -63,7 +63,7 @@ class PromptCache:
         Raises:
             ElutqError: the disk refuses; the file is as it was.
         """
-        tokens = self._model.tokens[: generation.prompt_tokens]
+        tokens = self._model.context.tokens[: generation.prompt_tokens]
         if not self._done and generation.reused_tokens < min(len(tokens), ENOUGH * generation.prompt_tokens):
             with atomic_output(self._path, force=True) as temporary, temporary.open("wb") as file:
                 self._save(file, tokens)
@@ -80,7 +80,7 @@ class PromptCache:
         write(MAGIC + self._fingerprint + np.array([cache_type, len(tokens), *tokens], "<u4").tobytes())
         for start in range(0, len(tokens), PIECE_TOKENS):
             n_tokens = min(PIECE_TOKENS, len(tokens) - start)
-            write(self._model.session.export_state(start, n_tokens).data.cast("B"))
+            write(self._model.context.export_state(start, n_tokens).data.cast("B"))
         file.write(digest.digest())
 
     def _restore(self, file: BinaryIO) -> None:
@@ -108,10 +108,10 @@ class PromptCache:
         tokens = np.frombuffer(read(4 * n_tokens), "<u4").tolist()
         for start in range(0, n_tokens, PIECE_TOKENS):
             piece = tokens[start : start + PIECE_TOKENS]
-            shape = model.session.state_shape(len(piece))
+            shape = model.context.sequence.state_shape(len(piece))
             state = np.frombuffer(read(len(piece) * token_bytes), np.uint8).reshape(shape)
             n_fitting = min(len(piece), max(0, model.ctx_size - start))
-            model.adopt(piece[:n_fitting], state[:, :, :, :n_fitting])
+            model.context.adopt(piece[:n_fitting], state[:, :, :, :n_fitting])
         expected = digest.digest()
         if file.read() != expected:
             raise ElutqError("damaged")

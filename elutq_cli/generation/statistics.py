@@ -4,7 +4,7 @@ import resource
 import sys
 from typing import Any
 
-from elutq_cli.generation.generate import Generation
+from elutq_cli.generation.generation import Generation
 from elutq_cli.generation.language_model import LanguageModel
 
 
@@ -26,7 +26,7 @@ def summarize(generation: Generation, model: LanguageModel, load_seconds: float)
         "ctx_size": model.ctx_size,
         "kv_bytes": model.kv_bytes,
         "cache_type": model.cache_type,
-        "n_threads": model.session.threads,
+        "n_threads": model.scheduler.engine.threads,
         "isa": model.native.info.isa,
     }
 
@@ -72,4 +72,5 @@ def reply_note(generation: Generation, model: LanguageModel) -> str:
         "length": "as long as -n allows",
         "context": f"the context is full: {more_room(model)}",
     }
-    return f"[{note}]" if generation.finish_reason == "stop" else f"[{note}; {ends[generation.finish_reason]}]"
+    end = ends.get(generation.finish_reason or "stop")
+    return f"[{note}]" if end is None else f"[{note}; {end}]"

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.generation.context_size import ContextOverflowError
+from elutq_cli.generation.continuation import Continuation
 from elutq_cli.generation.conversation import Conversation
-from elutq_cli.generation.generate import GeneratedToken, Generation, TextOptions
 from elutq_cli.generation.interruption import interruptible
 from elutq_cli.generation.prompt_cache import PromptCache
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.statistics import describe_context, more_room, reply_note
+from elutq_cli.generation.text import GeneratedToken, TextOptions
 from elutq_cli.streams import shown_line, shown_text
 from elutq_cli.text_input import read_text
 from elutq_formats.errors import ElutqError
@@ -44,7 +45,7 @@ def write_text(text: str) -> None:
         print(shown_text(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def stream_text(generation: Generation, quiet: bool = False) -> list[GeneratedToken]:
+def stream_text(generation: Continuation, quiet: bool = False) -> list[GeneratedToken]:
     """Write a text while it is made; Ctrl-C ends it, a second one raises KeyboardInterrupt.
 
     Args:

@@ -100,7 +100,7 @@ class Endpoint:
         wanted = await self._read(await _read_body(request), read)
         engine = self._engine
         responder = kind(str(self._entry["id"]), engine.model.tokenizer)
-        job = engine.submit(wanted.tokens, wanted.sampling, wanted.options, wanted.fresh)
+        job = engine.submit(wanted.generations, wanted.fresh)
         if wanted.stream:
             return StreamingResponse(
                 _events(job, responder, wanted.include_usage),
@@ -111,9 +111,9 @@ class Endpoint:
             tokens = await _unless_gone(request, _collect(job))
         finally:
             job.cancel()
-        if tokens is None or job.generation is None:
+        if tokens is None:
             raise ClientDisconnect
-        return JSONResponse(responder.whole(job.generation, tokens))
+        return JSONResponse(responder.whole(job.generations[0], tokens))
 
     async def _read(self, body: bytes, read: Reader) -> TextRequest:
         """Read a body; templates and tokenizers take their time: not in the loop that serves everybody."""
@@ -166,7 +166,7 @@ async def _read_body(request: Request) -> bytes:
 
 
 async def _collect(job: Job) -> list[GeneratedToken]:
-    return [token async for token in job.stream()]
+    return [token async for _, token in job.stream() if token is not None]
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result | None:
@@ -193,15 +193,14 @@ async def _events(job: Job, responder: Responder, include_usage: bool) -> AsyncI
         for body in responder.opening():
             yield _event(body)
         try:
-            async for token in tokens:
-                if token.text or token.logprob is not None:
+            async for _, token in tokens:
+                if token is not None and (token.text or token.logprob is not None):
                     yield _event(responder.piece(token))
         except Exception as error:  # the status has gone out: what is wrong now is the stream's last event
             yield _event(explain(error).body)
             return
-        if job.generation is not None:
-            for body in responder.closing(job.generation, include_usage):
-                yield _event(body)
+        for body in responder.closing(job.generations[0], include_usage):
+            yield _event(body)
         yield b"data: [DONE]\n\n"
     finally:
         job.cancel()

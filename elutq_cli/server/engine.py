@@ -1,39 +1,40 @@
-"""Requests in a queue, one thread that generates for them in turn."""
+"""The thread that makes the texts of all requests: it owns a scheduler, and hands tokens over as they are made."""
 
 import asyncio
-import queue
 import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
 
-from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Scheduler
 from elutq_cli.server.errors import BusyError, TextFailedError
 from elutq_formats.errors import ElutqError
 
+Made = tuple[int, GeneratedToken | None]
+"""A text, by its index among those of its request, and a token of it; None: it is over."""
 
-@dataclass
+
 class Job:
-    """One text to make.
+    """The texts of one request, made for whoever reads ``stream`` in the event loop that it was made in.
 
     Attributes:
-        tokens: the prompt.
-        sampling: how tokens are chosen.
-        options: where the text ends.
-        fresh: the same request is to give the same text again: it begins with an empty context.
-        generation: the text in the making, once its turn has come.
+        generations: the texts.
+        fresh: the same request is to give the same texts again: they begin with an empty context.
     """
 
-    tokens: list[int]
-    sampling: SamplingOptions
-    options: TextOptions
-    fresh: bool = False
-    generation: Generation | None = None
-    _cancelled: bool = False
-    _made: "asyncio.Queue[GeneratedToken | Exception | None]" = field(default_factory=asyncio.Queue)
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    def __init__(self, scheduler: Scheduler, generations: Sequence[Generation], fresh: bool) -> None:
+        self.generations = list(generations)
+        self.fresh = fresh
+        self._scheduler = scheduler
+        self._over = [False] * len(self.generations)
+        self._made: asyncio.Queue[Made | Exception | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
 
-    async def stream(self) -> AsyncIterator[GeneratedToken]:
-        """Yield the tokens as they are made. A reader that leaves ends the text."""
+    @property
+    def over(self) -> bool:
+        """Whether everything was handed over."""
+        return all(self._over)
+
+    async def stream(self) -> AsyncIterator[Made]:
+        """Yield the tokens as they are made. A reader that leaves ends the texts."""
         try:
             while (item := await self._made.get()) is not None:
                 if isinstance(item, Exception):
@@ -43,33 +44,24 @@ class Job:
             self.cancel()
 
     def cancel(self) -> None:
-        """End the text, or take the job out of the queue."""
-        self._cancelled = True
-        if self.generation is not None:
-            self.generation.cancel()
+        """End the texts, or take them out of the queue. Any thread may."""
+        for generation in self.generations:
+            generation.cancel()
+        self._scheduler.interrupt()
 
-    def run(self, model: LanguageModel) -> None:
-        """Make the text, to its end, to an error, or until it is cancelled; in the engine's thread."""
-        try:
-            if not self._cancelled and self.fresh:
-                model.clear()
-            self.generation = Generation(model, self.tokens, Sampler(self.sampling), self.options)
-            if self._cancelled:  # perhaps before there was a generation to cancel
-                self.generation.cancel()
-            for token in self.generation:
-                self._hand_over(token)
-            # Who cancels is the client, which hears no more, or the server.
-            self._hand_over(_leaving() if self.generation.finish_reason == "cancelled" else None)
-        except ElutqError as error:  # the request was checked before: the model is at fault
-            self._hand_over(TextFailedError(str(error)))
-        except Exception as error:  # the request gets it, the next one its turn
-            self._hand_over(error)
+    def deliver(self) -> None:
+        """Hand over what was made, and how it ended; in the engine's thread."""
+        for index, generation in enumerate(self.generations):
+            while (token := generation.take()) is not None:
+                self._hand_over((index, token))
+            if generation.ended and not self._over[index]:
+                self._over[index] = True
+                fault = _fault(generation)
+                self._hand_over((index, None) if fault is None else fault)
+        if self.over:
+            self._hand_over(None)
 
-    def refuse(self, error: Exception) -> None:
-        """Tell the client that the text will not be made."""
-        self._hand_over(error)
-
-    def _hand_over(self, item: GeneratedToken | Exception | None) -> None:
+    def _hand_over(self, item: Made | Exception | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._made.put_nowait, item)
         except RuntimeError:  # the server has shut down
@@ -77,18 +69,22 @@ class Job:
 
 
 class Engine:
-    """One model that serves jobs in the order in which they came; a context manager around its thread."""
+    """Makes the texts of requests in the order in which they came; a context manager around its thread."""
 
     def __init__(self, model: LanguageModel, max_queue: int) -> None:
         """Prepare.
 
         Args:
-            model: generates, its session started; the engine is its only user.
-            max_queue: jobs that may wait, beside the one that runs.
+            model: its scheduler started; the engine is its only user.
+            max_queue: requests that may wait, beside those that there are slots for.
         """
         self.model = model
-        self._jobs: queue.Queue[Job | None] = queue.Queue(max_queue)
-        self._running: Job | None = None
+        self._max_queue = max_queue
+        self._scheduler = model.scheduler
+        self._n_slots = len(self._scheduler.contexts)
+        self._jobs: list[Job] = []
+        self._arrived: list[Job] = []
+        self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="elutq-engine")
 
@@ -99,56 +95,68 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         """End everything, and wait for the thread."""
         self.end_texts()
-        self._jobs.put(None)
         self._thread.join()
 
     def end_texts(self) -> None:
-        """End the running text and refuse those that wait, and all that come. Safe in any thread."""
-        self._closing = True
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is not None:
-                job.refuse(_leaving())
-        if (running := self._running) is not None:
-            running.cancel()
+        """End the texts under way and those that wait, and refuse all that come. Safe in any thread."""
+        with self._changed:
+            self._closing = True
+            jobs = list(self._jobs)
+            self._changed.notify()
+        for job in jobs:
+            job.cancel()
 
     @property
     def n_waiting(self) -> int:
-        """Jobs in the queue."""
-        return self._jobs.qsize()
+        """Requests that wait for a slot."""
+        return max(0, len(self._jobs) - self._n_slots)
 
-    def submit(self, tokens: list[int], sampling: SamplingOptions, options: TextOptions, fresh: bool) -> Job:
-        """Put a text into the queue.
+    def submit(self, generations: Sequence[Generation], fresh: bool) -> Job:
+        """Put a request's texts into the queue.
 
         Args:
-            tokens: the prompt.
-            sampling: how tokens are chosen.
-            options: where the text ends.
-            fresh: begin with an empty context, and not with what it holds of the prompt already.
+            generations: the texts.
+            fresh: begin with an empty context, and not with what one holds of the prompt already.
 
         Raises:
             BusyError: the queue is full, or the server is leaving.
         """
-        if self._closing:
-            raise _leaving()
-        job = Job(tokens, sampling, options, fresh)
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise BusyError(f"{self._jobs.maxsize} requests are waiting: try again later") from None
+        with self._changed:
+            if self._closing:
+                raise _leaving()
+            if len(self._jobs) >= self._n_slots + self._max_queue:
+                raise BusyError(f"{self._max_queue} requests are waiting: try again later")
+            job = Job(self._scheduler, generations, fresh)
+            self._jobs.append(job)
+            self._arrived.append(job)
+            self._changed.notify()
         return job
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._running = job
-            if self._closing:  # end_texts may have come between the two lines above and not have seen this job
-                job.refuse(_leaving())
-            else:
-                job.run(self.model)
-            self._running = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closing)
+                if not self._jobs:
+                    return
+                arrived, self._arrived = self._arrived, []
+                jobs = list(self._jobs)
+            for job in arrived:
+                for generation in job.generations:
+                    self._scheduler.submit(generation, job.fresh)
+            self._scheduler.step()
+            for job in jobs:
+                job.deliver()
+            with self._changed:
+                self._jobs = [job for job in self._jobs if not job.over]
+
+
+def _fault(generation: Generation) -> Exception | None:
+    """Return what a client is told instead of a text."""
+    if isinstance(generation.error, ElutqError):  # the request was checked before: the model is at fault
+        return TextFailedError(str(generation.error))
+    if generation.finish_reason == "cancelled":  # by the client, which hears no more, or by the server
+        return _leaving()
+    return generation.error
 
 
 def _leaving() -> BusyError:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.streams import shown_line
 from elutq_formats.errors import ElutqError
 from elutq_native import NativeError

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from elutq_cli.generation import LanguageModel, SamplingOptions, TextOptions
-from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.generation.sampling import NEW_SEED
 from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
@@ -37,20 +37,16 @@ SAMPLING_NUMBERS = {
 
 @dataclass(frozen=True)
 class TextRequest:
-    """One text to make.
+    """What to make, and how to send it.
 
     Attributes:
-        tokens: the prompt.
-        sampling: how tokens are chosen.
-        options: where the text ends.
+        generations: the texts.
         fresh: begin with an empty context.
         stream: send the text while it is made.
         include_usage: end a stream with the number of tokens.
     """
 
-    tokens: list[int]
-    sampling: SamplingOptions
-    options: TextOptions
+    generations: list[Generation]
     fresh: bool
     stream: bool
     include_usage: bool
@@ -113,18 +109,18 @@ def _request(
     seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
     seed = NEW_SEED if seed is None or seed == NEW_SEED else seed % (1 << 64)
     stream_options = Fields(fields.mapping("stream_options"))
+    options = TextOptions(
+        n_predict,
+        fields.strings("stop"),
+        ignore_eos=fields.flag("ignore_eos"),
+        logprobs=logprobs,
+        stop_token_ids=_stop_tokens(fields, model),
+        min_tokens=fields.integer("min_tokens", 0, 1 << 31) or 0,
+        reply=source == "messages" and not fields.flag("continue_final_message"),
+    )
+    sampler = Sampler(_sampling(fields, model, seed))
     return TextRequest(
-        tokens,
-        _sampling(fields, model, seed),
-        TextOptions(
-            n_predict,
-            fields.strings("stop"),
-            ignore_eos=fields.flag("ignore_eos"),
-            logprobs=logprobs,
-            stop_token_ids=_stop_tokens(fields, model),
-            min_tokens=fields.integer("min_tokens", 0, 1 << 31) or 0,
-            reply=source == "messages" and not fields.flag("continue_final_message"),
-        ),
+        [Generation(tokens, sampler, options, model.tokenizer, model.ctx_size)],
         fresh=seed != NEW_SEED or not fields.flag("cache_prompt", True),
         stream=fields.flag("stream"),
         include_usage=stream_options.flag("include_usage"),

@@ -3,7 +3,7 @@
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from elutq_cli.generation import GeneratedToken, Generation
@@ -11,7 +11,7 @@ from elutq_formats.tokenizer import Tokenizer
 
 Body = dict[str, Any]
 
-FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length"}
+FINISH_REASONS: Mapping[str | None, str | None] = {"stop": "stop", "length": "length", "context": "length", None: None}
 """OpenAI's names. A text that was cancelled is no answer: its client has left, or gets an error."""
 
 

@@ -17,7 +17,7 @@ from conftest import CHAT_TEMPLATE, NOVELS
 
 import elutq
 from elutq_cli.generation import ChatTemplate, Conversation, Sampler, SamplingOptions, TextOptions
-from elutq_cli.generation.context import ContextOverflowError
+from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 

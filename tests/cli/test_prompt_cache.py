@@ -74,21 +74,21 @@ def test_an_interrupted_prompt_keeps_what_was_done(novels_2bit, tmp_path):
     with elutq.load(novels_2bit, ctx_size=1024, threads=1) as model:
         cache = PromptCache(tmp_path / "prompt.cache", model)
         generation = elutq.generate(model, [7] * 600, 1)
-        evaluate = model.session.eval
+        evaluate = model.scheduler.engine.eval
 
-        def cancel_after(batch):
-            logits = evaluate(batch)
+        def cancel_after(runs):
+            logits = evaluate(runs)
             generation.cancel()
             return logits
 
-        model.session.eval = cancel_after
+        model.scheduler.engine.eval = cancel_after
         generation.read()
         assert generation.finish_reason == "cancelled"
         cache.keep(generation)
-        assert len(model.tokens) == 512
+        assert len(model.tokens) == 128
     with elutq.load(novels_2bit, ctx_size=1024, threads=1) as model:
         PromptCache(tmp_path / "prompt.cache", model)
-        assert len(model.tokens) == 512
+        assert len(model.tokens) == 128
 
 
 def damaged(contents, how):

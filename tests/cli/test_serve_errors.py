@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from asgi import refusal, serving
 
-from elutq_cli.generation import SamplingOptions, TextOptions
+from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 from elutq_cli.server.errors import BusyError
 
 MESSAGES = [{"role": "user", "content": "How do you do?"}]
@@ -74,8 +74,8 @@ def test_a_bug_while_a_stream_runs_ends_it_with_an_error(client, monkeypatch):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logits_that_are_no_numbers_are_the_servers_fault(client, monkeypatch, stream):
-    logits = np.full(client.model.native.vocab_size, np.nan, np.float32)
-    monkeypatch.setattr(client.model.session, "eval", lambda _: logits)
+    logits = np.full((1, client.model.native.vocab_size), np.nan, np.float32)
+    monkeypatch.setattr(client.model.scheduler.engine, "eval", lambda runs: [logits for _ in runs])
     answer = client.complete(seed=1, stream=stream)
     error = json.loads(answer.body.removeprefix(b"data: "))["error"]
     assert answer.status == (200 if stream else 500)
@@ -103,7 +103,9 @@ async def made(job, when_running=lambda: None):
 
 
 def submit(engine, n_predict):
-    return engine.submit([0, 84, 90], SamplingOptions(), TextOptions(n_predict, ignore_eos=True), True)
+    model, options = engine.model, TextOptions(n_predict, ignore_eos=True)
+    generation = Generation([0, 84, 90], Sampler(SamplingOptions()), options, model.tokenizer, model.ctx_size)
+    return engine.submit([generation], True)
 
 
 def test_a_server_that_leaves_in_the_middle_of_an_answer_says_so(endless_model):

@@ -30,12 +30,11 @@ def test_a_text_read_after_its_with_block_says_that_the_model_is_closed(n_before
         lambda model: elutq.generate(model, [1, 2, 3]),
         lambda model: model.encode(PROMPT),
         lambda model: model.start(64),
-        lambda model: model.session,
+        lambda model: model.scheduler,
+        lambda model: model.context,
         lambda model: model.ctx_size,
         lambda model: model.kv_bytes,
         lambda model: model.clear(),
-        lambda model: model.evaluate([1]),
-        lambda model: model.append(1),
     ],
 )
 @pytest.mark.parametrize("started", [False, True])
@@ -61,7 +60,7 @@ def test_closing_a_model_ends_the_text_that_another_thread_makes(novels_2bit, mo
 
 def test_a_context_that_cannot_be_had_leaves_a_model_that_can_be_used(novels_2bit, monkeypatch):
     with LanguageModel(novels_2bit, ctx_size=64, threads=1) as model:
-        wanted = model.evaluate([1, 2, 3])
+        wanted = elutq.generate(model, PROMPT, 3, temp=0).read()
 
         def fail(*arguments):
             raise NativeError(4, "out of memory", bad_input=False)
@@ -70,15 +69,15 @@ def test_a_context_that_cannot_be_had_leaves_a_model_that_can_be_used(novels_2bi
             patch.setattr(model.native, "session", fail)
             with pytest.raises(NativeError, match="out of memory"):
                 model.start(32)
-        assert (model.evaluate([1, 2, 3]) == wanted).all()
+        assert elutq.generate(model, PROMPT, 3, temp=0).read() == wanted
 
 
 def test_a_text_whose_model_is_closed_meanwhile_says_so(novels_2bit):
     with elutq.load(novels_2bit, threads=1) as model:
         generation = elutq.generate(model, PROMPT, temp=0, ignore_eos=True)
         next(generation)
-        session = model.session
+        engine, evaluate = model.scheduler.engine, model.scheduler.engine.eval
         # As another thread would, when the call has begun.
-        model.append = lambda *_: (model.close(), session.eval([1]))[1]
+        engine.eval = lambda runs: (model.close(), evaluate(runs))[1]
         with pytest.raises(ClosedError, match="the model is closed"):
             next(generation)

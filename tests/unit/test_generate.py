@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import elutq
-from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
-from elutq_cli.generation.context import ContextOverflowError, check_context, choose_context, fit_context
+from elutq_cli.generation import TextOptions
+from elutq_cli.generation.context_size import ContextOverflowError, check_context, choose_context, fit_context
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import tensor_bytes
@@ -277,27 +277,20 @@ def test_cancel_of_a_text_that_does_not_run_leaves_the_running_one_alone(model, 
     other = elutq.generate(model, PROMPT, 2)
     if over:
         other.read()
-    batches, cancelled, evaluate = [], [], model.session.eval
+    engine, n_passes, cancelled = model.scheduler.engine, [], []
+    evaluate = engine.eval
 
-    def evaluate_and_count(batch):
-        batches.append(batch)
+    def evaluate_and_count(runs):
+        n_passes.append(len(runs))
         other.cancel()
-        return evaluate(batch)
+        return evaluate(runs)
 
-    monkeypatch.setattr(model.session, "cancel", lambda: cancelled.append(True))
-    monkeypatch.setattr(model.session, "eval", evaluate_and_count)
+    monkeypatch.setattr(engine, "cancel", lambda: cancelled.append(True))
+    monkeypatch.setattr(engine, "eval", evaluate_and_count)
     generation = elutq.generate(model, PROMPT, 3, temp=0)
     generation.read()
-    assert (len(batches), cancelled, generation.finish_reason) == (3, [], "length")
+    assert (n_passes, cancelled, generation.finish_reason) == ([1, 1, 1], [], "length")
     assert len(other.tokens) == (2 if over else 0)
-
-
-def test_cancel_that_comes_as_an_evaluation_ends_costs_the_next_text_nothing(model):
-    """The runtime keeps such a cancellation for its next call, which is another text's."""
-    expected = text(model, temp=0, n_predict=3)
-    model.clear()
-    model.session.cancel()
-    assert text(model, temp=0, n_predict=3) == expected
 
 
 def test_cancel_between_tokens_keeps_what_there_is(model):
@@ -315,7 +308,7 @@ def test_cancel_between_tokens_keeps_what_there_is(model):
 def test_cancel_from_another_thread_stops_a_prompt(novels_2bit, monkeypatch):
     monkeypatch.setenv("ELUTQ_ISA", "scalar")
     with elutq.load(novels_2bit, ctx_size=1024, threads=1) as model:
-        generation = Generation(model, [7] * 1000, Sampler(SamplingOptions()), TextOptions(-1))
+        generation = elutq.generate(model, [7] * 1000)
         timer = threading.Timer(0.1, generation.cancel)
         timer.start()
         generation.read()
@@ -366,11 +359,11 @@ def test_quantize_and_load(tmp_path):
 
 def test_an_emptied_context_gives_the_logits_of_a_new_one(model, novels_2bit):
     """Whatever it held before, which may move the logits that are computed on top of it."""
-    prompt = model.encode(PROMPT)
     with elutq.load(novels_2bit, ctx_size=model.ctx_size) as new:
-        expected = new.evaluate(prompt)
+        (expected,) = elutq.generate(new, PROMPT, 1, temp=0, logprobs=20)
+    prompt = model.encode(PROMPT)
     model.clear()
-    for token in prompt[:-1]:
-        model.evaluate([*model.tokens, token])
+    for n_tokens in range(1, len(prompt)):
+        elutq.generate(model, prompt[:n_tokens], 1).read()
     model.clear()
-    assert np.array_equal(model.evaluate(prompt), expected)
+    assert list(elutq.generate(model, PROMPT, 1, temp=0, logprobs=20)) == [expected]

@@ -4,7 +4,7 @@ import pytest
 from conftest import sentencepiece_decoder, sentencepiece_tokenizer
 
 import elutq
-from elutq_cli.generation import ChatTemplate, Conversation, Generation, SamplingOptions, TextOptions
+from elutq_cli.generation import ChatTemplate, Continuation, Conversation, SamplingOptions, TextOptions
 from elutq_cli.server.response import ChatResponder, CompletionResponder
 
 EOS = "<|end_of_text|>"
@@ -43,7 +43,7 @@ def ids(model, *pieces):
 def generate(model, tokens, prompt=(84,), **options):
     """Makes a text of these tokens; the last one may end it."""
     options = {"n_predict": len(tokens), "logprobs": 2, "ignore_eos": True} | options
-    generation = Generation(model, list(prompt), Script(tokens), TextOptions(**options))
+    generation = Continuation(model, list(prompt), Script(tokens), TextOptions(**options))
     return generation, list(generation)
 
 
@@ -132,7 +132,7 @@ def test_a_character_cut_short_is_of_the_last_token(llama):
 
 def test_cancelling_hands_out_what_was_held_back(byte_level):
     sea = byte_level.tokenizer.encode("The sea sea")
-    generation = Generation(byte_level, [84], Script(sea), TextOptions(stop=("sea sea sea",), logprobs=0))
+    generation = Continuation(byte_level, [84], Script(sea), TextOptions(stop=("sea sea sea",), logprobs=0))
     first = next(generation)
     generation.cancel()
     rest = list(generation)

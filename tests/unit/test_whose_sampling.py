@@ -70,8 +70,10 @@ def test_run_takes_the_authors_sampling_below_its_flags(greedy_file):
 
 def test_the_server_takes_the_authors_sampling_below_a_requests_fields(greedy):
     body = {"prompt": PROMPT, "seed": 0}
-    assert read_completion(body, greedy, None).sampling == SamplingOptions(temp=0.0, top_k=7, repeat_penalty=1.3)
-    asked = read_completion(body | {"temperature": 0.5, "top_k": 0, "top_p": 0.9}, greedy, None).sampling
+    (own,) = read_completion(body, greedy, None).generations
+    assert own.sampler.options == SamplingOptions(temp=0.0, top_k=7, repeat_penalty=1.3)
+    (other,) = read_completion(body | {"temperature": 0.5, "top_k": 0, "top_p": 0.9}, greedy, None).generations
+    asked = other.sampler.options
     assert asked == SamplingOptions(temp=0.5, top_k=0, top_p=0.9, repeat_penalty=1.3)
 
 

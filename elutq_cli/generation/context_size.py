@@ -1,0 +1,107 @@
+"""How long a context may be: the memory of this machine against the bytes of the KV cache, and of what type that is."""
+
+from elutq_formats.errors import ElutqError
+from elutq_native import CACHE_TYPES
+
+STEP = 256
+"""Contexts that are fitted to memory are multiples of this many tokens, where there is room for one."""
+
+FLOOR = 512
+"""The shortest context that is tried when memory is short: less is of no use in a conversation."""
+
+SHARE = 2
+"""A fitted KV cache takes at most one part in so many of the memory that the weights leave."""
+
+
+class ContextOverflowError(ElutqError):
+    """A prompt is longer than the context.
+
+    Attributes:
+        n_tokens: of the prompt, or fewer where it was not read to its end.
+        amount: the same in words: ``700``, or ``more than 700``.
+        ctx_size: tokens that the context holds.
+    """
+
+    def __init__(self, n_tokens: int, ctx_size: int, maximum: int, at_least: bool = False) -> None:
+        """Describe it.
+
+        Args:
+            n_tokens: of the prompt.
+            ctx_size: tokens that the context holds.
+            maximum: the largest context that the model allows.
+            at_least: whether the prompt has more tokens still.
+        """
+        self.n_tokens = n_tokens
+        self.amount = f"more than {n_tokens}" if at_least else f"{n_tokens}"
+        advice = f" or raise -c (the model allows {maximum})" if ctx_size < maximum else ""
+        super().__init__(
+            f"the prompt has {self.amount} tokens, the context holds {ctx_size}: shorten the prompt{advice}"
+        )
+        self.ctx_size = ctx_size
+
+
+def fit_context(maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: int | None) -> int:
+    """Return the longest context whose KV cache leaves room for the weights and for other programs.
+
+    Args:
+        maximum: tokens that the model was trained for.
+        kv_bytes_per_token: of all layers.
+        file_bytes: the weights, which are mapped and want to stay in memory.
+        memory: bytes available; None: unknown, and the model's own maximum is used.
+    """
+    if memory is None:
+        return maximum
+    tokens = max(0, memory - file_bytes) // SHARE // kv_bytes_per_token
+    tokens = max(tokens // STEP * STEP, FLOOR)
+    return min(tokens, maximum)
+
+
+def check_context(ctx_size: int, maximum: int, kv_bytes_per_token: int, memory: int | None) -> None:
+    """Refuse a context that the model or the machine cannot hold, before anything is allocated.
+
+    Raises:
+        ElutqError: it is out of range, or its KV cache is larger than the memory available.
+    """
+    if not 1 <= ctx_size <= maximum:
+        raise ElutqError(f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}: change -c")
+    needed = ctx_size * kv_bytes_per_token
+    if memory is not None and needed > memory:
+        raise ElutqError(
+            f"a context of {ctx_size} tokens needs {needed / 1e9:.2f} GB for keys and values, and only "
+            f"{memory / 1e9:.2f} GB are available: use -c {max(1, memory // 2 // kv_bytes_per_token)} or less"
+        )
+
+
+def checked_cache_type(cache_type: str) -> str:
+    """Return a type of cache.
+
+    Raises:
+        ElutqError: there is none of that name.
+    """
+    if cache_type not in CACHE_TYPES:
+        raise ElutqError(f"cache type {cache_type} is not known: choose {' or '.join(CACHE_TYPES)}")
+    return cache_type
+
+
+def choose_context(ctx_size: int | None, n_prompt: int, n_predict: int, maximum: int) -> int | None:
+    """Return the context for one text: as asked for, else what the prompt and the text to come need.
+
+    Args:
+        ctx_size: tokens asked for, or None.
+        n_prompt: tokens of the prompt.
+        n_predict: tokens to come; -1: as many as there is room for.
+        maximum: tokens that the model was trained for.
+
+    Returns:
+        A number of tokens, or None: what fits into memory.
+
+    Raises:
+        ElutqError: the prompt has no tokens.
+    """
+    if n_prompt == 0:
+        raise ElutqError("the prompt has no tokens: give some text to continue")
+    if ctx_size is not None:
+        return ctx_size
+    if n_predict < 0:
+        return None
+    return min(maximum, n_prompt + max(n_predict, 1))

@@ -1,0 +1,73 @@
+"""A text that runs the model when it is asked for its next token: what a program or a terminal iterates over."""
+
+from collections.abc import Iterator, Sequence
+
+from elutq_cli.generation.generation import Generation
+from elutq_cli.generation.language_model import LanguageModel
+from elutq_cli.generation.sampling import Sampler
+from elutq_cli.generation.scheduler import Scheduler
+from elutq_cli.generation.text import GeneratedToken, TextOptions
+from elutq_native import ClosedError
+
+
+class Continuation(Generation, Iterator[GeneratedToken]):
+    """A text in the making: iterate over it, or ``read`` it to its end.
+
+    Tokens come one by one, each once its text is certain; those that end the text do not come. Of several over one
+    model the one that is asked has the slot.
+    """
+
+    def __init__(
+        self, model: LanguageModel, prompt: Sequence[int], sampler: Sampler, options: TextOptions | None = None
+    ) -> None:
+        """Prepare; nothing is computed before the first token is asked for.
+
+        Args:
+            model: continues the prompt.
+            prompt: one or more token ids: the whole context, from its first token.
+            sampler: chooses the tokens.
+            options: where the text ends; None: at the model's end-of-text token, or the context's end.
+
+        Raises:
+            ElutqError: the prompt is empty or longer than the context, or the options name a token that is not there.
+        """
+        options = options or TextOptions()
+        model.check_text(prompt, sampler.options, options)
+        super().__init__(prompt, sampler, options, model.tokenizer, model.ctx_size)
+        self._model = model
+        self._scheduler: Scheduler | None = None
+
+    def __next__(self) -> GeneratedToken:
+        """Return the next token."""
+        while (token := self.take()) is None:
+            if self.cancelled:
+                self.end_cancelled()
+            if isinstance(self.error, ClosedError):
+                self._model.native.check_open()  # the engine was closed with it: the model is what the caller knows
+            if self.error is not None:
+                raise self.error
+            if self.ended:
+                raise StopIteration
+            self._advance()
+        return token
+
+    def read(self) -> str:
+        """Generate to the end and return the whole text."""
+        for _ in self:
+            pass
+        return self.text
+
+    def cancel(self) -> None:
+        """End the text at once, in the middle of the prompt too; nothing happens once it is over. Any thread may."""
+        super().cancel()
+        if self._scheduler is not None:
+            self._scheduler.interrupt()
+
+    def _advance(self) -> None:
+        """Evaluate what is wanted next."""
+        scheduler = self._scheduler = self._model.scheduler
+        if self not in scheduler.generations:
+            for other in scheduler.generations:  # nobody asks for it now, and perhaps nobody will
+                scheduler.withdraw(other)
+            scheduler.submit(self)
+        scheduler.step()

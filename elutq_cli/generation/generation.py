@@ -1,0 +1,196 @@
+"""A text in the making, as a machine that is fed: it says what a context must hold, and makes tokens of the logits.
+
+It knows nothing of models, sequences or threads: whoever evaluates (``Scheduler``) is told by it, and tells it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elutq_cli.generation.sampling import Sampler, largest, log_probabilities
+from elutq_cli.generation.stopping import StoppableText
+from elutq_cli.generation.text import Alternative, FinishReason, GeneratedToken, TextOptions
+from elutq_formats.errors import ElutqError
+from elutq_formats.tokenizer import Tokenizer
+
+
+class Generation:
+    """One text: wants tokens evaluated, is fed logits, and makes tokens, each once its text is certain.
+
+    Tokens that end the text are not handed out.
+
+    Attributes:
+        sampler: chooses the tokens.
+        prompt_tokens: tokens of the prompt.
+        reused_tokens: tokens of the prompt that the context held already.
+        prompt_seconds: time that the others took.
+        tokens: token ids generated, the one that ended the text included.
+        text: text handed out so far.
+        seconds: time from the first generated token to the last.
+        finish_reason: ``stop`` (the model or a stop string ended the text), ``length`` (as many tokens as asked for),
+            ``context`` (the context is full) or ``cancelled``; None while it goes on.
+        error: what went wrong, where the text could not be made.
+        stop_string_found: whether it was a stop string that ended the text; its tokens go on past ``text``.
+        cancelled: whether it is to end; whoever evaluates for it looks.
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], sampler: Sampler, options: TextOptions, tokenizer: Tokenizer, ctx_size: int
+    ) -> None:
+        """Begin with a prompt.
+
+        Args:
+            prompt: one or more token ids, at most as many as a context holds: the whole context, from its first token.
+            sampler: chooses the tokens.
+            options: where the text ends.
+            tokenizer: makes text of them.
+            ctx_size: tokens that a context holds.
+
+        Raises:
+            ElutqError: the prompt has no tokens.
+        """
+        if not prompt:
+            raise ElutqError("the prompt has no tokens: give some text to continue")
+        self.sampler, self._options = sampler, options
+        self._history = list(prompt)
+        self._ctx_size = ctx_size
+        self._spell = tokenizer.spell
+        eos = () if options.ignore_eos else tokenizer.eos_token_ids
+        self._last_tokens = frozenset(eos) | frozenset(options.stop_token_ids)
+        # Special tokens alone are no text that could go on.
+        continues = not options.reply and not all(map(tokenizer.is_hidden, reversed(prompt)))
+        self._stream = StoppableText(tokenizer, options.stop, continues)
+        self._held_back: deque[Callable[[str], GeneratedToken]] = deque()
+        self._made: deque[GeneratedToken] = deque()
+        self._begun: float | None = None
+        self._first_made = 0.0
+        self.prompt_tokens = len(prompt)
+        self.reused_tokens = 0
+        self.prompt_seconds = 0.0
+        self.tokens: list[int] = []
+        self.text = ""
+        self.seconds = 0.0
+        self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        self.stop_string_found = False
+        self.cancelled = False
+
+    @property
+    def wants(self) -> Sequence[int]:
+        """The tokens that a context must hold for the next one to be made; logits are wanted after the last."""
+        return self._history
+
+    @property
+    def n_reusable(self) -> int:
+        """How many of these the context may hold already: the last one always has to be computed."""
+        return len(self._history) - 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be made."""
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Speed of prefill, what was reused left out; 0 before it ran."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def seed(self) -> int:
+        """The seed that the draws began with."""
+        return self.sampler.options.seed
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of decode, the first token (which prefill paid for) left out; 0 with fewer than two tokens."""
+        return (len(self.tokens) - 1) / self.seconds if len(self.tokens) > 1 and self.seconds else 0.0
+
+    def begin(self, n_held: int) -> None:
+        """Tell that a context is there, and how many of the wanted tokens it holds; the first time counts."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+            self.reused_tokens = n_held
+
+    def feed(self, logits: NDArray[np.float32]) -> None:
+        """Make the next token.
+
+        Args:
+            logits: (vocab_size,) float32 after the last of the wanted tokens.
+
+        Raises:
+            ElutqError: they are not finite.
+        """
+        if not self.prompt_seconds:
+            self._first_made = time.perf_counter()
+            self.prompt_seconds = self._first_made - (self._begun or self._first_made)
+        if self._options.n_predict == 0:
+            self._end("length")
+            return
+        last = self.sampler.sample(self._allowed(logits), self._history)
+        self.tokens.append(last)
+        self.seconds = time.perf_counter() - self._first_made
+        if last in self._last_tokens:
+            self._end("stop")
+            return
+        self._history.append(last)
+        self._held_back.append(self._describe(last, logits))
+        self._hand_out(self._stream.put(last, len(self.tokens) > self._options.min_tokens))
+        if self._stream.stopped:
+            self.finish_reason, self.stop_string_found = "stop", True
+        elif len(self.tokens) == self._options.n_predict:
+            self._end("length")
+        elif len(self._history) > self._ctx_size:
+            self._end("context")
+
+    def take(self) -> GeneratedToken | None:
+        """Return the oldest token made that was not taken yet, if there is one."""
+        if not self._made:
+            return None
+        token = self._made.popleft()
+        self.text += token.text
+        return token
+
+    def cancel(self) -> None:
+        """Ask for the text to end; nothing happens once it is over. Any thread may."""
+        self.cancelled = True
+
+    def end_cancelled(self) -> None:
+        """End the text, which was cancelled; nothing happens once it is over."""
+        if not self.ended:
+            self._end("cancelled")
+
+    def fail(self, error: Exception) -> None:
+        """End the text, which cannot be made."""
+        self.error = error
+
+    def _end(self, reason: FinishReason) -> None:
+        self._hand_out(self._stream.finish())
+        self.finish_reason = reason
+
+    def _hand_out(self, texts: list[str]) -> None:
+        """Hand out the oldest tokens held back, whose texts these are."""
+        self._made.extend(self._held_back.popleft()(text) for text in texts)
+
+    def _allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits without the tokens that would end the text too early."""
+        if len(self.tokens) >= self._options.min_tokens:
+            return logits
+        ends = [token for token in self._last_tokens if token < len(logits)]
+        allowed: NDArray[np.float32] = logits.copy()
+        allowed[ends] = -np.inf
+        return allowed
+
+    def _describe(self, token: int, logits: NDArray[np.float32]) -> Callable[[str], GeneratedToken]:
+        """Return what makes a token of its text, which is not known yet."""
+        if self._options.logprobs is None:
+            return partial(GeneratedToken, token)
+        logprobs = log_probabilities(logits)
+        likeliest = largest(logprobs, self._options.logprobs)
+        alternatives = tuple(
+            Alternative(int(other), self._spell(int(other)), float(logprobs[other])) for other in likeliest
+        )
+        return partial(GeneratedToken, token, logprob=float(logprobs[token]), alternatives=alternatives)

@@ -1,0 +1,155 @@
+"""The only caller of the engine: which tokens of which texts are evaluated together, pass by pass.
+
+It knows nothing of text, sampling or clients. One thread owns it; only ``interrupt`` may come from others.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from elutq_cli.generation.context import Context
+from elutq_cli.generation.generation import Generation
+from elutq_cli.generation.session_engine import SessionEngine
+from elutq_cli.generation.slots import Slot, choose_slot, seat
+from elutq_native import CancelledError
+
+PIECE_TOKENS = 128
+"""Tokens of prompts in one pass at most, and the whole of a prompt's piece unless it is the last one.
+
+The runtime rounds a prompt's activations by cuts of as many tokens, so a text does not depend on who is beside it.
+"""
+
+
+class Scheduler:
+    """Texts in slots, and those that wait for one."""
+
+    def __init__(self, engine: SessionEngine, contexts: Sequence[Context]) -> None:
+        """Begin with empty slots.
+
+        Args:
+            engine: evaluates; used by nobody else.
+            contexts: its sequences, one for each text that can be under way.
+        """
+        self.engine = engine
+        self._slots = [Slot(context) for context in contexts]
+        self._waiting: deque[tuple[Generation, bool]] = deque()
+        self._n_steps = 0
+        self._passing: tuple[Generation, ...] = ()
+        self._interrupting = threading.Lock()
+
+    @property
+    def contexts(self) -> list[Context]:
+        """The slots' contexts."""
+        return [slot.context for slot in self._slots]
+
+    @property
+    def generations(self) -> list[Generation]:
+        """The texts under way and those that wait, in this order."""
+        under_way = [slot.generation for slot in self._slots if slot.generation is not None]
+        return under_way + [generation for generation, _ in self._waiting]
+
+    @property
+    def n_waiting(self) -> int:
+        """Texts that wait for a slot."""
+        return len(self._waiting)
+
+    def submit(self, generation: Generation, fresh: bool = False) -> None:
+        """Let a text wait for a slot; texts get theirs in the order in which they came.
+
+        Args:
+            generation: the text.
+            fresh: it begins with an empty context, and not with what a slot holds of it already.
+        """
+        self._waiting.append((generation, fresh))
+
+    def withdraw(self, generation: Generation) -> None:
+        """Take a text out, in the middle too; it can be submitted again."""
+        self._waiting = deque(entry for entry in self._waiting if entry[0] is not generation)
+        for slot in self._slots:
+            if slot.generation is generation:
+                slot.generation = None
+
+    def clear(self) -> None:
+        """Forget what all contexts hold."""
+        for slot in self._slots:
+            slot.context.clear()
+
+    def step(self) -> None:
+        """Evaluate the next tokens of the texts under way, in one pass, and feed those that have all they want.
+
+        What goes wrong becomes the error of the texts that it concerns (``Generation.fail``).
+        """
+        self._dismiss()
+        self._admit()
+        pieces = self._choose()
+        if not pieces:
+            return
+        self._n_steps += 1
+        try:
+            self._pass(pieces)
+        except CancelledError:
+            pass  # nothing was evaluated, and whoever was cancelled is dismissed
+        except Exception as error:
+            for slot, _ in pieces:
+                if slot.generation is not None:
+                    slot.generation.fail(error)
+        self._dismiss()
+
+    def interrupt(self) -> None:
+        """End the pass under way where all texts that it is for were cancelled. Any thread may."""
+        with self._interrupting:
+            if self._passing and all(generation.cancelled for generation in self._passing):
+                self.engine.cancel()
+
+    def _dismiss(self) -> None:
+        """Free the slots of texts that are over, and the places of those that were cancelled while they waited."""
+        for generation in self.generations:
+            if generation.cancelled:
+                generation.end_cancelled()
+            if generation.ended:
+                self.withdraw(generation)
+
+    def _admit(self) -> None:
+        while self._waiting:
+            generation, fresh = self._waiting[0]
+            slot = choose_slot(self._slots, generation.wants, fresh)
+            if slot is None:
+                return
+            self._waiting.popleft()
+            try:
+                seat(slot, self._slots, generation, fresh)
+            except Exception as error:
+                generation.fail(error)
+
+    def _choose(self) -> list[tuple[Slot, Sequence[int]]]:
+        """Return the slots of the next pass and their tokens: one of each text, and so many of the prompts' in turn."""
+        chosen, room = [], PIECE_TOKENS
+        for slot in sorted(self._slots, key=lambda slot: slot.last_piece):
+            tokens = slot.wants[:PIECE_TOKENS]
+            if len(tokens) == 1:
+                chosen.append((slot, tokens))
+            elif tokens and len(tokens) <= room:
+                room -= len(tokens)
+                chosen.append((slot, tokens))
+        return chosen
+
+    def _pass(self, pieces: Sequence[tuple[Slot, Sequence[int]]]) -> None:
+        generations = tuple(slot.generation for slot, _ in pieces if slot.generation is not None)
+        runs = [slot.context.run(tokens, int(len(tokens) == len(slot.wants))) for slot, tokens in pieces]
+        with self._interrupting:
+            self._passing = generations
+        try:
+            made = self.engine.eval(runs)
+        finally:
+            with self._interrupting:
+                self._passing = ()
+        for (slot, tokens), generation, logits in zip(pieces, generations, made, strict=True):
+            slot.context.extend(tokens)
+            slot.last_used = self._n_steps
+            if len(tokens) > 1:
+                slot.last_piece = self._n_steps
+            if len(logits):
+                try:
+                    generation.feed(logits[0])
+                except Exception as error:  # of this text alone
+                    generation.fail(error)

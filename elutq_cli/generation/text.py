@@ -1,0 +1,83 @@
+"""What is asked of a text, and the tokens that it is made of."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from elutq_formats.errors import ElutqError
+
+MOST_STOP_CHARACTERS = 1 << 16
+"""Of all stop strings together: more are no stop strings, and would take memory a hundred times their size."""
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that could have come, its own text (``Tokenizer.spell``), and the logarithm of its probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One generated token.
+
+    Attributes:
+        token_id: the token.
+        text: the text it completes: none where it is special, or a part of a character that spans tokens.
+        logprob: natural logarithm of the probability that the model gave it, before penalties, temperature and
+            filters; None unless asked for.
+        alternatives: the likeliest tokens in its place, as many as asked for.
+    """
+
+    token_id: int
+    text: str
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Where a text begins and ends, and what is reported of it.
+
+    Attributes:
+        n_predict: tokens to generate at most; -1: until the context is full.
+        stop: strings that end the text; neither they nor what follows them is handed out.
+        ignore_eos: go on past the model's end-of-text tokens.
+        logprobs: report each token's probability, and those of so many of the likeliest; None: do not.
+        stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
+        min_tokens: tokens before which nothing but ``n_predict`` and a full context ends the text: those that would
+            end it cannot be drawn, and stop strings are not looked for.
+        reply: the text answers a prompt that a chat template made, and does not go on where the prompt ends: the space
+            by which SentencePiece marks the start of a text is not part of it.
+    """
+
+    n_predict: int = -1
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    reply: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            ElutqError: one is out of range.
+        """
+        for name, value in (("-n", self.n_predict), ("min_tokens", self.min_tokens)):
+            if not float(value).is_integer():
+                raise ElutqError(f"{name} is {value}: give a whole number of tokens")
+        if self.n_predict < -1:
+            raise ElutqError(f"-n is {self.n_predict}: give a number of tokens, or -1 for no limit")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ElutqError(f"logprobs is {self.logprobs}: it must be 0 or more")
+        if (n_characters := sum(map(len, self.stop))) > MOST_STOP_CHARACTERS:
+            raise ElutqError(f"the stop strings have {n_characters} characters: {MOST_STOP_CHARACTERS} are the most")
+        if self.min_tokens < 0:
+            raise ElutqError(f"min_tokens is {self.min_tokens}: it must be 0 or more")
+        if 0 <= self.n_predict < self.min_tokens:
+            raise ElutqError(f"min_tokens is {self.min_tokens}, but the text may have no more than {self.n_predict}")
