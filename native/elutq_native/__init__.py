@@ -1,17 +1,23 @@
-"""The C runtime behind elutq: models, sessions and the quantizer's hot loops."""
+"""The C runtime behind elutq: models, engines and the quantizer's hot loops."""
 
+from elutq_native.engine import Engine, Run
 from elutq_native.errors import CancelledError, ClosedError, ContextFullError, NativeError
 from elutq_native.library import default_threads, ffi, lib, supported_kernels, survive_lost_pages
-from elutq_native.model import CACHE_TYPES, Model, ModelInfo, Session
+from elutq_native.model import CACHE_TYPES, Model, ModelInfo
+from elutq_native.sequence import NativeSequence
+from elutq_native.session import Session
 
 __all__ = [
     "CACHE_TYPES",
     "CancelledError",
     "ClosedError",
     "ContextFullError",
+    "Engine",
     "Model",
     "ModelInfo",
     "NativeError",
+    "NativeSequence",
+    "Run",
     "Session",
     "default_threads",
     "ffi",

@@ -1,15 +1,16 @@
 /*
  * elutq: runs LLaMA-family models stored as HLQ bit-planes (formats/SPEC.md) on a CPU.
  *
- * A model is a read-only mapping of one file; a session is one conversation over it: KV cache, scratch and threads.
+ * A model is a read-only mapping of one file; a sequence is one text over it, its keys and values; an engine has the threads
+ * and the scratch that evaluate tokens of many sequences in one pass.
  *
- * Thread safety: a model may be used by any number of sessions in any threads at once. A session or a pool is used by
- * one thread at a time (it runs threads of its own inside): a call that finds another one under way in it returns
- * ELUTQ_ERROR_IN_USE and does nothing. Nothing here prints or exits, and only elutq_survive_lost_pages keeps anything
- * outside of what the caller holds.
+ * Thread safety: a model may be used by any number of engines and sequences in any threads at once. An engine, a sequence or
+ * a pool is used by one thread at a time (an engine runs threads of its own inside): a call that finds another one under way
+ * in it returns ELUTQ_ERROR_IN_USE and does nothing. Nothing here prints or exits, and only elutq_survive_lost_pages keeps
+ * anything outside of what the caller holds.
  *
- * Processes: threads do not survive fork(). In the child, models may be used and closed, sessions and pools be created;
- * what was created before and has threads of its own returns ELUTQ_ERROR_FORKED, but can be destroyed.
+ * Processes: threads do not survive fork(). In the child, models and sequences may be used and closed, engines and pools be
+ * created; what was created before and has threads of its own returns ELUTQ_ERROR_FORKED, but can be destroyed.
  *
  * Functions that can fail return ELUTQ_OK or another elutq_status and, where they take `error`, write one
  * NUL-terminated line that says what is wrong (`error` may be NULL when `error_bytes` is 0).
@@ -26,15 +27,16 @@ enum elutq_status {
     ELUTQ_ERROR_FORMAT = 2,   /* the file is damaged, or is not a model this library runs */
     ELUTQ_ERROR_ARGUMENT = 3, /* the caller asked for something impossible */
     ELUTQ_ERROR_MEMORY = 4,   /* an allocation or a thread could not be had */
-    ELUTQ_ERROR_CONTEXT = 5,  /* more tokens than the session's context holds */
-    ELUTQ_ERROR_CANCELLED = 6, /* elutq_session_cancel was called */
-    ELUTQ_ERROR_IN_USE = 7,    /* another thread is in a call on the same session or pool */
+    ELUTQ_ERROR_CONTEXT = 5,  /* more tokens than the sequence's context holds */
+    ELUTQ_ERROR_CANCELLED = 6, /* elutq_engine_cancel was called */
+    ELUTQ_ERROR_IN_USE = 7,    /* another thread is in a call on the same engine, sequence or pool */
     ELUTQ_ERROR_FORKED = 8     /* the process was forked after the threads were started, and has none of them */
 };
 
 typedef struct elutq_pool elutq_pool;
 typedef struct elutq_model elutq_model;
-typedef struct elutq_session elutq_session;
+typedef struct elutq_sequence elutq_sequence;
+typedef struct elutq_engine elutq_engine;
 
 /* ---- threads ---- */
 
@@ -68,14 +70,17 @@ struct elutq_model_info {
  */
 int elutq_model_open(const char *path, const char *isa, elutq_model **model, char *error, size_t error_bytes);
 
-/* Gives the model up; NULL is allowed. Its sessions go on: the file is unmapped when the last of them is destroyed. */
+/*
+ * Gives the model up; NULL is allowed. Its engines and sequences go on: the file is unmapped when
+ * the last of them is destroyed.
+ */
 void elutq_model_close(elutq_model *model);
 
 void elutq_model_describe(const elutq_model *model, struct elutq_model_info *info);
 
 /*
  * The file stays mapped while a model is open. Renaming or deleting it does no harm, nor does a new time (touch); when it is
- * cut short or written to, elutq_session_eval returns ELUTQ_ERROR_IO, because it looks at the file's size and time before
+ * cut short or written to, elutq_engine_eval returns ELUTQ_ERROR_IO, because it looks at the file's size and time before
  * and after each pass, and where the time changed at what it holds: everything in a file of up to 16 MB, the metadata and
  * 128 places in a larger one. What happens to a pass under way when pages vanish beneath it, or to one that meets a disk
  * that cannot be read, is SIGBUS, which kills the process, unless this function was called: it installs a handler, for the
@@ -85,9 +90,9 @@ void elutq_model_describe(const elutq_model *model, struct elutq_model_info *inf
  */
 int elutq_survive_lost_pages(void);
 
-/* ---- session ---- */
+/* ---- sequence ---- */
 
-/* How a session keeps keys and values. */
+/* How a sequence keeps keys and values. */
 enum elutq_cache_type {
     ELUTQ_CACHE_F16 = 0, /* fp16 */
     ELUTQ_CACHE_Q8 = 1   /* int8, with one scale for each head and token */
@@ -96,43 +101,66 @@ enum elutq_cache_type {
 /* Bytes of one token's keys and values in all layers. */
 uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type cache_type);
 
-/*
- * context_size: tokens the KV cache holds, 1 to the model's context_length. n_threads: 1 to 256.
- * The caller owns *session.
- */
-int elutq_session_create(elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type, unsigned n_threads,
-                         elutq_session **session, char *error, size_t error_bytes);
+/* context_size: tokens that it can hold, 1 to the model's context_length. The caller owns *sequence. */
+int elutq_sequence_create(elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type,
+                          elutq_sequence **sequence, char *error, size_t error_bytes);
 
-/* Frees a session; NULL is allowed. While another thread is in a call on it: ELUTQ_ERROR_IN_USE, and it stays. */
-int elutq_session_destroy(elutq_session *session);
-
-/*
- * Appends tokens[n_tokens] to the context and computes logits of the last n_logits positions (0 to n_tokens) into
- * logits[n_logits][vocab_size], owned by the caller. On error the position is unchanged. Results do not depend on the
- * number of threads.
- */
-int elutq_session_eval(elutq_session *session, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
-                       char *error, size_t error_bytes);
+/* Frees a sequence; NULL is allowed. While another thread is in a call on it, or evaluates it: ELUTQ_ERROR_IN_USE, and it stays. */
+int elutq_sequence_destroy(elutq_sequence *sequence);
 
 /* Number of tokens in the context. */
-uint32_t elutq_session_position(const elutq_session *session);
+uint32_t elutq_sequence_position(const elutq_sequence *sequence);
 
 /* Forgets the tokens from `position` on; ELUTQ_ERROR_ARGUMENT when it is past the current position. */
-int elutq_session_rewind(elutq_session *session, uint32_t position);
+int elutq_sequence_rewind(elutq_sequence *sequence, uint32_t position);
 
 /*
  * Copies the keys and values of n_tokens positions from `first` on, all of them in the context, into `state`, rows as
  * elutq_cache_kernels has them: [n_layers][keys, values][n_kv_heads][n_tokens], n_tokens * elutq_model_kv_bytes bytes of the
  * caller's. ELUTQ_ERROR_ARGUMENT when the context does not hold them.
  */
-int elutq_session_export(elutq_session *session, uint32_t first, uint32_t n_tokens, uint8_t *state);
+int elutq_sequence_export(elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state);
 
 /*
- * Appends to the context n_tokens whose keys and values are known, as elutq_session_export gave them for the same model and
+ * Appends to the context n_tokens whose keys and values are known, as elutq_sequence_export gave them for the same model and
  * type of cache at the same positions. Nothing is appended on ELUTQ_ERROR_CONTEXT, or on ELUTQ_ERROR_FORMAT: a value is not
  * finite. That a state belongs to the model and to the tokens before it is for the caller to know.
  */
-int elutq_session_import(elutq_session *session, const uint8_t *state, uint32_t n_tokens);
+int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens);
+
+/* ---- engine ---- */
+
+/*
+ * n_sequences: how many decode in one pass beside the piece of a prompt, 1 to 4096; more can be evaluated, in more passes.
+ * n_threads: 1 to 256. The caller owns *engine.
+ */
+int elutq_engine_create(elutq_model *model, uint32_t n_sequences, unsigned n_threads, elutq_engine **engine, char *error,
+                        size_t error_bytes);
+
+/* Frees an engine; NULL is allowed. Sequences go on. While another thread is in a call on it: ELUTQ_ERROR_IN_USE, and it stays. */
+int elutq_engine_destroy(elutq_engine *engine);
+
+/* Tokens to append to a sequence. */
+struct elutq_run {
+    elutq_sequence *sequence; /* of the engine's model, each in one run at most */
+    const int32_t *tokens;    /* [n_tokens], the caller's */
+    size_t n_tokens;          /* 1 or more */
+    float *logits;            /* [n_logits][vocab_size] of the last n_logits tokens, the caller's; may be NULL for none */
+    size_t n_logits;          /* 0 to n_tokens */
+};
+
+/*
+ * Evaluates runs[n_runs] together. On error no sequence's position has changed. What a token computes depends neither on the
+ * number of threads nor on the other runs: every run has the same logits as alone. It does depend on how its sequence's tokens
+ * are cut into runs: passes take 128 tokens of a run at a time, and products of many tokens round otherwise than those of few.
+ */
+int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, char *error, size_t error_bytes);
+
+/*
+ * Makes the elutq_engine_eval that is under way return ELUTQ_ERROR_CANCELLED, and does nothing when none is. Safe in any thread
+ * and in a signal handler.
+ */
+void elutq_engine_cancel(elutq_engine *engine);
 
 /* ---- measuring ---- */
 
@@ -156,18 +184,13 @@ struct elutq_profile {
 };
 
 /* Adds the times of later passes to *profile, which must outlive them or be taken off with NULL. Owned by the caller. */
-void elutq_session_profile(elutq_session *session, struct elutq_profile *profile);
+void elutq_engine_profile(elutq_engine *engine, struct elutq_profile *profile);
 
 /*
  * Reads every byte of the file that decoding one token reads (info.bytes_per_token but for the embedding row), in the same
  * order and shared among the same threads, and does nothing with it: what the memory allows. *read is something of what it
  * read, so that no compiler leaves the reading out.
  */
-int elutq_session_read_weights(elutq_session *session, float *read);
-
-/* ---- cancelling ---- */
-
-/* Makes a running or the next elutq_session_eval return ELUTQ_ERROR_CANCELLED. Safe in any thread and in a signal handler. */
-void elutq_session_cancel(elutq_session *session);
+int elutq_engine_read_weights(elutq_engine *engine, float *read);
 
 #endif

@@ -1,31 +1,15 @@
 /*
- * One forward pass, in the model's own order. All threads of the pool run every function here; between two barriers they
- * share its items. An item's arithmetic does not depend on which thread runs it, so neither do the results.
+ * One forward pass, in the model's own order. An item's arithmetic depends neither on the thread that runs it nor on the
+ * other pieces of the pass, so neither do the results.
  */
+#include "forward.h"
+
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "hlq_block.h"
-#include "session.h"
-
-struct pass {
-    struct elutq_session *session;
-    const int32_t *tokens;
-    uint32_t n_tokens;
-    float *logits;
-    uint32_t n_logits;
-    uint64_t last_mark; /* when the last operation ended, in ns; thread 0 only */
-};
-
-/*
- * The next item of a stage, as elutq_pool_take hands them out. A cancelled pass takes no more: its threads meet at the
- * barriers that are left, and what they computed counts for nothing. An item is a millisecond or two on a slow core.
- */
-static bool take(const struct pass *pass, unsigned thread, unsigned n_items, unsigned *item) {
-    return !atomic_load_explicit(&pass->session->cancelled, memory_order_relaxed) &&
-           elutq_pool_take(pass->session->pool, thread, n_items, item);
-}
+#include "pass.h"
 
 static uint64_t nanoseconds(void) {
     struct timespec now;
@@ -34,8 +18,8 @@ static uint64_t nanoseconds(void) {
 }
 
 /* Books the time since the last mark under an operation. */
-static void mark(struct pass *pass, unsigned thread, enum elutq_operation operation) {
-    struct elutq_profile *profile = pass->session->profile;
+static void mark(struct elutq_pass *pass, unsigned thread, enum elutq_operation operation) {
+    struct elutq_profile *profile = pass->engine->profile;
     if (thread != 0 || profile == NULL)
         return;
     uint64_t now = nanoseconds();
@@ -43,328 +27,269 @@ static void mark(struct pass *pass, unsigned thread, enum elutq_operation operat
     pass->last_mark = now;
 }
 
-/* ---- inputs of linear layers ---- */
+/* ---- stages that know of sequences ---- */
 
-/* Where the input of linear layers comes from: columns first .. end - 1 of a token's row. */
-struct source {
-    enum { FROM_NORM, FROM_ATTENTION, FROM_SWIGLU } kind;
-    const float *norm;    /* FROM_NORM: its weight */
-    uint32_t first_token; /* the input's token 0 is this one of the batch */
-    uint32_t n_tokens;
-};
-
-static void read_source(const struct pass *pass, const struct source *source, uint32_t token, uint32_t first, uint32_t end,
-                        float *x) {
-    const struct elutq_session *session = pass->session;
-    const struct elutq_config *config = &session->model->config;
-    const struct elutq_kernels *kernels = session->model->kernels;
-    const size_t row = source->first_token + token;
-    if (source->kind == FROM_NORM) {
-        const float *hidden = session->hidden + row * config->hidden_size;
-        float scale = kernels->rms_scale(hidden, config->hidden_size, config->rms_norm_eps);
-        kernels->scale_by(hidden + first, scale, source->norm + first, end - first, x + first);
-    } else if (source->kind == FROM_ATTENTION) {
-        size_t width = (size_t)config->n_heads * config->head_dim;
-        memcpy(x + first, session->attended + row * width + first, (end - first) * sizeof *x);
-    } else {
-        size_t start = row * config->intermediate_size + first;
-        kernels->swiglu(session->gate + start, session->up + start, end - first, x + first);
-    }
-}
-
-/* The forms of an input that some matrices take; bit i stands for groups of 32 << i. */
-struct forms {
-    unsigned tables, levels;
-};
-
-/* Columns are dealt to threads in units that every group size divides. */
-#define COLUMN_UNIT 256
-
-/* Reads the source into session->input in these forms. A batch is shared out by token, a single token by columns. */
-static void prepare_input(struct pass *pass, unsigned thread, const struct source *source, uint32_t n_columns,
-                          struct forms forms) {
-    struct elutq_session *session = pass->session;
-    struct elutq_input *input = &session->input;
-    const struct elutq_kernels *kernels = session->model->kernels;
-    const uint32_t n_threads = elutq_pool_threads(session->pool), n_tokens = source->n_tokens;
-    const uint32_t n_parts = n_tokens == 1 ? n_threads : 1;
-    const uint32_t n_units = (n_columns + COLUMN_UNIT - 1) / COLUMN_UNIT;
+static void embed(const struct elutq_pass *pass, unsigned thread) {
+    struct elutq_engine *engine = pass->engine;
+    const uint32_t hidden_size = engine->model->config.hidden_size;
     unsigned item;
-    if (thread == 0)
-        input->n_columns = n_columns;
-    while (take(pass, thread, n_tokens * n_parts, &item)) {
-        const uint32_t token = item / n_parts, part = item % n_parts;
-        const uint32_t first = n_units * part / n_parts * COLUMN_UNIT;
-        uint32_t end = n_units * (part + 1) / n_parts * COLUMN_UNIT;
-        end = end < n_columns ? end : n_columns;
-        float *x = input->x + (size_t)token * n_columns;
-        if (first < end)
-            read_source(pass, source, token, first, end, x);
-        for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES && first < end; i++) {
-            const uint32_t group_size = 32u << i;
-            if (forms.levels >> i & 1)
-                kernels->build_levels(x, n_columns, group_size, token, &input->levels[i]);
-            if (forms.tables >> i & 1)
-                kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][token]);
-        }
+    while (elutq_take(pass, thread, engine->all.n_rows, &item)) {
+        const struct elutq_row *row = &engine->rows[item];
+        elutq_matrix_row(&engine->model->embedding, (uint32_t)row->piece->tokens[row->token],
+                         engine->hidden + (size_t)item * hidden_size);
     }
-    elutq_pool_barrier(session->pool);
-}
-
-/* ---- products ---- */
-
-/* y[token][row] = or += weight x + bias. */
-struct product {
-    const struct elutq_linear *linear;
-    float *y;
-    size_t y_stride;
-    bool accumulate;
-};
-
-static struct forms forms_of(const struct elutq_session *session, const struct product *products, unsigned n_products,
-                             uint32_t n_tokens) {
-    struct forms forms = {0, 0};
-    for (unsigned i = 0; i < n_products; i++) {
-        const struct elutq_matrix *weight = &products[i].linear->weight;
-        if (weight->bits == 16)
-            continue;
-        const unsigned bit = 1u << elutq_group_index(weight->group_size);
-        if (elutq_takes_levels(session->model->kernels, weight, n_tokens))
-            forms.levels |= bit;
-        else
-            forms.tables |= bit;
-    }
-    return forms;
-}
-
-static void multiply_chunk(const struct elutq_session *session, const struct elutq_matrix *weight, uint32_t n_tokens,
-                           uint32_t chunk, float *y) {
-    const struct elutq_kernels *kernels = session->model->kernels;
-    const struct elutq_input *input = &session->input;
-    if (weight->bits == 16) {
-        kernels->gemm_f16(weight, input->x, input->n_columns, n_tokens, chunk, y);
-        return;
-    }
-    const uint32_t index = elutq_group_index(weight->group_size);
-    if (elutq_takes_levels(kernels, weight, n_tokens))
-        kernels->gemm_levels(weight, &input->levels[index], n_tokens, chunk, y);
-    else if (n_tokens == 1)
-        kernels->gemv(weight, input->tables[index], chunk, y);
-    else
-        kernels->gemm_tables(weight, input->tables[index], n_tokens, chunk, y);
-}
-
-/* Multiplies session->input by several matrices; the threads share their chunks. */
-static void multiply(struct pass *pass, unsigned thread, uint32_t n_tokens, const struct product *products,
-                     unsigned n_products) {
-    struct elutq_session *session = pass->session;
-    const struct elutq_kernels *kernels = session->model->kernels;
-    float *scratch = session->chunks + (size_t)thread * session->batch_tokens * ELUTQ_CHUNK_STRIDE;
-    unsigned n_items = 0, item;
-    for (unsigned i = 0; i < n_products; i++)
-        n_items += elutq_matrix_chunks(&products[i].linear->weight);
-    while (take(pass, thread, n_items, &item)) {
-        const struct product *product = products;
-        while (item >= elutq_matrix_chunks(&product->linear->weight))
-            item -= elutq_matrix_chunks(&product++->linear->weight);
-        const struct elutq_matrix *weight = &product->linear->weight;
-        const uint32_t first = item * ELUTQ_CHUNK_ROWS, left = weight->n_rows - first;
-        const uint32_t n_rows = left < ELUTQ_CHUNK_ROWS ? left : ELUTQ_CHUNK_ROWS;
-        multiply_chunk(session, weight, n_tokens, item, scratch);
-        for (uint32_t token = 0; token < n_tokens; token++) {
-            float *result = scratch + (size_t)token * ELUTQ_CHUNK_STRIDE;
-            float *y = product->y + token * product->y_stride + first;
-            if (product->linear->bias != NULL)
-                kernels->add(product->linear->bias + first, n_rows, result);
-            if (product->accumulate)
-                kernels->add(result, n_rows, y);
-            else
-                memcpy(y, result, n_rows * sizeof *y);
-        }
-    }
-    elutq_pool_barrier(session->pool);
-}
-
-/* ---- the model ---- */
-
-static void embed(struct pass *pass, unsigned thread) {
-    struct elutq_session *session = pass->session;
-    const uint32_t hidden_size = session->model->config.hidden_size;
-    unsigned token;
-    while (take(pass, thread, pass->n_tokens, &token))
-        elutq_matrix_row(&session->model->embedding, (uint32_t)pass->tokens[token],
-                         session->hidden + (size_t)token * hidden_size);
-    elutq_pool_barrier(session->pool);
+    elutq_pool_barrier(engine->pool);
 }
 
 /* Norms and rotates a head's query or key, and multiplies it by its factors where there are any. */
-static void position_head(const struct pass *pass, uint32_t token, const float *norm, const float *factors, float *head) {
-    const struct elutq_session *session = pass->session;
-    const struct elutq_config *config = &session->model->config;
-    const struct elutq_kernels *kernels = session->model->kernels;
+static void position_head(const struct elutq_engine *engine, size_t row, const float *norm, const float *factors, float *head) {
+    const struct elutq_config *config = &engine->model->config;
+    const struct elutq_kernels *kernels = engine->model->kernels;
     const size_t half = config->head_dim / 2;
     if (norm != NULL)
         kernels->scale_by(head, kernels->rms_scale(head, config->head_dim, config->rms_norm_eps), norm, config->head_dim, head);
-    kernels->rope(head, session->cosines + token * half, session->sines + token * half, config->head_dim);
+    kernels->rope(head, engine->cosines + row * half, engine->sines + row * half, config->head_dim);
     if (factors != NULL)
         kernels->scale_by(head, 1.0f, factors, config->head_dim, head);
 }
 
-/* Norms and rotates queries and keys, and appends keys and values to the cache. Items: token and KV head. */
-static void position_and_store(struct pass *pass, unsigned thread, uint32_t i) {
-    struct elutq_session *session = pass->session;
-    const struct elutq_config *config = &session->model->config;
-    const struct elutq_cache_kernels *cache = &session->model->kernels->cache[session->cache_type];
-    const struct elutq_layer *layer = &session->model->layers[i];
+/* Norms and rotates queries and keys, and appends keys and values to their sequences. Items: row and KV head. */
+static void position_and_store(const struct elutq_pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_engine *engine = pass->engine;
+    const struct elutq_config *config = &engine->model->config;
+    const struct elutq_layer *layer = &engine->model->layers[i];
     const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
     unsigned item;
-    while (take(pass, thread, pass->n_tokens * config->n_kv_heads, &item)) {
-        const uint32_t token = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
-        const size_t row = (size_t)token * config->n_kv_heads + kv_head;
+    while (elutq_take(pass, thread, engine->all.n_rows * config->n_kv_heads, &item)) {
+        const uint32_t row = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
+        const struct elutq_piece *piece = engine->rows[row].piece;
+        const struct elutq_sequence *sequence = piece->sequence;
+        const struct elutq_cache_kernels *cache = &engine->model->kernels->cache[sequence->cache_type];
         const float *for_queries = NULL, *for_keys = NULL;
-        if (session->key_balance != NULL) {
-            for_queries = session->key_balance + 2 * ((size_t)i * config->n_kv_heads + kv_head) * head_dim;
+        if (sequence->key_balance != NULL) {
+            for_queries = sequence->key_balance + 2 * ((size_t)i * config->n_kv_heads + kv_head) * head_dim;
             for_keys = for_queries + head_dim;
         }
         for (uint32_t q = 0; q < n_queries; q++)
-            position_head(pass, token, layer->q_norm, for_queries, session->q + (row * n_queries + q) * head_dim);
-        position_head(pass, token, layer->k_norm, for_keys, session->k + row * head_dim);
-        const size_t at = elutq_cache_offset(session, i, kv_head, session->position + token);
-        cache->store(session->k + row * head_dim, head_dim, session->keys + at);
-        cache->store(session->v + row * head_dim, head_dim, session->values + at);
+            position_head(engine, row, layer->q_norm, for_queries, engine->q + ((size_t)item * n_queries + q) * head_dim);
+        position_head(engine, row, layer->k_norm, for_keys, engine->k + (size_t)item * head_dim);
+        const size_t at = elutq_cache_offset(sequence, i, kv_head, piece->position + engine->rows[row].token);
+        cache->store(engine->k + (size_t)item * head_dim, head_dim, sequence->keys + at);
+        cache->store(engine->v + (size_t)item * head_dim, head_dim, sequence->values + at);
     }
-    elutq_pool_barrier(session->pool);
+    elutq_pool_barrier(engine->pool);
 }
 
-/* Copies the query heads of one KV head between [token][n_heads][head_dim] and [token][n_queries][head_dim]. */
-static void copy_heads(const struct elutq_config *config, const float *from, size_t from_stride, uint32_t n_tokens,
-                       float *to, size_t to_stride) {
+/* Copies the query heads of one KV head between [row][n_heads][head_dim] and [row][n_queries][head_dim]. */
+static void copy_heads(const struct elutq_config *config, const float *from, size_t from_stride, uint32_t n_rows, float *to,
+                       size_t to_stride) {
     const size_t width = (size_t)(config->n_heads / config->n_kv_heads) * config->head_dim;
-    for (uint32_t token = 0; token < n_tokens; token++)
-        memcpy(to + token * to_stride, from + token * from_stride, width * sizeof *to);
+    for (uint32_t row = 0; row < n_rows; row++)
+        memcpy(to + row * to_stride, from + row * from_stride, width * sizeof *to);
+}
+
+/* Whether tokens of a piece no longer see the first: then each starts at another key. */
+static bool slides(const struct elutq_piece *piece) {
+    const uint32_t window = piece->sequence->model->config.sliding_window;
+    return window != 0 && piece->position + piece->n_tokens > window;
+}
+
+/* Tokens of a piece that attend together, and how many times that makes. */
+static uint32_t attend_block(const struct elutq_piece *piece) {
+    return slides(piece) ? 1 : ELUTQ_ATTEND_TOKENS;
+}
+
+static uint32_t attend_blocks(const struct elutq_piece *piece) {
+    return (piece->n_tokens + attend_block(piece) - 1) / attend_block(piece);
+}
+
+/* One block of a piece's tokens and one KV head. scores, heads: a thread's scratch. */
+static void attend_piece(struct elutq_engine *engine, const struct elutq_piece *piece, uint32_t i, uint32_t block,
+                         uint32_t kv_head, float *scores, float *queries) {
+    const struct elutq_config *config = &engine->model->config;
+    const struct elutq_sequence *sequence = piece->sequence;
+    const struct elutq_cache_kernels *cache = &engine->model->kernels->cache[sequence->cache_type];
+    const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
+    const size_t width = (size_t)n_queries * head_dim, all_heads = (size_t)config->n_heads * head_dim;
+    float *results = queries + ELUTQ_ATTEND_TOKENS * width;
+    const uint32_t token = block * attend_block(piece), left = piece->n_tokens - token;
+    const uint32_t n_tokens = left < attend_block(piece) ? left : attend_block(piece);
+    const uint32_t end = piece->position + token + n_tokens, window = config->sliding_window;
+    const uint32_t first = slides(piece) && end > window ? end - window : 0;
+    const size_t at = elutq_cache_offset(sequence, i, kv_head, first);
+    const size_t heads = (piece->first_row + token) * all_heads + kv_head * width;
+    copy_heads(config, engine->q + heads, all_heads, n_tokens, queries, width);
+    cache->attend(queries, n_tokens, n_queries, sequence->keys + at, sequence->values + at, end - first, head_dim,
+                  1.0f / sqrtf((float)head_dim), scores, results);
+    copy_heads(config, results, width, n_tokens, engine->attended + heads, all_heads);
 }
 
 /*
- * softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: a KV head and a few tokens, head by head, so
- * that a head's keys and values come from memory once for all tokens of the batch.
+ * softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: a piece, a KV head and a few tokens, head by
+ * head, so that a head's keys and values come from memory once for all tokens of the piece.
  */
-static void attend(struct pass *pass, unsigned thread, uint32_t i) {
-    struct elutq_session *session = pass->session;
-    const struct elutq_config *config = &session->model->config;
-    const struct elutq_cache_kernels *cache = &session->model->kernels->cache[session->cache_type];
-    const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
-    const size_t width = (size_t)n_queries * head_dim, all_heads = (size_t)config->n_heads * head_dim;
-    const float scale = 1.0f / sqrtf((float)head_dim);
-    const uint32_t window = config->sliding_window;
-    /* Tokens whose window has begun to slide each start at another key. */
-    const bool slides = window != 0 && session->position + pass->n_tokens > window;
-    const uint32_t block = slides ? 1 : ELUTQ_ATTEND_TOKENS, n_blocks = (pass->n_tokens + block - 1) / block;
-    float *scores = session->scores + (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * ELUTQ_ATTEND_STRIDE;
-    float *queries = session->heads + 2 * (size_t)thread * ELUTQ_ATTEND_TOKENS * width;
-    float *results = queries + ELUTQ_ATTEND_TOKENS * width;
-    unsigned item;
-    while (take(pass, thread, n_blocks * config->n_kv_heads, &item)) {
-        const uint32_t token = item % n_blocks * block, kv_head = item / n_blocks;
-        const uint32_t left = pass->n_tokens - token, n_tokens = left < block ? left : block;
-        const uint32_t end = session->position + token + n_tokens;
-        const uint32_t first = slides && end > window ? end - window : 0;
-        const size_t at = elutq_cache_offset(session, i, kv_head, first);
-        const size_t heads = token * all_heads + kv_head * width;
-        copy_heads(config, session->q + heads, all_heads, n_tokens, queries, width);
-        cache->attend(queries, n_tokens, n_queries, session->keys + at, session->values + at, end - first, head_dim, scale,
-                      scores, results);
-        copy_heads(config, results, width, n_tokens, session->attended + heads, all_heads);
+static void attend(const struct elutq_pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_engine *engine = pass->engine;
+    const struct elutq_config *config = &engine->model->config;
+    const size_t n_queries = config->n_heads / config->n_kv_heads;
+    float *scores = engine->scores + (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * ELUTQ_ATTEND_STRIDE;
+    float *heads = engine->heads + 2 * (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * config->head_dim;
+    unsigned n_items = 0, item;
+    for (uint32_t j = 0; j < pass->n_pieces; j++)
+        n_items += attend_blocks(&engine->pieces[j]) * config->n_kv_heads;
+    while (elutq_take(pass, thread, n_items, &item)) {
+        const struct elutq_piece *piece = engine->pieces;
+        while (item >= attend_blocks(piece) * config->n_kv_heads)
+            item -= attend_blocks(piece++) * config->n_kv_heads;
+        const uint32_t n_blocks = attend_blocks(piece);
+        attend_piece(engine, piece, i, item % n_blocks, item / n_blocks, scores, heads);
     }
-    elutq_pool_barrier(session->pool);
+    elutq_pool_barrier(engine->pool);
 }
 
-static void attention_block(struct pass *pass, unsigned thread, uint32_t i) {
-    struct elutq_session *session = pass->session;
-    const struct elutq_config *config = &session->model->config;
-    const struct elutq_layer *layer = &session->model->layers[i];
+/* ---- the model ---- */
+
+static void attention_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_engine *engine = pass->engine;
+    const struct elutq_config *config = &engine->model->config;
+    const struct elutq_batch *all = &engine->all;
+    const struct elutq_layer *layer = &engine->model->layers[i];
     const size_t q_size = (size_t)config->n_heads * config->head_dim, kv_size = (size_t)config->n_kv_heads * config->head_dim;
-    const struct product project[] = {
-        {&layer->q, session->q, q_size, false},
-        {&layer->k, session->k, kv_size, false},
-        {&layer->v, session->v, kv_size, false},
+    const struct elutq_product project[] = {
+        {&layer->q, engine->q, q_size, false, NULL},
+        {&layer->k, engine->k, kv_size, false, NULL},
+        {&layer->v, engine->v, kv_size, false, NULL},
     };
-    const struct product output = {&layer->o, session->hidden, config->hidden_size, true};
-    const struct source normed = {FROM_NORM, layer->attn_norm, 0, pass->n_tokens};
-    const struct source attended = {FROM_ATTENTION, NULL, 0, pass->n_tokens};
-    prepare_input(pass, thread, &normed, config->hidden_size, forms_of(session, project, 3, pass->n_tokens));
+    const struct elutq_product output = {&layer->o, engine->hidden, config->hidden_size, true, NULL};
+    const struct elutq_source normed = {ELUTQ_FROM_NORM, layer->attn_norm, NULL};
+    const struct elutq_source attended = {ELUTQ_FROM_ATTENTION, NULL, NULL};
+    elutq_prepare_input(pass, thread, &normed, all, config->hidden_size, project, 3);
     mark(pass, thread, ELUTQ_PREPARE);
-    multiply(pass, thread, pass->n_tokens, project, 3);
+    elutq_multiply(pass, thread, all, project, 3);
     mark(pass, thread, ELUTQ_QKV);
     position_and_store(pass, thread, i);
     mark(pass, thread, ELUTQ_POSITION);
     attend(pass, thread, i);
     mark(pass, thread, ELUTQ_ATTEND);
-    prepare_input(pass, thread, &attended, (uint32_t)q_size, forms_of(session, &output, 1, pass->n_tokens));
+    elutq_prepare_input(pass, thread, &attended, all, (uint32_t)q_size, &output, 1);
     mark(pass, thread, ELUTQ_PREPARE);
-    multiply(pass, thread, pass->n_tokens, &output, 1);
+    elutq_multiply(pass, thread, all, &output, 1);
     mark(pass, thread, ELUTQ_ATTN_OUTPUT);
 }
 
-static void mlp_block(struct pass *pass, unsigned thread, uint32_t i) {
-    struct elutq_session *session = pass->session;
-    const struct elutq_config *config = &session->model->config;
-    const struct elutq_layer *layer = &session->model->layers[i];
-    const struct product expand[] = {
-        {&layer->gate, session->gate, config->intermediate_size, false},
-        {&layer->up, session->up, config->intermediate_size, false},
+static void mlp_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
+    struct elutq_engine *engine = pass->engine;
+    const struct elutq_config *config = &engine->model->config;
+    const struct elutq_batch *all = &engine->all;
+    const struct elutq_layer *layer = &engine->model->layers[i];
+    const struct elutq_product expand[] = {
+        {&layer->gate, engine->gate, config->intermediate_size, false, NULL},
+        {&layer->up, engine->up, config->intermediate_size, false, NULL},
     };
-    const struct product contract = {&layer->down, session->hidden, config->hidden_size, true};
-    const struct source normed = {FROM_NORM, layer->ffn_norm, 0, pass->n_tokens};
-    const struct source activated = {FROM_SWIGLU, NULL, 0, pass->n_tokens};
-    prepare_input(pass, thread, &normed, config->hidden_size, forms_of(session, expand, 2, pass->n_tokens));
+    const struct elutq_product contract = {&layer->down, engine->hidden, config->hidden_size, true, NULL};
+    const struct elutq_source normed = {ELUTQ_FROM_NORM, layer->ffn_norm, NULL};
+    const struct elutq_source activated = {ELUTQ_FROM_SWIGLU, NULL, NULL};
+    elutq_prepare_input(pass, thread, &normed, all, config->hidden_size, expand, 2);
     mark(pass, thread, ELUTQ_PREPARE);
-    multiply(pass, thread, pass->n_tokens, expand, 2);
+    elutq_multiply(pass, thread, all, expand, 2);
     mark(pass, thread, ELUTQ_GATE_UP);
-    prepare_input(pass, thread, &activated, config->intermediate_size, forms_of(session, &contract, 1, pass->n_tokens));
+    elutq_prepare_input(pass, thread, &activated, all, config->intermediate_size, &contract, 1);
     mark(pass, thread, ELUTQ_PREPARE);
-    multiply(pass, thread, pass->n_tokens, &contract, 1);
+    elutq_multiply(pass, thread, all, &contract, 1);
     mark(pass, thread, ELUTQ_DOWN);
 }
 
-static void head(struct pass *pass, unsigned thread) {
-    const struct elutq_session *session = pass->session;
-    const struct elutq_model *model = session->model;
-    const struct product project = {&model->head, pass->logits, model->config.vocab_size, false};
-    const struct source normed = {FROM_NORM, model->output_norm, pass->n_tokens - pass->n_logits, pass->n_logits};
-    prepare_input(pass, thread, &normed, model->config.hidden_size, forms_of(session, &project, 1, pass->n_logits));
+static void head(struct elutq_pass *pass, unsigned thread) {
+    const struct elutq_engine *engine = pass->engine;
+    const struct elutq_model *model = engine->model;
+    const struct elutq_product project = {&model->head, NULL, 0, false, engine->logits};
+    const struct elutq_source normed = {ELUTQ_FROM_NORM, model->output_norm, engine->logit_rows};
+    elutq_prepare_input(pass, thread, &normed, &engine->wanted, model->config.hidden_size, &project, 1);
     mark(pass, thread, ELUTQ_PREPARE);
-    multiply(pass, thread, pass->n_logits, &project, 1);
+    elutq_multiply(pass, thread, &engine->wanted, &project, 1);
     mark(pass, thread, ELUTQ_HEAD);
 }
 
 static void run_pass(void *context, unsigned thread, unsigned n_threads) {
     (void)n_threads;
-    struct pass *pass = context;
+    struct elutq_pass *pass = context;
     embed(pass, thread);
     mark(pass, thread, ELUTQ_EMBED);
-    for (uint32_t i = 0; i < pass->session->model->config.n_layers; i++) {
+    for (uint32_t i = 0; i < pass->engine->model->config.n_layers; i++) {
         attention_block(pass, thread, i);
         mlp_block(pass, thread, i);
     }
-    if (pass->n_logits > 0)
+    if (pass->engine->wanted.n_rows > 0)
         head(pass, thread);
 }
 
-int elutq_forward(struct elutq_session *session, const int32_t *tokens, uint32_t n_tokens, float *logits,
-                   uint32_t n_logits) {
-    const uint32_t half = session->model->config.head_dim / 2;
-    for (uint32_t token = 0; token < n_tokens; token++) {
-        for (uint32_t i = 0; i < half; i++) {
-            float angle = (float)(session->position + token) * session->frequencies[i];
-            session->cosines[token * half + i] = cosf(angle);
-            session->sines[token * half + i] = sinf(angle);
+/* ---- rows ---- */
+
+static int compare_tokens(const void *a, const void *b) {
+    const struct elutq_piece *first = a, *second = b;
+    return (first->n_tokens < second->n_tokens) - (first->n_tokens > second->n_tokens);
+}
+
+/* Adds a piece's rows, n of them, to a batch that has those of larger pieces. */
+static void add_rows(const struct elutq_kernels *kernels, struct elutq_batch *batch, uint32_t n) {
+    batch->n_rows += n;
+    for (uint32_t bits = 1; bits <= 4; bits++)
+        if (kernels->levels_from[bits] != 0 && n >= kernels->levels_from[bits])
+            batch->n_levels[bits] = batch->n_rows;
+}
+
+/* The angles of a row's position. */
+static void turn(struct elutq_engine *engine, size_t row, uint32_t position) {
+    const size_t half = engine->model->config.head_dim / 2;
+    for (size_t i = 0; i < half; i++) {
+        const float angle = (float)position * engine->frequencies[i];
+        engine->cosines[row * half + i] = cosf(angle);
+        engine->sines[row * half + i] = sinf(angle);
+    }
+}
+
+static void lay_out_rows(struct elutq_engine *engine, uint32_t n_pieces) {
+    qsort(engine->pieces, n_pieces, sizeof *engine->pieces, compare_tokens);
+    engine->all = (struct elutq_batch){0};
+    for (uint32_t i = 0; i < n_pieces; i++) {
+        struct elutq_piece *piece = &engine->pieces[i];
+        piece->first_row = engine->all.n_rows;
+        for (uint32_t token = 0; token < piece->n_tokens; token++) {
+            engine->rows[piece->first_row + token] = (struct elutq_row){piece, token};
+            turn(engine, piece->first_row + token, piece->position + token);
+        }
+        add_rows(engine->model->kernels, &engine->all, piece->n_tokens);
+    }
+}
+
+/* Rows whose logits are wanted, those of pieces that want many first: their count is their form. */
+static void lay_out_logits(struct elutq_engine *engine, uint32_t n_pieces) {
+    engine->wanted = (struct elutq_batch){0};
+    for (uint32_t most = ELUTQ_PIECE_TOKENS + 1, next; most > 0; most = next) {
+        next = 0;
+        for (uint32_t i = 0; i < n_pieces; i++) {
+            const struct elutq_piece *piece = &engine->pieces[i];
+            if (piece->n_logits < most && piece->n_logits > next)
+                next = piece->n_logits;
+            if (piece->n_logits != most)
+                continue;
+            for (uint32_t j = 0; j < most; j++) {
+                engine->logit_rows[engine->wanted.n_rows + j] = piece->first_row + piece->n_tokens - most + j;
+                engine->logits[engine->wanted.n_rows + j] = piece->logits + (size_t)j * engine->model->config.vocab_size;
+            }
+            add_rows(engine->model->kernels, &engine->wanted, most);
         }
     }
-    struct pass pass = {.session = session, .tokens = tokens, .n_tokens = n_tokens, .logits = logits, .n_logits = n_logits};
-    if (session->profile != NULL) {
-        session->profile->n_passes++;
+}
+
+int elutq_forward(struct elutq_engine *engine, uint32_t n_pieces) {
+    lay_out_rows(engine, n_pieces);
+    lay_out_logits(engine, n_pieces);
+    struct elutq_pass pass = {.engine = engine, .n_pieces = n_pieces};
+    if (engine->profile != NULL) {
+        engine->profile->n_passes++;
         pass.last_mark = nanoseconds();
     }
-    const int status = elutq_pool_run(session->pool, run_pass, &pass);
-    return status == ELUTQ_OK && atomic_load(&session->cancelled) ? ELUTQ_ERROR_CANCELLED : status;
+    const int status = elutq_pool_run(engine->pool, run_pass, &pass);
+    return status == ELUTQ_OK && atomic_load(&engine->cancelled) ? ELUTQ_ERROR_CANCELLED : status;
 }

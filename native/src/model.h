@@ -1,4 +1,4 @@
-/* A model: configuration and pointers into the mapped file. What passes read never changes, so sessions share it freely. */
+/* A model: configuration and pointers into the mapped file. What passes read never changes, so engines and sequences share it freely. */
 #ifndef ELUTQ_MODEL_H
 #define ELUTQ_MODEL_H
 
@@ -34,7 +34,7 @@ struct elutq_layer {
 };
 
 struct elutq_model {
-    atomic_uint n_owners; /* who opened it, and its sessions */
+    atomic_uint n_owners; /* who opened it, its engines and its sequences */
     struct elutq_gguf gguf;
     const struct elutq_kernels *kernels;
     struct elutq_config config;

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "elutq.h"
+#include "../native/one_text.h"
 
 #define N_TOKENS 5 /* enough that a batch takes the path of batches */
 
@@ -29,26 +30,26 @@ static int runs(int status, const char *error) {
 static void run(elutq_model *model) {
     char error[160] = "";
     struct elutq_model_info info;
-    elutq_session *session;
+    struct text text;
     int32_t tokens[N_TOKENS + 1];
     elutq_model_describe(model, &info);
     for (uint32_t i = 0; i <= N_TOKENS; i++)
         tokens[i] = (int32_t)(i * 37 % info.vocab_size);
     const uint32_t context = info.context_length < N_TOKENS + 1 ? info.context_length : N_TOKENS + 1;
     const enum elutq_cache_type cache_type = info.file_bytes / 2 % 2 ? ELUTQ_CACHE_Q8 : ELUTQ_CACHE_F16;
-    const int status = elutq_session_create(model, context, cache_type, 1, &session, error, sizeof error);
-    require(status == ELUTQ_OK || (status == ELUTQ_ERROR_MEMORY && session == NULL && error[0] != '\0'), "session_create");
+    const int status = text_create(model, context, cache_type, 1, &text, error, sizeof error);
+    require(status == ELUTQ_OK || (status == ELUTQ_ERROR_MEMORY && text.engine == NULL && error[0] != '\0'), "text_create");
     if (status != ELUTQ_OK)
         return;
     const uint32_t n_batch = context > 1 ? context - 1 : 1; /* leaves room for the token */
     float *logits = malloc((size_t)n_batch * info.vocab_size * sizeof *logits);
     if (logits != NULL) {
-        require(runs(elutq_session_eval(session, tokens, n_batch, logits, n_batch, error, sizeof error), error), "prompt");
+        require(runs(text_eval(&text, tokens, n_batch, logits, n_batch, error, sizeof error), error), "prompt");
         if (context > 1)
-            require(runs(elutq_session_eval(session, tokens + n_batch, 1, logits, 1, error, sizeof error), error), "token");
+            require(runs(text_eval(&text, tokens + n_batch, 1, logits, 1, error, sizeof error), error), "token");
     }
     free(logits);
-    elutq_session_destroy(session);
+    text_destroy(&text);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {

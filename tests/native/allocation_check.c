@@ -1,5 +1,5 @@
 /*
- * Lets every allocation and every thread start fail in turn: opening a model, creating a session and creating a pool must
+ * Lets every allocation and every thread start fail in turn: opening a model, creating a sequence, an engine and a pool must
  * then return ELUTQ_ERROR_MEMORY with a message, hand out nothing, and keep nothing. Linked with
  * -Wl,--wrap=malloc,--wrap=calloc,--wrap=aligned_alloc,--wrap=free,--wrap=pthread_create.
  *
@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "elutq.h"
+#include "one_text.h"
 
 static int until_failure = -1; /* allocations that still succeed; negative: all */
 static long n_live;            /* allocations not yet freed; only this program's and the library's calls are counted */
@@ -61,7 +62,7 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
 /* ---- ---- */
 
 static const char *model_path;
-static elutq_model *open_model; /* for the sessions */
+static elutq_model *open_model; /* for the texts */
 
 static int open_once(char *error, size_t error_bytes, bool *handed_out) {
     elutq_model *model;
@@ -71,11 +72,11 @@ static int open_once(char *error, size_t error_bytes, bool *handed_out) {
     return status;
 }
 
-static int create_session_once(char *error, size_t error_bytes, bool *handed_out) {
-    elutq_session *session;
-    int status = elutq_session_create(open_model, 16, ELUTQ_CACHE_F16, 3, &session, error, error_bytes);
-    *handed_out = session != NULL;
-    elutq_session_destroy(session);
+static int create_text_once(char *error, size_t error_bytes, bool *handed_out) {
+    struct text text;
+    int status = text_create(open_model, 16, ELUTQ_CACHE_F16, 3, &text, error, error_bytes);
+    *handed_out = text.engine != NULL || text.sequence != NULL;
+    text_destroy(&text);
     return status;
 }
 
@@ -124,7 +125,7 @@ int main(int n_arguments, char **arguments) {
         right = check_all(model_path, open_once) && right;
         if (elutq_model_open(model_path, NULL, &open_model, NULL, 0) != ELUTQ_OK)
             return 1;
-        right = check_all("session", create_session_once) && right;
+        right = check_all("text", create_text_once) && right;
         elutq_model_close(open_model);
     }
     return right ? 0 : 1;

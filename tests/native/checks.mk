@@ -88,7 +88,7 @@ sanitize: $(addprefix $(CHECKS)/sanitize/,kernels_check runtime_check allocation
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/$(PACKAGE) \
 		$(BIN)/python -m pytest -n auto --dist loadfile -q -p no:faulthandler -p no:cacheprovider $(SANITIZE_TESTS)
 
-# ---- ThreadSanitizer: the pool, and sessions side by side over one model ----
+# ---- ThreadSanitizer: the pool, and engines side by side over one model, sequences together in one ----
 
 $(eval $(call CHECK_BUILD,tsan,$(CC) -O1 -fsanitize=thread -g1,$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
 

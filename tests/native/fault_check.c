@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "elutq.h"
+#include "one_text.h"
 
 #define N_RACES 100
 
@@ -29,7 +30,7 @@ static void check(bool right, const char *what, const char *detail) {
     failed = failed || !right;
 }
 
-/* ---- a copy of the model file, open and with a session ---- */
+/* ---- a copy of the model file, open and with an engine ---- */
 
 static uint8_t *contents;
 static size_t n_bytes;
@@ -44,7 +45,7 @@ static void write_copy(void) {
 
 struct running {
     elutq_model *model;
-    elutq_session *session;
+    struct text text;
     float *logits;
 };
 
@@ -54,7 +55,7 @@ static struct running start(unsigned n_threads) {
     char error[256] = "";
     write_copy();
     if (elutq_model_open(path, NULL, &running.model, error, sizeof error) != ELUTQ_OK ||
-        elutq_session_create(running.model, 64, ELUTQ_CACHE_F16, n_threads, &running.session, error, sizeof error) !=
+        text_create(running.model, 64, ELUTQ_CACHE_F16, n_threads, &running.text, error, sizeof error) !=
             ELUTQ_OK) {
         printf("%s\n", error);
         exit(1);
@@ -65,22 +66,22 @@ static struct running start(unsigned n_threads) {
 }
 
 static void stop(struct running *running) {
-    elutq_session_destroy(running->session);
+    text_destroy(&running->text);
     elutq_model_close(running->model);
     free(running->logits);
 }
 
 static int evaluate(struct running *running, char *error, size_t error_bytes) {
     static const int32_t TOKENS[] = {1, 2, 3, 4, 5, 6, 7, 8};
-    elutq_session_rewind(running->session, 0);
-    return elutq_session_eval(running->session, TOKENS, 8, running->logits, 1, error, error_bytes);
+    elutq_sequence_rewind(running->text.sequence, 0);
+    return text_eval(&running->text, TOKENS, 8, running->logits, 1, error, error_bytes);
 }
 
 static void expect(struct running *running, int wanted, const char *message, const char *what) {
     char error[256] = "";
     const int status = evaluate(running, error, sizeof error);
     check(status == wanted && strstr(error, message) != NULL, what, error);
-    check(status == ELUTQ_OK || elutq_session_position(running->session) == 0, what, "the position moved");
+    check(status == ELUTQ_OK || elutq_sequence_position(running->text.sequence) == 0, what, "the position moved");
 }
 
 static void cut(void) {
@@ -145,11 +146,11 @@ static struct running before_fork;
 static void use_after_fork(void) {
     char error[256] = "";
     alarm(60); /* a child that hangs has failed */
-    expect(&before_fork, ELUTQ_ERROR_FORKED, "forked", "a session of another process");
-    check(elutq_session_destroy(before_fork.session) == ELUTQ_OK, "a session of another process", "not freed");
-    if (elutq_session_create(before_fork.model, 64, ELUTQ_CACHE_F16, 3, &before_fork.session, error, sizeof error) != ELUTQ_OK)
+    expect(&before_fork, ELUTQ_ERROR_FORKED, "forked", "an engine of another process");
+    check(text_destroy(&before_fork.text) == ELUTQ_OK, "an engine of another process", "not freed");
+    if (text_create(before_fork.model, 64, ELUTQ_CACHE_F16, 3, &before_fork.text, error, sizeof error) != ELUTQ_OK)
         _exit(1);
-    expect(&before_fork, ELUTQ_OK, "", "a session opened after a fork");
+    expect(&before_fork, ELUTQ_OK, "", "an engine opened after a fork");
     stop(&before_fork);
     if (failed)
         _exit(1);
@@ -163,12 +164,12 @@ static void check_fork(void) {
     stop(&before_fork);
 }
 
-/* Reads the weights of a file that is gone, without the look at it that elutq_session_eval takes first. */
+/* Reads the weights of a file that is gone, without the look at it that elutq_engine_eval takes first. */
 static void read_lost_pages(void) {
     struct running running = start(3);
     cut();
     float read;
-    elutq_session_read_weights(running.session, &read);
+    elutq_engine_read_weights(running.text.engine, &read);
     char error[256] = "";
     write_copy();
     check(evaluate(&running, error, sizeof error) == ELUTQ_ERROR_IO, "after pages were lost", error);

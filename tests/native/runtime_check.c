@@ -1,6 +1,6 @@
 /*
  * Runs model files through the C interface the way programs do, so that sanitizers and emulators can watch it: every
- * kernel set, numbers of threads, sessions side by side, rewinding, cancelling, and arguments that must be refused.
+ * kernel set, numbers of threads, texts side by side and in one pass, rewinding, cancelling, and arguments that must be refused.
  *
  *     runtime_check MODEL...
  *
@@ -17,6 +17,7 @@
 
 #include "elutq.h"
 #include "elutq_kernels.h"
+#include "one_text.h"
 #include "threads.h"
 
 #define N_TOKENS 21
@@ -87,20 +88,20 @@ static int32_t token_at(const struct run *run, size_t i) {
 static void *evaluate(void *argument) {
     const struct run *run = argument;
     char error[256] = "";
-    elutq_session *session;
+    struct text text;
     int32_t tokens[N_TOKENS];
     for (size_t i = 0; i < N_TOKENS; i++)
         tokens[i] = token_at(run, i);
     int status =
-        elutq_session_create(run->model, N_TOKENS, run->cache_type, run->n_threads, &session, error, sizeof error);
-    if (!check(status == ELUTQ_OK, "session: %s", error))
+        text_create(run->model, N_TOKENS, run->cache_type, run->n_threads, &text, error, sizeof error);
+    if (!check(status == ELUTQ_OK, "text: %s", error))
         return NULL;
     for (size_t done = 0; done < N_TOKENS && status == ELUTQ_OK; done += run->step) {
         size_t n = N_TOKENS - done < run->step ? N_TOKENS - done : run->step;
-        status = elutq_session_eval(session, tokens + done, n, run->logits + done * run->vocab_size, n, error, sizeof error);
+        status = text_eval(&text, tokens + done, n, run->logits + done * run->vocab_size, n, error, sizeof error);
     }
-    check(status == ELUTQ_OK && elutq_session_position(session) == N_TOKENS, "eval: status %d, %s", status, error);
-    elutq_session_destroy(session);
+    check(status == ELUTQ_OK && elutq_sequence_position(text.sequence) == N_TOKENS, "eval: status %d, %s", status, error);
+    text_destroy(&text);
     return NULL;
 }
 
@@ -134,59 +135,156 @@ static void check_side_by_side(elutq_model *model, const struct run *alone, cons
     }
     for (unsigned i = 0; i < N_SIDE_BY_SIDE; i++) {
         pthread_join(threads[i], NULL);
-        check_same(&runs[i], alone, "beside other sessions", isa);
+        check_same(&runs[i], alone, "beside other texts", isa);
         free(runs[i].logits);
     }
 }
 
-static void *cancel(void *session) {
-    elutq_session_cancel(session);
+static void *cancel(void *engine) {
+    elutq_engine_cancel(engine);
     return NULL;
 }
 
-static void check_one_session(elutq_model *model, const struct run *alone, const char *isa) {
+static void check_one_text(elutq_model *model, const struct run *alone, const char *isa) {
     char error[256] = "";
-    elutq_session *session;
+    struct text text;
     int32_t tokens[N_TOKENS + 1];
     float *logits = calloc(alone->vocab_size, sizeof *logits);
     for (size_t i = 0; i <= N_TOKENS; i++)
         tokens[i] = token_at(alone, i);
     if (logits == NULL ||
-        elutq_session_create(model, N_TOKENS, alone->cache_type, 2, &session, error, sizeof error) != ELUTQ_OK)
+        text_create(model, N_TOKENS, alone->cache_type, 2, &text, error, sizeof error) != ELUTQ_OK)
         exit(1);
 
     pthread_t canceller;
-    if (pthread_create(&canceller, NULL, cancel, session) != 0)
+    if (pthread_create(&canceller, NULL, cancel, text.engine) != 0)
         exit(1);
-    int status = elutq_session_eval(session, tokens, N_TOKENS, logits, 0, error, sizeof error);
+    int status = text_eval(&text, tokens, N_TOKENS, logits, 0, error, sizeof error);
     pthread_join(canceller, NULL);
-    check(status == ELUTQ_OK || (status == ELUTQ_ERROR_CANCELLED && elutq_session_position(session) == 0),
-          "%s: a cancelled call returned %d at position %u", isa, status, elutq_session_position(session));
-    if (status == ELUTQ_OK) /* the request came too late and ends the next call */
-        check(elutq_session_rewind(session, 0) == ELUTQ_OK &&
-                  elutq_session_eval(session, tokens, 1, logits, 0, error, sizeof error) == ELUTQ_ERROR_CANCELLED,
-              "%s: cancelling before a call did not end it", isa);
-
-    status = elutq_session_eval(session, tokens, N_TOKENS, logits, 1, error, sizeof error);
+    check(status == ELUTQ_OK || (status == ELUTQ_ERROR_CANCELLED && elutq_sequence_position(text.sequence) == 0),
+          "%s: a cancelled call returned %d at position %u", isa, status, elutq_sequence_position(text.sequence));
+    check(elutq_sequence_rewind(text.sequence, 0) == ELUTQ_OK, "%s: rewind after cancelling", isa);
+    elutq_engine_cancel(text.engine); /* nothing is under way: nothing ends */
+    status = text_eval(&text, tokens, N_TOKENS, logits, 1, error, sizeof error);
     check(status == ELUTQ_OK, "%s: after cancelling: %s", isa, error);
-    status = elutq_session_eval(session, tokens + N_TOKENS, 1, logits, 1, error, sizeof error);
+    status = text_eval(&text, tokens + N_TOKENS, 1, logits, 1, error, sizeof error);
     check(status == ELUTQ_ERROR_CONTEXT && error[0] != '\0', "%s: one token too many returned %d", isa, status);
-    check(elutq_session_rewind(session, N_TOKENS + 1) == ELUTQ_ERROR_ARGUMENT, "%s: rewound forwards", isa);
-    check(elutq_session_rewind(session, N_TOKENS - 1) == ELUTQ_OK, "%s: rewind", isa);
+    check(elutq_sequence_rewind(text.sequence, N_TOKENS + 1) == ELUTQ_ERROR_ARGUMENT, "%s: rewound forwards", isa);
+    check(elutq_sequence_rewind(text.sequence, N_TOKENS - 1) == ELUTQ_OK, "%s: rewind", isa);
     const int32_t outside[] = {-1, (int32_t)alone->vocab_size, INT32_MIN, INT32_MAX};
     for (size_t i = 0; i < sizeof outside / sizeof outside[0]; i++)
-        check(elutq_session_eval(session, &outside[i], 1, logits, 1, error, sizeof error) == ELUTQ_ERROR_ARGUMENT,
+        check(text_eval(&text, &outside[i], 1, logits, 1, error, sizeof error) == ELUTQ_ERROR_ARGUMENT,
               "%s: token %d was taken", isa, outside[i]);
-    check(elutq_session_eval(session, tokens, 0, logits, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: no tokens", isa);
-    check(elutq_session_eval(session, tokens, 1, logits, 2, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: logits of no token", isa);
-    elutq_session_destroy(session);
+    check(text_eval(&text, tokens, 0, logits, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: no tokens", isa);
+    check(text_eval(&text, tokens, 1, logits, 2, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: logits of no token", isa);
+    text_destroy(&text);
     free(logits);
+}
+
+/* ---- many texts in one pass ---- */
+
+#define N_TOGETHER 5
+
+/* Texts that begin at different tokens, appended to by pieces of different sizes; `alone` has what the whole one gives. */
+struct together {
+    elutq_sequence *sequences[N_TOGETHER];
+    size_t done[N_TOGETHER];
+    float *logits[N_TOGETHER]; /* of the last token so far, [vocab_size] */
+};
+
+/* Tokens that text i takes next: prompts of one to nine tokens, token by token, or nothing for a while. */
+static size_t next_tokens(const struct together *together, unsigned i, unsigned round) {
+    const size_t left = N_TOKENS - together->done[i];
+    const size_t wanted = i == 0 ? 1 : (i + round) % 3 == 0 ? 0 : together->done[i] == 0 ? 2 * i + 1 : 1;
+    return wanted < left ? wanted : left;
+}
+
+/* Evaluates the texts in `chosen` round by round, and checks what a text alone has: the same bits. */
+static void advance(elutq_engine *engine, const struct run *run, struct together *together, unsigned chosen) {
+    char error[256] = "";
+    int32_t tokens[N_TOKENS];
+    for (size_t i = 0; i < N_TOKENS; i++)
+        tokens[i] = token_at(run, i);
+    for (unsigned round = 0; round < 3 * N_TOKENS; round++) {
+        struct elutq_run runs[N_TOGETHER];
+        size_t n_runs = 0;
+        for (unsigned i = 0; i < N_TOGETHER; i++) {
+            const size_t n = next_tokens(together, i, round);
+            if (n == 0 || !(chosen >> i & 1))
+                continue;
+            runs[n_runs++] = (struct elutq_run){together->sequences[i], tokens + together->done[i], n, together->logits[i], 1};
+            together->done[i] += n;
+        }
+        if (n_runs > 0)
+            check(elutq_engine_eval(engine, runs, n_runs, error, sizeof error) == ELUTQ_OK, "together: %s", error);
+    }
+}
+
+static void start_together(const struct run *run, struct together *together) {
+    *together = (struct together){{NULL}, {0}, {NULL}};
+    for (unsigned i = 0; i < N_TOGETHER; i++) {
+        const enum elutq_cache_type type = i % 2 ? ELUTQ_CACHE_Q8 : ELUTQ_CACHE_F16;
+        together->logits[i] = calloc(run->vocab_size, sizeof *together->logits[i]);
+        if (together->logits[i] == NULL ||
+            elutq_sequence_create(run->model, N_TOKENS, type, &together->sequences[i], NULL, 0) != ELUTQ_OK)
+            exit(1);
+    }
+}
+
+static void stop_together(struct together *together) {
+    for (unsigned i = 0; i < N_TOGETHER; i++) {
+        check(elutq_sequence_destroy(together->sequences[i]) == ELUTQ_OK, "a sequence that nobody uses is not freed");
+        free(together->logits[i]);
+    }
+}
+
+/* Sequences that come and go, and cancelling, while an engine evaluates others. */
+static void *come_and_go(void *argument) {
+    const struct run *run = argument;
+    for (unsigned i = 0; i < 20; i++) {
+        struct together others;
+        start_together(run, &others);
+        stop_together(&others);
+    }
+    return NULL;
+}
+
+static void check_together(elutq_model *model, const char *isa) {
+    struct elutq_model_info info;
+    elutq_model_describe(model, &info);
+    struct run run = {.model = model, .vocab_size = info.vocab_size};
+    struct together alone, together;
+    elutq_engine *engine, *small;
+    pthread_t thread;
+    if (elutq_engine_create(model, N_TOGETHER, 2, &engine, NULL, 0) != ELUTQ_OK ||
+        elutq_engine_create(model, 1, 1, &small, NULL, 0) != ELUTQ_OK || pthread_create(&thread, NULL, come_and_go, &run) != 0)
+        exit(1);
+    start_together(&run, &alone);
+    start_together(&run, &together);
+    for (unsigned i = 0; i < N_TOGETHER; i++)
+        advance(small, &run, &alone, 1u << i);
+    advance(engine, &run, &together, (1u << N_TOGETHER) - 1);
+    for (unsigned i = 0; i < N_TOGETHER; i++)
+        check(together.done[i] == N_TOKENS && memcmp(together.logits[i], alone.logits[i], info.vocab_size * sizeof(float)) == 0,
+              "%s: text %u differs beside others", isa, i);
+    pthread_join(thread, NULL);
+
+    const int32_t token = 0;
+    const struct elutq_run twice[] = {{alone.sequences[0], &token, 1, NULL, 0}, {alone.sequences[0], &token, 1, NULL, 0}};
+    check(elutq_sequence_rewind(alone.sequences[0], 0) == ELUTQ_OK, "%s: rewind", isa);
+    check(elutq_engine_eval(engine, twice, 2, NULL, 0) == ELUTQ_ERROR_IN_USE, "%s: a sequence was taken twice", isa);
+    check(elutq_engine_eval(engine, twice, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: nothing was evaluated", isa);
+    check(elutq_engine_eval(engine, twice, 1, NULL, 0) == ELUTQ_OK && elutq_sequence_position(alone.sequences[0]) == 1,
+          "%s: a refused sequence stays in use", isa);
+    check(elutq_engine_destroy(engine) == ELUTQ_OK && elutq_engine_destroy(small) == ELUTQ_OK, "%s: an engine stays", isa);
+    stop_together(&alone);
+    stop_together(&together);
 }
 
 /* ---- used where it cannot be ---- */
 
 struct evaluation {
-    elutq_session *session;
+    struct text text;
     size_t n_tokens;
     atomic_bool begun, ended;
     int status;
@@ -199,19 +297,19 @@ static void *evaluate_once(void *argument) {
         exit(1);
     atomic_store(&evaluation->begun, true);
     do /* until the other thread does not come first */
-        evaluation->status = elutq_session_eval(evaluation->session, tokens, evaluation->n_tokens, NULL, 0, NULL, 0);
+        evaluation->status = text_eval(&evaluation->text, tokens, evaluation->n_tokens, NULL, 0, NULL, 0);
     while (evaluation->status == ELUTQ_ERROR_IN_USE);
     atomic_store(&evaluation->ended, true);
     free(tokens);
     return NULL;
 }
 
-/* Calls from a second thread are refused while one is under way, and so is freeing the session beneath it. */
+/* Calls from a second thread are refused while one is under way, and so is freeing the text beneath it. */
 static void check_in_use(elutq_model *model, uint32_t n_tokens, const char *isa) {
     char error[256] = "";
     const int32_t outside = -1;
     struct evaluation evaluation = {.n_tokens = n_tokens};
-    if (elutq_session_create(model, n_tokens, ELUTQ_CACHE_F16, 2, &evaluation.session, error, sizeof error) != ELUTQ_OK)
+    if (text_create(model, n_tokens, ELUTQ_CACHE_F16, 2, &evaluation.text, error, sizeof error) != ELUTQ_OK)
         exit(1);
     pthread_t thread;
     if (pthread_create(&thread, NULL, evaluate_once, &evaluation) != 0)
@@ -219,14 +317,17 @@ static void check_in_use(elutq_model *model, uint32_t n_tokens, const char *isa)
     while (!atomic_load(&evaluation.begun))
         ;
     while (!atomic_load(&evaluation.ended)) {
-        const int status = elutq_session_eval(evaluation.session, &outside, 1, NULL, 0, error, sizeof error);
+        const int status = text_eval(&evaluation.text, &outside, 1, NULL, 0, error, sizeof error);
         check(status == ELUTQ_ERROR_ARGUMENT || status == ELUTQ_ERROR_CONTEXT || status == ELUTQ_ERROR_IN_USE,
               "%s: a second thread's call returned %d", isa, status);
+        uint8_t state;
+        const int exported = elutq_sequence_export(evaluation.text.sequence, 0, 0, &state);
+        check(exported == ELUTQ_OK || exported == ELUTQ_ERROR_IN_USE, "%s: a second thread's export returned %d", isa, exported);
     }
     pthread_join(thread, NULL);
-    check(evaluation.status == ELUTQ_OK && elutq_session_position(evaluation.session) == n_tokens,
+    check(evaluation.status == ELUTQ_OK && elutq_sequence_position(evaluation.text.sequence) == n_tokens,
           "%s: a call that others met returned %d", isa, evaluation.status);
-    check(elutq_session_destroy(evaluation.session) == ELUTQ_OK, "%s: a session that nobody uses is not freed", isa);
+    check(text_destroy(&evaluation.text) == ELUTQ_OK, "%s: a text that nobody uses is not freed", isa);
 }
 
 struct nested {
@@ -250,37 +351,40 @@ static void check_running_pool(void) {
     check(elutq_pool_destroy(nested.pool) == ELUTQ_OK, "a pool that runs nothing is not freed");
 }
 
-/* The file stays for a session whose model was closed. */
-static void check_closed_beneath_a_session(const char *path, const char *isa) {
+/* The file stays for a text whose model was closed. */
+static void check_closed_beneath_a_text(const char *path, const char *isa) {
     char error[256] = "";
     elutq_model *model;
-    elutq_session *sessions[2];
+    struct text texts[2];
     const int32_t token = 0;
     if (elutq_model_open(path, isa, &model, error, sizeof error) != ELUTQ_OK)
         exit(1);
     for (unsigned i = 0; i < 2; i++)
-        if (elutq_session_create(model, 2, ELUTQ_CACHE_F16, 1 + i, &sessions[i], error, sizeof error) != ELUTQ_OK)
+        if (text_create(model, 2, ELUTQ_CACHE_F16, 1 + i, &texts[i], error, sizeof error) != ELUTQ_OK)
             exit(1);
     elutq_model_close(model);
     for (unsigned i = 0; i < 2; i++) {
-        check(elutq_session_eval(sessions[i], &token, 1, NULL, 0, error, sizeof error) == ELUTQ_OK, "%s: closed model: %s", isa,
+        check(text_eval(&texts[i], &token, 1, NULL, 0, error, sizeof error) == ELUTQ_OK, "%s: closed model: %s", isa,
               error);
-        elutq_session_destroy(sessions[i]);
+        text_destroy(&texts[i]);
     }
 }
 
 static void check_refused(elutq_model *model) {
     char error[64] = "";
     struct elutq_model_info info;
-    elutq_session *session;
+    struct text text;
     elutq_model_describe(model, &info);
     const uint32_t longer = info.context_length + 1;
-    check(elutq_session_create(model, 0, ELUTQ_CACHE_F16, 1, &session, error, sizeof error) == ELUTQ_ERROR_ARGUMENT,
+    check(text_create(model, 0, ELUTQ_CACHE_F16, 1, &text, error, sizeof error) == ELUTQ_ERROR_ARGUMENT,
           "context 0");
-    check(elutq_session_create(model, longer, ELUTQ_CACHE_F16, 1, &session, error, 1) == ELUTQ_ERROR_ARGUMENT, "context");
-    check(elutq_session_create(model, 1, (enum elutq_cache_type)2, 1, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "cache 2");
-    check(elutq_session_create(model, 1, ELUTQ_CACHE_Q8, 0, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "0 threads");
-    check(elutq_session_create(model, 1, ELUTQ_CACHE_Q8, 257, &session, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "257 threads");
+    check(text_create(model, longer, ELUTQ_CACHE_F16, 1, &text, error, 1) == ELUTQ_ERROR_ARGUMENT, "context");
+    check(text_create(model, 1, (enum elutq_cache_type)2, 1, &text, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "cache 2");
+    check(text_create(model, 1, ELUTQ_CACHE_Q8, 0, &text, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "0 threads");
+    check(text_create(model, 1, ELUTQ_CACHE_Q8, 257, &text, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "257 threads");
+    elutq_engine *engine;
+    check(elutq_engine_create(model, 0, 1, &engine, NULL, 0) == ELUTQ_ERROR_ARGUMENT && engine == NULL, "0 sequences");
+    check(elutq_engine_create(model, 4097, 1, &engine, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "4097 sequences");
 }
 
 /* Runs with one type of cache give the same bits, whatever runs them; `reference` is made by the first kernel set. */
@@ -296,7 +400,7 @@ static void check_cache_type(elutq_model *model, enum elutq_cache_type type, con
         check_same(&single, reference, "from the best set's", isa);
         free(single.logits);
     }
-    check_one_session(model, &batch, isa);
+    check_one_text(model, &batch, isa);
     free(batch.logits);
     free(pooled.logits);
     free(wide.logits);
@@ -317,8 +421,9 @@ static void check_model(const char *path) {
         if (n_sets++ == 0) {
             check_refused(model);
             check_in_use(model, N_TOKENS, isa);
-            check_closed_beneath_a_session(path, isa);
+            check_closed_beneath_a_text(path, isa);
         }
+        check_together(model, isa);
         check_cache_type(model, ELUTQ_CACHE_F16, isa, &references[ELUTQ_CACHE_F16]);
         check_cache_type(model, ELUTQ_CACHE_Q8, isa, &references[ELUTQ_CACHE_Q8]);
         elutq_model_close(model);
@@ -335,7 +440,8 @@ int main(int n_arguments, char **arguments) {
     check(elutq_default_threads() >= 1, "default threads");
     check(elutq_model_open("no/such/file", NULL, &model, error, sizeof error) == ELUTQ_ERROR_IO, "a file that is not there");
     elutq_model_close(NULL);
-    elutq_session_destroy(NULL);
+    elutq_engine_destroy(NULL);
+    elutq_sequence_destroy(NULL);
     elutq_pool_destroy(NULL);
     static const unsigned POOLS[] = {1, 2, 3, 8};
     for (size_t i = 0; i < sizeof POOLS / sizeof POOLS[0]; i++)

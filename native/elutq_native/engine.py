@@ -1,0 +1,142 @@
+"""Engines of the C runtime: the threads that evaluate tokens of many sequences in one pass."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elutq_native.errors import ClosedError
+from elutq_native.handle import Handle
+from elutq_native.library import MESSAGE_BYTES, check, check_use, default_threads, ffi, lib
+from elutq_native.model import Model
+from elutq_native.sequence import NativeSequence
+
+OPERATIONS = ("embed", "prepare", "qkv", "position", "attend", "attn_output", "gate_up", "down", "head")
+"""What :meth:`Engine.profile` tells apart, in the order of a pass (``elutq_operation`` in elutq.h)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens to append to a sequence.
+
+    Attributes:
+        sequence: Of the engine's model, in one run of a call at most.
+        tokens: One or more token ids.
+        n_logits: Logits of so many of the last tokens are wanted; 0: of none.
+    """
+
+    sequence: NativeSequence
+    tokens: Sequence[int] | NDArray[np.int32]
+    n_logits: int = 1
+
+
+class Engine:
+    """Threads and scratch for passes over a model. Used by one thread at a time; ``cancel`` and ``close`` by any.
+
+    A second thread gets a NativeError. In a process forked from the one that opened it, an engine of several threads
+    cannot evaluate: open another one there.
+
+    Attributes:
+        model: Evaluated.
+        threads: Threads.
+    """
+
+    def __init__(self, model: Model, threads: int | None = None, n_sequences: int = 1, name: str = "engine") -> None:
+        """Starts the threads.
+
+        Args:
+            model: To evaluate.
+            threads: Threads (default: one for each physical core this process may use).
+            n_sequences: How many decode in one pass, beside a piece of a prompt; more can be evaluated, in more passes.
+            name: What messages call it.
+
+        Raises:
+            NativeError: A number is out of range, memory or threads are short, or the model is closed.
+        """
+        threads = threads or default_threads()
+        handle, message = ffi.new("elutq_engine **"), ffi.new("char[]", MESSAGE_BYTES)
+        with model._handle.use() as pointer:
+            status = lib.elutq_engine_create(pointer, n_sequences, threads, handle, message, MESSAGE_BYTES)
+            check(status, message)
+        self._handle = Handle(handle[0], lib.elutq_engine_destroy, name, lib.elutq_engine_cancel)
+        self._counters = ffi.new("struct elutq_profile *")
+        self._name = name
+        self.model = model
+        self.threads = threads
+
+    def eval(self, runs: Sequence[Run]) -> list[NDArray[np.float32]]:
+        """Appends tokens to sequences, all in the same passes, and computes logits.
+
+        What a run computes does not depend on the others: it gets the same bits as alone.
+
+        Args:
+            runs: Each of another sequence.
+
+        Returns:
+            ``(n_logits, vocab_size)`` float32 for each run.
+
+        Raises:
+            ContextFullError: A context cannot hold its tokens.
+            CancelledError: :meth:`cancel` was called.
+            ClosedError: The engine or a sequence is closed, or the engine was closed meanwhile.
+            NativeError: No tokens, a token outside the vocabulary, a sequence twice, or another thread uses one of
+                these. No sequence has changed, whatever the error.
+        """
+        tokens = [np.ascontiguousarray(run.tokens, dtype=np.int32) for run in runs]
+        logits = [np.empty((run.n_logits, self.model.vocab_size), np.float32) for run in runs]
+        native, message = ffi.new("struct elutq_run[]", len(runs)), ffi.new("char[]", MESSAGE_BYTES)
+        with ExitStack() as in_use:
+            for run, entry, ids, wanted in zip(runs, native, tokens, logits, strict=True):
+                entry.sequence = in_use.enter_context(run.sequence._handle.use())
+                entry.tokens, entry.n_tokens = ffi.from_buffer("int32_t[]", ids), len(ids)
+                entry.logits, entry.n_logits = ffi.from_buffer("float[]", wanted), len(wanted)
+            engine = in_use.enter_context(self._handle.use())
+            status = lib.elutq_engine_eval(engine, native, len(runs), message, MESSAGE_BYTES)
+        if status == lib.ELUTQ_ERROR_CANCELLED:
+            self._handle.check()  # close() cancels too
+        check_use(status, self._name)
+        check(status, message)
+        return logits
+
+    def cancel(self) -> None:
+        """Makes the :meth:`eval` under way raise CancelledError; nothing when there is none. Safe in any thread."""
+        with suppress(ClosedError), self._handle.use() as engine:
+            lib.elutq_engine_cancel(engine)
+
+    def read_weights(self) -> int:
+        """Reads the bytes that decoding a token reads and does nothing with them; returns how many."""
+        with self._handle.use() as engine:
+            status = lib.elutq_engine_read_weights(engine, ffi.new("float *"))
+        check_use(status, self._name)
+        return self.model.info.bytes_per_token
+
+    @contextmanager
+    def profile(self) -> Iterator[dict[str, float]]:
+        """Measures the passes within: the dict holds seconds per operation when the context ends."""
+        seconds = dict[str, float]()
+        with self._handle.use() as engine:
+            ffi.buffer(self._counters)[:] = bytes(ffi.sizeof("struct elutq_profile"))
+            lib.elutq_engine_profile(engine, self._counters)
+        try:
+            yield seconds
+        finally:
+            with suppress(ClosedError), self._handle.use() as engine:
+                lib.elutq_engine_profile(engine, ffi.NULL)
+            for name in OPERATIONS:
+                operation = getattr(lib, f"ELUTQ_{name.upper()}")
+                seconds[name] = self._counters.nanoseconds[operation] / 1e9
+
+    def close(self) -> None:
+        """Stops the threads; a call under way in another thread ends first, as if cancelled. Sequences go on."""
+        self._handle.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

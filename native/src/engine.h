@@ -1,0 +1,98 @@
+/*
+ * An engine: the threads that run a model's passes, and the scratch of one pass. A pass takes pieces of many sequences
+ * (sequence.h); what is computed for a piece does not depend on what it is computed beside.
+ */
+#ifndef ELUTQ_ENGINE_H
+#define ELUTQ_ENGINE_H
+
+#include "in_use.h"
+#include "sequence.h"
+#include "threads.h"
+
+/*
+ * Tokens that a run contributes to one pass at most: enough that a batch is bound by arithmetic, few enough that its scratch
+ * stays small and that others, whose tokens go along, do not wait for long.
+ */
+#define ELUTQ_PIECE_TOKENS 128
+
+/* Tokens that attend together, so that a key or value is converted to float once for all of them. */
+#define ELUTQ_ATTEND_TOKENS 4
+
+#define ELUTQ_MAX_SEQUENCES 4096
+
+/* Group sizes 32, 64, 128 and 256 have their own tables; index with elutq_group_index. */
+#define ELUTQ_GROUP_SIZES 4
+
+static inline uint32_t elutq_group_index(uint32_t group_size) {
+    return group_size == 32 ? 0 : group_size == 64 ? 1 : group_size == 128 ? 2 : 3;
+}
+
+/*
+ * The input of linear layers, in each form that their weights need. Rows whose piece is large enough are multiplied as
+ * levels, the others' tables are looked up (struct elutq_batch).
+ */
+struct elutq_input {
+    uint32_t n_columns;
+    float *x;                                        /* [max_rows][n_columns] */
+    struct elutq_tables *tables[ELUTQ_GROUP_SIZES];  /* [max_rows], NULL where no matrix takes them */
+    struct elutq_levels levels[ELUTQ_GROUP_SIZES];   /* members NULL where no matrix takes them */
+};
+
+/* Tokens that one pass appends to a sequence. */
+struct elutq_piece {
+    elutq_sequence *sequence;
+    const int32_t *tokens; /* [n_tokens], 1 to ELUTQ_PIECE_TOKENS */
+    uint32_t n_tokens;
+    uint32_t n_logits; /* of its last tokens, at most n_tokens */
+    float *logits;     /* [n_logits][vocab_size] */
+    uint32_t position; /* of its first token */
+    uint32_t first_row;
+};
+
+/* A token in a pass: its row of every buffer below. */
+struct elutq_row {
+    const struct elutq_piece *piece;
+    uint32_t token; /* of the piece */
+};
+
+/*
+ * Rows that are multiplied together, those of large pieces first. A matrix of so many bits takes the first n_levels[bits] as
+ * levels and looks the tables of the rest up: a row's form is its piece's size alone.
+ */
+struct elutq_batch {
+    uint32_t n_rows;
+    uint32_t n_levels[5];
+};
+
+#define ELUTQ_MAX_ALLOCATIONS 64
+
+struct elutq_engine {
+    struct elutq_model *model; /* shared, and kept open */
+    elutq_pool *pool;
+    uint32_t max_rows;     /* of a pass */
+    atomic_bool cancelled; /* the pass under way is to end */
+    atomic_bool in_use;    /* a call is under way */
+    struct elutq_profile *profile; /* NULL: not measured; the caller's */
+
+    struct elutq_piece *pieces;    /* [max_rows] of the pass under way, large ones first */
+    struct elutq_row *rows;        /* [max_rows] */
+    uint32_t *logit_rows;          /* [max_rows] rows whose logits are wanted, those of pieces that want many first */
+    float **logits;                /* [max_rows] where they go */
+    struct elutq_batch all, wanted;
+
+    float *frequencies;     /* [head_dim / 2] radians a position */
+    float *hidden;          /* [max_rows][hidden_size] the residual stream */
+    float *q, *k, *v;       /* [max_rows][n_heads or n_kv_heads][head_dim] */
+    float *attended;        /* [max_rows][n_heads][head_dim] */
+    float *gate, *up;       /* [max_rows][intermediate_size] */
+    float *cosines, *sines; /* [max_rows][head_dim / 2] */
+    struct elutq_input input;
+    float *chunks; /* [n_threads][max_rows][ELUTQ_CHUNK_STRIDE] */
+    float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][ELUTQ_ATTEND_STRIDE] */
+    float *heads;  /* [n_threads][queries, results][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][head_dim] */
+
+    void *allocations[ELUTQ_MAX_ALLOCATIONS];
+    unsigned n_allocations;
+};
+
+#endif

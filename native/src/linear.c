@@ -1,0 +1,134 @@
+/* Linear layers: their inputs and their products, over rows that may be anybody's. */
+#include <string.h>
+
+#include "hlq_block.h"
+#include "pass.h"
+
+static void read_source(const struct elutq_engine *engine, const struct elutq_source *source, uint32_t i, uint32_t first,
+                        uint32_t end, float *x) {
+    const struct elutq_config *config = &engine->model->config;
+    const struct elutq_kernels *kernels = engine->model->kernels;
+    const size_t row = source->rows != NULL ? source->rows[i] : i;
+    if (source->kind == ELUTQ_FROM_NORM) {
+        const float *hidden = engine->hidden + row * config->hidden_size;
+        float scale = kernels->rms_scale(hidden, config->hidden_size, config->rms_norm_eps);
+        kernels->scale_by(hidden + first, scale, source->norm + first, end - first, x + first);
+    } else if (source->kind == ELUTQ_FROM_ATTENTION) {
+        size_t width = (size_t)config->n_heads * config->head_dim;
+        memcpy(x + first, engine->attended + row * width + first, (end - first) * sizeof *x);
+    } else {
+        size_t start = row * config->intermediate_size + first;
+        kernels->swiglu(engine->gate + start, engine->up + start, end - first, x + first);
+    }
+}
+
+/* Of the matrices with one group size: rows below `levels` are taken as levels by one of them, rows from `tables` on as tables. */
+struct forms {
+    uint32_t levels, tables;
+};
+
+static void find_forms(const struct elutq_batch *batch, const struct elutq_product *products, unsigned n_products,
+                       struct forms forms[ELUTQ_GROUP_SIZES]) {
+    for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++)
+        forms[i] = (struct forms){0, batch->n_rows};
+    for (unsigned i = 0; i < n_products; i++) {
+        const struct elutq_matrix *weight = &products[i].linear->weight;
+        if (weight->bits == 16)
+            continue;
+        struct forms *of_size = &forms[elutq_group_index(weight->group_size)];
+        const uint32_t n_levels = batch->n_levels[weight->bits];
+        of_size->levels = n_levels > of_size->levels ? n_levels : of_size->levels;
+        of_size->tables = n_levels < of_size->tables ? n_levels : of_size->tables;
+    }
+}
+
+/* Columns are dealt to threads in units that every group size divides. */
+#define COLUMN_UNIT 256
+
+void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const struct elutq_source *source,
+                         const struct elutq_batch *batch, uint32_t n_columns, const struct elutq_product *products,
+                         unsigned n_products) {
+    struct elutq_engine *engine = pass->engine;
+    struct elutq_input *input = &engine->input;
+    const struct elutq_kernels *kernels = engine->model->kernels;
+    struct forms forms[ELUTQ_GROUP_SIZES];
+    find_forms(batch, products, n_products, forms);
+    /* Many rows are shared out whole, few by columns; levels are made of whole rows. */
+    const uint32_t n_threads = elutq_pool_threads(engine->pool);
+    const bool whole = batch->n_rows >= n_threads || forms[0].levels + forms[1].levels + forms[2].levels + forms[3].levels > 0;
+    const uint32_t n_parts = whole ? 1 : (n_threads + batch->n_rows - 1) / batch->n_rows;
+    const uint32_t n_units = (n_columns + COLUMN_UNIT - 1) / COLUMN_UNIT;
+    unsigned item;
+    if (thread == 0)
+        input->n_columns = n_columns;
+    while (elutq_take(pass, thread, batch->n_rows * n_parts, &item)) {
+        const uint32_t row = item / n_parts, part = item % n_parts;
+        const uint32_t first = n_units * part / n_parts * COLUMN_UNIT;
+        uint32_t end = n_units * (part + 1) / n_parts * COLUMN_UNIT;
+        end = end < n_columns ? end : n_columns;
+        float *x = input->x + (size_t)row * n_columns;
+        if (first < end)
+            read_source(engine, source, row, first, end, x);
+        for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES && first < end; i++) {
+            const uint32_t group_size = 32u << i;
+            if (row < forms[i].levels)
+                kernels->build_levels(x, n_columns, group_size, row, &input->levels[i]);
+            if (row >= forms[i].tables)
+                kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][row]);
+        }
+    }
+    elutq_pool_barrier(engine->pool);
+}
+
+static void multiply_chunk(const struct elutq_engine *engine, const struct elutq_matrix *weight,
+                           const struct elutq_batch *batch, uint32_t chunk, float *y) {
+    const struct elutq_kernels *kernels = engine->model->kernels;
+    const struct elutq_input *input = &engine->input;
+    if (weight->bits == 16) {
+        kernels->gemm_f16(weight, input->x, input->n_columns, batch->n_rows, chunk, y);
+        return;
+    }
+    const uint32_t index = elutq_group_index(weight->group_size);
+    const uint32_t n_levels = batch->n_levels[weight->bits], n_tables = batch->n_rows - n_levels;
+    float *after = y + (size_t)n_levels * ELUTQ_CHUNK_STRIDE;
+    if (n_levels > 0)
+        kernels->gemm_levels(weight, &input->levels[index], n_levels, chunk, y);
+    if (n_tables == 1)
+        kernels->gemv(weight, input->tables[index] + n_levels, chunk, after);
+    else if (n_tables > 1)
+        kernels->gemm_tables(weight, input->tables[index] + n_levels, n_tables, chunk, after);
+}
+
+/* Adds the bias to a chunk's results and puts them where they go. */
+static void put_chunk(const struct elutq_kernels *kernels, const struct elutq_product *product, uint32_t n_batch,
+                      uint32_t first, uint32_t n_rows, float *results) {
+    for (uint32_t row = 0; row < n_batch; row++, results += ELUTQ_CHUNK_STRIDE) {
+        float *y = (product->y != NULL ? product->y + row * product->y_stride : product->ys[row]) + first;
+        if (product->linear->bias != NULL)
+            kernels->add(product->linear->bias + first, n_rows, results);
+        if (product->accumulate)
+            kernels->add(results, n_rows, y);
+        else
+            memcpy(y, results, n_rows * sizeof *y);
+    }
+}
+
+void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct elutq_batch *batch,
+                    const struct elutq_product *products, unsigned n_products) {
+    struct elutq_engine *engine = pass->engine;
+    float *scratch = engine->chunks + (size_t)thread * engine->max_rows * ELUTQ_CHUNK_STRIDE;
+    unsigned n_items = 0, item;
+    for (unsigned i = 0; i < n_products; i++)
+        n_items += elutq_matrix_chunks(&products[i].linear->weight);
+    while (elutq_take(pass, thread, n_items, &item)) {
+        const struct elutq_product *product = products;
+        while (item >= elutq_matrix_chunks(&product->linear->weight))
+            item -= elutq_matrix_chunks(&product++->linear->weight);
+        const struct elutq_matrix *weight = &product->linear->weight;
+        const uint32_t first = item * ELUTQ_CHUNK_ROWS, left = weight->n_rows - first;
+        multiply_chunk(engine, weight, batch, item, scratch);
+        put_chunk(engine->model->kernels, product, batch->n_rows, first, left < ELUTQ_CHUNK_ROWS ? left : ELUTQ_CHUNK_ROWS,
+                  scratch);
+    }
+    elutq_pool_barrier(engine->pool);
+}

@@ -1,0 +1,47 @@
+/* What the stages of a pass share. All threads of the pool run every stage; between two barriers they share its items. */
+#ifndef ELUTQ_PASS_H
+#define ELUTQ_PASS_H
+
+#include "engine.h"
+
+struct elutq_pass {
+    struct elutq_engine *engine;
+    uint32_t n_pieces;
+    uint64_t last_mark; /* when the last operation ended, in ns; thread 0 only */
+};
+
+/*
+ * The next item of a stage, as elutq_pool_take hands them out. A cancelled pass takes no more: its threads meet at the
+ * barriers that are left, and what they computed counts for nothing. An item is a millisecond or two on a slow core.
+ */
+static inline bool elutq_take(const struct elutq_pass *pass, unsigned thread, unsigned n_items, unsigned *item) {
+    return !atomic_load_explicit(&pass->engine->cancelled, memory_order_relaxed) &&
+           elutq_pool_take(pass->engine->pool, thread, n_items, item);
+}
+
+/* Where the input of linear layers comes from. */
+struct elutq_source {
+    enum { ELUTQ_FROM_NORM, ELUTQ_FROM_ATTENTION, ELUTQ_FROM_SWIGLU } kind;
+    const float *norm;    /* ELUTQ_FROM_NORM: its weight */
+    const uint32_t *rows; /* [n_rows] the rows of the pass that it takes; NULL: all in their order */
+};
+
+/* y[row] = or += weight x + bias. */
+struct elutq_product {
+    const struct elutq_linear *linear;
+    float *y; /* [n_rows][y_stride] */
+    size_t y_stride;
+    bool accumulate;
+    float *const *ys; /* [n_rows], in the place of y where that is NULL */
+};
+
+/* One stage: reads a source into engine->input, in the forms that these products take. */
+void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const struct elutq_source *source,
+                         const struct elutq_batch *batch, uint32_t n_columns, const struct elutq_product *products,
+                         unsigned n_products);
+
+/* One stage: multiplies engine->input by several matrices. */
+void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct elutq_batch *batch,
+                    const struct elutq_product *products, unsigned n_products);
+
+#endif

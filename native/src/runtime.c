@@ -1,0 +1,127 @@
+/* Evaluating: what callers ask for is checked, and cut into passes. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "damage.h"
+#include "forward.h"
+
+static int check_run(const struct elutq_engine *engine, const struct elutq_run *run, const struct elutq_error *report) {
+    const elutq_sequence *sequence = run->sequence;
+    if (sequence->model != engine->model)
+        return elutq_fail(report, ELUTQ_ERROR_ARGUMENT, "a sequence is of another model");
+    if (run->n_tokens == 0 || run->n_logits > run->n_tokens)
+        return elutq_fail(report, ELUTQ_ERROR_ARGUMENT, "no tokens, or more logits asked for than tokens given");
+    if (run->n_tokens > sequence->context_size - sequence->position)
+        return elutq_fail(report, ELUTQ_ERROR_CONTEXT, "the context is full: %u of %u tokens are used and %zu more were given",
+                          sequence->position, sequence->context_size, run->n_tokens);
+    for (size_t i = 0; i < run->n_tokens; i++)
+        if (run->tokens[i] < 0 || (uint32_t)run->tokens[i] >= engine->model->config.vocab_size)
+            return elutq_fail(report, ELUTQ_ERROR_ARGUMENT, "token id %d is outside the vocabulary of %u", run->tokens[i],
+                              engine->model->config.vocab_size);
+    return ELUTQ_OK;
+}
+
+/*
+ * What a damaged scale leads to, and what no scale in a sound file does: a logit that is not a number. Scales themselves
+ * are not looked at when a file is opened, because that would read all of it.
+ */
+static int check_logits(const struct elutq_model *model, const float *logits, size_t n, const struct elutq_error *report) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &logits[i], sizeof bits);
+        bad |= (bits & 0x7F800000u) == 0x7F800000u;
+    }
+    if (!bad)
+        return ELUTQ_OK;
+    const struct elutq_tensor *tensor = elutq_find_damage(model);
+    if (tensor == NULL)
+        return elutq_fail(report, ELUTQ_ERROR_FORMAT, "the model computes numbers too large for its formats");
+    return elutq_fail(report, ELUTQ_ERROR_FORMAT,
+                      "%.*s holds a scale or weight that no model has; the file is damaged, copy or download it again",
+                      (int)tensor->name.n_bytes, tensor->name.bytes);
+}
+
+/* The next tokens of a run, as many as a pass takes of it, of which `done` are behind them. */
+static struct elutq_piece next_piece(const struct elutq_run *run, size_t done) {
+    const size_t left = run->n_tokens - done, n = left < ELUTQ_PIECE_TOKENS ? left : ELUTQ_PIECE_TOKENS;
+    const size_t first_logit = run->n_tokens - run->n_logits; /* the token that has it */
+    const size_t skipped = first_logit > done ? first_logit - done : 0;
+    struct elutq_piece piece = {.sequence = run->sequence, .tokens = run->tokens + done, .n_tokens = (uint32_t)n};
+    piece.n_logits = (uint32_t)(skipped < n ? n - skipped : 0);
+    piece.position = run->sequence->position + (uint32_t)done;
+    if (piece.n_logits > 0)
+        piece.logits = run->logits + (done + skipped - first_logit) * run->sequence->model->config.vocab_size;
+    return piece;
+}
+
+/*
+ * Fills one pass with the next piece of each run, as far as there is room. A run's pieces are cut by its own tokens alone:
+ * beside others it may take more passes, never other pieces. Returns how many there are.
+ */
+static uint32_t fill_pass(struct elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, size_t *done) {
+    uint32_t n_pieces = 0, n_rows = 0;
+    for (size_t i = 0; i < n_runs; i++) {
+        if (done[i] == runs[i].n_tokens)
+            continue;
+        const struct elutq_piece piece = next_piece(&runs[i], done[i]);
+        if (piece.n_tokens > engine->max_rows - n_rows)
+            continue;
+        engine->pieces[n_pieces++] = piece;
+        n_rows += piece.n_tokens;
+        done[i] += piece.n_tokens;
+    }
+    return n_pieces;
+}
+
+static int run_passes(struct elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, size_t *done,
+                      const struct elutq_error *report) {
+    struct elutq_mapping *mapping = &engine->model->gguf.mapping;
+    int status = elutq_mapping_check(mapping, report);
+    for (uint32_t n_pieces; status == ELUTQ_OK && (n_pieces = fill_pass(engine, runs, n_runs, done)) > 0;) {
+        status = elutq_forward(engine, n_pieces);
+        if (status == ELUTQ_ERROR_CANCELLED)
+            return elutq_fail(report, status, "cancelled");
+        if (status != ELUTQ_OK)
+            return elutq_fail(report, status, "this process was forked and has not the engine's threads; open an engine in it");
+        status = elutq_mapping_check(mapping, report);
+    }
+    return status;
+}
+
+static int eval_runs(struct elutq_engine *engine, const struct elutq_run *runs, size_t n_runs,
+                     const struct elutq_error *report) {
+    int status = ELUTQ_OK;
+    for (size_t i = 0; i < n_runs && status == ELUTQ_OK; i++)
+        status = check_run(engine, &runs[i], report);
+    if (status != ELUTQ_OK)
+        return status;
+    size_t *done = calloc(n_runs, sizeof *done);
+    if (done == NULL)
+        return elutq_fail(report, ELUTQ_ERROR_MEMORY, "out of memory");
+    status = run_passes(engine, runs, n_runs, done, report);
+    free(done);
+    for (size_t i = 0; i < n_runs && status == ELUTQ_OK; i++)
+        status = check_logits(engine->model, runs[i].logits, runs[i].n_logits * engine->model->config.vocab_size, report);
+    for (size_t i = 0; i < n_runs && status == ELUTQ_OK; i++)
+        runs[i].sequence->position += (uint32_t)runs[i].n_tokens;
+    return status;
+}
+
+int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, char *error, size_t error_bytes) {
+    const struct elutq_error report = {error, error_bytes};
+    if (n_runs == 0)
+        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "nothing to evaluate");
+    if (!elutq_begin_call(&engine->in_use))
+        return elutq_fail(&report, ELUTQ_ERROR_IN_USE, "another thread is using this engine; open one for each thread");
+    atomic_store(&engine->cancelled, false);
+    size_t n_begun = 0;
+    while (n_begun < n_runs && elutq_begin_call(&runs[n_begun].sequence->in_use))
+        n_begun++;
+    int status = n_begun < n_runs ? elutq_fail(&report, ELUTQ_ERROR_IN_USE,
+                                               "a sequence is given twice, or another thread is using it; open one for each")
+                                  : eval_runs(engine, runs, n_runs, &report);
+    while (n_begun > 0)
+        elutq_end_call(&runs[--n_begun].sequence->in_use, status);
+    return elutq_end_call(&engine->in_use, status);
+}

@@ -1,0 +1,163 @@
+"""Many sequences in one pass: each row has the bits that it has alone, whatever it is computed beside."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from elutq_native import (
+    CancelledError,
+    ClosedError,
+    ContextFullError,
+    Engine,
+    Model,
+    NativeError,
+    NativeSequence,
+    Run,
+    supported_kernels,
+)
+
+LENGTHS = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 140, 7, 31, 64, 128, 19]
+"""Tokens of sixteen prompts: alone and together they take pieces of every form, and one more than a pass."""
+
+
+def make_texts(model, rng):
+    """Sixteen prompts, each cut into random pieces, and then some tokens one by one: [text][piece] token ids."""
+    texts = []
+    for length in (min(length, model.context_length - 5) for length in LENGTHS):
+        tokens = rng.integers(model.vocab_size, size=length + 5).tolist()
+        cuts = sorted(
+            rng.choice(np.arange(1, length), size=min(length - 1, int(rng.integers(3))), replace=False).tolist()
+        )
+        bounds = [0, *cuts, *range(length, length + 6)]
+        texts.append([tokens[first:end] for first, end in itertools.pairwise(bounds)])
+    return texts
+
+
+def evaluate(model, texts, cache_types, threads, rng=None):
+    """Logits of every token; alone, one text after the other, or with rng together in random company."""
+    found = [[] for _ in texts]
+    with Engine(model, threads, n_sequences=4) as engine:
+        sequences = [NativeSequence(model, min(160, model.context_length), kind) for kind in cache_types]
+        left = [list(pieces) for pieces in texts]
+        while waiting := [i for i, pieces in enumerate(left) if pieces]:
+            chosen = waiting[:1] if rng is None else rng.permutation(waiting)[: int(rng.integers(1, 17))]
+            runs = [Run(sequences[i], piece := left[i].pop(0), len(piece)) for i in chosen]
+            for i, logits in zip(chosen, engine.eval(runs), strict=True):
+                found[i].append(logits)
+        for sequence in sequences:
+            sequence.close()
+    return [np.concatenate(pieces) for pieces in found]
+
+
+@pytest.mark.parametrize("isa", supported_kernels())
+def test_sixteen_sequences_in_random_company_have_the_bits_that_they_have_alone(isa, make_model):
+    rng = np.random.default_rng(3)
+    path = make_model(GOLDEN / "qwen3", bits=3, group_size=32)
+    with Model(path, isa) as model:
+        texts = make_texts(model, rng)
+        cache_types = ["f16", "q8"] * 8
+        alone = evaluate(model, texts, cache_types, threads=1)
+        for threads in (1, 2, 3):
+            for found, wanted in zip(evaluate(model, texts, cache_types, threads, rng), alone, strict=True):
+                assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_prompt_beside_decoding_texts_changes_none_of_them(bits, make_model):
+    rng = np.random.default_rng(bits)
+    with Model(make_model(bits=bits, output_bits=16)) as model:
+        texts = make_texts(model, rng)
+        alone = evaluate(model, texts, ["f16"] * 16, threads=1)
+        together = evaluate(model, texts, ["f16"] * 16, 2, rng)
+        assert all(map(np.array_equal, together, alone))
+
+
+def test_windows_slide_for_each_sequence_by_its_own_position(make_model):
+    rng = np.random.default_rng(6)
+    with Model(make_model(GOLDEN / "mistral-sliding-window", bits=4, group_size=32)) as model:
+        texts = make_texts(model, rng)
+        alone = evaluate(model, texts, ["q8", "f16"] * 8, threads=1)
+        assert all(map(np.array_equal, evaluate(model, texts, ["q8", "f16"] * 8, 2, rng), alone))
+
+
+@pytest.fixture
+def model(novels_2bit):
+    with Model(novels_2bit) as model:
+        yield model
+
+
+def test_a_run_that_cannot_be_changes_no_sequence(model):
+    with Engine(model, 1, 2) as engine, NativeSequence(model, 8) as first, NativeSequence(model, 4) as second:
+        engine.eval([Run(first, [1, 2, 3], 0), Run(second, [1])])
+        for run, error in [
+            (Run(second, [1, 2, 3, 4]), ContextFullError),
+            (Run(second, [-1]), NativeError),
+            (Run(second, []), NativeError),
+            (Run(second, [1], 2), NativeError),
+            (Run(first, [5]), NativeError),
+        ]:
+            with pytest.raises(error):
+                engine.eval([Run(first, [4]), run])
+        assert (first.position, second.position) == (3, 1)
+        engine.eval([Run(first, [4]), Run(second, [2])])
+        with pytest.raises(NativeError, match="nothing"):
+            engine.eval([])
+
+
+def test_a_sequence_of_another_model_is_refused(model, novels_2bit):
+    with (
+        Model(novels_2bit) as other,
+        Engine(model, 1) as engine,
+        NativeSequence(other, 8) as sequence,
+        pytest.raises(NativeError, match="another model"),
+    ):
+        engine.eval([Run(sequence, [1])])
+
+
+def test_cancelling_ends_the_pass_under_way_and_no_other(model):
+    tokens = [1] * 900
+    with Engine(model, 2, 2) as engine, NativeSequence(model, 1000) as first, NativeSequence(model, 1000) as second:
+        wanted = engine.eval([Run(first, [5])])[0]
+        engine.cancel()  # nothing is under way
+        engine.eval([Run(second, [7])])
+        first.rewind(0)
+        timer = threading.Timer(0.02, engine.cancel)
+        timer.start()
+        with pytest.raises(CancelledError):
+            for _ in range(1000):
+                engine.eval([Run(first, tokens), Run(second, [7])])
+                first.rewind(0)
+        timer.join()
+        first.rewind(0)
+        assert np.array_equal(engine.eval([Run(first, [5]), Run(second, [7])])[0], wanted)
+
+
+def test_an_engine_or_a_sequence_closed_is_an_error(model):
+    engine, sequence, other = Engine(model, 1), NativeSequence(model, 8), NativeSequence(model, 8)
+    sequence.close()
+    with pytest.raises(ClosedError, match="the sequence is closed"):
+        engine.eval([Run(other, [1]), Run(sequence, [1])])
+    engine.eval([Run(other, [1])])
+    engine.close()
+    with pytest.raises(ClosedError, match="the engine is closed"):
+        engine.eval([Run(other, [1])])
+    assert other.position == 1
+    with Engine(model, 2) as another:
+        another.eval([Run(other, [1])])
+    assert other.position == 2
+
+
+def test_closing_a_sequence_beneath_its_pass_lets_the_pass_end(novels_2bit):
+    with Model(novels_2bit, "scalar") as model, Engine(model, 2) as engine:
+        for delay in (0.0, 0.01, 0.1):
+            sequence = NativeSequence(model, 1000)
+            timer = threading.Timer(delay, sequence.close)
+            timer.start()
+            with pytest.raises(ClosedError, match="the sequence is closed"):
+                while True:
+                    engine.eval([Run(sequence, [1] * 200)])
+                    sequence.rewind(0)
+            timer.join()
