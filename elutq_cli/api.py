@@ -35,6 +35,7 @@ def load(
     threads: int | None = None,
     cache_type: str = "f16",
     chat_template: str | None = None,
+    parallel: int | None = 1,
 ) -> LanguageModel:
     """Open a model file.
 
@@ -43,13 +44,15 @@ def load(
         filename: FILE: which GGUF file of the repository, or a part of its name that no other has; None: the only one.
         revision: branch, tag or commit on the hub; None: its main branch.
         offline: use only what the hub's cache holds.
-        ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
+        ctx_size: tokens in each context; None: as many as the model and this machine's memory allow.
         threads: threads; None: one for each physical core this process may use.
         cache_type: keys and values as f16, or as q8 in half the memory.
         chat_template: Jinja in the place of the file's chat template; None: that one, if there is any.
+        parallel: texts of a list that are made at a time, each with a context of its own; None: as many as this
+            machine's memory and cores allow.
 
     Returns:
-        The model: a context manager, for one text at a time, in one thread at a time.
+        The model: a context manager, used in one thread at a time.
 
     Raises:
         ElutqError: the file is damaged or not one of elutq, or cannot be had; or the context or the type of cache is
@@ -60,7 +63,14 @@ def load(
     from elutq_cli.hub import find_model
 
     file = find_model(os.fspath(path), filename, revision, offline)
-    return LanguageModel(file, ctx_size=ctx_size, threads=threads, cache_type=cache_type, chat_template=chat_template)
+    return LanguageModel(
+        file,
+        ctx_size=ctx_size,
+        threads=threads,
+        cache_type=cache_type,
+        chat_template=chat_template,
+        parallel=parallel,
+    )
 
 
 # How many texts come back is the prompt's doing; what the options are is said once, below.
@@ -99,6 +109,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     logprobs: int | None = None,
+    echo: bool = False,
     stop_token_ids: Sequence[int] = (),
     min_tokens: int = 0,
     logit_bias: Mapping[int, float] | None = None,
@@ -112,7 +123,8 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     Args:
         model: from ``load``.
         prompt: a text (the tokenizer adds its BOS), token ids (taken as they are), or messages, for a model with a chat
-            template; a list of texts makes as many results, each of its own.
+            template; a list of texts makes as many results, each of its own, made together as far as the model's
+            ``parallel`` allows.
         n_predict: tokens to generate at most; -1, or None: until the context is full.
         max_tokens: another name of ``n_predict``.
         temp: temperature; 0 takes the likeliest token. None, here and in the next four: the model's own
@@ -129,6 +141,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         stop: a string that ends the text, or several; neither they nor what follows them is handed out.
         ignore_eos: go on past the model's end-of-text tokens.
         logprobs: report each token's probability, and those of so many of the likeliest; None: do not.
+        echo: the prompt's tokens come first, with their log-probabilities where ``logprobs`` asks for them.
         stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
         min_tokens: tokens before which no end-of-text token is drawn and no stop string ends the text.
         logit_bias: token ids, and what is added to their logits before anything else; -100 bans a token in practice.
@@ -162,6 +175,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         ignore_eos=ignore_eos,
         logprobs=logprobs,
+        echo=echo,
         stop_token_ids=tuple(stop_token_ids),
         min_tokens=min_tokens,
         reply=isinstance(prompt, list | tuple) and any(isinstance(entry, Mapping) for entry in prompt),
@@ -171,7 +185,10 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         return Continuation(model, model.encode(of), Sampler(options), ending)
 
     if isinstance(prompt, list) and prompt and all(isinstance(entry, str) for entry in prompt):
-        return [continuation(text) for text in prompt]
+        texts = [continuation(text) for text in prompt]
+        for text in texts:
+            text.companions = texts
+        return texts
     return continuation(prompt)  # type: ignore[arg-type]  # it is no list of texts
 
 

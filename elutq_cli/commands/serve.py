@@ -26,7 +26,12 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any that is free.", min=0, max=65535)] = 8080,
     ctx_size: Annotated[
-        int | None, typer.Option("-c", "--ctx-size", help="Context in tokens; default: what fits into memory.")
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Context of each slot in tokens; default: what fits into memory."),
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option("-np", "--parallel", help="Texts made at a time; default: what memory and cores allow.", min=1),
     ] = None,
     threads: Threads = None,
     cache_type: CacheType = "f16",
@@ -53,8 +58,8 @@ def serve_command(
 ) -> None:
     """Serve a model to OpenAI clients.
 
-    The routes are /v1/models, /v1/completions and /v1/chat/completions. Requests are answered one after the other; a
-    client that leaves frees its place. Unless told otherwise the server can be reached from this machine only.
+    The routes are /v1/models, /v1/completions and /v1/chat/completions. Several texts are made at a time, each in a
+    slot with a context of its own. Unless told otherwise the server can be reached from this machine only.
 
     Example: elutq serve model.gguf --port 8080
     """
@@ -80,12 +85,13 @@ def serve_command(
     prepare_runtime()
     with (
         listen(host, port) as listener,
-        load(path, threads=threads, cache_type=cache_type, chat_template=source) as language_model,
+        load(path, threads=threads, cache_type=cache_type, chat_template=source, parallel=parallel) as language_model,
     ):
         language_model.start(ctx_size)
         name = printable(alias or language_model.file.name)
         template = language_model.chat_template  # a broken one is told now, not to the first client
-        context = describe_context(language_model.ctx_size, language_model.kv_bytes)
+        n_slots = len(language_model.scheduler.contexts)
+        context = describe_context(language_model.ctx_size, language_model.kv_bytes, n_slots)
         lines = [f"{shown_line(name)}: {url(listener)}, {context}"]
         if template is None:
             lines.append("no chat template in the file: texts are continued, /v1/chat/completions is refused")

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.generation.session_engine import Run
 from elutq_cli.token_prefix import common_length
-from elutq_native import Session
+from elutq_native import NativeSequence, Run
 
 COPIED_TOKENS = 64
 """Tokens whose keys and values are copied at once, so that no copy takes much memory of its own."""
@@ -16,7 +15,7 @@ COPIED_TOKENS = 64
 class Context:
     """Knows tokens and keys and values; nothing of texts."""
 
-    def __init__(self, sequence: Session) -> None:
+    def __init__(self, sequence: NativeSequence) -> None:
         """Begin with an empty sequence."""
         self.sequence = sequence
         self._tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""How long a context may be: the memory of this machine against the bytes of the KV cache, and of what type that is."""
+"""How long contexts may be, and how many: a machine's memory against the bytes of keys and values, and their type."""
 
 from elutq_formats.errors import ElutqError
 from elutq_native import CACHE_TYPES
@@ -11,6 +11,13 @@ FLOOR = 512
 
 SHARE = 2
 """A fitted KV cache takes at most one part in so many of the memory that the weights leave."""
+
+
+SLOT_TOKENS = 4096
+"""Where nobody says how many slots there are to be, each has room for so many tokens, or for the model's context."""
+
+FEWEST_SLOTS, MOST_SLOTS = 4, 16
+"""As many as cores, but between these: texts that are made together read the weights once, on one core too."""
 
 
 class ContextOverflowError(ElutqError):
@@ -56,19 +63,45 @@ def fit_context(maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: 
     return min(tokens, maximum)
 
 
-def check_context(ctx_size: int, maximum: int, kv_bytes_per_token: int, memory: int | None) -> None:
-    """Refuse a context that the model or the machine cannot hold, before anything is allocated.
+def choose_parallel(
+    ctx_size: int | None, maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: int | None, n_cores: int
+) -> int:
+    """Return how many texts can be made at a time: as memory and cores allow, one at least.
+
+    Args:
+        ctx_size: tokens of each context; None: not chosen yet.
+        maximum: tokens that the model was trained for.
+        kv_bytes_per_token: of all layers.
+        file_bytes: the weights, which are mapped and want to stay in memory.
+        memory: bytes available; None: unknown.
+        n_cores: of this machine.
+    """
+    most = max(FEWEST_SLOTS, min(n_cores, MOST_SLOTS))
+    if memory is None:
+        return most
+    n_tokens = max(0, memory - file_bytes) // SHARE // kv_bytes_per_token
+    return max(1, min(most, n_tokens // (ctx_size or min(maximum, SLOT_TOKENS))))
+
+
+def check_context(
+    ctx_size: int, maximum: int, kv_bytes_per_token: int, memory: int | None, n_contexts: int = 1
+) -> None:
+    """Refuse contexts that the model or the machine cannot hold, before anything is allocated.
 
     Raises:
-        ElutqError: it is out of range, or its KV cache is larger than the memory available.
+        ElutqError: they are out of range, or their KV cache is larger than the memory available.
     """
     if not 1 <= ctx_size <= maximum:
         raise ElutqError(f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}: change -c")
-    needed = ctx_size * kv_bytes_per_token
+    needed = n_contexts * ctx_size * kv_bytes_per_token
     if memory is not None and needed > memory:
+        contexts = f"a context of {ctx_size} tokens needs"
+        if n_contexts > 1:
+            contexts = f"{n_contexts} contexts of {ctx_size} tokens need"
         raise ElutqError(
-            f"a context of {ctx_size} tokens needs {needed / 1e9:.2f} GB for keys and values, and only "
-            f"{memory / 1e9:.2f} GB are available: use -c {max(1, memory // 2 // kv_bytes_per_token)} or less"
+            f"{contexts} {needed / 1e9:.2f} GB for keys and values, and only "
+            f"{memory / 1e9:.2f} GB are available: use -c {max(1, memory // 2 // kv_bytes_per_token // n_contexts)} "
+            "or less" + (", or a smaller --parallel" if n_contexts > 1 else "")
         )
 
 

@@ -14,7 +14,10 @@ class Continuation(Generation, Iterator[GeneratedToken]):
     """A text in the making: iterate over it, or ``read`` it to its end.
 
     Tokens come one by one, each once its text is certain; those that end the text do not come. Of several over one
-    model the one that is asked has the slot.
+    model the one that is asked has a slot, and the other ones have those of its ``companions``.
+
+    Attributes:
+        companions: texts that are made beside this one where there are slots for them.
     """
 
     def __init__(
@@ -33,9 +36,10 @@ class Continuation(Generation, Iterator[GeneratedToken]):
         """
         options = options or TextOptions()
         model.check_text(prompt, sampler.options, options)
-        super().__init__(prompt, sampler, options, model.tokenizer, model.ctx_size)
+        super().__init__(list(prompt), sampler, options, model.tokenizer, model.ctx_size)
         self._model = model
         self._scheduler: Scheduler | None = None
+        self.companions: Sequence[Continuation] = ()
 
     def __next__(self) -> GeneratedToken:
         """Return the next token."""
@@ -66,8 +70,17 @@ class Continuation(Generation, Iterator[GeneratedToken]):
     def _advance(self) -> None:
         """Evaluate what is wanted next."""
         scheduler = self._scheduler = self._model.scheduler
-        if self not in scheduler.generations:
-            for other in scheduler.generations:  # nobody asks for it now, and perhaps nobody will
+        going = scheduler.generations
+        if self not in going:
+            for other in going:  # nobody asks for it now, and perhaps nobody will
                 scheduler.withdraw(other)
             scheduler.submit(self)
+            going = [self]
+        for other in self.companions:
+            if len(going) == len(scheduler.contexts):
+                break
+            if not (other.ended or other.cancelled or other in going):
+                scheduler.submit(other)
+                going.append(other)
+                other._scheduler = scheduler
         scheduler.step()

@@ -5,15 +5,15 @@ It knows nothing of models, sequences or threads: whoever evaluates (``Scheduler
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.generation.sampling import Sampler, largest, log_probabilities
+from elutq_cli.generation.sampling import Sampler
+from elutq_cli.generation.scoring import TokenMaker, scored
 from elutq_cli.generation.stopping import StoppableText
-from elutq_cli.generation.text import Alternative, FinishReason, GeneratedToken, TextOptions
+from elutq_cli.generation.text import FinishReason, GeneratedToken, TextOptions
 from elutq_formats.errors import ElutqError
 from elutq_formats.tokenizer import Tokenizer
 
@@ -21,10 +21,11 @@ from elutq_formats.tokenizer import Tokenizer
 class Generation:
     """One text: wants tokens evaluated, is fed logits, and makes tokens, each once its text is certain.
 
-    Tokens that end the text are not handed out.
+    Tokens that end the text are not handed out, but where ``TextOptions.echo`` says so.
 
     Attributes:
         sampler: chooses the tokens.
+        options: where the text ends, and what is reported of it.
         prompt_tokens: tokens of the prompt.
         reused_tokens: tokens of the prompt that the context held already.
         prompt_seconds: time that the others took.
@@ -39,7 +40,7 @@ class Generation:
     """
 
     def __init__(
-        self, prompt: Sequence[int], sampler: Sampler, options: TextOptions, tokenizer: Tokenizer, ctx_size: int
+        self, prompt: list[int], sampler: Sampler, options: TextOptions, tokenizer: Tokenizer, ctx_size: int
     ) -> None:
         """Begin with a prompt.
 
@@ -55,19 +56,19 @@ class Generation:
         """
         if not prompt:
             raise ElutqError("the prompt has no tokens: give some text to continue")
-        self.sampler, self._options = sampler, options
-        self._history = list(prompt)
-        self._ctx_size = ctx_size
-        self._spell = tokenizer.spell
+        self.sampler, self.options = sampler, options
+        self._prompt = prompt
+        self._history = prompt
+        self._tokenizer, self._ctx_size = tokenizer, ctx_size
         eos = () if options.ignore_eos else tokenizer.eos_token_ids
         self._last_tokens = frozenset(eos) | frozenset(options.stop_token_ids)
-        # Special tokens alone are no text that could go on.
-        continues = not options.reply and not all(map(tokenizer.is_hidden, reversed(prompt)))
-        self._stream = StoppableText(tokenizer, options.stop, continues)
-        self._held_back: deque[Callable[[str], GeneratedToken]] = deque()
+        self._stream: StoppableText | None = None
+        self._held_back: deque[TokenMaker] = deque()
         self._made: deque[GeneratedToken] = deque()
-        self._begun: float | None = None
-        self._first_made = 0.0
+        self._prompt_texts: deque[str] = deque()
+        # Tokens of the prompt whose own log-probabilities are still to come: all but the first, where they are wanted.
+        self._n_unscored = len(prompt) - 1 if options.echo and options.logprobs is not None else 0
+        self._begun = self._first_made = 0.0
         self.prompt_tokens = len(prompt)
         self.reused_tokens = 0
         self.prompt_seconds = 0.0
@@ -81,13 +82,16 @@ class Generation:
 
     @property
     def wants(self) -> Sequence[int]:
-        """The tokens that a context must hold for the next one to be made; logits are wanted after the last."""
+        """The tokens that a context must hold for the next one to be made."""
         return self._history
 
     @property
     def n_reusable(self) -> int:
-        """How many of these the context may hold already: the last one always has to be computed."""
-        return len(self._history) - 1
+        """How many of these the context may hold already; logits are wanted after every one that follows.
+
+        The last one always has to be computed, and all of a prompt whose own log-probabilities are asked for.
+        """
+        return len(self._history) - 1 - self._n_unscored
 
     @property
     def ended(self) -> bool:
@@ -111,23 +115,47 @@ class Generation:
 
     def begin(self, n_held: int) -> None:
         """Tell that a context is there, and how many of the wanted tokens it holds; the first time counts."""
-        if self._begun is None:
-            self._begun = time.perf_counter()
-            self.reused_tokens = n_held
+        if self._stream is not None:
+            return
+        # Not before: requests that wait in their hundreds take little memory.
+        self._begun = time.perf_counter()
+        self.reused_tokens = n_held
+        tokenizer, options = self._tokenizer, self.options
+        # Special tokens alone are no text that could go on.
+        continues = not options.reply and not all(map(tokenizer.is_hidden, reversed(self._prompt)))
+        self._stream = StoppableText(tokenizer, options.stop, continues)
+        self._history = list(self._prompt)
+        if options.echo:
+            echoed = StoppableText(tokenizer, ())
+            self._prompt_texts.extend(text for token in self._prompt for text in echoed.put(token))
+            self._prompt_texts.extend(echoed.finish())
+            # All of them, or the first, which no logits come before.
+            for token in self._prompt[: len(self._prompt) - self._n_unscored]:
+                self._made.append(GeneratedToken(token, self._prompt_texts.popleft()))
 
     def feed(self, logits: NDArray[np.float32]) -> None:
-        """Make the next token.
+        """Make the next token, and those of the prompt that are to come before it.
 
         Args:
-            logits: (vocab_size,) float32 after the last of the wanted tokens.
+            logits: (n, vocab_size) float32 after the ``wants`` from ``n_reusable`` on, as far as these were evaluated.
 
         Raises:
             ElutqError: they are not finite.
         """
+        n_own = min(len(logits), self._n_unscored)
+        for row in logits[:n_own]:
+            token = self._prompt[-self._n_unscored]
+            self._made.append(self._scored(token, row)(self._prompt_texts.popleft()))
+            self._n_unscored -= 1
+        if n_own < len(logits):
+            self._make(logits[-1])
+
+    def _make(self, logits: NDArray[np.float32]) -> None:
+        """Make the next token of (vocab_size,) logits."""
         if not self.prompt_seconds:
             self._first_made = time.perf_counter()
-            self.prompt_seconds = self._first_made - (self._begun or self._first_made)
-        if self._options.n_predict == 0:
+            self.prompt_seconds = self._first_made - self._begun
+        if self.options.n_predict == 0:
             self._end("length")
             return
         last = self.sampler.sample(self._allowed(logits), self._history)
@@ -135,13 +163,17 @@ class Generation:
         self.seconds = time.perf_counter() - self._first_made
         if last in self._last_tokens:
             self._end("stop")
+            if self.options.echo:
+                self._made.append(self._scored(last, logits)(""))
             return
         self._history.append(last)
-        self._held_back.append(self._describe(last, logits))
-        self._hand_out(self._stream.put(last, len(self.tokens) > self._options.min_tokens))
-        if self._stream.stopped:
-            self.finish_reason, self.stop_string_found = "stop", True
-        elif len(self.tokens) == self._options.n_predict:
+        self._held_back.append(self._scored(last, logits))
+        if self._stream is not None:
+            self._hand_out(self._stream.put(last, len(self.tokens) > self.options.min_tokens))
+            self.stop_string_found = self._stream.stopped
+        if self.stop_string_found:
+            self._end("stop")
+        elif len(self.tokens) == self.options.n_predict:
             self._end("length")
         elif len(self._history) > self._ctx_size:
             self._end("context")
@@ -168,7 +200,9 @@ class Generation:
         self.error = error
 
     def _end(self, reason: FinishReason) -> None:
-        self._hand_out(self._stream.finish())
+        if self._stream is not None:
+            self._hand_out(self._stream.finish())
+        self._stream = None  # with its stop strings, which take memory
         self.finish_reason = reason
 
     def _hand_out(self, texts: list[str]) -> None:
@@ -177,20 +211,12 @@ class Generation:
 
     def _allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits without the tokens that would end the text too early."""
-        if len(self.tokens) >= self._options.min_tokens:
+        if len(self.tokens) >= self.options.min_tokens:
             return logits
         ends = [token for token in self._last_tokens if token < len(logits)]
         allowed: NDArray[np.float32] = logits.copy()
         allowed[ends] = -np.inf
         return allowed
 
-    def _describe(self, token: int, logits: NDArray[np.float32]) -> Callable[[str], GeneratedToken]:
-        """Return what makes a token of its text, which is not known yet."""
-        if self._options.logprobs is None:
-            return partial(GeneratedToken, token)
-        logprobs = log_probabilities(logits)
-        likeliest = largest(logprobs, self._options.logprobs)
-        alternatives = tuple(
-            Alternative(int(other), self._spell(int(other)), float(logprobs[other])) for other in likeliest
-        )
-        return partial(GeneratedToken, token, logprob=float(logprobs[token]), alternatives=alternatives)
+    def _scored(self, token: int, logits: NDArray[np.float32]) -> TokenMaker:
+        return scored(token, logits, self.options.logprobs, self._tokenizer.spell)

@@ -11,18 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.generation.context import Context
-from elutq_cli.generation.context_size import ContextOverflowError, check_context, checked_cache_type, fit_context
+from elutq_cli.generation.context_size import (
+    ContextOverflowError,
+    check_context,
+    checked_cache_type,
+    choose_parallel,
+    fit_context,
+)
 from elutq_cli.generation.sampling import SamplingOptions
 from elutq_cli.generation.scheduler import Scheduler
-from elutq_cli.generation.session_engine import SessionEngine
 from elutq_cli.generation.template import ChatTemplate, Message
 from elutq_cli.generation.text import TextOptions
 from elutq_cli.machine.memory import available_memory
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
-from elutq_native import Model, default_threads
+from elutq_native import Engine, Model, NativeError, NativeSequence, default_threads
 
 WHAT_A_PROMPT_IS = "a prompt is a text, a sequence of token ids, or a list of messages"
+
+MOST_PARALLEL = 1024
+"""Texts at a time."""
 
 BYTES_PER_THREAD = 4 << 20
 """Weights that a token reads, for another thread to gain more than the threads lose by waiting for each other."""
@@ -52,6 +60,7 @@ class LanguageModel:
         threads: int | None = None,
         cache_type: str = "f16",
         chat_template: str | None = None,
+        parallel: int | None = 1,
     ) -> None:
         """Open a model file; the scheduler starts with the first text, so that its context can still be chosen.
 
@@ -61,6 +70,8 @@ class LanguageModel:
             threads: threads; None: one for each physical core this process may use.
             cache_type: keys and values as f16, or as q8 in half the memory.
             chat_template: Jinja in the place of the file's chat template; None: that one, if there is any.
+            parallel: texts that can be made at a time, each with a context of its own; None: as many as this machine's
+                memory and cores allow.
 
         Raises:
             ElutqError: the file is damaged or not one of elutq, or the context or the type of cache is impossible.
@@ -68,6 +79,8 @@ class LanguageModel:
         """
         if threads is not None and threads < 1:
             raise ElutqError(f"threads is {threads}: it must be at least 1")
+        if parallel is not None and not 1 <= parallel <= MOST_PARALLEL:
+            raise ElutqError(f"parallel is {parallel}: it must be between 1 and {MOST_PARALLEL}")
         self.cache_type = checked_cache_type(cache_type)
         self.path = Path(path)
         if self.path.is_dir():
@@ -78,7 +91,7 @@ class LanguageModel:
         self.tokenizer = self.file.tokenizer()
         self.native = Model(self.path)
         self._chat_template = chat_template
-        self._threads = threads
+        self._threads, self._parallel = threads, parallel
         self._scheduler: Scheduler | None = None
         if ctx_size is not None:
             self.start(ctx_size)
@@ -105,8 +118,8 @@ class LanguageModel:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the whole context's keys and values."""
-        return self.ctx_size * self.native.kv_bytes_per_token(self.cache_type)
+        """Bytes of all contexts' keys and values."""
+        return len(self.scheduler.contexts) * self.ctx_size * self.native.kv_bytes_per_token(self.cache_type)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -130,23 +143,31 @@ class LanguageModel:
         return self.chat_template
 
     def start(self, ctx_size: int | None = None) -> Scheduler:
-        """Start the scheduler, or start it again with another context.
+        """Start the scheduler, or start it again with other contexts.
 
         Args:
-            ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
+            ctx_size: tokens in each context; None: as many as the model and this machine's memory allow.
 
         Raises:
             ElutqError: the context is impossible.
             NativeError: memory or threads are short, or the model is closed.
         """
         info, memory = self.native.info, available_memory()
-        kv_bytes_per_token = self.native.kv_bytes_per_token(self.cache_type)
+        kv_bytes = self.native.kv_bytes_per_token(self.cache_type)
+        n_slots = self._parallel or choose_parallel(
+            ctx_size, info.context_length, kv_bytes, info.file_bytes, memory, default_threads()
+        )
         if ctx_size is None:
-            ctx_size = fit_context(info.context_length, kv_bytes_per_token, info.file_bytes, memory)
-        check_context(ctx_size, info.context_length, kv_bytes_per_token, memory)
+            ctx_size = fit_context(info.context_length, n_slots * kv_bytes, info.file_bytes, memory)
+        check_context(ctx_size, info.context_length, kv_bytes, memory, n_slots)
         self._stop()
-        session = self.native.session(ctx_size, self._threads or choose_threads(self.native), self.cache_type)
-        self._scheduler = Scheduler(SessionEngine([session]), [Context(session)])
+        engine = Engine(self.native, self._threads or choose_threads(self.native), n_slots)
+        try:
+            sequences = [NativeSequence(self.native, ctx_size, self.cache_type) for _ in range(n_slots)]
+        except NativeError:
+            engine.close()
+            raise
+        self._scheduler = Scheduler(engine, [Context(sequence) for sequence in sequences])
         return self._scheduler
 
     def encode(self, prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]) -> list[int]:
@@ -232,7 +253,7 @@ class LanguageModel:
     def _stop(self) -> None:
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
-            scheduler.engine.close()
+            scheduler.close()
 
     def __enter__(self) -> "LanguageModel":
         return self

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from elutq_cli.generation.context import Context
 from elutq_cli.generation.generation import Generation
-from elutq_cli.generation.session_engine import SessionEngine
-from elutq_cli.generation.slots import Slot, choose_slot, seat
-from elutq_native import CancelledError
+from elutq_cli.generation.slots import Slot, choose_slot, copy_beginning, seat
+from elutq_native import CancelledError, Engine
 
 PIECE_TOKENS = 128
 """Tokens of prompts in one pass at most, and the whole of a prompt's piece unless it is the last one.
@@ -23,7 +22,7 @@ The runtime rounds a prompt's activations by cuts of as many tokens, so a text d
 class Scheduler:
     """Texts in slots, and those that wait for one."""
 
-    def __init__(self, engine: SessionEngine, contexts: Sequence[Context]) -> None:
+    def __init__(self, engine: Engine, contexts: Sequence[Context]) -> None:
         """Begin with empty slots.
 
         Args:
@@ -74,6 +73,12 @@ class Scheduler:
         for slot in self._slots:
             slot.context.clear()
 
+    def close(self) -> None:
+        """Free everything. Safe in any thread, where it ends the pass under way."""
+        self.engine.close()
+        for slot in self._slots:
+            slot.context.sequence.close()
+
     def step(self) -> None:
         """Evaluate the next tokens of the texts under way, in one pass, and feed those that have all they want.
 
@@ -120,22 +125,30 @@ class Scheduler:
                 seat(slot, self._slots, generation, fresh)
             except Exception as error:
                 generation.fail(error)
+                slot.generation = None
 
     def _choose(self) -> list[tuple[Slot, Sequence[int]]]:
         """Return the slots of the next pass and their tokens: one of each text, and so many of the prompts' in turn."""
         chosen, room = [], PIECE_TOKENS
         for slot in sorted(self._slots, key=lambda slot: slot.last_piece):
+            if slot.generation is None:
+                continue
+            try:
+                copy_beginning(slot, self._slots)
+            except Exception as error:
+                slot.generation.fail(error)
+                continue
             tokens = slot.wants[:PIECE_TOKENS]
             if len(tokens) == 1:
                 chosen.append((slot, tokens))
-            elif tokens and len(tokens) <= room:
+            elif len(tokens) <= room:
                 room -= len(tokens)
                 chosen.append((slot, tokens))
         return chosen
 
     def _pass(self, pieces: Sequence[tuple[Slot, Sequence[int]]]) -> None:
         generations = tuple(slot.generation for slot, _ in pieces if slot.generation is not None)
-        runs = [slot.context.run(tokens, int(len(tokens) == len(slot.wants))) for slot, tokens in pieces]
+        runs = [slot.run(tokens) for slot, tokens in pieces]
         with self._interrupting:
             self._passing = generations
         try:
@@ -150,6 +163,6 @@ class Scheduler:
                 slot.last_piece = self._n_steps
             if len(logits):
                 try:
-                    generation.feed(logits[0])
+                    generation.feed(logits)
                 except Exception as error:  # of this text alone
                     generation.fail(error)

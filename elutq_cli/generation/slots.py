@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from elutq_cli.generation.context import Context
 from elutq_cli.generation.generation import Generation
+from elutq_native import Run
 
 SAME_TEXT = 0.5
 """A prompt that begins with this share of what a context holds is taken for another turn of the same conversation."""
@@ -17,19 +18,27 @@ class Slot:
     Attributes:
         context: keys and values; they stay when the text is over.
         generation: the text under way.
+        fresh: the text is to take nothing over from others.
         last_used: number of the step in which it was last evaluated.
         last_piece: number of the step in which a piece of a prompt was last evaluated.
     """
 
     context: Context
     generation: Generation | None = None
+    fresh: bool = False
     last_used: int = 0
     last_piece: int = 0
 
     @property
     def wants(self) -> Sequence[int]:
-        """The tokens that are to be evaluated next, up to the next logits."""
+        """The tokens that are still to be evaluated before the next one is made."""
         return () if self.generation is None else self.generation.wants[len(self.context) :]
+
+    def run(self, tokens: Sequence[int]) -> Run:
+        """Return what evaluates the first of them, with the logits that the text wants after them."""
+        begin, end = len(self.context), len(self.context) + len(tokens)
+        first = end if self.generation is None else max(begin, self.generation.n_reusable)
+        return self.context.run(tokens, max(0, end - first))
 
 
 def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], fresh: bool) -> Slot | None:
@@ -66,18 +75,37 @@ def seat(slot: Slot, slots: Sequence[Slot], generation: Generation, fresh: bool)
 
     Args:
         slot: free.
-        slots: all of them: what another one holds of the text's beginning is copied.
+        slots: all of them.
         generation: the text.
-        fresh: nothing is kept.
+        fresh: nothing is kept, and nothing is copied.
 
     Raises:
         NativeError: the runtime refuses.
     """
-    context, wants = slot.context, generation.wants
-    donor = max(slots, key=lambda other: other.context.common(wants)).context
-    n_kept = 0 if fresh else min(donor.common(wants), generation.n_reusable)
-    context.rewind(min(context.common(wants), n_kept))
-    if len(context) < n_kept:
-        context.copy(donor, n_kept)
-    slot.generation = generation
-    generation.begin(n_kept)
+    context = slot.context
+    context.rewind(0 if fresh else min(context.common(generation.wants), generation.n_reusable))
+    slot.generation, slot.fresh = generation, fresh
+    copy_beginning(slot, slots)
+    generation.begin(len(context))
+
+
+def copy_beginning(slot: Slot, slots: Sequence[Slot]) -> None:
+    """Copy what another slot holds of a text's prompt, where that is more than its own does.
+
+    So several texts of one prompt, which take turns, have it computed once.
+
+    Args:
+        slot: of the text.
+        slots: all of them.
+
+    Raises:
+        NativeError: the runtime refuses.
+    """
+    if slot.generation is None or slot.fresh or len(slot.wants) < 2:
+        return
+    wants = slot.generation.wants
+    common = {other: other.context.common(wants) for other in slots}
+    donor = max(slots, key=lambda other: common[other])
+    n_held = min(common[donor], slot.generation.n_reusable)
+    if n_held > len(slot.context):
+        slot.context.copy(donor.context, n_held)

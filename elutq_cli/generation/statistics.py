@@ -52,9 +52,10 @@ def _count(n_tokens: int, per_second: float) -> str:
     return f"{n_tokens} tokens" + (f", {per_second:.1f}/s" if per_second else "")
 
 
-def describe_context(ctx_size: int, kv_bytes: int) -> str:
-    """Return a context's size, in tokens and in bytes."""
-    return f"context {ctx_size} tokens, KV cache {kv_bytes / 1e6:.1f} MB"
+def describe_context(ctx_size: int, kv_bytes: int, n_slots: int = 1) -> str:
+    """Return the size of contexts, in tokens of each and in bytes of all."""
+    slots = f"{n_slots} slots, each with a context of" if n_slots > 1 else "context"
+    return f"{slots} {ctx_size} tokens, KV cache {kv_bytes / 1e6:.1f} MB"
 
 
 def more_room(model: LanguageModel) -> str:

@@ -22,13 +22,13 @@ class Alternative:
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One generated token.
+    """One token, generated or of a prompt that was asked for too.
 
     Attributes:
         token_id: the token.
         text: the text it completes: none where it is special, or a part of a character that spans tokens.
         logprob: natural logarithm of the probability that the model gave it, before penalties, temperature and
-            filters; None unless asked for.
+            filters; None unless asked for, and of the first token of a prompt.
         alternatives: the likeliest tokens in its place, as many as asked for.
     """
 
@@ -50,6 +50,8 @@ class TextOptions:
         stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
         min_tokens: tokens before which nothing but ``n_predict`` and a full context ends the text: those that would
             end it cannot be drawn, and stop strings are not looked for.
+        echo: the prompt's tokens come first, with their log-probabilities where ``logprobs`` asks for them (but the
+            first one), and a token that ends the text comes last, with no text of its own.
         reply: the text answers a prompt that a chat template made, and does not go on where the prompt ends: the space
             by which SentencePiece marks the start of a text is not part of it.
     """
@@ -60,6 +62,7 @@ class TextOptions:
     logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
+    echo: bool = False
     reply: bool = False
 
     def __post_init__(self) -> None:

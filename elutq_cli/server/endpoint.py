@@ -18,7 +18,15 @@ from elutq_cli.server.engine import Engine, Job
 from elutq_cli.server.errors import ErrorBodies, answer_http_error, explain
 from elutq_cli.server.fields import parse_json
 from elutq_cli.server.request import TextRequest, read_chat, read_completion
-from elutq_cli.server.response import Body, ChatResponder, CompletionResponder, Responder
+from elutq_cli.server.response import (
+    Body,
+    ChatResponder,
+    Choice,
+    CompletionResponder,
+    Responder,
+    best_choices,
+    usage,
+)
 
 MOST_BODY_BYTES = 8 << 20
 
@@ -99,21 +107,22 @@ class Endpoint:
     async def _answer(self, request: Request, read: Reader, kind: type[Responder]) -> Response:
         wanted = await self._read(await _read_body(request), read)
         engine = self._engine
-        responder = kind(str(self._entry["id"]), engine.model.tokenizer)
+        responder = kind(str(self._entry["id"]), engine.model.tokenizer, wanted.scored)
         job = engine.submit(wanted.generations, wanted.fresh)
         if wanted.stream:
             return StreamingResponse(
-                _events(job, responder, wanted.include_usage),
+                _events(job, responder, wanted),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache"},
             )
         try:
-            tokens = await _unless_gone(request, _collect(job))
+            made = await _unless_gone(request, _collect(job))
         finally:
             job.cancel()
-        if tokens is None:
+        if made is None:
             raise ClientDisconnect
-        return JSONResponse(responder.whole(job.generations[0], tokens))
+        choices = best_choices(made, wanted.n_candidates, wanted.n_choices)
+        return JSONResponse(responder.whole(choices, usage(wanted.generations, wanted.n_candidates)))
 
     async def _read(self, body: bytes, read: Reader) -> TextRequest:
         """Read a body; templates and tokenizers take their time: not in the loop that serves everybody."""
@@ -165,8 +174,12 @@ async def _read_body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-async def _collect(job: Job) -> list[GeneratedToken]:
-    return [token async for _, token in job.stream() if token is not None]
+async def _collect(job: Job) -> list[Choice]:
+    made: list[list[GeneratedToken]] = [[] for _ in job.generations]
+    async for index, token in job.stream():
+        if token is not None:
+            made[index].append(token)
+    return list(zip(job.generations, made, strict=True))
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result | None:
@@ -186,21 +199,23 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
-async def _events(job: Job, responder: Responder, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(job: Job, responder: Responder, wanted: TextRequest) -> AsyncIterator[bytes]:
     """Yield a stream's server-sent events; Starlette closes it when the client leaves."""
-    tokens = job.stream()
+    made = job.stream()
     try:
-        for body in responder.opening():
+        for body in responder.opening(len(job.generations)):
             yield _event(body)
         try:
-            async for _, token in tokens:
-                if token is not None and (token.text or token.logprob is not None):
-                    yield _event(responder.piece(token))
+            async for index, token in made:
+                if token is None:
+                    yield _event(responder.end(index, job.generations[index]))
+                elif token.text or responder.scored:
+                    yield _event(responder.piece(index, token))
         except Exception as error:  # the status has gone out: what is wrong now is the stream's last event
             yield _event(explain(error).body)
             return
-        for body in responder.closing(job.generations[0], include_usage):
-            yield _event(body)
+        if wanted.include_usage:
+            yield _event(responder.closing(usage(job.generations, wanted.n_candidates)))
         yield b"data: [DONE]\n\n"
     finally:
         job.cancel()

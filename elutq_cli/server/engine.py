@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Scheduler
@@ -17,21 +18,25 @@ class Job:
 
     Attributes:
         generations: the texts.
+        waiting: indexes of those of them that have had no turn yet.
         fresh: the same request is to give the same texts again: they begin with an empty context.
+        cancelled: whether nobody wants them any more.
     """
 
     def __init__(self, scheduler: Scheduler, generations: Sequence[Generation], fresh: bool) -> None:
         self.generations = list(generations)
+        self.waiting = deque(range(len(self.generations)))
         self.fresh = fresh
+        self.cancelled = False
         self._scheduler = scheduler
-        self._over = [False] * len(self.generations)
+        self._n_over = 0
         self._made: asyncio.Queue[Made | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
     @property
     def over(self) -> bool:
         """Whether everything was handed over."""
-        return all(self._over)
+        return self._n_over == len(self.generations)
 
     async def stream(self) -> AsyncIterator[Made]:
         """Yield the tokens as they are made. A reader that leaves ends the texts."""
@@ -45,21 +50,23 @@ class Job:
 
     def cancel(self) -> None:
         """End the texts, or take them out of the queue. Any thread may."""
+        self.cancelled = True
         for generation in self.generations:
             generation.cancel()
         self._scheduler.interrupt()
 
-    def deliver(self) -> None:
-        """Hand over what was made, and how it ended; in the engine's thread."""
-        for index, generation in enumerate(self.generations):
-            while (token := generation.take()) is not None:
-                self._hand_over((index, token))
-            if generation.ended and not self._over[index]:
-                self._over[index] = True
-                fault = _fault(generation)
-                self._hand_over((index, None) if fault is None else fault)
-        if self.over:
-            self._hand_over(None)
+    def deliver(self, index: int) -> bool:
+        """Hand over what was made of a text; return whether it is over. In the engine's thread."""
+        generation = self.generations[index]
+        while (token := generation.take()) is not None:
+            self._hand_over((index, token))
+        if generation.ended:
+            fault = _fault(generation)
+            self._hand_over((index, None) if fault is None else fault)
+            self._n_over += 1
+            if self.over:
+                self._hand_over(None)
+        return generation.ended
 
     def _hand_over(self, item: Made | Exception | None) -> None:
         try:
@@ -69,7 +76,10 @@ class Job:
 
 
 class Engine:
-    """Makes the texts of requests in the order in which they came; a context manager around its thread."""
+    """Makes the texts of requests in the order in which they came; a context manager around its thread.
+
+    Requests of several texts take turns with others: each that waits has one text made, then the next one.
+    """
 
     def __init__(self, model: LanguageModel, max_queue: int) -> None:
         """Prepare.
@@ -83,7 +93,8 @@ class Engine:
         self._scheduler = model.scheduler
         self._n_slots = len(self._scheduler.contexts)
         self._jobs: list[Job] = []
-        self._arrived: list[Job] = []
+        self._queue: deque[Job] = deque()
+        self._going: list[tuple[Job, int]] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="elutq-engine")
@@ -108,8 +119,9 @@ class Engine:
 
     @property
     def n_waiting(self) -> int:
-        """Requests that wait for a slot."""
-        return max(0, len(self._jobs) - self._n_slots)
+        """Requests that have had no turn yet."""
+        with self._changed:
+            return sum(len(job.waiting) == len(job.generations) for job in self._jobs)
 
     def submit(self, generations: Sequence[Generation], fresh: bool) -> Job:
         """Put a request's texts into the queue.
@@ -128,7 +140,7 @@ class Engine:
                 raise BusyError(f"{self._max_queue} requests are waiting: try again later")
             job = Job(self._scheduler, generations, fresh)
             self._jobs.append(job)
-            self._arrived.append(job)
+            self._queue.append(job)
             self._changed.notify()
         return job
 
@@ -138,16 +150,29 @@ class Engine:
                 self._changed.wait_for(lambda: self._jobs or self._closing)
                 if not self._jobs:
                     return
-                arrived, self._arrived = self._arrived, []
-                jobs = list(self._jobs)
-            for job in arrived:
-                for generation in job.generations:
-                    self._scheduler.submit(generation, job.fresh)
+                self._fill_slots()
             self._scheduler.step()
-            for job in jobs:
-                job.deliver()
+            self._going = [(job, index) for job, index in self._going if not job.deliver(index)]
             with self._changed:
                 self._jobs = [job for job in self._jobs if not job.over]
+
+    def _fill_slots(self) -> None:
+        """Give free slots to texts that wait, one of each request in turn; those that were cancelled need none."""
+        for job in self._queue:
+            while job.cancelled and job.waiting:
+                index = job.waiting.popleft()
+                job.generations[index].end_cancelled()
+                job.deliver(index)
+        self._queue = deque(job for job in self._queue if job.waiting)
+        for _ in range(self._n_slots - len(self._going)):
+            if not self._queue:
+                return
+            job = self._queue.popleft()
+            index = job.waiting.popleft()
+            self._scheduler.submit(job.generations[index], job.fresh)
+            self._going.append((job, index))
+            if job.waiting:
+                self._queue.append(job)
 
 
 def _fault(generation: Generation) -> Exception | None:

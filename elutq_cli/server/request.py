@@ -1,7 +1,8 @@
 """What a client asks for: OpenAI's request bodies, and what other servers take beside."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
@@ -21,8 +22,14 @@ NO_LIMIT = -1
 """Front ends of other servers write no limit and every token as -1."""
 
 MOST_LOGPROBS = 20
+MOST_TEXTS = 1024
+"""Of one request: so many prompts, and candidates of each."""
+
 MOST_STOP_TOKENS = 1024
 LARGEST_BIAS = 100.0
+SEEDS = 1 << 64
+
+WHAT_A_PROMPT_IS = "prompt must be one text, the token ids of one, or a list of these"
 
 SAMPLING_NUMBERS = {
     "repeat_penalty": "repeat_penalty",
@@ -40,13 +47,19 @@ class TextRequest:
     """What to make, and how to send it.
 
     Attributes:
-        generations: the texts.
+        generations: the texts, all candidates of the first prompt first.
+        n_candidates: texts of each prompt.
+        n_choices: how many of these the client gets, the likeliest.
+        scored: whether the client gets log-probabilities.
         fresh: begin with an empty context.
         stream: send the text while it is made.
         include_usage: end a stream with the number of tokens.
     """
 
     generations: list[Generation]
+    n_candidates: int
+    n_choices: int
+    scored: bool
     fresh: bool
     stream: bool
     include_usage: bool
@@ -72,58 +85,97 @@ def read_chat(body: object, model: LanguageModel, max_tokens: int | None) -> Tex
     if top and logprobs is None:
         raise RequestError("top_logprobs needs logprobs", "top_logprobs")
     tokens = model.encode_text(render(fields, model.required_chat_template))
-    return _request(fields, model, tokens, _most_tokens(fields, NO_LIMIT, max_tokens), logprobs, "messages")
+    n_choices = fields.integer("n", 1, MOST_TEXTS) or 1
+    options = _options(fields, model, _most_tokens(fields, NO_LIMIT, max_tokens), logprobs)
+    options = replace(options, reply=not fields.flag("continue_final_message"))
+    return _request(fields, model, [tokens], options, n_choices, n_choices, "messages")
 
 
 def read_completion(body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
     """Read the body of /v1/completions; arguments and errors as those of ``read_chat``."""
     fields = Fields(body)
     fields.refuse(unsupported.COMPLETION)
-    prompt = fields.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        tokens = model.encode(prompt)
-    elif isinstance(prompt, list):
-        if len(prompt) > model.ctx_size:
-            raise ContextOverflowError(len(prompt), model.ctx_size, model.native.context_length)
-        if not all(type(entry) is int for entry in prompt):
-            raise RequestError("prompt must be one text, or the token ids of one", "prompt")
-        tokens = prompt
-        _check_tokens(tokens, model, "prompt")
-    else:
-        raise RequestError("prompt must be one text, or the token ids of one", "prompt")
+    prompts = [_encode(prompt, model) for prompt in _prompts(fields.get("prompt"))]
     logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
-    n_predict = _most_tokens(fields, DEFAULT_COMPLETION_TOKENS, max_tokens)
-    return _request(fields, model, tokens, n_predict, logprobs, "prompt")
+    n_choices = fields.integer("n", 1, MOST_TEXTS) or 1
+    n_candidates = fields.integer("best_of", 1, MOST_TEXTS) or n_choices
+    if n_candidates < n_choices:
+        raise RequestError(f"best_of is {n_candidates}: it must be at least n, which is {n_choices}", "best_of")
+    options = _options(fields, model, _most_tokens(fields, DEFAULT_COMPLETION_TOKENS, max_tokens), logprobs)
+    options = replace(options, echo=fields.flag("echo"))
+    return _request(fields, model, prompts, options, n_candidates, n_choices, "prompt")
 
 
-def _request(
-    fields: Fields, model: LanguageModel, tokens: list[int], n_predict: int, logprobs: int | None, source: str
-) -> TextRequest:
-    """Read what both kinds of request share."""
-    if not tokens:
-        raise RequestError("the prompt has no tokens", source)
-    if len(tokens) > model.ctx_size:
-        raise ContextOverflowError(len(tokens), model.ctx_size, model.native.context_length)
-    seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
-    seed = NEW_SEED if seed is None or seed == NEW_SEED else seed % (1 << 64)
-    stream_options = Fields(fields.mapping("stream_options"))
-    options = TextOptions(
+def _prompts(value: object) -> Sequence[object]:
+    """Return the prompts of a body: a text, the token ids of one, or a list of these."""
+    if isinstance(value, list) and value and all(isinstance(entry, str | list) for entry in value):
+        return value
+    return [value]
+
+
+def _encode(prompt: object, model: LanguageModel) -> list[int]:
+    if isinstance(prompt, str):
+        return model.encode(prompt)
+    if not isinstance(prompt, list):
+        raise RequestError(WHAT_A_PROMPT_IS, "prompt")
+    if len(prompt) > model.ctx_size:
+        raise ContextOverflowError(len(prompt), model.ctx_size, model.native.context_length)
+    if not all(type(entry) is int for entry in prompt):
+        raise RequestError(WHAT_A_PROMPT_IS, "prompt")
+    _check_tokens(prompt, model, "prompt")
+    return prompt
+
+
+def _options(fields: Fields, model: LanguageModel, n_predict: int, logprobs: int | None) -> TextOptions:
+    """Read where a text ends, and what is reported of it, as far as both kinds of request share it."""
+    return TextOptions(
         n_predict,
         fields.strings("stop"),
         ignore_eos=fields.flag("ignore_eos"),
         logprobs=logprobs,
         stop_token_ids=_stop_tokens(fields, model),
         min_tokens=fields.integer("min_tokens", 0, 1 << 31) or 0,
-        reply=source == "messages" and not fields.flag("continue_final_message"),
     )
-    sampler = Sampler(_sampling(fields, model, seed))
+
+
+def _request(
+    fields: Fields,
+    model: LanguageModel,
+    prompts: Sequence[list[int]],
+    options: TextOptions,
+    n_candidates: int,
+    n_choices: int,
+    source: str,
+) -> TextRequest:
+    """Read what both kinds of request share, and make their texts."""
+    if not all(prompts):
+        raise RequestError("the prompt has no tokens", source)
+    if too_long := [len(tokens) for tokens in prompts if len(tokens) > model.ctx_size]:
+        raise ContextOverflowError(too_long[0], model.ctx_size, model.native.context_length)
+    if len(prompts) * n_candidates > MOST_TEXTS:
+        raise RequestError(f"a request may have at most {MOST_TEXTS} texts", "n")
+    stream = fields.flag("stream")
+    if stream and n_candidates > n_choices:
+        raise RequestError("the best of several texts cannot be sent before all are made: leave out stream", "best_of")
+    seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
+    seed = NEW_SEED if seed is None or seed == NEW_SEED else seed % SEEDS
+    scored = options.logprobs is not None
+    if n_candidates > n_choices and not scored:
+        options = replace(options, logprobs=0)  # by which the best are found
+
+    def text(tokens: list[int], candidate: int) -> Generation:
+        own = seed if seed == NEW_SEED else (seed + candidate) % SEEDS
+        return Generation(tokens, Sampler(sampling(own)), options, model.tokenizer, model.ctx_size)
+
+    sampling = _sampling(fields, model)
     return TextRequest(
-        [Generation(tokens, sampler, options, model.tokenizer, model.ctx_size)],
+        [text(tokens, candidate) for tokens in prompts for candidate in range(n_candidates)],
+        n_candidates,
+        n_choices,
+        scored,
         fresh=seed != NEW_SEED or not fields.flag("cache_prompt", True),
-        stream=fields.flag("stream"),
-        include_usage=stream_options.flag("include_usage"),
+        stream=stream,
+        include_usage=Fields(fields.mapping("stream_options")).flag("include_usage"),
     )
 
 
@@ -136,12 +188,13 @@ def _most_tokens(fields: Fields, default: int, limit: int | None) -> int:
     return limit if n_predict == NO_LIMIT else min(n_predict, limit)
 
 
-def _sampling(fields: Fields, model: LanguageModel, seed: int) -> SamplingOptions:
+def _sampling(fields: Fields, model: LanguageModel) -> Callable[[int], SamplingOptions]:
+    """Return what makes a text's options of its seed."""
     options: dict[str, Any] = {option: fields.number(name) for name, option in SAMPLING_NUMBERS.items()}
     options["top_k"] = fields.integer("top_k", ALL_TOKENS, 1 << 31)
     options["repeat_last_n"] = fields.integer("repeat_last_n", -1, 1 << 31)
     options["logit_bias"] = _logit_bias(fields, model)
-    return SamplingOptions.of(model.file.sampling, seed=seed, **options)
+    return lambda seed: SamplingOptions.of(model.file.sampling, seed=seed, **options)
 
 
 def _logit_bias(fields: Fields, model: LanguageModel) -> tuple[tuple[int, float], ...]:

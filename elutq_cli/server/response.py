@@ -1,8 +1,10 @@
 """What a client gets: OpenAI's response bodies."""
 
+import math
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,20 +17,56 @@ FINISH_REASONS: Mapping[str | None, str | None] = {"stop": "stop", "length": "le
 """OpenAI's names. A text that was cancelled is no answer: its client has left, or gets an error."""
 
 
-def usage(generation: Generation) -> Body:
-    """Return the number of tokens."""
+Choice = tuple[Generation, Sequence[GeneratedToken]]
+"""A text, and the tokens of it that were handed out."""
+
+
+def usage(generations: Sequence[Generation], n_candidates: int) -> Body:
+    """Return the number of tokens: of each prompt once, and of all texts that were made.
+
+    Args:
+        generations: all texts of a request, those of one prompt together.
+        n_candidates: texts of each prompt.
+    """
+    firsts = generations[::n_candidates]
+    n_prompt = sum(generation.prompt_tokens for generation in firsts)
+    n_made = sum(len(generation.tokens) for generation in generations)
     return {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": len(generation.tokens),
-        "total_tokens": generation.prompt_tokens + len(generation.tokens),
-        "prompt_tokens_details": {"cached_tokens": generation.reused_tokens},
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_made,
+        "total_tokens": n_prompt + n_made,
+        "prompt_tokens_details": {"cached_tokens": sum(generation.reused_tokens for generation in firsts)},
     }
+
+
+def best_choices(made: Sequence[Choice], n_candidates: int, n_choices: int) -> list[Choice]:
+    """Return the texts of each prompt whose tokens are likeliest on average; all of them in the order they have.
+
+    Args:
+        made: all texts, those of one prompt together.
+        n_candidates: texts of each prompt.
+        n_choices: how many of them to return.
+    """
+    if n_candidates == n_choices:
+        return list(made)
+    chosen = []
+    for first in range(0, len(made), n_candidates):
+        chosen += sorted(made[first : first + n_candidates], key=_mean_logprob, reverse=True)[:n_choices]
+    return chosen
+
+
+def _mean_logprob(choice: Choice) -> float:
+    generation, tokens = choice
+    own = tokens[generation.prompt_tokens :] if generation.options.echo else tokens
+    logprobs = [token.logprob for token in own if token.logprob is not None]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 class Responder(ABC):
     """Makes the bodies that belong to one request.
 
     Args of every method that has them:
+        index: of the text among those of the request.
         tokens: tokens made.
         text: text to send.
         finish_reason: why it ended; None while it goes on.
@@ -37,45 +75,52 @@ class Responder(ABC):
     kind: str
     prefix: str
 
-    def __init__(self, model_name: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, model_name: str, tokenizer: Tokenizer, scored: bool) -> None:
         """Begin a response.
 
         Args:
             model_name: of the model.
             tokenizer: the model's.
+            scored: whether log-probabilities were asked for.
         """
         self._tokenizer = tokenizer
+        self.scored = scored
         self._frame = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model_name,
         }
 
-    def whole(self, generation: Generation, tokens: Sequence[GeneratedToken]) -> Body:
+    def whole(self, choices: Sequence[Choice], usage: Body) -> Body:
         """Return the body of an answer in one piece."""
-        choice = self.choice(tokens, generation.text, FINISH_REASONS[generation.finish_reason])
-        return self._frame | {"object": self.kind, "choices": [choice], "usage": usage(generation)}
+        bodies = [
+            self.choice(index, tokens, generation.text, FINISH_REASONS[generation.finish_reason])
+            for index, (generation, tokens) in enumerate(choices)
+        ]
+        return self._frame | {"object": self.kind, "choices": bodies, "usage": usage}
 
-    def opening(self) -> Iterable[Body]:
-        """Yield what a stream begins with."""
+    def opening(self, n_choices: int) -> Iterable[Body]:
+        """Yield what a stream of so many texts begins with."""
         return ()
 
-    def piece(self, token: GeneratedToken) -> Body:
+    def piece(self, index: int, token: GeneratedToken) -> Body:
         """Return one piece of a stream."""
-        return self._chunk([self.chunk_choice([token], token.text, None)])
+        return self._chunk([self.chunk_choice(index, [token], token.text, None)])
 
-    def closing(self, generation: Generation, include_usage: bool) -> Iterable[Body]:
-        """Yield what a stream ends with."""
-        yield self._chunk([self.chunk_choice([], "", FINISH_REASONS[generation.finish_reason])])
-        if include_usage:
-            yield self._chunk([]) | {"usage": usage(generation)}
+    def end(self, index: int, generation: Generation) -> Body:
+        """Return the piece of a stream by which one of its texts ends."""
+        return self._chunk([self.chunk_choice(index, [], "", FINISH_REASONS[generation.finish_reason])])
 
-    @abstractmethod
-    def choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
-        """Return the choice of a whole answer."""
+    def closing(self, usage: Body) -> Body:
+        """Return the piece by which a stream ends whose client asked for the number of tokens."""
+        return self._chunk([]) | {"usage": usage}
 
     @abstractmethod
-    def chunk_choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+    def choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+        """Return a choice of a whole answer."""
+
+    @abstractmethod
+    def chunk_choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return the choice of a piece."""
 
     def _chunk(self, choices: list[Body]) -> Body:
@@ -92,28 +137,29 @@ class ChatResponder(Responder):
     kind = "chat.completion"
     prefix = "chatcmpl"
 
-    def opening(self) -> Iterable[Body]:
-        """Yield the role."""
+    def opening(self, n_choices: int) -> Iterable[Body]:
+        """Yield the role of each text."""
         delta = {"role": "assistant", "content": ""}
-        yield self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
+        for index in range(n_choices):
+            yield self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
 
-    def choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+    def choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return a message."""
         message = {"role": "assistant", "content": text, "refusal": None}
         logprobs = self._logprobs(tokens)
-        return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def chunk_choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+    def chunk_choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return a piece of a message."""
         delta = {"content": text} if finish_reason is None else {}
         logprobs = self._logprobs(tokens)
-        return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _chunk(self, choices: list[Body]) -> Body:
         return super()._chunk(choices) | {"object": "chat.completion.chunk"}
 
     def _logprobs(self, tokens: Sequence[GeneratedToken]) -> Body | None:
-        scored = [(token, token.logprob) for token in tokens if token.logprob is not None]
+        scored = [(token, token.logprob) for token in tokens if token.logprob is not None and self.scored]
         if not scored:
             return None
         return {
@@ -132,23 +178,24 @@ class CompletionResponder(Responder):
     kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, model_name: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, model_name: str, tokenizer: Tokenizer, scored: bool) -> None:
         """Begin a response; see the base class."""
-        super().__init__(model_name, tokenizer)
-        self._offset = 0
+        super().__init__(model_name, tokenizer, scored)
+        self._offsets = Counter[int]()
 
-    def choice(self, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
+    def choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return a text."""
-        return {"index": 0, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": finish_reason}
+        logprobs = self._logprobs(index, tokens)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
     chunk_choice = choice
 
-    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> Body | None:
+    def _logprobs(self, index: int, tokens: Sequence[GeneratedToken]) -> Body | None:
         offsets = []
         for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(token.text)
-        if not any(token.logprob is not None for token in tokens):
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(token.text)
+        if not (tokens and self.scored):
             return None
         return {
             "tokens": [self._key(token.token_id) for token in tokens],
@@ -157,8 +204,10 @@ class CompletionResponder(Responder):
             "text_offset": offsets,
         }
 
-    def _likeliest(self, token: GeneratedToken) -> Body:
+    def _likeliest(self, token: GeneratedToken) -> Body | None:
         """Return log-probabilities by text, as OpenAI has them: the token that came is always among them."""
+        if token.logprob is None:  # the first of a prompt, which nothing comes before
+            return None
         keys = {self._key(token.token_id): token.token_id}
         values = {self._key(token.token_id): token.logprob}
         for other in token.alternatives:

@@ -11,12 +11,9 @@ Unsupported = Mapping[str, tuple[object, ...]]
 _LLAMA_CPP_ORDER = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
 
 _CHOICES: Unsupported = {
-    "n": (1,),
-    "best_of": (1,),
     "use_beam_search": (False,),
     "num_beams": (1,),
     "length_penalty": (1,),
-    "echo": (False,),
     "suffix": ("",),
 }
 
@@ -144,7 +141,7 @@ _TOOLS: Unsupported = {
 
 _BOTH: Unsupported = {**_CHOICES, **_SAMPLING, **_GRAMMAR, **_PROMPT, **_REASONING, **_RESULT, **_TOOLS}
 
-CHAT: Unsupported = {**_BOTH, "prompt": ("",), "add_special_tokens": (False,)}
+CHAT: Unsupported = {**_BOTH, "best_of": (1,), "echo": (False,), "prompt": ("",), "add_special_tokens": (False,)}
 
 COMPLETION: Unsupported = {
     **_BOTH,

@@ -11,9 +11,9 @@ from elutq_cli.server.engine import Engine
 
 
 @contextmanager
-def serving(path, ctx_size=512, **options):
+def serving(path, ctx_size=512, parallel=1, **options):
     """Yield a client of an application that serves a model file; options are those of ``make_app``."""
-    with elutq.load(path, ctx_size=ctx_size) as model, Engine(model, 8) as engine:
+    with elutq.load(path, ctx_size=ctx_size, parallel=parallel) as model, Engine(model, 8) as engine:
         yield Client(make_app(engine, "tested", **options), model, engine)
 
 

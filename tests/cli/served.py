@@ -30,7 +30,7 @@ class Server:
             stderr=subprocess.PIPE,
             env=os.environ | environment,
         )
-        line = self.process.stderr.readline().decode()  # written once it answers
+        self.line = line = self.process.stderr.readline().decode()  # written once it answers
         found = re.search(r"http://(127[0-9.]+):(\d+)/v1", line)
         assert found, line
         self.host, self.port, self.address = found[1], int(found[2]), found[0]

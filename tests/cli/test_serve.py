@@ -145,7 +145,11 @@ def test_completion_logprobs(client):
         ("completions", {}, "prompt must be"),
         ("completions", {"prompt": ""}, None),
         ("completions", {"prompt": []}, "no tokens"),
-        ("completions", {"prompt": ["a", "b"]}, "prompt must be one text"),
+        ("completions", {"prompt": ["a", 1]}, "prompt must be one text, the token ids of one, or a list of these"),
+        ("completions", {"prompt": [[1], ["a"]]}, "prompt must be one text"),
+        ("completions", {"prompt": [[1], []]}, "no tokens"),
+        ("completions", {"prompt": [[1], [99999]]}, "token 99999"),
+        ("completions", {"prompt": ["a", "word " * 2000]}, "maximum context length is 512"),
         ("completions", {"prompt": [1, 99999]}, "token 99999"),
         ("completions", {"prompt": [1, True]}, "prompt must be"),
         ("completions", {"prompt": "word " * 2000}, "maximum context length is 512"),
@@ -156,8 +160,11 @@ def test_completion_logprobs(client):
         ("completions", {"prompt": "a", "top_p": 2}, "top-p is 2"),
         ("completions", {"prompt": "a", "max_tokens": -2}, "max_tokens"),
         ("completions", {"prompt": "a", "max_tokens": 1.5}, "max_tokens"),
-        ("completions", {"prompt": "a", "n": 2}, "n is not supported"),
-        ("completions", {"prompt": "a", "echo": True}, "echo is not supported"),
+        ("completions", {"prompt": "a", "n": 0}, "n must be a whole number from 1 to 1024"),
+        ("completions", {"prompt": ["a", "b"], "n": 513}, "at most 1024 texts"),
+        ("completions", {"prompt": "a", "n": 3, "best_of": 2}, "best_of is 2: it must be at least n, which is 3"),
+        ("completions", {"prompt": "a", "best_of": 2, "stream": True}, "leave out stream"),
+        ("completions", {"prompt": "a", "echo": 1}, "echo must be true or false"),
         ("completions", {"prompt": "a", "stop": 5}, "stop must be"),
         ("completions", {"prompt": "a", "stream": "yes"}, "stream must be true or false"),
         ("completions", {"prompt": "a", "logprobs": 21}, "logprobs must be"),
@@ -172,6 +179,9 @@ def test_completion_logprobs(client):
         ("chat/completions", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools is not supported"),
         ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
         ("chat/completions", {"messages": MESSAGES, "top_logprobs": 3}, "needs logprobs"),
+        ("chat/completions", {"messages": MESSAGES, "n": 1025}, "n must be a whole number"),
+        ("chat/completions", {"messages": MESSAGES, "echo": True}, "echo is not supported"),
+        ("chat/completions", {"messages": MESSAGES, "best_of": 2}, "best_of is not supported"),
         ("chat/completions", {"messages": MESSAGES, "stream_options": 3}, "JSON object"),
     ],
 )
@@ -197,8 +207,8 @@ def test_what_front_ends_send_beside_is_passed_over(client):
 
 
 def test_wrong_requests_raise_in_the_client(client):
-    with pytest.raises(openai.BadRequestError, match="n is not supported"):
-        client.chat.completions.create(model="any", messages=MESSAGES, n=3)
+    with pytest.raises(openai.BadRequestError, match="response_format is not supported"):
+        client.chat.completions.create(model="any", messages=MESSAGES, response_format={"type": "json_object"})
 
 
 def test_other_statuses(server):
@@ -212,7 +222,8 @@ def test_other_statuses(server):
 
 
 def test_model_without_a_template_completes_but_does_not_chat(novels_2bit):
-    server = Server(novels_2bit, "-c", 64)
+    server = Server(novels_2bit, "-c", 64, "--parallel", 3)
+    assert "3 slots, each with a context of 64 tokens, KV cache 0.6 MB" in server.line
     try:
         status, answer = server.post({"messages": MESSAGES}, "/v1/chat/completions")
         assert (status, "no chat template" in answer["error"]["message"]) == (400, True)

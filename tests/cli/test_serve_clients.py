@@ -24,7 +24,7 @@ def server(chat_model):
 @pytest.fixture(scope="module")
 def slow_server(endless_model):
     """The slowest kernels and a context that takes minutes to fill: a text ends when its client leaves."""
-    server = Server(endless_model, "-t", 1, "--max-queue", 2, ELUTQ_ISA="scalar")
+    server = Server(endless_model, "-t", 1, "--parallel", 1, "--max-queue", 2, ELUTQ_ISA="scalar")
     yield server
     server.stop()
 

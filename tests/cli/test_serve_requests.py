@@ -59,9 +59,9 @@ def tokens(client, **body):
     [
         *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar"),
         *("json_schema", "response_format", "allowed_token_ids", "bad_words", "logits_processors"),
-        *("use_beam_search", "best_of", "n", "length_penalty", "typical_p", "mirostat", "dry_multiplier"),
+        *("use_beam_search", "length_penalty", "typical_p", "mirostat", "dry_multiplier"),
         *("xtc_probability", "dynatemp_range", "samplers", "top_n_sigma", "top_a", "prompt_logprobs", "n_probs"),
-        *("echo", "skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "chat_template"),
+        *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "chat_template"),
         *("min_keep", "lora", "options", "enable_thinking", "add_special_tokens", "return_token_ids"),
         *("suffix", "tools", "tool_choice", "functions", "function_call", "audio", "modalities"),
     ],

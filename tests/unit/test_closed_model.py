@@ -66,7 +66,7 @@ def test_a_context_that_cannot_be_had_leaves_a_model_that_can_be_used(novels_2bi
             raise NativeError(4, "out of memory", bad_input=False)
 
         with monkeypatch.context() as patch:
-            patch.setattr(model.native, "session", fail)
+            patch.setattr("elutq_cli.generation.language_model.NativeSequence", fail)
             with pytest.raises(NativeError, match="out of memory"):
                 model.start(32)
         assert elutq.generate(model, PROMPT, 3, temp=0).read() == wanted

@@ -8,7 +8,13 @@ import pytest
 
 import elutq
 from elutq_cli.generation import TextOptions
-from elutq_cli.generation.context_size import ContextOverflowError, check_context, choose_context, fit_context
+from elutq_cli.generation.context_size import (
+    ContextOverflowError,
+    check_context,
+    choose_context,
+    choose_parallel,
+    fit_context,
+)
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import tensor_bytes
@@ -184,6 +190,21 @@ def test_logprobs_are_those_of_the_model_before_the_sampler(model):
             tokens.append(token.token_id)
 
 
+def test_echo_hands_out_the_prompt_first(model):
+    prompt, plain = model.encode(PROMPT), text(model, temp=0, n_predict=6)
+    model.clear()
+    whole = elutq.generate(model, PROMPT, 6, temp=0, echo=True)
+    made = list(whole)
+    assert [token.token_id for token in made] == prompt + whole.tokens
+    assert (whole.text, whole.tokens_per_second > 0, whole.prompt_tokens) == (PROMPT + plain, True, len(prompt))
+    assert {token.logprob for token in made} == {None}
+    scored = list(elutq.generate(model, PROMPT, 6, temp=0, echo=True, logprobs=1))
+    assert [token.text for token in scored] == [token.text for token in made]
+    assert [token.logprob is None for token in scored] == [True] + [False] * (len(made) - 1)
+    for token in scored[len(prompt) :]:
+        assert token.alternatives[0].token_id == token.token_id
+
+
 def test_logprobs_of_the_chosen_token_alone(model):
     (token,) = elutq.generate(model, PROMPT, 1, logprobs=0)
     assert token.alternatives == ()
@@ -335,6 +356,27 @@ def test_context_larger_than_memory_is_refused_with_one_that_fits():
     with pytest.raises(ElutqError, match=r"needs 0\.10 GB for keys and values, and only 0\.05 GB .* -c 25000"):
         check_context(100_000, 131072, 1000, 50_000_000)
     check_context(100_000, 131072, 1000, None)
+    with pytest.raises(ElutqError, match=r"4 contexts of 20000 tokens need 0\.08 GB .* -c 6250 or less, or a smaller"):
+        check_context(20_000, 131072, 1000, 50_000_000, 4)
+
+
+@pytest.mark.parametrize(
+    ("ctx_size", "maximum", "memory", "n_cores", "expected"),
+    [
+        (None, 131072, 1 << 40, 2, 4),  # more than cores: the weights are read once for all
+        (None, 131072, 1 << 40, 8, 8),
+        (None, 131072, 1 << 40, 200, 16),
+        (None, 131072, None, 2, 4),
+        (None, 131072, 2 * 3 * 4096 * 1000, 2, 3),
+        (None, 1024, 2 * 3 * 4096 * 1000, 8, 8),
+        (100, 131072, 2 * 3 * 4096 * 1000, 8, 8),
+        (12288, 131072, 2 * 3 * 4096 * 1000, 8, 1),
+        (None, 131072, 0, 2, 1),
+    ],
+)
+def test_as_many_texts_at_a_time_as_memory_and_cores_allow(ctx_size, maximum, memory, n_cores, expected):
+    memory = None if memory is None else memory + 1_000_000
+    assert choose_parallel(ctx_size, maximum, 1000, 1_000_000, memory, n_cores) == expected
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,36 @@ def test_a_list_of_texts_makes_a_text_of_each(model):
     assert texts == alone
 
 
+def test_a_list_of_texts_is_made_together_where_there_are_slots(novels_2bit):
+    prompts = [PROMPT, "My dear", "The captain said that", "On the third day"]
+    with elutq.load(novels_2bit, ctx_size=256, threads=1, parallel=3) as model:
+        alone = []
+        for prompt in prompts:
+            model.clear()
+            alone.append(elutq.generate(model, prompt, 8, seed=4, ignore_eos=True).read())
+        model.clear()
+        engine, passes = model.scheduler.engine, []
+        evaluate = engine.eval
+        engine.eval = lambda runs: (passes.append(len(runs)), evaluate(runs))[1]
+        texts = elutq.generate(model, prompts, 8, seed=4, ignore_eos=True)
+        assert passes == []
+        assert [generation.read() for generation in texts] == alone
+        assert passes == [3] * 8 + [1] * 8
+        # A text of its own goes before those that nobody asks for.
+        waiting = elutq.generate(model, prompts, 8)
+        next(waiting[0])
+        passes.clear()
+        elutq.generate(model, PROMPT, 4, ignore_eos=True).read()
+        assert passes == [1] * 4
+        assert waiting[3].read() and waiting[0].read()
+
+
+@pytest.mark.parametrize("parallel", [0, 1025])
+def test_a_number_of_slots_out_of_range(novels_2bit, parallel):
+    with pytest.raises(elutq.ElutqError, match=f"parallel is {parallel}: it must be between 1 and 1024"):
+        elutq.load(novels_2bit, parallel=parallel)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint32])
 def test_token_ids_may_be_numpys(model, dtype):
     ids = model.encode(PROMPT)

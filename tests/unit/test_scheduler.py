@@ -8,8 +8,7 @@ import elutq
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, Scheduler, TextOptions
 from elutq_cli.generation.context import Context
 from elutq_cli.generation.scheduler import PIECE_TOKENS
-from elutq_cli.generation.session_engine import SessionEngine
-from elutq_native import CancelledError, NativeError
+from elutq_native import CancelledError, Engine, NativeError, NativeSequence
 
 PROMPT = "It was a dark night, and"
 CONTEXT = 512
@@ -24,16 +23,16 @@ def model(novels_2bit):
 @pytest.fixture
 def make_scheduler(model):
     """Returns a function that makes a scheduler of so many slots."""
-    engines = []
+    schedulers = []
 
     def make(n_slots):
-        sessions = [model.native.session(CONTEXT, 1) for _ in range(n_slots)]
-        engines.append(SessionEngine(sessions))
-        return Scheduler(engines[-1], [Context(session) for session in sessions])
+        sequences = [NativeSequence(model.native, CONTEXT) for _ in range(n_slots)]
+        schedulers.append(Scheduler(Engine(model.native, 1, n_slots), [Context(sequence) for sequence in sequences]))
+        return schedulers[-1]
 
     yield make
-    for engine in engines:
-        engine.close()
+    for scheduler in schedulers:
+        scheduler.close()
 
 
 def generation(model, prompt=PROMPT, n_predict=8, temp=0.0, seed=0, **options):
@@ -116,7 +115,7 @@ def test_texts_get_their_slots_in_the_order_in_which_they_came(model, make_sched
     assert ended == made
 
 
-def test_a_long_prompt_beside_others_is_taken_in_pieces(model, make_scheduler):
+def test_long_prompts_beside_others_are_taken_in_pieces_and_in_turn(model, make_scheduler):
     scheduler, passes = make_scheduler(3), []
     evaluate = scheduler.engine.eval
     scheduler.engine.eval = lambda runs: (passes.append(sorted(len(run.tokens) for run in runs)), evaluate(runs))[1]
@@ -126,12 +125,12 @@ def test_a_long_prompt_beside_others_is_taken_in_pieces(model, make_scheduler):
         scheduler.step()
     assert passes == [[2], [1], [1]]
     passes.clear()
-    for _ in range(2):
-        scheduler.submit(generation(model, list(range(10, 310)), 1))
+    for first in (10, 11):
+        scheduler.submit(generation(model, list(range(first, first + 300)), 1))
     n_before = len(talking.tokens)
     for _ in range(6):
         scheduler.step()
-    # The prompts take turns, and no pass has more of them than a piece.
+    # No pass has more of the prompts than a piece.
     assert passes == [[1, PIECE_TOKENS], [1, PIECE_TOKENS]] * 2 + [[1, 44, 44], [1]]
     assert len(talking.tokens) == n_before + 6
 
@@ -164,6 +163,21 @@ def test_what_another_slot_holds_is_copied_and_stays_there(model, make_scheduler
     assert scheduler.contexts[1].tokens[: len(prompt) + 2] == (*prompt, 7, 8)
     states = [context.export_state(0, len(prompt)) for context in scheduler.contexts]
     assert (states[0] == states[1]).all()
+
+
+@pytest.mark.parametrize(("fresh", "n_prompts"), [(False, 1), (True, 3)])
+def test_texts_of_one_prompt_that_come_together_have_it_computed_once(model, make_scheduler, fresh, n_prompts):
+    """Unless each is to be made as if it were alone."""
+    scheduler, n_evaluated = make_scheduler(3), []
+    prompt = [5 + at % 300 for at in range(400)]
+    (expected,) = run(make_scheduler(1), generation(model, prompt, 4))
+    evaluate = scheduler.engine.eval
+    scheduler.engine.eval = lambda runs: (n_evaluated.extend(len(run.tokens) for run in runs), evaluate(runs))[1]
+    texts = run(scheduler, *(generation(model, prompt, 4) for _ in range(3)), fresh=fresh)
+    pieces = sum(n for n in n_evaluated if n > 1)
+    # The last piece, which is short, may be computed for several of them in one pass.
+    assert n_prompts * len(prompt) <= pieces <= n_prompts * len(prompt) + PIECE_TOKENS
+    assert texts[0] == expected
 
 
 def test_a_fresh_text_takes_nothing_over(model, make_scheduler):

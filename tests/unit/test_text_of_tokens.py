@@ -144,9 +144,9 @@ def test_cancelling_hands_out_what_was_held_back(byte_level):
 def bodies(kind, model, tokens, **options):
     """Returns the logprobs of the whole answer, and of a stream's pieces."""
     generation, made = generate(model, tokens, **options)
-    whole = kind("model", model.tokenizer).whole(generation, made)["choices"][0]
-    stream = kind("model", model.tokenizer)
-    return whole, [stream.piece(token)["choices"][0]["logprobs"] for token in made]
+    whole = kind("model", model.tokenizer, True).whole([(generation, made)], {})["choices"][0]
+    stream = kind("model", model.tokenizer, True)
+    return whole, [stream.piece(0, token)["choices"][0]["logprobs"] for token in made]
 
 
 def test_chat_logprobs_have_the_bytes_of_each_token(llama):
@@ -184,7 +184,7 @@ def test_alternatives_that_spell_alike_do_not_collide(llama, monkeypatch):
     alternatives = tuple(alternative(token, "", -1.0 - token) for token in (byte, other, letter))
     for chosen, keys in ((letter, ["a", f"token_id:{byte}", " I"]), (byte, ["a", " I", f"token_id:{letter}"])):
         token = type(made)(chosen, "a", -1.0 - chosen, alternatives)
-        body = CompletionResponder("model", llama.tokenizer).piece(token)["choices"][0]["logprobs"]
+        body = CompletionResponder("model", llama.tokenizer, True).piece(0, token)["choices"][0]["logprobs"]
         (top,) = body["top_logprobs"]
         assert list(top) == keys
         assert top[body["tokens"][0]] == body["token_logprobs"][0] == -1.0 - chosen
