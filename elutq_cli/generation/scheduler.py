@@ -48,6 +48,11 @@ class Scheduler:
         return under_way + [generation for generation, _ in self._waiting]
 
     @property
+    def n_busy(self) -> int:
+        """Slots that have a text under way."""
+        return sum(slot.generation is not None for slot in self._slots)
+
+    @property
     def n_waiting(self) -> int:
         """Texts that wait for a slot."""
         return len(self._waiting)

@@ -17,6 +17,7 @@ from elutq_cli.server.access import Access
 from elutq_cli.server.engine import Engine, Job
 from elutq_cli.server.errors import ErrorBodies, answer_http_error, explain
 from elutq_cli.server.fields import parse_json
+from elutq_cli.server.metrics import CONTENT_TYPE
 from elutq_cli.server.request import TextRequest, read_chat, read_completion
 from elutq_cli.server.response import (
     Body,
@@ -67,6 +68,7 @@ def make_app(
             Route("/v1/completions", endpoint.completions, methods=["POST"]),
             Route("/v1/chat/completions", endpoint.chat_completions, methods=["POST"]),
             Route("/health", endpoint.health),
+            Route("/metrics", endpoint.metrics),
         ],
         exception_handlers={HTTPException: answer_http_error},
         middleware=[Middleware(ErrorBodies), Middleware(Access, api_key=api_key, hosts=hosts)],
@@ -93,8 +95,14 @@ class Endpoint:
         return JSONResponse(self._entry)
 
     async def health(self, _: Request) -> Response:
-        """Tell that the server is there, and how many requests wait."""
-        return JSONResponse({"status": "ok", "waiting": self._engine.n_waiting})
+        """Tell that the server is there, how many slots it has, how many are busy, and how many requests wait."""
+        engine = self._engine
+        slots = {"slots": engine.n_slots, "busy": engine.n_busy}
+        return JSONResponse({"status": "ok", "waiting": engine.n_waiting} | slots)
+
+    async def metrics(self, _: Request) -> Response:
+        """Tell Prometheus what was counted and measured."""
+        return Response(self._engine.metrics.show(), media_type=CONTENT_TYPE)
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""

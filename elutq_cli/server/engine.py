@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Scheduler
 from elutq_cli.server.errors import BusyError, TextFailedError
+from elutq_cli.server.metrics import Metrics
 from elutq_formats.errors import ElutqError
 
 Made = tuple[int, GeneratedToken | None]
@@ -23,13 +25,16 @@ class Job:
         cancelled: whether nobody wants them any more.
     """
 
-    def __init__(self, scheduler: Scheduler, generations: Sequence[Generation], fresh: bool) -> None:
+    def __init__(self, scheduler: Scheduler, metrics: Metrics, generations: Sequence[Generation], fresh: bool) -> None:
         self.generations = list(generations)
         self.waiting = deque(range(len(self.generations)))
         self.fresh = fresh
         self.cancelled = False
-        self._scheduler = scheduler
+        self._scheduler, self._metrics = scheduler, metrics
         self._n_over = 0
+        self._failed = False
+        self._arrived = time.perf_counter()
+        self._answering = False
         self._made: asyncio.Queue[Made | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -58,15 +63,30 @@ class Job:
     def deliver(self, index: int) -> bool:
         """Hand over what was made of a text; return whether it is over. In the engine's thread."""
         generation = self.generations[index]
+        if generation.tokens and not self._answering:
+            self._answering = True
+            self._metrics.first_token_seconds.observe(time.perf_counter() - self._arrived)
         while (token := generation.take()) is not None:
             self._hand_over((index, token))
         if generation.ended:
-            fault = _fault(generation)
-            self._hand_over((index, None) if fault is None else fault)
-            self._n_over += 1
-            if self.over:
-                self._hand_over(None)
+            self._end(index)
         return generation.ended
+
+    def _end(self, index: int) -> None:
+        """Hand over that a text is over, and count it; when it is the last one the request is too."""
+        generation = self.generations[index]
+        self._n_over += 1
+        self._failed |= generation.error is not None
+        self._metrics.text(generation)
+        if self.over:  # counted before it is told
+            cancelled = any(one.finish_reason == "cancelled" for one in self.generations)
+            outcome = "failed" if self._failed else "cancelled" if cancelled else "answered"
+            self._metrics.requests.labels(outcome).inc()
+            self._metrics.request_seconds.observe(time.perf_counter() - self._arrived)
+        fault = _fault(generation)
+        self._hand_over((index, None) if fault is None else fault)
+        if self.over:
+            self._hand_over(None)
 
     def _hand_over(self, item: Made | Exception | None) -> None:
         try:
@@ -89,6 +109,7 @@ class Engine:
             max_queue: requests that may wait, beside those that there are slots for.
         """
         self.model = model
+        self.metrics = Metrics(model, lambda: self.n_waiting)
         self._max_queue = max_queue
         self._scheduler = model.scheduler
         self._n_slots = len(self._scheduler.contexts)
@@ -118,6 +139,16 @@ class Engine:
             job.cancel()
 
     @property
+    def n_slots(self) -> int:
+        """Texts that can be made at a time."""
+        return self._n_slots
+
+    @property
+    def n_busy(self) -> int:
+        """Texts under way."""
+        return self._scheduler.n_busy
+
+    @property
     def n_waiting(self) -> int:
         """Requests that have had no turn yet."""
         with self._changed:
@@ -134,11 +165,11 @@ class Engine:
             BusyError: the queue is full, or the server is leaving.
         """
         with self._changed:
-            if self._closing:
-                raise _leaving()
-            if len(self._jobs) >= self._n_slots + self._max_queue:
-                raise BusyError(f"{self._max_queue} requests are waiting: try again later")
-            job = Job(self._scheduler, generations, fresh)
+            if self._closing or len(self._jobs) >= self._n_slots + self._max_queue:
+                self.metrics.requests.labels("refused").inc()
+                busy = BusyError(f"{self._max_queue} requests are waiting: try again later")
+                raise _leaving() if self._closing else busy
+            job = Job(self._scheduler, self.metrics, generations, fresh)
             self._jobs.append(job)
             self._queue.append(job)
             self._changed.notify()

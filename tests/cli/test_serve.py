@@ -16,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "How do you do?"}]
 
 @pytest.fixture(scope="module")
 def server(chat_model):
-    server = Server(chat_model, "-c", 512)
+    server = Server(chat_model, "-c", 512, "--parallel", 4)
     yield server
     status, rest = server.stop()
     assert status == 0
@@ -218,7 +218,7 @@ def test_other_statuses(server):
     assert server.post(b" " * (9 << 20))[0] == 413
     assert server.request("GET", "/v1/models", headers={"Host": "evil.example"})[0] == 400
     assert server.request("GET", "/v1/models", headers={"Host": f"localhost:{server.port}"})[0] == 200
-    assert server.request("GET", "/health") == (200, {"status": "ok", "waiting": 0})
+    assert server.request("GET", "/health") == (200, {"status": "ok", "waiting": 0, "slots": 4, "busy": 0})
 
 
 def test_model_without_a_template_completes_but_does_not_chat(novels_2bit):
