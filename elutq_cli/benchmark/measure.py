@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from statistics import fmean, median, stdev
@@ -9,7 +10,7 @@ from statistics import fmean, median, stdev
 import numpy as np
 
 from elutq_cli.benchmark import sensors
-from elutq_native import Model, Session
+from elutq_native import Engine, Model, NativeSequence, Run
 
 SEED = 1
 MIN_PAIRS = 10
@@ -18,17 +19,19 @@ MIN_PAIRS = 10
 
 @dataclass(frozen=True)
 class Test:
-    """What to time: a prompt of ``n_prompt`` tokens or the generation of ``n_gen`` after ``n_depth`` others."""
+    """What to time: a prompt of ``n_prompt`` tokens, or ``n_parallel`` texts of ``n_gen``, after ``n_depth`` others."""
 
     n_prompt: int
     n_gen: int
     n_depth: int
     n_threads: int
+    n_parallel: int = 1
 
     @property
     def name(self) -> str:
-        """Names the test the way llama-bench does: pp512, tg128, tg128 @ d2048."""
+        """Names the test the way llama-bench does: pp512, tg128, tg128 @ d2048; of 8 texts at once 8 x tg128."""
         kind = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        kind = f"{self.n_parallel} x {kind}" if self.n_parallel > 1 else kind
         return f"{kind} @ d{self.n_depth}" if self.n_depth else kind
 
 
@@ -40,7 +43,8 @@ class Result:
         cache_type: How keys and values are kept.
         samples_ns: Time of each repetition in nanoseconds.
         read_gbps: Plain-read bandwidth in GB/s, median of the reads between decode passes; None for prefill.
-        roof_ts: Tokens per second if reading the bytes of a token were all there is to do; None for prefill.
+        roof_ts: Tokens per second if reading the bytes of a token were all there is to do; None for prefill and where
+            several texts share what is read.
         roof_fraction: Median over the pairs of a decode pass and a read of how close the pass came to the roof.
         joules_per_token: Energy of the processor packages; None where the system does not tell.
         operations: Seconds in each operation, when profiled.
@@ -61,8 +65,9 @@ class Result:
 
     @property
     def samples_ts(self) -> list[float]:
-        """Tokens per second of each repetition."""
-        return [1e9 * (self.test.n_prompt + self.test.n_gen) / ns for ns in self.samples_ns]
+        """Tokens per second of each repetition, of all texts together."""
+        n_tokens = self.test.n_parallel * (self.test.n_prompt + self.test.n_gen)
+        return [1e9 * n_tokens / ns for ns in self.samples_ns]
 
     def to_dict(self, model: Model, filename: str) -> dict[str, object]:
         """Returns the fields that ``-o json`` prints."""
@@ -75,6 +80,8 @@ class Result:
             "n_prompt": self.test.n_prompt,
             "n_gen": self.test.n_gen,
             "n_depth": self.test.n_depth,
+            "n_parallel": self.test.n_parallel,
+            "test": self.test.name,
             "type_k": self.cache_type,
             "type_v": self.cache_type,
             "test_time": self.test_time,
@@ -100,10 +107,44 @@ def token_bytes(model: Model, position: int, cache_type: str) -> int:
     return model.info.bytes_per_token + position * model.kv_bytes_per_token(cache_type)
 
 
+class Texts:
+    """Texts over one model that grow together, each by the same tokens; a context manager.
+
+    Attributes:
+        engine: Evaluates them.
+        n_tokens: Tokens that each has.
+    """
+
+    def __init__(self, model: Model, test: Test, context_size: int, cache_type: str) -> None:
+        self._open = ExitStack()
+        self.engine = self._open.enter_context(Engine(model, test.n_threads, test.n_parallel))
+        self._sequences = [
+            self._open.enter_context(NativeSequence(model, context_size, cache_type)) for _ in range(test.n_parallel)
+        ]
+        self.n_tokens = 0
+
+    def __enter__(self) -> "Texts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def append(self, tokens: list[int]) -> None:
+        """Evaluates tokens in each text."""
+        self.engine.eval([Run(sequence, tokens) for sequence in self._sequences])
+        self.n_tokens += len(tokens)
+
+    def rewind(self, n_tokens: int) -> None:
+        """Takes the tokens after the first ``n_tokens`` back."""
+        for sequence in self._sequences:
+            sequence.rewind(n_tokens)
+        self.n_tokens = n_tokens
+
+
 def run_tests(
     model: Model, tests: list[Test], repetitions: int, profile: bool, cache_type: str = "f16"
 ) -> Iterator[Result]:
-    """Runs tests one after the other, each in a session of its own that is warmed up first.
+    """Runs tests one after the other, each with texts of its own that are warmed up first.
 
     Raises:
         NativeError: A test needs a longer context than the model has.
@@ -111,67 +152,68 @@ def run_tests(
     random = np.random.default_rng(SEED)
     for test in tests:
         tokens = random.integers(0, model.vocab_size, test.n_depth + test.n_prompt + test.n_gen + 1).tolist()
-        with model.session(len(tokens), test.n_threads, cache_type) as session:
+        with Texts(model, test, len(tokens), cache_type) as texts:
             if test.n_depth:
-                session.eval(tokens[: test.n_depth])
-            session.eval(tokens[-1:])
+                texts.append(tokens[: test.n_depth])
+            texts.append(tokens[-1:])
             result = Result(test, datetime.now(timezone.utc).isoformat(timespec="seconds"), cache_type)
-            with session.profile() as operations:
+            with texts.engine.profile() as operations:
                 if test.n_prompt:
-                    time_prefill(session, tokens[test.n_depth : -1], result, repetitions)
+                    time_prefill(texts, tokens[test.n_depth : -1], result, repetitions)
                 else:
-                    time_decode(session, tokens[test.n_depth : -1], result, repetitions)
+                    time_decode(texts, tokens[test.n_depth : -1], result, repetitions)
             result.operations = operations if profile else None
         result.frequency_mhz, result.temperature_c = sensors.frequency_mhz(), sensors.temperature_c()
         result.peak_rss = sensors.peak_rss()
         yield result
 
 
-def time_prefill(session: Session, tokens: list[int], result: Result, repetitions: int) -> None:
+def time_prefill(texts: Texts, tokens: list[int], result: Result, repetitions: int) -> None:
     """Evaluates the prompt as one batch, again and again."""
     before = sensors.energy_joules()
     for _ in range(repetitions):
-        session.rewind(result.test.n_depth)
+        texts.rewind(result.test.n_depth)
         start = time.perf_counter_ns()
-        session.eval(tokens)
+        texts.append(tokens)
         result.samples_ns.append(time.perf_counter_ns() - start)
     result.joules_per_token = _joules(before, repetitions * len(tokens))
 
 
-def time_decode(session: Session, tokens: list[int], result: Result, repetitions: int) -> None:
+def time_decode(texts: Texts, tokens: list[int], result: Result, repetitions: int) -> None:
     """Generates token by token. Every few tokens a plain read of the same weights goes before the pass, so that the two
     see the same memory: its speed swings by half within minutes on a shared machine."""  # noqa: D205, D209
     every = max(1, len(tokens) // MIN_PAIRS)
     reads, fractions, joules = [], list[float](), list[float]()
-    model = session.model
+    model, test = texts.engine.model, result.test
     for _ in range(repetitions):
-        session.rewind(result.test.n_depth)
+        texts.rewind(test.n_depth)
         before, elapsed = sensors.energy_joules(), 0
         for i, token in enumerate(tokens):
-            read = _time_read(session) if i % every == 0 else None
+            read = _time_read(texts.engine) if i % every == 0 else None
             start = time.perf_counter_ns()
-            session.eval([token])
+            texts.append([token])
             duration = time.perf_counter_ns() - start
             elapsed += duration
             if read is not None:
                 reads.append(read)
-                n_bytes = token_bytes(model, session.position, session.cache_type)
+                n_bytes = token_bytes(model, texts.n_tokens, result.cache_type)
                 fractions.append(read * n_bytes / model.info.bytes_per_token / duration)
         result.samples_ns.append(elapsed)
-        used = _joules(before, len(tokens))
+        used = _joules(before, test.n_parallel * len(tokens))
         if used is not None:
             joules.append(used)
     result.joules_per_token = fmean(joules) if joules else None
     bandwidth = model.info.bytes_per_token / median(reads)  # bytes a nanosecond: GB/s
     result.read_gbps = bandwidth
-    middle = result.test.n_depth + len(tokens) // 2
-    result.roof_ts = 1e9 * bandwidth / token_bytes(model, middle, session.cache_type)
-    result.roof_fraction = median(fractions)
+    if test.n_parallel == 1:
+        middle = test.n_depth + len(tokens) // 2
+        result.roof_ts = 1e9 * bandwidth / token_bytes(model, middle, result.cache_type)
+        result.roof_fraction = median(fractions)
 
 
-def _time_read(session: Session) -> int:
+def _time_read(engine: Engine) -> int:
     start = time.perf_counter_ns()
-    session.read_weights()
+    engine.read_weights()
     return time.perf_counter_ns() - start
 
 

@@ -45,7 +45,7 @@ def to_markdown(rows: Iterable[Row]) -> str:
         speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
         fraction = row["roof_fraction"]
         cells = [
-            _test_name(row),
+            str(row["test"]),
             str(row["n_threads"]),
             speed,
             _number(row["read_gbps"], 1),
@@ -72,11 +72,6 @@ def _cell(value: object) -> object:
     return shown_line(value) if isinstance(value, str) else value
 
 
-def _test_name(row: Row) -> str:
-    name = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
-    return f"{name} @ d{row['n_depth']}" if row["n_depth"] else name
-
-
 def _number(value: object, digits: int) -> str:
     return "" if value is None else f"{float(str(value)):.{digits}f}"
 
@@ -85,7 +80,7 @@ def _operations(row: Row) -> Iterable[str]:
     operations = row["operations_s"]
     assert isinstance(operations, dict)
     total = sum(operations.values()) or 1.0
-    yield f"{_test_name(row)}, {row['n_threads']} threads: share of the time in each operation"
+    yield f"{row['test']}, {row['n_threads']} threads: share of the time in each operation"
     yield "| " + " | ".join(operations) + " |"
     yield "|" + "---:|" * len(operations)
     yield "| " + " | ".join(f"{100 * seconds / total:.1f} %" for seconds in operations.values()) + " |"

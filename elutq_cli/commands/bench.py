@@ -58,6 +58,7 @@ def bench_command(
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt sizes, as 64,512; 0: none.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to generate; 0: none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before.")] = "0",
+    parallel: Annotated[str, typer.Option("--parallel", help="How many texts generate together, as 1,2,4,8.")] = "1",
     threads: Annotated[str | None, typer.Option("-t", "--threads", help="Thread counts, as 1,2,4.")] = None,
     cache_type: CacheType = "f16",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Repetitions of each test.", min=1)] = 5,
@@ -73,6 +74,8 @@ def bench_command(
 
     The roof: how fast the same run reads the bytes that a token takes, and does nothing with them.
 
+    With --parallel several texts decode in one pass; tokens/s are those of all of them.
+
     Example: elutq bench model.gguf -p 64,512 -n 64 -t 1,2
     """
     from elutq_cli.benchmark.measure import run_tests
@@ -86,7 +89,8 @@ def bench_command(
         raise ElutqError(f"-o is {output}: choose md, csv, json or jsonl")
     checked_cache_type(cache_type)
     thread_counts = [default_threads()] if threads is None else numbers("-t", threads, 1)
-    tests = plan_tests(numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0), thread_counts)
+    sizes = numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0)
+    tests = plan_tests(*sizes, thread_counts, numbers("--parallel", parallel, 1))
     of_synthetic = {"--bits": bits, "--group-size": group_size, "--kind": kind}
     given = [option for option, value in of_synthetic.items() if value is not None]
     if given and synthetic is None:
@@ -127,8 +131,10 @@ def numbers(flag: str, text: str, minimum: int) -> list[int]:
     return values
 
 
-def plan_tests(prompts: list[int], gens: list[int], depths: list[int], threads: list[int]) -> list[Test]:
-    """Returns a prefill and a decode test for every combination; sizes of 0 are left out.
+def plan_tests(
+    prompts: list[int], gens: list[int], depths: list[int], threads: list[int], parallel: list[int]
+) -> list[Test]:
+    """Returns prefill tests, and decode tests for each number of texts, in every combination; sizes of 0 are left out.
 
     Raises:
         ElutqError: Nothing is left.
@@ -139,7 +145,7 @@ def plan_tests(prompts: list[int], gens: list[int], depths: list[int], threads: 
     for n_threads in threads:
         for depth in depths:
             tests += [Test(n_prompt, 0, depth, n_threads) for n_prompt in prompts if n_prompt]
-            tests += [Test(0, n_gen, depth, n_threads) for n_gen in gens if n_gen]
+            tests += [Test(0, n_gen, depth, n_threads, n_texts) for n_gen in gens if n_gen for n_texts in parallel]
     if not tests:
         raise ElutqError("nothing to measure: give -p or -n a number above 0")
     return tests

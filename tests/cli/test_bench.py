@@ -71,6 +71,18 @@ def test_other_forms_hold_the_same_tests(novels_2bit):
     assert "| pp8 |" in markdown and "| tg4 |" in markdown
 
 
+def test_texts_that_generate_together_count_all_their_tokens(novels_2bit):
+    run = bench(novels_2bit, "-p", 8, "-n", 4, "-d", 3, "-r", 2, "-t", 2, "-o", "json", "--parallel", "1,3")
+    rows = json.loads(run.stdout)
+    assert [(row["test"], row["n_parallel"]) for row in rows] == [
+        ("pp8 @ d3", 1),
+        ("tg4 @ d3", 1),
+        ("3 x tg4 @ d3", 3),
+    ]
+    assert rows[2]["samples_ts"] == pytest.approx([1e9 * 3 * 4 / ns for ns in rows[2]["samples_ns"]])
+    assert rows[2]["roof_ts"] is None and rows[2]["roof_fraction"] is None and rows[2]["read_gbps"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -107,6 +119,7 @@ def test_synthetic_is_laid_out_as_quantize_does_by_default():
         (("MODEL", "-p", 0, "-n", 0), "nothing to measure"),
         (("MODEL", "-p", 4096), "context of 4097 tokens"),
         (("MODEL", "-t", 0), "at least 1"),
+        (("MODEL", "--parallel", "4,0"), "at least 1"),
         (("MODEL", "--cache-type", "q4_0"), "choose f16 or q8"),
         (("/nonexistent.gguf",), "nonexistent"),
     ],
