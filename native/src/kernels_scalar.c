@@ -161,6 +161,6 @@ const struct elutq_kernels elutq_kernels_scalar = {
     .gemm_tables = gemv_each,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
-    .levels_from = {0, 0, 0, 48, 32}, /* as avx512, whose passes these then define */
+    .levels_from = {0, 0, 0, 96, 56}, /* as avx512, whose passes these then define */
     ELUTQ_FLOAT_KERNELS,
 };

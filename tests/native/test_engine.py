@@ -55,7 +55,7 @@ def evaluate(model, texts, cache_types, threads, rng=None):
 @pytest.mark.parametrize("isa", supported_kernels())
 def test_sixteen_sequences_in_random_company_have_the_bits_that_they_have_alone(isa, make_model):
     rng = np.random.default_rng(3)
-    path = make_model(GOLDEN / "qwen3", bits=3, group_size=32)
+    path = make_model(GOLDEN / "qwen3", bits=4, group_size=32)
     with Model(path, isa) as model:
         texts = make_texts(model, rng)
         cache_types = ["f16", "q8"] * 8

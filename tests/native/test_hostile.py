@@ -77,7 +77,7 @@ def test_negative_scales_are_refused_in_large_batches(tmp_path):
     with Model(path, "scalar") as model, model.session(context_size=64, threads=1) as session:
         session.eval([1, 2, 3, 4, 5])
         with pytest.raises(NativeError, match=r"blk\.0\.attn_q\.weight holds a scale or weight that no model has"):
-            session.eval([1] * 32)
+            session.eval([1] * 59)
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight"):
         ModelFile.open(path).hlq("blk.0.attn_q.weight")
 

@@ -88,6 +88,6 @@ const struct elutq_kernels elutq_kernels_avx512 = {
     .gemm_tables = gemm_tables,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
-    .levels_from = {0, 0, 0, 48, 32},
+    .levels_from = {0, 0, 0, 96, 56},
     ELUTQ_FLOAT_KERNELS,
 };

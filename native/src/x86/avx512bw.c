@@ -21,9 +21,9 @@ const struct elutq_kernels elutq_kernels_avx512bw = {
 const struct elutq_kernels elutq_kernels_avx512vnni = {
     .name = "avx512vnni",
     .gemv = gemv,
-    .gemm_tables = gemv_each,
+    .gemm_tables = gemm_tables,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
-    .levels_from = {0, 8, 6, 8, 8},
+    .levels_from = {0, 24, 14, 16, 12},
     ELUTQ_FLOAT_KERNELS,
 };
