@@ -5,6 +5,8 @@
 
 Two thirds of the requests are streamed, one in ten is left in the middle of its answer. Prints one JSON object; exits 1
 when a request was lost. Memory is the resident set of the process (Linux), at the end of each tenth of the time.
+
+With --texts N the clients make a fixed set of N texts of --tokens tokens each, and nobody leaves.
 """
 
 import argparse
@@ -31,6 +33,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
+    first_tokens: list[float] = field(default_factory=list)
     n_tokens: int = 0
 
 
@@ -63,10 +66,13 @@ async def ask(client: AsyncOpenAI, chance: random.Random, tally: Tally) -> str:
         tally.n_tokens += whole.usage.completion_tokens
         return "answered" if whole.choices[0].finish_reason in ("stop", "length") else "lost"
     leaves_after = chance.randint(1, 3) if chance.random() < 0.15 else None
+    begin = time.monotonic()
     stream = await client.completions.create(**options, stream=True, stream_options={"include_usage": True})
     finish_reason, usage, n_pieces = None, None, 0
     async for piece in stream:
         n_pieces += 1
+        if n_pieces == 1:
+            tally.first_tokens.append(time.monotonic() - begin)
         if n_pieces == leaves_after:
             await stream.close()
             return "left"
@@ -77,6 +83,22 @@ async def ask(client: AsyncOpenAI, chance: random.Random, tally: Tally) -> str:
         return "lost"
     tally.n_tokens += usage.completion_tokens
     return "streamed"
+
+
+async def make_texts(client: AsyncOpenAI, numbers: list[int], n_tokens: int, tally: Tally) -> None:
+    """One client: text after text until there are no numbers left."""
+    while numbers:
+        number, begin = numbers.pop(), time.monotonic()
+        await client.completions.create(
+            model="any",
+            prompt=f"{number}. {PROMPTS[number % len(PROMPTS)]}",
+            max_tokens=n_tokens,
+            seed=number,
+            extra_body={"ignore_eos": True},
+        )
+        tally.outcomes["answered"] += 1
+        tally.n_tokens += n_tokens
+        tally.latencies.append(time.monotonic() - begin)
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -98,26 +120,39 @@ async def watch(pid: int | None, seconds: float) -> list[int]:
     return sizes
 
 
-async def load(address: str, clients: int, seconds: float, pid: int | None) -> dict[str, object]:
+async def load(options: argparse.Namespace) -> dict[str, object]:
     """Run all clients and return the report."""
-    async with AsyncOpenAI(base_url=address, api_key="none", timeout=300, max_retries=0) as client:
+    n_clients, sizes = options.clients, []
+    async with AsyncOpenAI(base_url=options.address, api_key="none", timeout=600, max_retries=0) as client:
         tally, begin = Tally(), time.monotonic()
-        watcher = asyncio.create_task(watch(pid, seconds))
-        await asyncio.gather(*(talk(client, number, begin + seconds, tally) for number in range(clients)))
+        if options.texts:
+            numbers = list(range(options.texts))
+            await asyncio.gather(*(make_texts(client, numbers, options.tokens, tally) for _ in range(n_clients)))
+        else:
+            watcher = asyncio.create_task(watch(options.pid, options.seconds))
+            end = begin + options.seconds
+            await asyncio.gather(*(talk(client, number, end, tally) for number in range(n_clients)))
+            sizes = await watcher
         elapsed = time.monotonic() - begin
-    latencies = sorted(tally.latencies)
     return {
-        "clients": clients,
+        "clients": n_clients,
         "seconds": elapsed,
         "requests": sum(tally.outcomes.values()),
         **{name: tally.outcomes[name] for name in ("answered", "streamed", "left", "lost")},
-        "requests_per_second": len(latencies) / elapsed,
+        "requests_per_second": len(tally.latencies) / elapsed,
         "tokens_per_second": tally.n_tokens / elapsed,
-        "latency_median_s": latencies[len(latencies) // 2],
-        "latency_most_s": latencies[-1],
-        "resident_bytes": await watcher,
+        **median_and_most("latency", tally.latencies),
+        **median_and_most("first_token", tally.first_tokens),
+        "resident_bytes": sizes,
         "errors": tally.errors[:5],
     }
+
+
+def median_and_most(name: str, seconds: list[float]) -> dict[str, float]:
+    """Return the median and the largest of some times, where there are any."""
+    if not seconds:
+        return {}
+    return {f"{name}_median_s": sorted(seconds)[len(seconds) // 2], f"{name}_most_s": max(seconds)}
 
 
 def main() -> None:
@@ -126,9 +161,10 @@ def main() -> None:
     parser.add_argument("address", help="as http://127.0.0.1:8080/v1")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--texts", type=int, default=0, help="of a fixed set; 0: for --seconds")
+    parser.add_argument("--tokens", type=int, default=32, help="of each text of the fixed set")
     parser.add_argument("--pid", type=int, help="of the server, to watch its memory")
-    arguments = parser.parse_args()
-    report = asyncio.run(load(arguments.address, arguments.clients, arguments.seconds, arguments.pid))
+    report = asyncio.run(load(parser.parse_args()))
     print(json.dumps(report))
     sys.exit(report["lost"] != 0)
 

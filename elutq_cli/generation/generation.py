@@ -60,8 +60,7 @@ class Generation:
         self._prompt = prompt
         self._history = prompt
         self._tokenizer, self._ctx_size = tokenizer, ctx_size
-        eos = () if options.ignore_eos else tokenizer.eos_token_ids
-        self._last_tokens = frozenset(eos) | frozenset(options.stop_token_ids)
+        self._last_tokens = frozenset[int]()
         self._stream: StoppableText | None = None
         self._held_back: deque[TokenMaker] = deque()
         self._made: deque[GeneratedToken] = deque()
@@ -121,6 +120,8 @@ class Generation:
         self._begun = time.perf_counter()
         self.reused_tokens = n_held
         tokenizer, options = self._tokenizer, self.options
+        eos = () if options.ignore_eos else tokenizer.eos_token_ids
+        self._last_tokens = frozenset(eos) | frozenset(options.stop_token_ids)
         # Special tokens alone are no text that could go on.
         continues = not options.reply and not all(map(tokenizer.is_hidden, reversed(self._prompt)))
         self._stream = StoppableText(tokenizer, options.stop, continues)

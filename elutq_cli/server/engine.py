@@ -182,7 +182,11 @@ class Engine:
                 if not self._jobs:
                     return
                 self._fill_slots()
-            self._scheduler.step()
+            try:
+                self._scheduler.step()
+            except Exception as error:  # a bug: whoever waits is told, and those that come are served
+                for job, index in self._going:
+                    job.generations[index].fail(error)
             self._going = [(job, index) for job, index in self._going if not job.deliver(index)]
             with self._changed:
                 self._jobs = [job for job in self._jobs if not job.over]

@@ -95,15 +95,18 @@ def read_completion(body: object, model: LanguageModel, max_tokens: int | None) 
     """Read the body of /v1/completions; arguments and errors as those of ``read_chat``."""
     fields = Fields(body)
     fields.refuse(unsupported.COMPLETION)
-    prompts = [_encode(prompt, model) for prompt in _prompts(fields.get("prompt"))]
-    logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
+    prompts = _prompts(fields.get("prompt"))
     n_choices = fields.integer("n", 1, MOST_TEXTS) or 1
     n_candidates = fields.integer("best_of", 1, MOST_TEXTS) or n_choices
     if n_candidates < n_choices:
         raise RequestError(f"best_of is {n_candidates}: it must be at least n, which is {n_choices}", "best_of")
+    if len(prompts) * n_candidates > MOST_TEXTS:
+        raise RequestError(f"a request may have at most {MOST_TEXTS} texts", "prompt" if len(prompts) > 1 else "n")
+    logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
     options = _options(fields, model, _most_tokens(fields, DEFAULT_COMPLETION_TOKENS, max_tokens), logprobs)
     options = replace(options, echo=fields.flag("echo"))
-    return _request(fields, model, prompts, options, n_candidates, n_choices, "prompt")
+    tokens = [_encode(prompt, model) for prompt in prompts]
+    return _request(fields, model, tokens, options, n_candidates, n_choices, "prompt")
 
 
 def _prompts(value: object) -> Sequence[object]:
@@ -152,8 +155,6 @@ def _request(
         raise RequestError("the prompt has no tokens", source)
     if too_long := [len(tokens) for tokens in prompts if len(tokens) > model.ctx_size]:
         raise ContextOverflowError(too_long[0], model.ctx_size, model.native.context_length)
-    if len(prompts) * n_candidates > MOST_TEXTS:
-        raise RequestError(f"a request may have at most {MOST_TEXTS} texts", "n")
     stream = fields.flag("stream")
     if stream and n_candidates > n_choices:
         raise RequestError("the best of several texts cannot be sent before all are made: leave out stream", "best_of")

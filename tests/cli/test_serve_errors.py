@@ -84,6 +84,14 @@ def test_logits_that_are_no_numbers_are_the_servers_fault(client, monkeypatch, s
     assert client.complete(seed=1).status == 200
 
 
+def test_a_bug_in_the_scheduler_ends_a_request_and_not_the_server(client, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(client.model.scheduler, "_choose", lambda: 1 / 0)
+        assert refusal(client.complete(), 500).type == "server_error"
+    assert "ZeroDivisionError" in caplog.text
+    assert client.complete().status == 200
+
+
 def test_a_template_that_fails_refuses_or_never_ends_is_told_in_json(client, monkeypatch):
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     for source in ("{{ messages[9].content.x.y }}", "{{ raise_exception('no') }}", endless):
