@@ -24,10 +24,10 @@ from elutq_cli.pipeline.products import (
     subtract_product,
 )
 from elutq_cli.pipeline.stage import Backend
-from elutq_cli.reference import SHARED_INPUTS, Array, Block, Positions
+from elutq_cli.reference import Array, Block, Positions
+from elutq_formats.block import Branch
 
 TOKENS_AT_ONCE = 1024
-ADDED_TO_STREAM = ("self_attn.o_proj", "mlp.down_proj")
 
 
 Linear: TypeAlias = Callable[[Array], Array]
@@ -41,8 +41,8 @@ class InputStatistics:
     Attributes:
         hessian: (columns, columns) float32, X^T X.
         lack: (hidden_size, columns) float32, (Y' - Y)^T X, Y' the exact model's residual stream after the linear and Y
-            what the exact weights would make of X and the stream here; None where the output is not added to it, and
-            where no exact stream is kept.
+            what the exact weights would make of X and the stream here; None where the output is not added to it as it
+            is, and where no exact stream is kept.
     """
 
     hessian: Array
@@ -50,21 +50,24 @@ class InputStatistics:
 
 
 @dataclass(frozen=True)
-class AddedLinear:
-    """An exact linear whose output is added to the residual stream.
+class Writer:
+    """An exact linear that writes to the residual stream.
 
     Attributes:
         weights: (hidden_size, columns) float32.
         bias: (hidden_size,) float32, or None.
+        finish: makes of its output (tokens, hidden_size) what is added to the stream; None: it is added as it is.
     """
 
     weights: Array
     bias: Array | None
+    finish: Linear | None
 
     @classmethod
-    def of(cls, block: Block, name: str) -> "AddedLinear":
-        """Take it from a block."""
-        return cls(block.weights[f"{name}.weight"], block.weights.get(f"{name}.bias"))
+    def of(cls, block: Block, branch: Branch) -> "Writer":
+        """Take a branch's from a block."""
+        weights, bias = block.weights[f"{branch.writer}.weight"], block.weights.get(f"{branch.writer}.bias")
+        return cls(weights, bias, None if branch.after is None else partial(block.finish, branch))
 
 
 MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
@@ -103,32 +106,32 @@ def block_statistics(
         blocks.append(block.copy())
         streams.append(exact)
     positions = Positions.of(block.config, hidden.shape[1], convert=backend.place)
-    steps: tuple[tuple[str, Callable[[Block, Array], Array]], ...] = (
-        ("self_attn.q_proj", lambda block, x: block.norm("input_layernorm", x)),
-        ("self_attn.o_proj", lambda block, x: block.attention_values(block.norm("input_layernorm", x), positions)),
-        ("mlp.gate_proj", lambda block, x: block.norm("post_attention_layernorm", x)),
-        ("mlp.down_proj", lambda block, x: block.gated_values(block.norm("post_attention_layernorm", x))),
-    )
-    for linear, linear_input in steps:
-        inputs = [partial(linear_input, own) for own in blocks]
-        if linear not in ADDED_TO_STREAM:
-            yield SHARED_INPUTS[linear], input_statistics(inputs[:1], [hidden], backend)
-            continue
-        kept = make_room((*hidden.shape[:2], block.weights[f"{linear}.weight"].shape[1]))
-        moments = [input_statistics(inputs, streams, backend, AddedLinear.of(blocks[-1], linear), kept)]
+    for branch in block.data.branches:
+        yield branch.readers, input_statistics([partial(block.read, branch)], [hidden], backend)
+        inputs = [partial(_mixed, own, branch, positions) for own in blocks]
+        kept = make_room((*hidden.shape[:2], block.weights[f"{branch.writer}.weight"].shape[1]))
+        moments = [input_statistics(inputs, streams, backend, Writer.of(blocks[-1], branch), kept)]
         if exact is not None:  # the exact weights up to here have done their work
-            for name in [name for name in blocks[-1].weights if name.startswith(linear.split(".")[0])]:
+            for name in [name for name in blocks[-1].weights if name.startswith(branch.writer.split(".")[0])]:
                 del blocks[-1].weights[name]
-        yield SHARED_INPUTS[linear], moments.pop()  # to be freed by the caller
-        add = quiet(partial(_add_output, partial(block.linear, linear), backend))
+        yield (branch.writer,), moments.pop()  # to be freed by the caller
+        add = quiet(partial(_add_output, partial(_written, block, branch), backend))
         map_few(add, list(zip(token_batches(hidden), token_batches(kept), strict=True)), backend)
+
+
+def _mixed(block: Block, branch: Branch, positions: Positions, stream: Array) -> Array:
+    return block.mix(branch, block.read(branch, stream), positions)
+
+
+def _written(block: Block, branch: Branch, mixed: Array) -> Array:
+    return block.finish(branch, block.linear(branch.writer, mixed))
 
 
 def input_statistics(
     inputs: Sequence[Linear],
     streams: Sequence[FloatArray],
     backend: Backend,
-    linear: AddedLinear | None = None,
+    writer: Writer | None = None,
     kept: FloatArray | None = None,
 ) -> InputStatistics:
     """Return the second moments of a linear's input, accumulated in float32 in the order of the tokens.
@@ -136,21 +139,22 @@ def input_statistics(
     Args:
         inputs: computes the linear's input from the residual stream, on the quantized prefix and, where it is kept, in
             the exact model.
-        streams: (sequences, n, hidden_size) float32 of each; the exact model's only with ``linear``.
+        streams: (sequences, n, hidden_size) float32 of each; the exact model's only with ``writer``.
         backend: runs AT_ONCE batches of sequences, then their products.
-        linear: where its output is added to the residual stream: the exact model's goes on from here.
+        writer: where the linear writes to the residual stream: the exact model's goes on from here.
         kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
     """
-    assert linear is not None or len(streams) == 1
+    assert writer is not None or len(streams) == 1
     waves = list(zip(*map(token_batches, streams), strict=True))
     room = token_batches(kept) if kept is not None else []
     hessian = lack = None
     for few in pieces(len(waves), AT_ONCE):
-        found = backend.map(quiet(partial(_inputs_of, inputs, linear, backend)), waves[few])
+        found = backend.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves[few])
         if hessian is None:
             columns = found[0][0].shape[1]
             hessian = backend.zeros((columns, columns))
-            lack = backend.zeros((streams[0].shape[-1], columns)) if len(streams) == 2 else None
+            adds = writer is not None and writer.finish is None
+            lack = backend.zeros((streams[0].shape[-1], columns)) if adds and len(streams) == 2 else None
         add_gram(hessian, [x for x, _ in found], backend)
         for x, wanted in found:
             if wanted is not None:
@@ -163,8 +167,8 @@ def input_statistics(
         if total is not None:
             total /= n_tokens
     mirror_upper(hessian, backend)
-    if linear is not None and lack is not None:
-        subtract_product(lack, linear.weights, hessian, backend)  # what the linear itself adds to the stream here
+    if writer is not None and lack is not None:
+        subtract_product(lack, writer.weights, hessian, backend)  # what the linear itself adds to the stream here
     return InputStatistics(hessian, lack)
 
 
@@ -175,18 +179,22 @@ def token_batches(sequences: FloatArray) -> list[FloatArray]:
 
 
 def _inputs_of(
-    inputs: Sequence[Linear], linear: AddedLinear | None, backend: Backend, batch: tuple[FloatArray, ...]
+    inputs: Sequence[Linear], writer: Writer | None, backend: Backend, batch: tuple[FloatArray, ...]
 ) -> tuple[Array, Array | None]:
-    """Return a batch's inputs X (tokens, columns) and, beside an exact stream, what X W^T should be."""
+    """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, where it is known."""
     streams = [backend.place(stream) for stream in batch]
     x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
-    if linear is None or not exact:  # an exact stream comes with a linear
+    if writer is None or not exact:  # an exact stream comes with a writer
         return x, None
-    product = multiply_rounded(exact[0], linear.weights.T, backend)
+    product = multiply_rounded(exact[0], writer.weights.T, backend)
+    if writer.finish is not None:
+        added = writer.finish(product if writer.bias is None else product + writer.bias)
+        batch[1][...] = backend.fetch(_flat(streams[1]) + added).reshape(batch[1].shape)
+        return x, None
     after = _flat(streams[1]) + product
     wanted = after - _flat(streams[0])
-    if linear.bias is not None:
-        after = after + linear.bias
+    if writer.bias is not None:
+        after = after + writer.bias
     batch[1][...] = backend.fetch(after).reshape(batch[1].shape)
     return x, wanted
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from elutq_cli.pipeline.allocate import SEQUENCES
-from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.fit import fit
 from elutq_cli.pipeline.peak_memory import MARGIN, peak_memory, process_bytes
@@ -85,7 +84,8 @@ class Forecast:
         records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
         output_bytes = sum(record.n_bytes for record in records)
         stream = 4 * config.hidden_size * n_tokens
-        inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in ADDED_TO_STREAM)
+        writers = [branch.writer for branch in config.layer(0).branches]
+        inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in writers)
         streams = 4 * config.hidden_size * stream_tokens(recipe, n_tokens, held_out_tokens)
         scratch = output_bytes + 2 * streams + inputs + (stream if "e2e" in recipe.tune else 0)
         scratch += tuning_scratch(config, recipe)
@@ -205,11 +205,12 @@ def estimate_seconds(
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     seconds = alone(plan.embedding)
     beside = stream_tokens(recipe, n_tokens, held_out_tokens) - (2 if recipe.keeps_exact else 1) * n_tokens
+    corrected = tuple(branch.writer for branch in config.layer(0).branches if branch.after is None)
     for entry in (entry for block in plan.blocks for entry in block):
         rows, columns = shapes[entry.name]
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
         products = (3 * rows + 0.5 * columns) * columns * n_tokens + rows * columns * beside
-        if recipe.corrects and entry.name.removesuffix(".weight").endswith(ADDED_TO_STREAM):
+        if recipe.corrects and entry.name.removesuffix(".weight").endswith(corrected):
             products += rows * columns * (n_tokens + 2 * columns)  # what the stream lacks, and what makes up for it
         seconds += products * product + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS)
         seconds += squares * columns**3

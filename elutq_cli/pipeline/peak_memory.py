@@ -8,13 +8,12 @@ import math
 
 from elutq_cli.pipeline.allocate import SEQUENCES
 from elutq_cli.pipeline.by_rows import runs_of_rows
-from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE
+from elutq_cli.pipeline.calibrate import TOKENS_AT_ONCE
 from elutq_cli.pipeline.divergence import TOKENS_AT_ONCE as TOKENS_AT_HEAD
 from elutq_cli.pipeline.products import AT_ONCE, ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.rotate import WEIGHTS_AT_ONCE
 from elutq_cli.pipeline.sensitivity import BACK_AT_ONCE
-from elutq_cli.reference import SHARED_INPUTS
 from elutq_cli.reference.attention import QUERY_ROWS
 from elutq_cli.reference.backward import LOGIT_ROWS
 from elutq_formats.config import ModelConfig
@@ -65,7 +64,7 @@ def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe,
         flight = batch * min(AT_ONCE, -(-n_tokens // TOKENS_AT_ONCE))
         restored = 4.0 * _run(shapes[plan.embedding.name])
         peaks = [_alone(plan.embedding, shapes[plan.embedding.name], True) + restored]
-        peaks += [_block(plan, layer, shapes, flight) for layer in range(len(plan.blocks))]
+        peaks += [_block(config, plan, layer, shapes, flight) for layer in range(len(plan.blocks))]
         if recipe.method == "allocate":
             peaks += _allocate(config, plan, shapes, recipe, flight)
         peaks.append(_compare(shapes[(plan.head or plan.embedding).name]))
@@ -97,15 +96,17 @@ def _alone(entry: MatrixPlan, shape: tuple[int, ...], by_rows: bool) -> float:
     return read + (HALF if entry.layout is None else ALONE) * run + _stored(entry, shape)
 
 
-def _block(plan: Plan, layer: int, shapes: Shapes, flight: float) -> float:
+def _block(config: ModelConfig, plan: Plan, layer: int, shapes: Shapes, flight: float) -> float:
     """Return what a block takes with its stages: its weights, and the inputs of its linears one after the other."""
     own = 4.0 * sum(math.prod(shapes[entry.name]) for entry in plan.blocks[layer])
     exact = 0.0  # weights of the exact block, kept until its stream has passed the half that they belong to
     peaks = []
-    for first, linears in SHARED_INPUTS.items():
-        sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
-        peaks.append(_calibrated(sharing, first in ADDED_TO_STREAM, exact + flight))
-        exact = 0.0 if first in ADDED_TO_STREAM else 4.0 * sum(map(math.prod, sharing))
+    for branch in config.layer(layer).branches:
+        for linears in (branch.readers, (branch.writer,)):
+            sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
+            writes = branch.writer in linears
+            peaks.append(_calibrated(sharing, writes and branch.after is None, exact + flight))
+            exact = 0.0 if writes else 4.0 * sum(map(math.prod, sharing))
     return own + max(peaks)
 
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import pieces
 from elutq_formats.hlq import HLQTensor
@@ -23,19 +22,8 @@ from elutq_formats.source import Weights
 
 DoubleArray = npt.NDArray[np.float64]
 
-READERS = {
-    "self_attn.q_proj": "input_layernorm",
-    "self_attn.k_proj": "input_layernorm",
-    "self_attn.v_proj": "input_layernorm",
-    "mlp.gate_proj": "post_attention_layernorm",
-    "mlp.up_proj": "post_attention_layernorm",
-}
-"""Linears that read the residual stream, and the norms before them."""
-
 WEIGHTS_AT_ONCE = 1 << 18
 """Weights that are rotated together, or those of a value head when they are more."""
-
-NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 
 
 class Rotation:
@@ -80,6 +68,9 @@ class RotatedCheckpoint:
 
     def __init__(self, checkpoint: Weights, seed: int) -> None:
         """Draw a rotation of the residual stream and one of the value heads, of each block its own."""
+        branches = checkpoint.config.layer(0).branches
+        self._norms = {reader: branch.before for branch in branches for reader in branch.readers}
+        self._writers = tuple(branch.writer for branch in branches)
         self.checkpoint = checkpoint
         self.config = replace(checkpoint.config, tie_word_embeddings=False)
         rng = np.random.default_rng(seed)
@@ -102,7 +93,7 @@ class RotatedCheckpoint:
             _replace(tensor, 0, 1, lambda part: self.stream(part if norm is None else part * norm.astype(np.float64)))
             return tensor
         tensor = self.checkpoint.load(name, run)
-        if name == FINAL_NORM or name.endswith(NORMS):
+        if name == FINAL_NORM or name.endswith(tuple(f"{norm}.weight" for norm in self._norms.values())):
             return np.ones_like(tensor)[rows]
         prefix = name.partition(".self_attn." if ".self_attn." in name else ".mlp.")[0]
         linear, kind = name[len(prefix) + 1 :].rsplit(".", 1)
@@ -118,8 +109,8 @@ class RotatedCheckpoint:
 
         It is cut across the side that does not touch the stream, between value heads: each part is rotated by itself.
         """
-        reads = linear in READERS and not bias
-        norm = self.checkpoint.load(f"{prefix}.{READERS[linear]}.weight") if reads else None
+        reads = linear in self._norms and not bias
+        norm = self.checkpoint.load(f"{prefix}.{self._norms[linear]}.weight") if reads else None
         head_dim, values = self.config.head_dim, self.values[int(prefix.rsplit(".", 1)[1])]
 
         def rotate(part: FloatArray) -> DoubleArray:
@@ -131,14 +122,14 @@ class RotatedCheckpoint:
                 rotated = np.moveaxis(values(np.moveaxis(by_head, 1, -1)), -1, 1).reshape(rotated.shape)
             if linear == "self_attn.o_proj" and not bias:
                 rotated = values(rotated.reshape(len(rotated), -1, head_dim)).reshape(rotated.shape)
-            if linear in ADDED_TO_STREAM:
+            if linear in self._writers:
                 rotated = self.stream(rotated.T).T
             return rotated
 
         if tensor.ndim == 1:
             tensor[:] = rotate(tensor)
         else:
-            _replace(tensor, 1 if linear in ADDED_TO_STREAM else 0, head_dim, rotate)
+            _replace(tensor, 1 if linear in self._writers else 0, head_dim, rotate)
 
     def _stored_name(self, name: str) -> str:
         return EMBEDDING if name == HEAD and self.checkpoint.config.tie_word_embeddings else name

@@ -104,4 +104,4 @@ def _of_block(
         sums[name] = backend.fetch(total).astype(np.float64)
 
     x, gradient = (backend.place(np.array(part)) for part in sequence)
-    return backend.fetch(block_gradients(block, x, gradient, positions, observe).into_block), sums
+    return backend.fetch(block_gradients(block, x, gradient, positions, observe)[0]), sums

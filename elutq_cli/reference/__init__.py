@@ -1,9 +1,8 @@
 """The reference transformer: readable, in float32, the oracle of the C runtime and the forward pass of calibration."""
 
 from elutq_cli.reference.attention import Array, Namespace, Positions
-from elutq_cli.reference.backward import StreamGradients, block_gradients, prediction_gradient
+from elutq_cli.reference.backward import block_gradients, prediction_gradient
 from elutq_cli.reference.transformer import (
-    SHARED_INPUTS,
     Block,
     Head,
     KeyValueCache,
@@ -13,14 +12,12 @@ from elutq_cli.reference.transformer import (
 )
 
 __all__ = [
-    "SHARED_INPUTS",
     "Array",
     "Block",
     "Head",
     "KeyValueCache",
     "Namespace",
     "Positions",
-    "StreamGradients",
     "Transformer",
     "WeightSource",
     "block_gradients",

@@ -9,7 +9,7 @@ attention); Jiang et al. 2023 (Mistral's sliding window).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_formats.config import ModelConfig
+from elutq_formats.rope import Rope
 
 Array: TypeAlias = Any  # numpy array or torch tensor
 Namespace: TypeAlias = Any  # the module numpy or torch
@@ -32,39 +33,32 @@ class Positions:
     Attributes:
         keys: (start + n,) integers 0, 1, ...: positions of all tokens so far.
         start: number of tokens before these n (those in the cache).
-        cos: (n, head_dim / 2) float32.
-        sin: (n, head_dim / 2) float32.
+        turns: of each way in which a layer's heads turn, cosines and sines, (n, dimensions / 2) float32 both.
     """
 
     keys: Array
     start: int
-    cos: Array
-    sin: Array
+    turns: Mapping[Rope, tuple[Array, Array]]
 
     @staticmethod
     def of(
         config: ModelConfig, n_tokens: int, start: int = 0, convert: Callable[[NDArray[Any]], Array] = np.asarray
     ) -> Positions:
-        """Compute the angles position * theta^(-2i / head_dim) / divisor_i in float64.
+        """Compute the angles, position times frequency, in float64.
 
         Args:
-            config: hyper-parameters; theta and the divisors of RoPE scaling come from here.
+            config: hyper-parameters, with the RoPE of each layer.
             n_tokens: number of tokens.
             start: position of the first of them.
             convert: makes the arrays `xp`'s own, for example ``lambda a: torch.asarray(a, device="cuda")``.
         """
-        frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-        divisors = config.rope_divisors()
-        if divisors is not None:
-            frequencies = frequencies / divisors
         keys = np.arange(start + n_tokens)
-        angles = keys[start:, None] * frequencies
-        return Positions(
-            keys=convert(keys),
-            start=start,
-            cos=convert(np.cos(angles).astype(np.float32)),
-            sin=convert(np.sin(angles).astype(np.float32)),
-        )
+        turns: dict[Rope, tuple[Array, Array]] = {}
+        for rope in {config.layer(layer).rope for layer in range(config.num_hidden_layers)}:
+            if rope is not None:
+                angles = keys[start:, None] * rope.frequencies()
+                turns[rope] = convert(np.cos(angles).astype(np.float32)), convert(np.sin(angles).astype(np.float32))
+        return Positions(convert(keys), start, turns)
 
 
 def rotate(x: Array, cos: Array, sin: Array, xp: Namespace) -> Array:

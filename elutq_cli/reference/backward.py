@@ -9,7 +9,6 @@ attention are computed again, those of some queries at a time, and never all hel
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -17,13 +16,13 @@ from elutq_cli.reference.attention import (
     Array,
     Namespace,
     Positions,
-    attend,
     attention_pieces,
     by_kv_head,
     by_token,
     rotate,
 )
 from elutq_cli.reference.transformer import Block, Head, Observe
+from elutq_formats.block import Branch
 
 Back: TypeAlias = Callable[[str, Array], Array]
 """Goes back through a linear of the block, by its name: (..., out_features) -> (..., in_features)."""
@@ -32,22 +31,9 @@ LOGIT_ROWS = 128
 """Tokens whose logits `prediction_gradient` holds at once, because a vocabulary is long."""
 
 
-@dataclass(frozen=True)
-class StreamGradients:
-    """Gradients of a loss with respect to the residual stream, before each half of a block.
-
-    Attributes:
-        into_mlp: (..., n, hidden_size) float32, with respect to the stream between attention and MLP.
-        into_block: (..., n, hidden_size) float32, with respect to the block's input.
-    """
-
-    into_mlp: Array
-    into_block: Array
-
-
 def block_gradients(
     block: Block, x: Array, gradient: Array, positions: Positions, observe: Observe | None = None
-) -> StreamGradients:
+) -> tuple[Array, ...]:
     """Run a block again and go back through it.
 
     Args:
@@ -56,23 +42,33 @@ def block_gradients(
         gradient: (..., n, hidden_size) float32, of the loss with respect to the block's output.
         positions: of the n tokens, from 0 on.
         observe: called with the name of each linear and the gradient with respect to its output (..., out_features).
+
+    Returns:
+        Gradients with respect to the residual stream before each branch, the block's input first: (..., n, hidden_size)
+        float32.
     """
-    back = partial(linear_gradient, block, observe)
-    normalised = block.norm("input_layernorm", x)
-    raw_q, raw_k, v = (block.heads(name, normalised) for name in ("q", "k", "v"))
-    q, k = block.positioned("q", raw_q, positions), block.positioned("k", raw_k, positions)
-    window = block.config.sliding_window
-    middle = x + block.linear("self_attn.o_proj", attend(q, k, v, positions, window, block.xp))
+    back, found = partial(linear_gradient, block, observe), []
+    streams = [x]
+    for branch in block.data.branches[:-1]:
+        streams.append(streams[-1] + block.run(branch, streams[-1], positions))
+    for branch, before in zip(reversed(block.data.branches), reversed(streams), strict=True):
+        gradient = gradient + branch_gradient(block, branch, back, before, gradient, positions)
+        found.append(gradient)
+    return tuple(reversed(found))
 
-    of_normalised = mlp_gradient(block, back, block.norm("post_attention_layernorm", middle), gradient)
-    into_mlp = gradient + norm_gradient(block, "post_attention_layernorm", middle, of_normalised)
 
-    of_values = back("self_attn.o_proj", into_mlp)
-    of_q, of_k, of_v = attention_gradients(q, k, v, of_values.reshape(q.shape), positions, window, block.xp)
-    of_q = positioned_gradient(block, "q", raw_q, of_q, positions)
-    of_k = positioned_gradient(block, "k", raw_k, of_k, positions)
-    of_normalised = heads_gradient(back, "q", of_q) + heads_gradient(back, "k", of_k) + heads_gradient(back, "v", of_v)
-    return StreamGradients(into_mlp, into_mlp + norm_gradient(block, "input_layernorm", x, of_normalised))
+def branch_gradient(block: Block, branch: Branch, back: Back, x: Array, gradient: Array, positions: Positions) -> Array:
+    """Go back through ``block.run(branch, x, positions)``: (..., n, hidden_size) -> (..., n, hidden_size)."""
+    read = block.read(branch, x)
+    if branch.after is not None:
+        written = block.linear(branch.writer, block.mix(branch, read, positions))
+        gradient = norm_gradient(block, branch.after, written, gradient)
+    of_mixed = back(branch.writer, gradient)
+    if branch.mixer == "attention":
+        of_read = attention_gradient(block, back, read, of_mixed, positions)
+    else:
+        of_read = gated_gradient(block, branch, back, read, of_mixed)
+    return of_read if branch.before is None else norm_gradient(block, branch.before, x, of_read)
 
 
 def prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
@@ -140,18 +136,29 @@ def heads_gradient(back: Back, name: str, gradient: Array) -> Array:
 
 def positioned_gradient(block: Block, name: str, x: Array, gradient: Array, positions: Positions) -> Array:
     """Go back through ``block.positioned(name, x, positions)``: both (..., n, heads or kv_heads, head_dim)."""
-    gradient = rotate(gradient, positions.cos, -positions.sin, block.xp)  # a rotation's transpose turns back
+    if block.data.rope is not None:
+        cos, sin = positions.turns[block.data.rope]
+        gradient = rotate(gradient, cos, -sin, block.xp)  # a rotation's transpose turns back
     return norm_gradient(block, f"self_attn.{name}_norm", x, gradient) if block.config.qk_norm else gradient
 
 
-def mlp_gradient(block: Block, back: Back, x: Array, gradient: Array) -> Array:
-    """Go back through ``block.mlp(x)``: (..., n, hidden_size) -> (..., n, hidden_size)."""
-    gate, up = block.linear("mlp.gate_proj", x), block.linear("mlp.up_proj", x)
+def attention_gradient(block: Block, back: Back, x: Array, gradient: Array, positions: Positions) -> Array:
+    """Go back through ``block.attention_values(x, positions)``: (..., n, heads * head_dim) -> (..., n, hidden_size)."""
+    raw_q, raw_k, v = (block.heads(name, x) for name in ("q", "k", "v"))
+    q, k = block.positioned("q", raw_q, positions), block.positioned("k", raw_k, positions)
+    of_q, of_k, of_v = attention_gradients(q, k, v, gradient.reshape(q.shape), positions, block.data.window, block.xp)
+    of_q = positioned_gradient(block, "q", raw_q, of_q, positions)
+    of_k = positioned_gradient(block, "k", raw_k, of_k, positions)
+    return heads_gradient(back, "q", of_q) + heads_gradient(back, "k", of_k) + heads_gradient(back, "v", of_v)
+
+
+def gated_gradient(block: Block, branch: Branch, back: Back, x: Array, gradient: Array) -> Array:
+    """Go back through ``block.gated_values(x)``: (..., n, intermediate_size) -> (..., n, hidden_size)."""
+    gate, up = (block.linear(name, x) for name in branch.readers)
     sigmoid = 0.5 * (1.0 + block.xp.tanh(0.5 * gate))
-    of_product = back("mlp.down_proj", gradient)
-    of_gate = of_product * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    of_up = of_product * gate * sigmoid
-    return back("mlp.gate_proj", of_gate) + back("mlp.up_proj", of_up)
+    of_gate = gradient * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    of_up = gradient * gate * sigmoid
+    return back(branch.readers[0], of_gate) + back(branch.readers[1], of_up)
 
 
 def attention_gradients(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.reference.attention import Array, Namespace, Positions, attend, rotate
+from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
 
 Observe: TypeAlias = Callable[[str, Array], None]
@@ -24,14 +25,6 @@ Multiply: TypeAlias = Callable[[Array, Array], Array]
 """Returns the product of two matrices."""
 KeyValueCache: TypeAlias = dict[int, tuple[Array, Array]]
 """Layer -> keys (after RoPE) and values of the tokens so far, each (..., n, kv_heads, head_dim); starts empty."""
-
-SHARED_INPUTS: Mapping[str, tuple[str, ...]] = {
-    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down_proj": ("mlp.down_proj",),
-}
-"""Name that `observe` is called with -> all linears of a block that take that same input."""
 
 HIDDEN_BYTES = 1 << 28
 """Bytes of hidden state that `Transformer.window_logits` carries through the blocks at once."""
@@ -68,9 +61,10 @@ def silu(x: Array, xp: Namespace) -> Array:
 
 
 class Block:
-    """One transformer block: x + attention(norm(x)), then that + mlp(norm(that)).
+    """One transformer block: each of its branches reads the residual stream, and what it makes of it is added.
 
     Attributes:
+        data: what the block is made of.
         weights: tensors by `block_tensor_names`; replace an entry to run with other (dequantized) weights.
     """
 
@@ -84,6 +78,7 @@ class Block:
     ) -> None:
         self.config = config
         self.layer = layer
+        self.data = config.layer(layer)
         self.weights = dict(weights)
         self.xp = xp
         self.multiply = multiply
@@ -104,8 +99,8 @@ class Block:
         Args:
             x: (..., n, hidden_size) float32.
             positions: of the n tokens; None: they are a sequence's first.
-            observe: called with a linear's name and its input (..., n, in_features), once for each of
-                `SHARED_INPUTS`, before the linear runs.
+            observe: called with the first of the linears that share an input, and that input (..., n, in_features),
+                before they run.
             cache: keys and values of earlier tokens, extended by these n; None: there are no earlier tokens.
 
         Returns:
@@ -113,19 +108,38 @@ class Block:
         """
         if positions is None:
             positions = Positions.of(self.config, x.shape[-2], convert=self.xp.asarray)
-        x = x + self.attention(self.norm("input_layernorm", x), positions, observe, cache)
-        return x + self.mlp(self.norm("post_attention_layernorm", x), observe)
+        for branch in self.data.branches:
+            x = x + self.run(branch, x, positions, observe, cache)
+        return x
 
-    def attention(
-        self, x: Array, positions: Positions, observe: Observe | None = None, cache: KeyValueCache | None = None
+    def run(
+        self,
+        branch: Branch,
+        x: Array,
+        positions: Positions,
+        observe: Observe | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Array:
-        """Self-attention of the normalised x: (..., n, hidden_size) -> (..., n, hidden_size)."""
+        """What a branch adds to the stream x: (..., n, hidden_size) -> (..., n, hidden_size)."""
+        read = self.read(branch, x)
         if observe is not None:
-            observe("self_attn.q_proj", x)
-        out = self.attention_values(x, positions, cache)
+            observe(branch.readers[0], read)
+        mixed = self.mix(branch, read, positions, cache)
         if observe is not None:
-            observe("self_attn.o_proj", out)
-        return self.linear("self_attn.o_proj", out)
+            observe(branch.writer, mixed)
+        return self.finish(branch, self.linear(branch.writer, mixed))
+
+    def read(self, branch: Branch, x: Array) -> Array:
+        """What a branch's readers take of the stream x: (..., n, hidden_size) -> (..., n, hidden_size)."""
+        return x if branch.before is None else self.norm(branch.before, x)
+
+    def mix(self, branch: Branch, x: Array, positions: Positions, cache: KeyValueCache | None = None) -> Array:
+        """What a branch's writer takes, from its readers' input x: (..., n, hidden_size) -> (..., n, in_features)."""
+        return self.attention_values(x, positions, cache) if branch.mixer == "attention" else self.gated_values(x)
+
+    def finish(self, branch: Branch, x: Array) -> Array:
+        """What is added to the stream, from the output x of a branch's writer: both (..., n, hidden_size)."""
+        return x if branch.after is None else self.norm(branch.after, x)
 
     def attention_values(self, x: Array, positions: Positions, cache: KeyValueCache | None = None) -> Array:
         """What the heads gather, before the output projection: (..., n, hidden_size) -> (..., n, heads * head_dim)."""
@@ -136,25 +150,16 @@ class Block:
                 past_k, past_v = cache[self.layer]
                 k, v = xp.concatenate((past_k, k), axis=-3), xp.concatenate((past_v, v), axis=-3)
             cache[self.layer] = (k, v)
-        return attend(q, k, v, positions, self.config.sliding_window, xp)
+        return attend(q, k, v, positions, self.data.window, xp)
 
     def heads(self, name: str, x: Array) -> Array:
         """Project the normalised x: (..., n, hidden_size) to q, k or v: (..., n, heads or kv_heads, head_dim)."""
         return self.linear(f"self_attn.{name}_proj", x).reshape(*x.shape[:-1], -1, self.config.head_dim)
 
     def positioned(self, name: str, x: Array, positions: Positions) -> Array:
-        """Normalise q or k: (..., n, heads, head_dim) where the family does, and apply RoPE."""
+        """Normalise q or k: (..., n, heads, head_dim) where the family does, and apply RoPE where the layer has one."""
         x = self.norm(f"self_attn.{name}_norm", x) if self.config.qk_norm else x
-        return rotate(x, positions.cos, positions.sin, self.xp)
-
-    def mlp(self, x: Array, observe: Observe | None = None) -> Array:
-        """SwiGLU of the normalised x: (..., n, hidden_size) -> (..., n, hidden_size)."""
-        if observe is not None:
-            observe("mlp.gate_proj", x)
-        product = self.gated_values(x)
-        if observe is not None:
-            observe("mlp.down_proj", product)
-        return self.linear("mlp.down_proj", product)
+        return x if self.data.rope is None else rotate(x, *positions.turns[self.data.rope], self.xp)
 
     def gated_values(self, x: Array) -> Array:
         """The gated hidden layer, before the down projection: (..., n, hidden_size) -> (..., n, intermediate_size)."""

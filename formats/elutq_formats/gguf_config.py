@@ -9,13 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.config import ModelConfig, ModelType, RopeScaling
+from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.gguf import TensorInfo
 from elutq_formats.model_metadata import ARCHITECTURE, Metadata
 from elutq_formats.names import ROPE_FREQUENCIES, TOKEN_EMBEDDING
+from elutq_formats.rope import RopeScaling
 
-MODEL_TYPES: Mapping[str, ModelType] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+MODEL_TYPES: Mapping[str, str] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 _KNOWN = (
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),

@@ -6,15 +6,15 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from elutq_formats.config import ModelConfig, ModelType, RopeScaling
+from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, FormatError
+from elutq_formats.families import find_family
 from elutq_formats.fields import LARGEST_FLOAT32
 from elutq_formats.gguf import ValueType
+from elutq_formats.rope import RopeScaling
 from elutq_formats.sampling_defaults import OPTIONS, SamplingDefaults
 
 MetadataEntry = tuple[str, Any, ValueType]
-
-ARCHITECTURES: dict[ModelType, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 ARCHITECTURE = "general.architecture"
 MODEL_TYPE = "elutq.model_type"
@@ -102,7 +102,9 @@ class Metadata:
 
 def describe_config(config: ModelConfig) -> Iterator[MetadataEntry]:
     """Yield the metadata entries that hold a configuration; biases, norms and a tied head show in the tensors."""
-    prefix = ARCHITECTURES[config.model_type]
+    family = find_family(config.model_type)
+    assert family is not None
+    prefix = family.architecture
     yield ARCHITECTURE, prefix, ValueType.STRING
     for key, value in {
         "vocab_size": config.vocab_size,
@@ -142,7 +144,8 @@ def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfi
         FormatError: a key is missing or impossible.
     """
     prefix, model_type = metadata.string(ARCHITECTURE), metadata.string(MODEL_TYPE)
-    if ARCHITECTURES.get(cast(ModelType, model_type)) != prefix:
+    family = find_family(model_type)
+    if family is None or family.architecture != prefix:
         metadata.refuse(
             f"architecture {prefix!r:.60} of model type {model_type!r:.60} is unknown: a newer elutq may read it"
         )
@@ -157,7 +160,7 @@ def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfi
         metadata.refuse(f"a special token is not among the {vocab_size} of the vocabulary")
     try:
         return ModelConfig(
-            model_type=cast(ModelType, model_type),
+            model_type=model_type,
             hidden_size=metadata.integer(f"{prefix}.embedding_length"),
             intermediate_size=metadata.integer(f"{prefix}.feed_forward_length"),
             num_hidden_layers=metadata.integer(f"{prefix}.block_count"),

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from elutq_formats.config import ModelConfig, RopeScaling
+from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
+from elutq_formats.rope import RopeScaling
 
 LLAMA = {
     "model_type": "llama",

@@ -11,11 +11,11 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.checked_weights import CheckedWeights
-from elutq_formats.config import RopeScaling
 from elutq_formats.errors import CheckpointError, ElutqError, FormatError
 from elutq_formats.gguf_source import GGUFSource
 from elutq_formats.model_file import ModelFile
 from elutq_formats.open_source import open_source
+from elutq_formats.rope import RopeScaling
 
 LLAMA, LLAMA31, QWEN3 = GOLDEN / "llama2-gqa-sharded", GOLDEN / "llama31-rope-scaling", GOLDEN / "qwen3"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elutq_cli.reference import SHARED_INPUTS, Transformer
+from elutq_cli.reference import Transformer
 from elutq_formats.model_file import ModelFile
 from elutq_formats.names import gguf_name
 
@@ -25,9 +25,9 @@ def assert_recorded_errors_are_true(path, weights, tokens, head=True):
     for layer in range(file.config.num_hidden_layers):
         inputs = {}
         hidden = model.block(layer)(hidden, observe=inputs.__setitem__)
-        for first, linears in SHARED_INPUTS.items():
+        for linears in file.config.layer(layer).shared_inputs:
             for linear in linears:
-                check_recorded_error(file, weights, f"model.layers.{layer}.{linear}.weight", inputs[first])
+                check_recorded_error(file, weights, f"model.layers.{layer}.{linear}.weight", inputs[linears[0]])
     if head and "output.weight" in file.tensors:
         norm = model.load("model.norm.weight")
         root = np.sqrt((hidden**2).mean(axis=-1, keepdims=True) + file.config.rms_norm_eps)

@@ -20,7 +20,7 @@ from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.sensitivity import gradient_squares
-from elutq_cli.reference import SHARED_INPUTS, Block, Transformer
+from elutq_cli.reference import Block, Transformer
 from elutq_cli.reference.backward import draw
 from elutq_formats.block_kind import FREE16
 from elutq_formats.checkpoint import Checkpoint
@@ -115,7 +115,7 @@ def test_a_harm_is_the_divergence_when_one_linear_is_quantized(backend, linear, 
         expected = [log_softmax(model.logits(row)) for row in tokens]
         inputs = {}
         model.block(1)(model.block(0)(model.embed(tokens)), observe=inputs.__setitem__)
-        shared = next(first for first, linears in SHARED_INPUTS.items() if linear in linears)
+        shared = next(linears[0] for linears in model.config.layer(1).shared_inputs if linear in linears)
         x = inputs[shared].reshape(-1, weights.shape[1])
         factor = inverse_factor(x.T @ x / np.float32(len(x)), RECIPE.damping, backend)
         layout, grid = Layout(3, 64, FREE8).settle([weights])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from elutq_cli.reference import (
-    SHARED_INPUTS,
     Block,
     Head,
     Positions,
@@ -43,10 +42,8 @@ def stream(block, shape, dtype=np.float32):
 
 def halves(block, positions):
     """What a block computes before and after its middle, as two functions."""
-    return (
-        lambda x: x + block.attention(block.norm("input_layernorm", x), positions),
-        lambda x: x + block.mlp(block.norm("post_attention_layernorm", x)),
-    )
+    first, second = block.data.branches
+    return lambda x: x + block.run(first, x, positions), lambda x: x + block.run(second, x, positions)
 
 
 def relative_error(actual, wanted):
@@ -73,16 +70,16 @@ def test_gradients_of_a_block_are_those_of_torch(variant, query_rows, monkeypatc
     monkeypatch.setattr(attention, "QUERY_ROWS", query_rows)
     inputs, of_outputs = {}, {}
     block(x, observe=inputs.__setitem__)
-    found = block_gradients(block, x, gradient, Positions.of(block.config, 23), of_outputs.__setitem__)
-    assert len(of_outputs) == sum(map(len, SHARED_INPUTS.values()))
-    for shared, linears in SHARED_INPUTS.items():
-        for name in linears:  # the weight's gradient is the sum of the output's times the input
+    into = block_gradients(block, x, gradient, Positions.of(block.config, 23), of_outputs.__setitem__)
+    assert set(of_outputs) == set(block.data.linears)
+    for shared, *others in block.data.shared_inputs:
+        for name in (shared, *others):  # the weight's gradient is the sum of the output's times the input
             of_output, of_input = (each.reshape(-1, each.shape[-1]) for each in (of_outputs[name], inputs[shared]))
             of_weight = of_output.T @ of_input
             assert relative_error(of_weight, exact[f"{name}.weight"].grad.numpy()) < 1e-5
-    assert found.into_mlp.dtype == found.into_block.dtype == np.float32
-    assert relative_error(found.into_mlp, into_mlp.grad.numpy()) < 1e-5
-    assert relative_error(found.into_block, into_block.grad.numpy()) < 1e-5
+    for found, wanted in zip(into, (into_block, into_mlp), strict=True):
+        assert found.dtype == np.float32
+        assert relative_error(found, wanted.grad.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -114,7 +111,8 @@ def test_torch_computes_the_same_gradients(variant):
     there = Block(block.config, block.layer, {name: torch.asarray(each) for name, each in block.weights.items()}, torch)
     positions = Positions.of(block.config, 18, convert=torch.asarray)
     on_torch = block_gradients(there, torch.asarray(x), torch.asarray(gradient), positions)
-    assert relative_error(on_torch.into_block.numpy(), found.into_block) < 1e-5
+    for ours, theirs in zip(found, on_torch, strict=True):
+        assert relative_error(theirs.numpy(), ours) < 1e-5
     found = prediction_gradient(head, x, np.random.default_rng(3).random(len(x)))
     there = Head(head.config, torch.asarray(head.norm), torch.asarray(head.weight), torch)
     on_torch = prediction_gradient(there, torch.asarray(x), torch.asarray(np.random.default_rng(3).random(len(x))))
@@ -133,7 +131,7 @@ def test_gradients_of_a_block_are_finite_differences(variant, query_rows, monkey
     monkeypatch.setattr(attention, "QUERY_ROWS", query_rows)
     found = block_gradients(block, x, gradient, positions)
     rng, step = np.random.default_rng(1), 1e-5
-    for function, at, wanted in ((block, x, found.into_block), (mlp, middle, found.into_mlp)):
+    for function, at, wanted in ((block, x, found[0]), (mlp, middle, found[1])):
         for direction in rng.normal(size=(20, *x.shape)):
             change = function(at + step * direction) - function(at - step * direction)
             difference = np.sum(change * gradient) / (2 * step)

@@ -8,12 +8,12 @@ import pytest
 from conftest import needs_rounded_products
 
 from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.calibrate import ADDED_TO_STREAM, TOKENS_AT_ONCE, block_statistics
+from elutq_cli.pipeline.calibrate import TOKENS_AT_ONCE, block_statistics
 from elutq_cli.pipeline.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.products import AT_ONCE, multiply_rounded
 from elutq_cli.pipeline.refine import refine
-from elutq_cli.reference import SHARED_INPUTS, Block, Transformer
+from elutq_cli.reference import Block, Transformer
 from elutq_formats.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent.parent / "data"
@@ -41,12 +41,12 @@ def reference(block, hidden, exact):
         seen, wanted = {}, {}
         block(x, observe=seen.__setitem__)
         block(other, observe=wanted.__setitem__)
-        after = x, other
+        after, writers = (x, other), [branch.writer for branch in block.data.branches]
         for linear in seen:
             here, there = seen[linear].astype(np.float64), wanted[linear].astype(np.float64)
-            moments = found.setdefault(linear, [0.0, 0.0] if linear in ADDED_TO_STREAM else [0.0])
+            moments = found.setdefault(linear, [0.0, 0.0] if linear in writers else [0.0])
             moments[0] += here.T @ here / hidden[..., 0].size
-            if linear in ADDED_TO_STREAM:
+            if linear in writers:
                 weight = block.weights[f"{linear}.weight"].astype(np.float64)
                 after = after[0] + here @ weight.T, after[1] + there @ weight.T
                 moments[1] += (after[1] - after[0]).T @ here / hidden[..., 0].size
@@ -125,5 +125,5 @@ def test_hessians_are_those_of_the_block_as_changed_so_far(folder):
             shape = block.weights[f"{linear}.weight"].shape
             block.weights[f"{linear}.weight"] = (rng.normal(size=shape) / 8).astype(np.float32)
         seen_linears += linears
-    assert tuple(seen_linears) == sum(SHARED_INPUTS.values(), ())
+    assert tuple(seen_linears) == block.data.linears
     np.testing.assert_allclose(hidden, block(start), rtol=1e-4, atol=1e-5)

@@ -20,7 +20,6 @@ from elutq_cli.pipeline.backend import NativeBackend
 from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
-from elutq_cli.pipeline.rotate import READERS
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.model_file import ModelFile
@@ -47,12 +46,13 @@ def write_scaled(folder, factor):
         blocks = tuple(f"model.layers.{layer}." for layer in range(N_BLOCKS))
         names = [name for name in checkpoint.names if ".layers." not in name or name.startswith(blocks)]
         tensors = {name: checkpoint.load(name) for name in names}
+        branches = checkpoint.config.layer(0).branches
     rng = np.random.default_rng(0)
     for layer in range(N_BLOCKS):
-        for norm in sorted(set(READERS.values())):
+        for branch in branches:
             channels = rng.choice(len(tensors["model.norm.weight"]), CHANNELS, replace=False)
-            tensors[f"model.layers.{layer}.{norm}.weight"][channels] /= factor
-            for linear in (linear for linear, before in READERS.items() if before == norm):
+            tensors[f"model.layers.{layer}.{branch.before}.weight"][channels] /= factor
+            for linear in branch.readers:
                 tensors[f"model.layers.{layer}.{linear}.weight"][:, channels] *= np.float32(factor)
     save_file(tensors, folder / "model.safetensors")
     return folder

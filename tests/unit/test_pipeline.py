@@ -25,7 +25,7 @@ from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.rotate import RotatedCheckpoint
-from elutq_cli.reference import SHARED_INPUTS, Transformer
+from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.folder_texts import card_license, read_card
@@ -196,7 +196,7 @@ def test_fit_with_a_text_weighs_columns_by_the_diagonal_of_the_hessian(tmp_path,
             x = model.embed(tokens)
             for block in list(model.blocks())[: layer + 1]:
                 x = block(x, observe=inputs.__setitem__)
-            shared = next(first for first, linears in SHARED_INPUTS.items() if linear in linears)
+            shared = next(linears[0] for linears in block.data.shared_inputs if linear in linears)
             columns = inputs[shared].reshape(-1, inputs[shared].shape[-1])
             weights = checkpoint.load(name)
             found = file.load(name)

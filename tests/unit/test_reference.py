@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from elutq_cli.reference import SHARED_INPUTS, Block, Positions, Transformer, attention, block_tensor_names, transformer
+from elutq_cli.reference import Block, Positions, Transformer, attention, block_tensor_names, transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 
@@ -132,22 +132,23 @@ def test_observe_sees_the_input_of_every_linear(variant):
         block, x = model.block(0), model.embed(np.stack((tokens, tokens[::-1])))
     seen = {}
     y = block(x, observe=lambda name, value: seen.setdefault(name, []).append(value))
-    assert list(seen) == list(SHARED_INPUTS)
+    shared_inputs = block.data.shared_inputs
+    assert list(seen) == [linears[0] for linears in shared_inputs]
     assert all(len(values) == 1 for values in seen.values())
-    for name, linears in SHARED_INPUTS.items():
+    for linears in shared_inputs:
         for linear in linears:
-            assert seen[name][0].shape == (2, len(tokens), block.weights[f"{linear}.weight"].shape[1])
+            assert seen[linears[0]][0].shape == (2, len(tokens), block.weights[f"{linear}.weight"].shape[1])
     # The two inputs that close a residual branch give the block's output.
     after_attention = x + block.linear("self_attn.o_proj", seen["self_attn.o_proj"][0])
     wanted = after_attention + block.linear("mlp.down_proj", seen["mlp.down_proj"][0])
     np.testing.assert_array_equal(y, wanted)
 
 
-def test_shared_inputs_name_every_matrix_once():
-    with Checkpoint.open(GOLDEN / VARIANTS[0]) as checkpoint:
-        config = checkpoint.config
-    listed = [f"model.layers.0.{linear}.weight" for linears in SHARED_INPUTS.values() for linear in linears]
-    assert sorted(listed) == sorted(config.linear_names(0))
+def test_a_layer_names_every_tensor_of_its_block(variant):
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        names, layer = block_tensor_names(checkpoint.config), checkpoint.config.layer(0)
+    assert [name for name in names if name.endswith("_proj.weight")] == [f"{name}.weight" for name in layer.linears]
+    assert {f"{norm}.weight" for norm in layer.norms} == {name for name in names if name.endswith("layernorm.weight")}
 
 
 def test_replaced_weights_are_used():
@@ -225,6 +226,7 @@ def test_positions_continue():
     with Checkpoint.open(GOLDEN / VARIANTS[0]) as checkpoint:
         config = checkpoint.config
     whole, tail = Positions.of(config, 10), Positions.of(config, 4, start=6)
-    np.testing.assert_array_equal(whole.cos[6:], tail.cos)
-    np.testing.assert_array_equal(whole.sin[6:], tail.sin)
+    for rope, (cos, sin) in whole.turns.items():
+        np.testing.assert_array_equal(cos[6:], tail.turns[rope][0])
+        np.testing.assert_array_equal(sin[6:], tail.turns[rope][1])
     np.testing.assert_array_equal(whole.keys, tail.keys)

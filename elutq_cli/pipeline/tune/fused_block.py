@@ -27,7 +27,7 @@ class FusedBlock(Block):
         shared = q.shape[-2] // k.shape[-2]
         k, v = (part.repeat_interleave(shared, dim=-2) for part in (k, v))
         q, k, v = (part.transpose(-2, -3) for part in (q, k, v))
-        window, keys = self.config.sliding_window, positions.keys
+        window, keys = self.data.window, positions.keys
         if window is None or window >= len(keys):
             out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
