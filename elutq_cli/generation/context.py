@@ -1,6 +1,7 @@
 """A context: a sequence of the C runtime, and the tokens whose keys and values it holds."""
 
 from collections.abc import Sequence
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +9,30 @@ from numpy.typing import NDArray
 from elutq_cli.token_prefix import common_length
 from elutq_native import NativeSequence, Run
 
+PIECE_TOKENS = 128
+"""Tokens of a prompt that are evaluated at once, and the whole of a piece unless it is the last one.
+
+The runtime rounds the activations of so many tokens together, or otherwise than together where they are few, and cuts
+longer runs into as many: so a text does not depend on who is beside it.
+"""
+
 COPIED_TOKENS = 64
 """Tokens whose keys and values are copied at once, so that no copy takes much memory of its own."""
+
+
+class Reuse(Enum):
+    """What a text may take over of the keys and values that an earlier one left.
+
+    Attributes:
+        ALL: everything. Tokens that were evaluated one after the other are among it, which rounded their activations
+            otherwise than a prompt's pieces: that can move a text.
+        EXACT: what an empty context would hold after the same tokens, bit for bit: whole pieces from the start.
+        NOTHING: nothing.
+    """
+
+    ALL = auto()
+    EXACT = auto()
+    NOTHING = auto()
 
 
 class Context:
@@ -19,6 +42,7 @@ class Context:
         """Begin with an empty sequence."""
         self.sequence = sequence
         self._tokens: list[int] = []
+        self._n_exact = 0  # tokens that were evaluated in whole pieces from the start
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -37,9 +61,23 @@ class Context:
         """Return how many tokens this context and a text begin with in common."""
         return common_length(self._tokens, tokens)
 
+    def reusable(self, tokens: Sequence[int], most: int, reuse: Reuse) -> int:
+        """Return how many tokens of a text need not be evaluated.
+
+        Args:
+            tokens: of the text, from its start.
+            most: that need not be.
+            reuse: what the text may take over.
+        """
+        if reuse is Reuse.NOTHING:
+            return 0
+        n_tokens = min(self.common(tokens), most)
+        return n_tokens if reuse is Reuse.ALL else _whole_pieces(min(n_tokens, self._n_exact))
+
     def rewind(self, n_tokens: int) -> None:
         """Forget all but the first so many tokens."""
         del self._tokens[n_tokens:]
+        self._n_exact = _whole_pieces(min(self._n_exact, n_tokens))
         self.sequence.rewind(len(self._tokens))
 
     def clear(self) -> None:
@@ -60,6 +98,8 @@ class Context:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tell that these tokens were evaluated after those held."""
+        if len(tokens) == PIECE_TOKENS and len(self) == self._n_exact:
+            self._n_exact += PIECE_TOKENS
         self._tokens.extend(tokens)
 
     def export_state(self, first: int, n_tokens: int) -> NDArray[np.uint8]:
@@ -77,6 +117,12 @@ class Context:
 
     def copy(self, other: "Context", n_tokens: int) -> None:
         """Append tokens that another context goes on with, up to its first so many; it begins with those held here."""
+        n_exact = min(other._n_exact, n_tokens) if len(self) == self._n_exact else 0
         for first in range(len(self), n_tokens, COPIED_TOKENS):
             end = min(first + COPIED_TOKENS, n_tokens)
             self.adopt(other.tokens[first:end], other.export_state(first, end - first))
+        self._n_exact = max(self._n_exact, _whole_pieces(n_exact))
+
+
+def _whole_pieces(n_tokens: int) -> int:
+    return n_tokens // PIECE_TOKENS * PIECE_TOKENS

@@ -7,16 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from elutq_cli.generation.context import Context
+from elutq_cli.generation.context import PIECE_TOKENS, Context, Reuse
 from elutq_cli.generation.generation import Generation
 from elutq_cli.generation.slots import Slot, choose_slot, copy_beginning, seat
 from elutq_native import CancelledError, Engine
-
-PIECE_TOKENS = 128
-"""Tokens of prompts in one pass at most, and the whole of a prompt's piece unless it is the last one.
-
-The runtime rounds a prompt's activations by cuts of as many tokens, so a text does not depend on who is beside it.
-"""
 
 
 class Scheduler:
@@ -31,7 +25,7 @@ class Scheduler:
         """
         self.engine = engine
         self._slots = [Slot(context) for context in contexts]
-        self._waiting: deque[tuple[Generation, bool]] = deque()
+        self._waiting: deque[tuple[Generation, Reuse]] = deque()
         self._n_steps = 0
         self._passing: tuple[Generation, ...] = ()
         self._interrupting = threading.Lock()
@@ -57,14 +51,14 @@ class Scheduler:
         """Texts that wait for a slot."""
         return len(self._waiting)
 
-    def submit(self, generation: Generation, fresh: bool = False) -> None:
+    def submit(self, generation: Generation, reuse: Reuse = Reuse.ALL) -> None:
         """Let a text wait for a slot; texts get theirs in the order in which they came.
 
         Args:
             generation: the text.
-            fresh: it begins with an empty context, and not with what a slot holds of it already.
+            reuse: what it may take over of what slots hold of it already.
         """
-        self._waiting.append((generation, fresh))
+        self._waiting.append((generation, reuse))
 
     def withdraw(self, generation: Generation) -> None:
         """Take a text out, in the middle too; it can be submitted again."""
@@ -121,13 +115,13 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._waiting:
-            generation, fresh = self._waiting[0]
-            slot = choose_slot(self._slots, generation.wants, fresh)
+            generation, reuse = self._waiting[0]
+            slot = choose_slot(self._slots, generation.wants, reuse)
             if slot is None:
                 return
             self._waiting.popleft()
             try:
-                seat(slot, self._slots, generation, fresh)
+                seat(slot, self._slots, generation, reuse)
             except Exception as error:
                 generation.fail(error)
                 slot.generation = None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elutq_cli.generation.context import Context
+from elutq_cli.generation.context import Context, Reuse
 from elutq_cli.generation.generation import Generation
 from elutq_native import Run
 
@@ -18,14 +18,14 @@ class Slot:
     Attributes:
         context: keys and values; they stay when the text is over.
         generation: the text under way.
-        fresh: the text is to take nothing over from others.
+        reuse: what the text may take over from others.
         last_used: number of the step in which it was last evaluated.
         last_piece: number of the step in which a piece of a prompt was last evaluated.
     """
 
     context: Context
     generation: Generation | None = None
-    fresh: bool = False
+    reuse: Reuse = Reuse.ALL
     last_used: int = 0
     last_piece: int = 0
 
@@ -41,7 +41,7 @@ class Slot:
         return self.context.run(tokens, max(0, end - first))
 
 
-def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], fresh: bool) -> Slot | None:
+def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], reuse: Reuse) -> Slot | None:
     """Return the free slot that a text is to have.
 
     That is the one whose context the prompt goes on from, where there is one. Otherwise something is lost: first what
@@ -50,7 +50,7 @@ def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], fresh: bool) -> Sl
     Args:
         slots: all of them.
         prompt: the text's.
-        fresh: the text is to begin with an empty context.
+        reuse: what the text may take over from others.
 
     Returns:
         A slot; None: all have a text under way.
@@ -60,7 +60,7 @@ def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], fresh: bool) -> Sl
         return None
     empty = [slot for slot in free if not len(slot.context)]
     unused = (empty or free)[0]
-    if fresh:
+    if reuse is Reuse.NOTHING:
         return unused
     common = {slot: slot.context.common(prompt) for slot in free}
     best = max(free, key=lambda slot: common[slot])
@@ -70,21 +70,21 @@ def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], fresh: bool) -> Sl
     return unused
 
 
-def seat(slot: Slot, slots: Sequence[Slot], generation: Generation, fresh: bool) -> None:
+def seat(slot: Slot, slots: Sequence[Slot], generation: Generation, reuse: Reuse) -> None:
     """Give a text a slot, whose context keeps what the text begins with.
 
     Args:
         slot: free.
         slots: all of them.
         generation: the text.
-        fresh: nothing is kept, and nothing is copied.
+        reuse: what it may take over.
 
     Raises:
         NativeError: the runtime refuses.
     """
     context = slot.context
-    context.rewind(0 if fresh else min(context.common(generation.wants), generation.n_reusable))
-    slot.generation, slot.fresh = generation, fresh
+    context.rewind(context.reusable(generation.wants, generation.n_reusable, reuse))
+    slot.generation, slot.reuse = generation, reuse
     copy_beginning(slot, slots)
     generation.begin(len(context))
 
@@ -101,11 +101,10 @@ def copy_beginning(slot: Slot, slots: Sequence[Slot]) -> None:
     Raises:
         NativeError: the runtime refuses.
     """
-    if slot.generation is None or slot.fresh or len(slot.wants) < 2:
+    if slot.generation is None or len(slot.wants) < 2:
         return
-    wants = slot.generation.wants
-    common = {other: other.context.common(wants) for other in slots}
-    donor = max(slots, key=lambda other: common[other])
-    n_held = min(common[donor], slot.generation.n_reusable)
-    if n_held > len(slot.context):
-        slot.context.copy(donor.context, n_held)
+    wants, most = slot.generation.wants, slot.generation.n_reusable
+    n_held = {other: other.context.reusable(wants, most, slot.reuse) for other in slots}
+    donor = max(slots, key=lambda other: n_held[other])
+    if n_held[donor] > len(slot.context):
+        slot.context.copy(donor.context, n_held[donor])

@@ -116,7 +116,7 @@ class Endpoint:
         wanted = await self._read(await _read_body(request), read)
         engine = self._engine
         responder = kind(str(self._entry["id"]), engine.model.tokenizer, wanted.scored)
-        job = engine.submit(wanted.generations, wanted.fresh)
+        job = engine.submit(wanted.generations, wanted.reuse)
         if wanted.stream:
             return StreamingResponse(
                 _events(job, responder, wanted),

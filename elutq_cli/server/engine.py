@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Scheduler
+from elutq_cli.generation.context import Reuse
 from elutq_cli.server.errors import BusyError, TextFailedError
 from elutq_cli.server.metrics import Metrics
 from elutq_formats.errors import ElutqError
@@ -21,14 +22,14 @@ class Job:
     Attributes:
         generations: the texts.
         waiting: indexes of those of them that have had no turn yet.
-        fresh: the same request is to give the same texts again: they begin with an empty context.
+        reuse: what they may take over of what slots hold.
         cancelled: whether nobody wants them any more.
     """
 
-    def __init__(self, scheduler: Scheduler, metrics: Metrics, generations: Sequence[Generation], fresh: bool) -> None:
+    def __init__(self, scheduler: Scheduler, metrics: Metrics, generations: Sequence[Generation], reuse: Reuse) -> None:
         self.generations = list(generations)
         self.waiting = deque(range(len(self.generations)))
-        self.fresh = fresh
+        self.reuse = reuse
         self.cancelled = False
         self._scheduler, self._metrics = scheduler, metrics
         self._n_over = 0
@@ -154,12 +155,12 @@ class Engine:
         with self._changed:
             return sum(len(job.waiting) == len(job.generations) for job in self._jobs)
 
-    def submit(self, generations: Sequence[Generation], fresh: bool) -> Job:
+    def submit(self, generations: Sequence[Generation], reuse: Reuse) -> Job:
         """Put a request's texts into the queue.
 
         Args:
             generations: the texts.
-            fresh: begin with an empty context, and not with what one holds of the prompt already.
+            reuse: what they may take over of what slots hold of their prompts already.
 
         Raises:
             BusyError: the queue is full, or the server is leaving.
@@ -169,7 +170,7 @@ class Engine:
                 self.metrics.requests.labels("refused").inc()
                 busy = BusyError(f"{self._max_queue} requests are waiting: try again later")
                 raise _leaving() if self._closing else busy
-            job = Job(self._scheduler, self.metrics, generations, fresh)
+            job = Job(self._scheduler, self.metrics, generations, reuse)
             self._jobs.append(job)
             self._queue.append(job)
             self._changed.notify()
@@ -204,7 +205,7 @@ class Engine:
                 return
             job = self._queue.popleft()
             index = job.waiting.popleft()
-            self._scheduler.submit(job.generations[index], job.fresh)
+            self._scheduler.submit(job.generations[index], job.reuse)
             self._going.append((job, index))
             if job.waiting:
                 self._queue.append(job)

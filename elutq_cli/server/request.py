@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.generation.sampling import NEW_SEED
 from elutq_cli.server import unsupported
@@ -51,7 +52,7 @@ class TextRequest:
         n_candidates: texts of each prompt.
         n_choices: how many of these the client gets, the likeliest.
         scored: whether the client gets log-probabilities.
-        fresh: begin with an empty context.
+        reuse: what they may take over of what slots hold.
         stream: send the text while it is made.
         include_usage: end a stream with the number of tokens.
     """
@@ -60,7 +61,7 @@ class TextRequest:
     n_candidates: int
     n_choices: int
     scored: bool
-    fresh: bool
+    reuse: Reuse
     stream: bool
     include_usage: bool
 
@@ -169,12 +170,16 @@ def _request(
         return Generation(tokens, Sampler(sampling(own)), options, model.tokenizer, model.ctx_size)
 
     sampling = _sampling(fields, model)
+    # The same request with a seed is to give the same text again.
+    reuse = Reuse.ALL if seed == NEW_SEED else Reuse.EXACT
+    if not fields.flag("cache_prompt", True):
+        reuse = Reuse.NOTHING
     return TextRequest(
         [text(tokens, candidate) for tokens in prompts for candidate in range(n_candidates)],
         n_candidates,
         n_choices,
         scored,
-        fresh=seed != NEW_SEED or not fields.flag("cache_prompt", True),
+        reuse,
         stream=stream,
         include_usage=Fields(fields.mapping("stream_options")).flag("include_usage"),
     )

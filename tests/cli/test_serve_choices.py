@@ -9,6 +9,7 @@ from served import Server
 
 import elutq
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.context import Reuse
 
 PROMPT = "It was a dark night, and"
 MESSAGES = [{"role": "user", "content": "How do you do?"}]
@@ -188,7 +189,7 @@ def test_requests_of_several_texts_take_turns_with_others(chat_model, n_slots):
                 if token is None:
                     order.append((name, index))
 
-        jobs = [engine.submit(texts(n), True) for n in (9, 1, 1)]
+        jobs = [engine.submit(texts(n), Reuse.NOTHING) for n in (9, 1, 1)]
         await asyncio.gather(*(read(name, job) for name, job in zip("abc", jobs, strict=True)))
 
     with serving(chat_model, ctx_size=64, parallel=n_slots) as client:

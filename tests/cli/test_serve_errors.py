@@ -8,6 +8,7 @@ import pytest
 from asgi import refusal, serving
 
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.context import Reuse
 from elutq_cli.server.errors import BusyError
 
 MESSAGES = [{"role": "user", "content": "How do you do?"}]
@@ -113,7 +114,7 @@ async def made(job, when_running=lambda: None):
 def submit(engine, n_predict):
     model, options = engine.model, TextOptions(n_predict, ignore_eos=True)
     generation = Generation([0, 84, 90], Sampler(SamplingOptions()), options, model.tokenizer, model.ctx_size)
-    return engine.submit([generation], True)
+    return engine.submit([generation], Reuse.NOTHING)
 
 
 def test_a_server_that_leaves_in_the_middle_of_an_answer_says_so(endless_model):

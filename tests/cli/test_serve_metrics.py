@@ -8,6 +8,7 @@ from asgi import serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.context import Reuse
 from elutq_cli.server.errors import BusyError
 
 
@@ -56,7 +57,7 @@ def test_how_requests_ended_is_counted(client, monkeypatch):
     async def leave():
         options = TextOptions(-1, ignore_eos=True)
         model, sampler = client.model, Sampler(SamplingOptions())
-        job = client.engine.submit([Generation([1, 2], sampler, options, model.tokenizer, 512)], False)
+        job = client.engine.submit([Generation([1, 2], sampler, options, model.tokenizer, 512)], Reuse.ALL)
         busy = []
         async for _ in job.stream():
             busy.append(client.engine.n_busy)

@@ -183,6 +183,20 @@ def test_same_seed_or_cache_prompt_false_gives_the_same_text_as_an_empty_context
         assert answer["choices"] == expected["choices"]
 
 
+def test_a_seed_takes_over_whole_pieces_of_a_prompt_and_gives_the_same_text(client):
+    prompt = "It was a dark night, and the captain stood on the deck of his ship. " * 12
+    fields = {"temperature": 0.8, "max_tokens": 12, "logprobs": 0}
+    choices = []
+    for others in ({"seed": 3, "cache_prompt": False}, {"seed": 3}, {"seed": 4}, {"seed": 3}):
+        client.complete("My dear")
+        client.complete(prompt[:700], seed=1)
+        answer = client.complete(prompt, **fields, **others).json
+        cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached == (0 if "cache_prompt" in others else 128), answer["usage"]
+        choices.append(answer["choices"][0])
+    assert choices[0] == choices[1] == choices[3] != choices[2]
+
+
 def test_a_final_message_can_be_continued(client, rendered):
     messages = [*MESSAGES, {"role": "assistant", "content": "Very well, I"}]
     assert client.chat(messages, continue_final_message=True, add_generation_prompt=False).status == 200

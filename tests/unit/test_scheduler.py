@@ -6,8 +6,7 @@ import pytest
 
 import elutq
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, Scheduler, TextOptions
-from elutq_cli.generation.context import Context
-from elutq_cli.generation.scheduler import PIECE_TOKENS
+from elutq_cli.generation.context import PIECE_TOKENS, Context, Reuse
 from elutq_native import CancelledError, Engine, NativeError, NativeSequence
 
 PROMPT = "It was a dark night, and"
@@ -41,10 +40,10 @@ def generation(model, prompt=PROMPT, n_predict=8, temp=0.0, seed=0, **options):
     return Generation(tokens, sampler, TextOptions(n_predict, **options), model.tokenizer, CONTEXT)
 
 
-def run(scheduler, *generations, fresh=False):
+def run(scheduler, *generations, reuse=Reuse.ALL):
     """Makes texts to their ends; returns them."""
     for made in generations:
-        scheduler.submit(made, fresh)
+        scheduler.submit(made, reuse)
     while scheduler.generations:
         scheduler.step()
     return [text(made) for made in generations]
@@ -63,8 +62,8 @@ def mixed_work(model, n):
     words = model.encode("It was a dark night, and the captain stood on the deck of his ship; the sea was calm. " * 12)
     kinds = []
     for seed in range(n):
-        start = shuffled.randrange(len(words) // 4)
-        length = shuffled.choice([1, 3, 20, 127, 129, 200])
+        start = shuffled.choice([0, 0, 0, 17])
+        length = shuffled.choice([1, 20, 127, 128, 129, 200, 256, 257, 270])
         kinds.append(
             {
                 "prompt": words[start : start + length],
@@ -77,12 +76,13 @@ def mixed_work(model, n):
     return [lambda kind=kind: generation(model, **kind) for kind in kinds]
 
 
+@pytest.mark.parametrize("reuse", [Reuse.NOTHING, Reuse.EXACT])
 @pytest.mark.parametrize("n_slots", [1, 3])
-def test_texts_in_company_are_those_that_come_alone(model, make_scheduler, n_slots):
-    """Whoever else is there, whenever they arrive, and whoever of them is cancelled."""
-    work = mixed_work(model, 12)
+def test_texts_in_company_are_those_that_come_alone(model, make_scheduler, n_slots, reuse):
+    """Whoever else is there, whenever they arrive, whoever of them is cancelled, and whatever the slots held before."""
+    work = mixed_work(model, 20)
     alone_in, shared = make_scheduler(1), make_scheduler(n_slots)
-    alone = [run(alone_in, make(), fresh=True)[0] for make in work]
+    alone = [run(alone_in, make(), reuse=Reuse.NOTHING)[0] for make in work]
     chance = random.Random(n_slots)
     made, waiting = {}, list(range(len(work)))
     chance.shuffle(waiting)
@@ -91,15 +91,19 @@ def test_texts_in_company_are_those_that_come_alone(model, make_scheduler, n_slo
         if waiting and chance.random() < 0.4:
             index = waiting.pop()
             made[index] = work[index]()
-            shared.submit(made[index], fresh=True)
+            shared.submit(made[index], reuse)
         if chance.random() < 0.05 and (going := cancelled & made.keys()):
             made[chance.choice(sorted(going))].cancel()
         shared.step()
     for index, whole in enumerate(alone):
+        if reuse is Reuse.NOTHING:
+            assert made[index].reused_tokens == 0
         if index in cancelled:
             assert whole.startswith(text(made[index]))
         else:
             assert text(made[index]) == whole
+    n_reused = sum(one.reused_tokens for one in made.values())
+    assert (n_reused > 0, n_reused % PIECE_TOKENS) == (reuse is Reuse.EXACT, 0)
 
 
 def test_texts_get_their_slots_in_the_order_in_which_they_came(model, make_scheduler):
@@ -165,26 +169,40 @@ def test_what_another_slot_holds_is_copied_and_stays_there(model, make_scheduler
     assert (states[0] == states[1]).all()
 
 
-@pytest.mark.parametrize(("fresh", "n_prompts"), [(False, 1), (True, 3)])
-def test_texts_of_one_prompt_that_come_together_have_it_computed_once(model, make_scheduler, fresh, n_prompts):
+@pytest.mark.parametrize(("reuse", "n_prompts"), [(Reuse.ALL, 1), (Reuse.EXACT, 1), (Reuse.NOTHING, 3)])
+def test_texts_of_one_prompt_that_come_together_have_it_computed_once(model, make_scheduler, reuse, n_prompts):
     """Unless each is to be made as if it were alone."""
     scheduler, n_evaluated = make_scheduler(3), []
     prompt = [5 + at % 300 for at in range(400)]
     (expected,) = run(make_scheduler(1), generation(model, prompt, 4))
     evaluate = scheduler.engine.eval
     scheduler.engine.eval = lambda runs: (n_evaluated.extend(len(run.tokens) for run in runs), evaluate(runs))[1]
-    texts = run(scheduler, *(generation(model, prompt, 4) for _ in range(3)), fresh=fresh)
+    texts = run(scheduler, *(generation(model, prompt, 4) for _ in range(3)), reuse=reuse)
     pieces = sum(n for n in n_evaluated if n > 1)
     # The last piece, which is short, may be computed for several of them in one pass.
     assert n_prompts * len(prompt) <= pieces <= n_prompts * len(prompt) + PIECE_TOKENS
     assert texts[0] == expected
 
 
+def test_a_conversation_that_takes_over_what_is_exact_has_the_texts_of_an_empty_context(model, make_scheduler):
+    scheduler, empty = make_scheduler(2), make_scheduler(1)
+    history = [5 + at % 300 for at in range(200)]
+    options = {"n_predict": 70, "temp": 0.9, "ignore_eos": True}
+    for turn in range(4):
+        made = generation(model, history, seed=turn, **options)
+        (expected,) = run(empty, generation(model, history, seed=turn, **options), reuse=Reuse.NOTHING)
+        assert run(scheduler, made, reuse=Reuse.EXACT) == [expected]
+        # All whole pieces of the prompt before this one's.
+        assert made.reused_tokens == (len(history) - 80) // PIECE_TOKENS * PIECE_TOKENS * (turn > 0)
+        history = [*history, *made.tokens, *range(20, 30)]
+        run(scheduler, generation(model, [7] * (100 + turn), 5))
+
+
 def test_a_fresh_text_takes_nothing_over(model, make_scheduler):
     scheduler = make_scheduler(2)
     first, fresh, reusing = (generation(model, PROMPT, 3) for _ in range(3))
     run(scheduler, first)
-    run(scheduler, fresh, fresh=True)
+    run(scheduler, fresh, reuse=Reuse.NOTHING)
     run(scheduler, reusing)
     assert (first.reused_tokens, fresh.reused_tokens) == (0, 0)
     assert reusing.reused_tokens == reusing.prompt_tokens - 1
@@ -250,7 +268,7 @@ def test_a_pass_that_was_ended_moves_nobody(model, make_scheduler, monkeypatch):
         scheduler.step()
     assert (made.ended, scheduler.contexts[0].tokens) == (False, ())
     run(scheduler)
-    assert text(made) == run(scheduler, generation(model, n_predict=4), fresh=True)[0]
+    assert text(made) == run(scheduler, generation(model, n_predict=4), reuse=Reuse.NOTHING)[0]
 
 
 def test_an_error_ends_the_texts_that_it_concerns_and_no_others(model, make_scheduler):
