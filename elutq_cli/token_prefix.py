@@ -2,8 +2,13 @@
 
 from collections.abc import Sequence
 
+STEP = 256
+"""Tokens that are compared at once: slices compare many times as fast as their entries do one by one."""
+
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:
     """Return how many tokens two sequences begin with in common."""
-    differing = (at for at, (ours, theirs) in enumerate(zip(left, right, strict=False)) if ours != theirs)
-    return next(differing, min(len(left), len(right)))
+    first, end = 0, min(len(left), len(right))
+    while first < end and left[first : first + STEP] == right[first : first + STEP]:
+        first += STEP
+    return next((at for at in range(first, end) if left[at] != right[at]), end)
