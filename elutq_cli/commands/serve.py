@@ -42,7 +42,10 @@ def serve_command(
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of one text; default: what the context has room for.", min=1)
     ] = None,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 503.", min=1)] = 512,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Most seconds of one text; default: as long as it takes.")
+    ] = None,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 429.", min=1)] = 512,
     api_key: Annotated[
         str | None, typer.Option(envvar=API_KEY_VARIABLE, help="What clients must present as a bearer token.")
     ] = None,
@@ -52,6 +55,13 @@ def serve_command(
             metavar="NAME",
             help="Name by which clients may call this server, beside localhost and its address; may be given again. "
             "*: any name, the default unless --host is an address of this machine's own.",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Web pages that may use this server, as https://chat.example.com; may be given again. *: all pages.",
         ),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log every request to stderr.")] = False,
@@ -66,10 +76,12 @@ def serve_command(
     configure_blas(1)
     if api_key is None:  # typer takes an empty variable for none
         api_key = os.environ.get(API_KEY_VARIABLE)
+    if max_seconds is not None and not max_seconds > 0:
+        raise ElutqError(f"--max-seconds is {max_seconds:g}: it must be above 0")
     if alias is not None and not alias.strip():
         raise ElutqError("--alias is empty: give the model a name, or leave it out")
     try:
-        from elutq_cli.server.access import checked_hosts, checked_key
+        from elutq_cli.server.access import checked_hosts, checked_key, checked_origins
         from elutq_cli.server.endpoint import make_app
         from elutq_cli.server.engine import Engine
         from elutq_cli.server.listener import is_local, listen, run, url
@@ -80,6 +92,7 @@ def serve_command(
 
     api_key = checked_key(api_key)
     names = checked_hosts(name for name in allowed_host or () if name != "*")
+    origins = checked_origins(cors_origin or ())
     source = read_template(chat_template)
     path = find_model_file(model, hf_repo, offline)
     prepare_runtime()
@@ -98,6 +111,6 @@ def serve_command(
         if not is_local(listener) and api_key is None:
             lines.append("anyone who can reach this address can use the model: see --api-key")
         anything = "*" in (allowed_host or ()) or not (names or is_local(listener))
-        with Engine(language_model, max_queue) as engine:
-            app = make_app(engine, name, api_key, None if anything else [*names, host.lower()], max_tokens)
+        with Engine(language_model, max_queue, max_seconds) as engine:
+            app = make_app(engine, name, api_key, None if anything else [*names, host.lower()], max_tokens, origins)
             run(app, engine, listener, verbose, lambda: print(*lines, sep="\n", file=sys.stderr))

@@ -33,7 +33,7 @@ class Generation:
         text: text handed out so far.
         seconds: time from the first generated token to the last.
         finish_reason: ``stop`` (the model or a stop string ended the text), ``length`` (as many tokens as asked for),
-            ``context`` (the context is full) or ``cancelled``; None while it goes on.
+            ``context`` (the context is full), ``time`` (it took too long) or ``cancelled``; None while it goes on.
         error: what went wrong, where the text could not be made.
         stop_string_found: whether it was a stop string that ended the text; its tokens go on past ``text``.
         cancelled: whether it is to end; whoever evaluates for it looks.
@@ -195,6 +195,11 @@ class Generation:
         """End the text, which was cancelled; nothing happens once it is over."""
         if not self.ended:
             self._end("cancelled")
+
+    def limit_time(self, seconds: float) -> None:
+        """End the text if it has had a context for longer than that; nothing happens once it is over."""
+        if self._stream is not None and time.perf_counter() - self._begun > seconds:
+            self._end("time")
 
     def fail(self, error: Exception) -> None:
         """End the text, which cannot be made."""

@@ -8,7 +8,7 @@ from elutq_formats.errors import ElutqError
 MOST_STOP_CHARACTERS = 1 << 16
 """Of all stop strings together: more are no stop strings, and would take memory a hundred times their size."""
 
-FinishReason = Literal["stop", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "context", "time", "cancelled"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from elutq_formats.errors import ElutqError
 PUBLIC_PATHS = frozenset({"/health"})
 """What is answered to everybody: it tells nothing, and those who watch a server call it by odd names."""
 
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s*]+")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
 _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:/?#@\s]*))(?::[0-9]*)?")
 
 
@@ -117,6 +120,26 @@ def checked_hosts(names: Iterable[str]) -> list[str]:
         if not found or "*" in found.removeprefix("*."):
             raise ElutqError(f"--allowed-host {name} is no name of a host: give one as clients write it, or *")
         checked.append(found)
+    return checked
+
+
+def checked_origins(origins: Iterable[str]) -> list[str]:
+    """Return origins of web pages as browsers write them.
+
+    Args:
+        origins: scheme, host and port of each, or ``*`` for any.
+
+    Raises:
+        ElutqError: one is neither.
+    """
+    checked = []
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ElutqError(
+                f"--cors-origin {origin} is no origin: give scheme and host, as https://chat.example.com, or *"
+            )
+        scheme = origin.lower().partition("://")[0]
+        checked.append(origin.lower().removesuffix(_DEFAULT_PORTS.get(scheme, "")))
     return checked
 
 

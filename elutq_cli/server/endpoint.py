@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from elutq_cli.generation import GeneratedToken, LanguageModel
 from elutq_cli.server.access import Access
 from elutq_cli.server.engine import Engine, Job
-from elutq_cli.server.errors import ErrorBodies, answer_http_error, explain
+from elutq_cli.server.errors import ErrorBodies, UnknownModelError, answer_http_error, explain
 from elutq_cli.server.fields import parse_json
 from elutq_cli.server.metrics import CONTENT_TYPE
 from elutq_cli.server.request import TextRequest, read_chat, read_completion
@@ -34,6 +35,9 @@ MOST_BODY_BYTES = 8 << 20
 LARGE_BODY_BYTES = 1 << 18
 """Bodies from this size on are read one at a time: the tokenizer takes 150 bytes of memory for each of a text."""
 
+SILENT_SECONDS = 10.0
+"""A stream is silent at the longest, so that nothing on its way takes it for dead while a long prompt is read."""
+
 Result = TypeVar("Result")
 
 
@@ -50,6 +54,7 @@ def make_app(
     api_key: str | None = None,
     hosts: Sequence[str] | None = (),
     max_tokens: int | None = None,
+    origins: Sequence[str] = (),
 ) -> Starlette:
     """Return the application.
 
@@ -59,6 +64,7 @@ def make_app(
         api_key: what clients have to present, if anything.
         hosts: names by which the server may be called beside localhost and its own address; None: any.
         max_tokens: of one text; None: what the context has room for.
+        origins: of web pages, beside the server's own, that a browser lets ask and read; ``*``: of all.
     """
     endpoint = Endpoint(engine, name, max_tokens)
     return Starlette(
@@ -71,7 +77,18 @@ def make_app(
             Route("/metrics", endpoint.metrics),
         ],
         exception_handlers={HTTPException: answer_http_error},
-        middleware=[Middleware(ErrorBodies), Middleware(Access, api_key=api_key, hosts=hosts)],
+        middleware=[
+            # First: a browser asks whether it may ask without the key, and pages are to read errors too.
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("*",),
+                expose_headers=("Retry-After",),
+            ),
+            Middleware(ErrorBodies),
+            Middleware(Access, api_key=api_key, hosts=hosts),
+        ],
     )
 
 
@@ -91,7 +108,7 @@ class Endpoint:
     async def model(self, request: Request) -> Response:
         """Describe the model."""
         if request.path_params["name"] != self._entry["id"]:
-            raise HTTPException(404, f"the only model here is {self._entry['id']}")
+            raise UnknownModelError(f"the only model here is {self._entry['id']}")
         return JSONResponse(self._entry)
 
     async def health(self, _: Request) -> Response:
@@ -184,9 +201,9 @@ async def _read_body(request: Request) -> bytes:
 
 async def _collect(job: Job) -> list[Choice]:
     made: list[list[GeneratedToken]] = [[] for _ in job.generations]
-    async for index, token in job.stream():
-        if token is not None:
-            made[index].append(token)
+    async for item in job.stream():
+        if item is not None and item[1] is not None:
+            made[item[0]].append(item[1])
     return list(zip(job.generations, made, strict=True))
 
 
@@ -209,12 +226,16 @@ async def _wait_for_disconnect(request: Request) -> None:
 
 async def _events(job: Job, responder: Responder, wanted: TextRequest) -> AsyncIterator[bytes]:
     """Yield a stream's server-sent events; Starlette closes it when the client leaves."""
-    made = job.stream()
+    made = job.stream(SILENT_SECONDS)
     try:
         for body in responder.opening(len(job.generations)):
             yield _event(body)
         try:
-            async for index, token in made:
+            async for item in made:
+                if item is None:
+                    yield b": still at work\n\n"
+                    continue
+                index, token = item
                 if token is None:
                     yield _event(responder.end(index, job.generations[index]))
                 elif token.text or responder.scored:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from elutq_cli.generation import GeneratedToken, Generation, LanguageModel, Scheduler
 from elutq_cli.generation.context import Reuse
-from elutq_cli.server.errors import BusyError, TextFailedError
+from elutq_cli.server.errors import LeavingError, QueueFullError, TextFailedError
 from elutq_cli.server.metrics import Metrics
 from elutq_formats.errors import ElutqError
 
@@ -44,10 +44,21 @@ class Job:
         """Whether everything was handed over."""
         return self._n_over == len(self.generations)
 
-    async def stream(self) -> AsyncIterator[Made]:
-        """Yield the tokens as they are made. A reader that leaves ends the texts."""
+    async def stream(self, patience: float | None = None) -> AsyncIterator[Made | None]:
+        """Yield the tokens as they are made. A reader that leaves ends the texts.
+
+        Args:
+            patience: seconds without a token after which None is yielded, and again as long as none comes; None: never.
+        """
         try:
-            while (item := await self._made.get()) is not None:
+            while True:
+                try:
+                    item = await asyncio.wait_for(self._made.get(), patience)
+                except asyncio.TimeoutError:  # which is not TimeoutError before Python 3.11
+                    yield None
+                    continue
+                if item is None:
+                    return
                 if isinstance(item, Exception):
                     raise item
                 yield item
@@ -102,16 +113,17 @@ class Engine:
     Requests of several texts take turns with others: each that waits has one text made, then the next one.
     """
 
-    def __init__(self, model: LanguageModel, max_queue: int) -> None:
+    def __init__(self, model: LanguageModel, max_queue: int, max_seconds: float | None = None) -> None:
         """Prepare.
 
         Args:
             model: its scheduler started; the engine is its only user.
             max_queue: requests that may wait, beside those that there are slots for.
+            max_seconds: that one text may have a slot; None: as long as it takes.
         """
         self.model = model
         self.metrics = Metrics(model, lambda: self.n_waiting)
-        self._max_queue = max_queue
+        self._max_queue, self._max_seconds = max_queue, max_seconds
         self._scheduler = model.scheduler
         self._n_slots = len(self._scheduler.contexts)
         self._jobs: list[Job] = []
@@ -163,13 +175,14 @@ class Engine:
             reuse: what they may take over of what slots hold of their prompts already.
 
         Raises:
-            BusyError: the queue is full, or the server is leaving.
+            QueueFullError: too many wait.
+            LeavingError: the server is told to leave.
         """
         with self._changed:
             if self._closing or len(self._jobs) >= self._n_slots + self._max_queue:
                 self.metrics.requests.labels("refused").inc()
-                busy = BusyError(f"{self._max_queue} requests are waiting: try again later")
-                raise _leaving() if self._closing else busy
+                full = QueueFullError(f"{self._max_queue} requests are waiting: try again later")
+                raise _leaving() if self._closing else full
             job = Job(self._scheduler, self.metrics, generations, reuse)
             self._jobs.append(job)
             self._queue.append(job)
@@ -183,6 +196,9 @@ class Engine:
                 if not self._jobs:
                     return
                 self._fill_slots()
+            if self._max_seconds is not None:
+                for job, index in self._going:
+                    job.generations[index].limit_time(self._max_seconds)
             try:
                 self._scheduler.step()
             except Exception as error:  # a bug: whoever waits is told, and those that come are served
@@ -220,5 +236,5 @@ def _fault(generation: Generation) -> Exception | None:
     return generation.error
 
 
-def _leaving() -> BusyError:
-    return BusyError("the server is shutting down")
+def _leaving() -> LeavingError:
+    return LeavingError("the server is shutting down")

@@ -16,6 +16,8 @@ from elutq_cli.streams import shown_line
 from elutq_formats.errors import ElutqError
 from elutq_native import NativeError
 
+RETRY_LATER = {"Retry-After": "5"}
+
 _logger = logging.getLogger(__name__)
 
 
@@ -24,16 +26,26 @@ class RequestError(ElutqError):
 
     Attributes:
         parameter: the field at fault, if it is one.
+        code: OpenAI's ``code``.
     """
 
-    def __init__(self, message: str, parameter: str | None = None) -> None:
-        """Describe it."""
+    def __init__(self, message: str, parameter: str | None = None, code: str | None = None) -> None:
+        """Describe it; a field that is at fault and has no other code has a value that is not valid."""
         super().__init__(message)
         self.parameter = parameter
+        self.code = "invalid_value" if parameter is not None and code is None else code
 
 
-class BusyError(Exception):
-    """There is no place for a text: the queue is full, or the server is leaving."""
+class UnknownModelError(Exception):
+    """A client wants to hear of a model that is not served."""
+
+
+class QueueFullError(Exception):
+    """Too many requests wait."""
+
+
+class LeavingError(Exception):
+    """The server is told to leave, and makes no more texts."""
 
 
 class TextFailedError(Exception):
@@ -76,7 +88,7 @@ def explain(error: Exception) -> Fault:
             code = "invalid_api_key" if error.status_code == 401 else None
             return Fault(error.status_code, error.detail, kind, code=code, headers=error.headers or {})
         case RequestError():
-            return Fault(400, str(error), parameter=error.parameter)
+            return Fault(400, str(error), parameter=error.parameter, code=error.code)
         case ContextOverflowError():
             message = (
                 f"This model's maximum context length is {error.ctx_size} tokens. However, your prompt has "
@@ -85,8 +97,12 @@ def explain(error: Exception) -> Fault:
             return Fault(400, message, code="context_length_exceeded")
         case ElutqError():
             return Fault(400, str(error))
-        case BusyError():
-            return Fault(503, str(error), "server_error", headers={"Retry-After": "5"})
+        case UnknownModelError():
+            return Fault(404, str(error), parameter="model", code="model_not_found")
+        case QueueFullError():
+            return Fault(429, str(error), "rate_limit_error", code="rate_limit_exceeded", headers=RETRY_LATER)
+        case LeavingError():
+            return Fault(503, str(error), "server_error", headers=RETRY_LATER)
         case TextFailedError() | NativeError():
             return Fault(500, str(error), "server_error")
     _log(error)

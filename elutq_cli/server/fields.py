@@ -130,7 +130,7 @@ class Fields:
         """
         for name, harmless in unsupported.items():
             if self.get(name) not in (None, *harmless):
-                raise RequestError(f"{name} is not supported here", name)
+                raise RequestError(f"{name} is not supported here", name, "unsupported_parameter")
 
     def _named(self, name: str) -> tuple[Any, str]:
         """Return a field, and the name that the client gave it."""

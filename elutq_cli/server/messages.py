@@ -69,8 +69,8 @@ def _message(entry: object) -> Message:
     if calls is not None and not (isinstance(calls, list) and all(_is_call(call) for call in calls)):
         raise RequestError("tool_calls must be a list of functions with name and arguments", "messages")
     content = entry.get("content")
-    if content is None and calls:
-        content = ""
+    if content is None and (calls or ("content" in entry and entry["role"] in ("assistant", "tool"))):
+        content = ""  # nothing was said: clients send such turns back as they came
     if isinstance(content, list):
         texts = [part["text"] for part in content if _is_text(part)]
         if len(texts) != len(content):

@@ -13,7 +13,13 @@ from elutq_formats.tokenizer import Tokenizer
 
 Body = dict[str, Any]
 
-FINISH_REASONS: Mapping[str | None, str | None] = {"stop": "stop", "length": "length", "context": "length", None: None}
+FINISH_REASONS: Mapping[str | None, str | None] = {
+    "stop": "stop",
+    "length": "length",
+    "context": "length",
+    "time": "length",
+    None: None,
+}
 """OpenAI's names. A text that was cancelled is no answer: its client has left, or gets an error."""
 
 

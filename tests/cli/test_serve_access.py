@@ -6,7 +6,7 @@ import pytest
 from asgi import refusal, serving
 from served import DEADLINE, ELUTQ
 
-from elutq_cli.server.access import checked_hosts, checked_key
+from elutq_cli.server.access import checked_hosts, checked_key, checked_origins
 from elutq_cli.server.listener import is_local, listen, url
 from elutq_formats.errors import ElutqError
 
@@ -153,3 +153,39 @@ def test_an_empty_key_does_not_open_the_server(chat_model, given, monkeypatch):
     result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "the API key is empty" in result.stderr
+
+
+def preflight(client, origin):
+    headers = [("Origin", origin), ("Access-Control-Request-Method", "POST")]
+    return client.request("OPTIONS", "/v1/chat/completions", headers=[*headers, ASKED_HEADERS])
+
+
+ASKED_HEADERS = ("Access-Control-Request-Headers", "authorization, content-type, x-stainless-os")
+
+
+def test_pages_of_given_origins_may_ask_and_read_errors_too(locked):
+    origins = checked_origins(["HTTPS://Chat.example:443", "app://obsidian.md"])
+    client = locked.with_options(api_key="secret", origins=origins)
+    for origin in ("https://chat.example", "app://obsidian.md"):
+        answer = preflight(client, origin)
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, origin)
+        assert answer.headers["access-control-allow-headers"] == ASKED_HEADERS[1]
+        answer = client.get("/v1/models", headers=[("Origin", origin)])  # without the key
+        assert refusal(answer, 401).code == "invalid_api_key"
+        assert answer.headers["access-control-allow-origin"] == origin
+
+
+def test_pages_of_other_origins_may_not(local):
+    for client in (local, local.with_options(origins=["https://chat.example"])):
+        for origin in ("https://evil.example", "https://chat.example.evil.example", "http://chat.example", "null"):
+            assert preflight(client, origin).status == 400
+            answer = client.get("/v1/models", headers=[("Origin", origin)])
+            assert "access-control-allow-origin" not in answer.headers
+    answer = local.with_options(origins=["*"]).get("/v1/models", headers=[("Origin", "https://evil.example")])
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("origin", ["", "chat.example", "https://", "https://a.example/", "https://*.example", "null"])
+def test_what_is_no_origin_is_refused_at_the_start(origin):
+    with pytest.raises(ElutqError, match="--cors-origin"):
+        checked_origins([origin])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from asgi import refusal, serving
 
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 from elutq_cli.generation.context import Reuse
-from elutq_cli.server.errors import BusyError
+from elutq_cli.server import endpoint
+from elutq_cli.server.engine import Job
+from elutq_cli.server.errors import LeavingError
 
 MESSAGES = [{"role": "user", "content": "How do you do?"}]
 
@@ -127,7 +130,7 @@ def test_a_server_that_leaves_in_the_middle_of_an_answer_says_so(endless_model):
             ends = asyncio.gather(made(running, engine.end_texts), made(waiting), return_exceptions=True)
             return [(type(end), str(end)) for end in await ends]
 
-        assert asyncio.run(leave()) == 2 * [(BusyError, "the server is shutting down")]
+        assert asyncio.run(leave()) == 2 * [(LeavingError, "the server is shutting down")]
         assert refusal(client.complete(), 503).type == "server_error"
 
 
@@ -139,5 +142,59 @@ def test_a_text_that_is_cancelled_just_before_its_turn_leaves_nobody_waiting(cha
             job.cancel()
             return await made(job)
 
-        with pytest.raises(BusyError):
+        with pytest.raises(LeavingError):
             asyncio.run(asyncio.wait_for(cancel(), 60))
+
+
+def test_errors_have_the_codes_that_clients_look_at(client):
+    assert refusal(client.get("/v1/models/other"), 404).code == "model_not_found"
+    assert refusal(client.complete("word " * 600)).code == "context_length_exceeded"
+    assert refusal(client.complete(suffix="x")).code == "unsupported_parameter"
+    assert refusal(client.complete(top_logprobs=-1)).code == "unsupported_parameter"
+    assert refusal(client.complete(n=0)).code == "invalid_value"
+    assert refusal(client.post("/v1/completions", b"{")).code is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_is_429_and_says_when_to_come_back(client, monkeypatch, stream):
+    monkeypatch.setattr(client.engine, "_max_queue", -client.engine.n_slots)
+    answer = client.complete(stream=stream)
+    assert refusal(answer, 429).code == "rate_limit_exceeded"
+    assert answer.headers["retry-after"] == "5"
+
+
+def test_a_stream_that_waits_for_its_first_token_says_that_it_lives(client, monkeypatch):
+    held, evaluate = threading.Event(), client.model.scheduler.engine.eval
+    monkeypatch.setattr(endpoint, "SILENT_SECONDS", 0.01)
+    monkeypatch.setattr(client.model.scheduler.engine, "eval", lambda runs: held.wait(60) and evaluate(runs))
+    monkeypatch.setattr(Job, "stream", releasing(Job.stream, held))
+    answer = client.complete(stream=True, seed=1, cache_prompt=False)
+    comments, _, rest = answer.body.partition(b"data: ")
+    assert comments == b": still at work\n\n" * 3
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+def releasing(stream, event):
+    """Return a method that sets an event when the third silence was told."""
+
+    async def listen(self, patience):
+        silences = 0
+        async for item in stream(self, patience):
+            silences += item is None
+            if silences == 3:
+                event.set()
+            if item is not None or silences <= 3:
+                yield item
+
+    return listen
+
+
+def test_a_text_ends_when_its_time_is_over(endless_model):
+    with serving(endless_model, ctx_size=1 << 14) as client:
+        client.engine._max_seconds = 0.2
+        answer = client.complete(max_tokens=-1, ignore_eos=True).json
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert 0 < answer["usage"]["completion_tokens"] < 1 << 14
+        client.engine._max_seconds = 1e-9
+        answer = client.complete("It was a dark night. " * 500, cache_prompt=False).json
+        assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 0)

@@ -249,18 +249,25 @@ def test_a_template_that_wants_arguments_as_text_gets_them(client, template, ren
 @pytest.mark.parametrize(
     "message",
     [
-        {"role": "assistant", "content": None},
-        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant"},
+        {"role": "user", "content": None},
+        {"role": "system", "content": None},
         {"role": "assistant", "tool_calls": "x"},
         {"role": "assistant", "tool_calls": [{"function": {}}]},
         {"role": "assistant", "tool_calls": [None]},
         {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
         {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}},
-        {"role": "tool", "content": None},
+        {"role": "tool"},
     ],
 )
 def test_messages_that_say_nothing_are_refused(client, message):
     assert refusal(client.chat([message])).param == "messages"
+
+
+def test_content_null_of_a_model_or_a_tool_is_an_empty_text(client, rendered):
+    for message in ({"role": "assistant", "content": None}, {"role": "tool", "tool_call_id": "c1", "content": None}):
+        assert client.chat([*MESSAGES, message]).status == 200
+        assert rendered.pop().endswith(f"<|end_of_text|>{message['role']}:<|end_of_text|>assistant:")
 
 
 def test_stop_strings_have_bounds(client):
