@@ -15,7 +15,7 @@
 
 #include "elutq.h"
 
-/* Rows a kernel computes at a time: one superblock of an HLQ matrix, or as many rows of an fp16 one. */
+/* Most rows that a kernel computes together: one superblock of an HLQ matrix, or as many rows of an fp16 one. */
 #define ELUTQ_CHUNK_ROWS 256
 
 /* Floats from one token's chunk of results to the next's: a little more than a chunk, to spread them over cache sets. */
@@ -37,6 +37,12 @@ struct elutq_matrix {
     uint32_t kind;       /* HLQ: ELUTQ_KIND_..., 0: free16 */
     uint32_t exponent;   /* ELUTQ_KIND_BYTES: of two, 0 to ELUTQ_MAX_EXPONENT; other kinds: 0 */
     int32_t center;      /* ELUTQ_KIND_EVEN without CENTERS: of all groups and rows, in quarters of their half scale h_1 */
+};
+
+/* Rows of a matrix that a kernel computes together: tiles of 32, one to eight of them, all of one superblock (elutq_format.h). */
+struct elutq_part {
+    uint32_t tile; /* the first */
+    uint32_t n_tiles;
 };
 
 /* The multipliers of a group's cells add up to no more, so that sums of multiplied entries fit 16 bits. */
@@ -93,27 +99,30 @@ struct elutq_kernels {
     void (*build_tables)(const float *x, uint32_t group_size, uint32_t first_group, uint32_t end_group,
                          struct elutq_tables *tables);
 
-    /* One chunk of an HLQ matrix times one token: y[256]; tiles past the matrix's last are left alone. */
-    void (*gemv)(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y);
+    /* A part of an HLQ matrix times one token: y[32 * n_tiles]. */
+    void (*gemv)(const struct elutq_matrix *matrix, const struct elutq_tables *tables, struct elutq_part part, float *y);
 
-    /* One chunk times a batch, tables[n_tokens]: y[n_tokens][ELUTQ_CHUNK_STRIDE]. Gives each token what gemv gives it. */
+    /* A part times a batch, tables[n_tokens]: y[n_tokens][ELUTQ_CHUNK_STRIDE]. Gives each token what gemv gives it. */
     void (*gemm_tables)(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
-                        uint32_t chunk, float *y);
+                        struct elutq_part part, float *y);
 
     /* Quantizes token `token` (0 .. n_tokens - 1) of a batch into `levels`. NULL with gemm_levels where an ISA has none. */
     void (*build_levels)(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
                          struct elutq_levels *levels);
 
-    /* One chunk times a batch of int8 activations: y[n_tokens][ELUTQ_CHUNK_STRIDE]. */
+    /* A part times a batch of int8 activations: y[n_tokens][ELUTQ_CHUNK_STRIDE]. */
     void (*gemm_levels)(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                        uint32_t chunk, float *y);
+                        struct elutq_part part, float *y);
 
     /* Tokens of a batch from which gemm_levels is faster than gemm_tables, by bits; 0: at no number of them. */
     uint32_t levels_from[5];
 
-    /* One chunk of an fp16 matrix times x[n_tokens][x_stride]: y[n_tokens][ELUTQ_CHUNK_STRIDE]; other rows are left alone. */
-    void (*gemm_f16)(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens, uint32_t chunk,
-                     float *y);
+    /*
+     * A part of an fp16 matrix times x[n_tokens][x_stride]: y[n_tokens][ELUTQ_CHUNK_STRIDE]; rows past the matrix's last are left
+     * alone.
+     */
+    void (*gemm_f16)(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens,
+                     struct elutq_part part, float *y);
 
     /* 1 / sqrt(mean(x^2) + epsilon) over x[n]. */
     float (*rms_scale)(const float *x, uint32_t n, float epsilon);
@@ -145,6 +154,12 @@ int elutq_kernels_supported(const struct elutq_kernels *kernels);
 
 /* The set of that name, NULL where there is none or this CPU cannot run it. */
 const struct elutq_kernels *elutq_kernels_named(const char *name);
+
+/*
+ * How many tiles of matrices that have n_tiles in all the threads of a pool take at a time: a superblock's eight, whose bytes
+ * follow each other, or fewer, where otherwise the busiest thread had more than 1.1 times what the average one has.
+ */
+uint32_t elutq_tiles_per_item(uint32_t n_tiles, unsigned n_threads);
 
 /* Dequantizes one row of an HLQ or fp16 matrix: y[n_columns]. */
 void elutq_matrix_row(const struct elutq_matrix *matrix, uint32_t row, float *y);

@@ -41,10 +41,10 @@ INLINE void multiply_f16_tile(const uint16_t *weights, uint32_t n_rows, const fl
             y[(size_t)t * ELUTQ_CHUNK_STRIDE + r] = v16_sum(sums[r][t]);
 }
 
-KERNEL void gemm_f16(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens, uint32_t chunk,
-                     float *y) {
-    const uint32_t first = chunk * ELUTQ_CHUNK_ROWS, n_columns = matrix->n_columns;
-    const uint32_t n_rows = matrix->n_rows - first < ELUTQ_CHUNK_ROWS ? matrix->n_rows - first : ELUTQ_CHUNK_ROWS;
+KERNEL void gemm_f16(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens,
+                     struct elutq_part part, float *y) {
+    const uint32_t first = part.tile * ELUTQ_TILE_ROWS, left = matrix->n_rows - first, n_columns = matrix->n_columns;
+    const uint32_t n_rows = left < part.n_tiles * ELUTQ_TILE_ROWS ? left : part.n_tiles * ELUTQ_TILE_ROWS;
     const uint16_t *weights = (const uint16_t *)matrix->data + (size_t)first * n_columns;
     const uint32_t tiled_rows = n_rows - n_rows % ELUTQ_F16_TILE, tiled_tokens = n_tokens - n_tokens % ELUTQ_F16_TILE;
     for (uint32_t row = 0; row < n_rows; row += row < tiled_rows ? ELUTQ_F16_TILE : 1) {

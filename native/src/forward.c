@@ -38,7 +38,7 @@ static void embed(const struct elutq_pass *pass, unsigned thread) {
         elutq_matrix_row(&engine->model->embedding, (uint32_t)row->piece->tokens[row->token],
                          engine->hidden + (size_t)item * hidden_size);
     }
-    elutq_pool_barrier(engine->pool);
+    elutq_pool_barrier(engine->pool, thread);
 }
 
 /* Norms and rotates a head's query or key, and multiplies it by its factors where there are any. */
@@ -77,7 +77,7 @@ static void position_and_store(const struct elutq_pass *pass, unsigned thread, u
         cache->store(engine->k + (size_t)item * head_dim, head_dim, sequence->keys + at);
         cache->store(engine->v + (size_t)item * head_dim, head_dim, sequence->values + at);
     }
-    elutq_pool_barrier(engine->pool);
+    elutq_pool_barrier(engine->pool, thread);
 }
 
 /* Copies the query heads of one KV head between [row][n_heads][head_dim] and [row][n_queries][head_dim]. */
@@ -144,7 +144,7 @@ static void attend(const struct elutq_pass *pass, unsigned thread, uint32_t i) {
         const uint32_t n_blocks = attend_blocks(piece);
         attend_piece(engine, piece, i, item % n_blocks, item / n_blocks, scores, heads);
     }
-    elutq_pool_barrier(engine->pool);
+    elutq_pool_barrier(engine->pool, thread);
 }
 
 /* ---- the model ---- */

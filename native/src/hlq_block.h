@@ -72,6 +72,20 @@ static inline const uint8_t *elutq_chunk_data(const struct elutq_matrix *matrix,
     return matrix->data + n_blocks * elutq_matrix_block_bytes(matrix);
 }
 
+/* All tiles of a superblock. */
+static inline struct elutq_part elutq_chunk_part(const struct elutq_matrix *matrix, uint32_t chunk) {
+    return (struct elutq_part){chunk * ELUTQ_SUPERBLOCK_TILES, elutq_chunk_tiles(matrix, chunk)};
+}
+
+/* First block of a part; those of its other tiles follow, and those of the next group elutq_group_stride behind. */
+static inline const uint8_t *elutq_part_data(const struct elutq_matrix *matrix, struct elutq_part part) {
+    return elutq_chunk_data(matrix, part.tile / ELUTQ_SUPERBLOCK_TILES) +
+           part.tile % ELUTQ_SUPERBLOCK_TILES * elutq_matrix_block_bytes(matrix);
+}
+static inline size_t elutq_group_stride(const struct elutq_matrix *matrix, struct elutq_part part) {
+    return elutq_chunk_tiles(matrix, part.tile / ELUTQ_SUPERBLOCK_TILES) * elutq_matrix_block_bytes(matrix);
+}
+
 /* One block of a matrix, by its tile and group. */
 static inline struct elutq_block elutq_block_at(const struct elutq_matrix *matrix, uint32_t tile, uint32_t group) {
     const uint32_t chunk = tile / ELUTQ_SUPERBLOCK_TILES;

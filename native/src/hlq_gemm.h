@@ -1,5 +1,5 @@
 /*
- * The walk over a chunk for a batch of tokens by table look-up, the same for every instruction set that unpacks the planes
+ * The walk over a part of a matrix for a batch of tokens by table look-up, the same for every instruction set that unpacks the planes
  * first. A file includes this after hlq_gemv.h and after it has defined
  *
  *     unpack_tile(&block, n_cells, indices, scales)         scales: half scales by plane, centers; their factor in them
@@ -23,16 +23,17 @@ struct superblock_indices {
 };
 
 INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
-                              uint32_t chunk, float *y, struct superblock_indices *unpacked, uint32_t bits,
+                              struct elutq_part part, float *y, struct superblock_indices *unpacked, uint32_t bits,
                               uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS, n_groups = matrix->n_columns / group_size;
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), at_once = ELUTQ_TOKENS_AT_ONCE(bits);
+    const uint32_t n_tiles = part.n_tiles, at_once = ELUTQ_TOKENS_AT_ONCE(bits);
     const uint32_t kind = matrix->kind, tile_indices = bits * n_cells * UNPACKED_CELL_BYTES;
     const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
-    const uint8_t *data = elutq_chunk_data(matrix, chunk);
+    const size_t others = elutq_group_stride(matrix, part) - n_tiles * block_bytes; /* the superblock's other tiles */
+    const uint8_t *data = elutq_part_data(matrix, part);
     for (uint32_t token = 0; token < n_tokens; token++)
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
-    for (uint32_t group = 0; group < n_groups; group++) {
+    for (uint32_t group = 0; group < n_groups; group++, data += others) {
         for (uint32_t tile = 0; tile < n_tiles; tile++, data += block_bytes) {
             const struct elutq_block block = elutq_block_of(matrix, kind, bits, data);
             ask_ahead(data, block_bytes);
@@ -53,13 +54,13 @@ INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct el
 }
 
 KERNEL void gemm_tables(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
-                        uint32_t chunk, float *y) {
+                        struct elutq_part part, float *y) {
     if (n_tokens < ELUTQ_UNPACK_FROM) {
-        gemv_each(matrix, tables, n_tokens, chunk, y);
+        gemv_each(matrix, tables, n_tokens, part, y);
         return;
     }
     _Alignas(64) struct superblock_indices unpacked; /* one for all shapes: the stack of a thread is small */
-    ELUTQ_FOR_SHAPE(matrix, gemm_tables_shape, matrix, tables, n_tokens, chunk, y, &unpacked);
+    ELUTQ_FOR_SHAPE(matrix, gemm_tables_shape, matrix, tables, n_tokens, part, y, &unpacked);
 }
 
 #endif

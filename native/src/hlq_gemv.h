@@ -1,5 +1,5 @@
 /*
- * The walk over a chunk, the same for every instruction set. A file includes this after it has defined
+ * The walk over a part of a matrix, the same for every instruction set. A file includes this after it has defined
  *
  *     add_block(&block, n_cells, entries, multipliers, scale, sum, by_line, f)
  *
@@ -14,14 +14,15 @@
 #include "hlq_block.h"
 #include "stream.h"
 
-INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y,
+INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, struct elutq_part part, float *y,
                        bool by_line, uint32_t kind, uint32_t bits, uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS;
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_groups = matrix->n_columns / group_size;
-    const uint8_t *data = elutq_chunk_data(matrix, chunk);
+    const uint32_t n_tiles = part.n_tiles, n_groups = matrix->n_columns / group_size;
+    const uint8_t *data = elutq_part_data(matrix, part);
     const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
+    const size_t others = elutq_group_stride(matrix, part) - n_tiles * block_bytes; /* the superblock's other tiles */
     memset(y, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
-    for (uint32_t group = 0; group < n_groups; group++) {
+    for (uint32_t group = 0; group < n_groups; group++, data += others) {
         const int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
         const uint8_t *multipliers = tables->multipliers + (size_t)group * n_cells;
         for (uint32_t tile = 0; tile < n_tiles; tile++, data += block_bytes) {
@@ -41,17 +42,17 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
  */
 #define GEMV_WALK(name, by_line, kind)                                                                                         \
     __attribute__((noinline)) KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables,           \
-                                               uint32_t chunk, float *y) {                                                     \
-        ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, chunk, y, by_line, kind)                                           \
+                                               struct elutq_part part, float *y) {                                                     \
+        ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, part, y, by_line, kind)                                           \
     }
 #define GEMV_KIND(name, kind)                                                                                                  \
     GEMV_WALK(name##_by_line, true, kind)                                                                                      \
     GEMV_WALK(name##_by_page, false, kind)                                                                                     \
-    KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y) {         \
+    KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables, struct elutq_part part, float *y) {         \
         if (ELUTQ_ASK_BY_LINE)                                                                                                 \
-            name##_by_line(matrix, tables, chunk, y);                                                                          \
+            name##_by_line(matrix, tables, part, y);                                                                          \
         else                                                                                                                   \
-            name##_by_page(matrix, tables, chunk, y);                                                                          \
+            name##_by_page(matrix, tables, part, y);                                                                          \
     }
 GEMV_KIND(gemv_free16, 0)
 GEMV_KIND(gemv_free8, ELUTQ_KIND_BYTES)
@@ -59,20 +60,20 @@ GEMV_KIND(gemv_even, ELUTQ_KIND_EVEN | (matrix->kind & (ELUTQ_KIND_BYTES | ELUTQ
 #undef GEMV_KIND
 #undef GEMV_WALK
 
-KERNEL void gemv(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t chunk, float *y) {
+KERNEL void gemv(const struct elutq_matrix *matrix, const struct elutq_tables *tables, struct elutq_part part, float *y) {
     if (matrix->kind & ELUTQ_KIND_EVEN)
-        gemv_even(matrix, tables, chunk, y);
+        gemv_even(matrix, tables, part, y);
     else if (matrix->kind & ELUTQ_KIND_BYTES)
-        gemv_free8(matrix, tables, chunk, y);
+        gemv_free8(matrix, tables, part, y);
     else
-        gemv_free16(matrix, tables, chunk, y);
+        gemv_free16(matrix, tables, part, y);
 }
 
 /* gemm_tables, as it is defined: one token after the other. A superblock stays in L2 meanwhile. */
 KERNEL void gemv_each(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
-                      uint32_t chunk, float *y) {
+                      struct elutq_part part, float *y) {
     for (uint32_t token = 0; token < n_tokens; token++)
-        gemv(matrix, &tables[token], chunk, y + (size_t)token * ELUTQ_CHUNK_STRIDE);
+        gemv(matrix, &tables[token], part, y + (size_t)token * ELUTQ_CHUNK_STRIDE);
 }
 
 #endif

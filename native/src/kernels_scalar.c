@@ -110,13 +110,13 @@ static void add_row_levels(const struct elutq_matrix *matrix, const struct elutq
 }
 
 static void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                        uint32_t chunk, float *y) {
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk), n_groups = elutq_matrix_groups(matrix);
+                        struct elutq_part part, float *y) {
+    const uint32_t n_tiles = part.n_tiles, n_groups = elutq_matrix_groups(matrix);
     for (uint32_t token = 0; token < n_tokens; token++)
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++) {
         for (uint32_t tile = 0; tile < n_tiles; tile++) {
-            const struct elutq_block block = elutq_block_at(matrix, chunk * ELUTQ_SUPERBLOCK_TILES + tile, group);
+            const struct elutq_block block = elutq_block_at(matrix, part.tile + tile, group);
             for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
                 const struct integer_levels rounded = round_levels(&block, row);
                 int32_t weights[ELUTQ_HLQ_MAX_GROUP_SIZE];

@@ -42,8 +42,14 @@ static void find_forms(const struct elutq_batch *batch, const struct elutq_produ
     }
 }
 
-/* Columns are dealt to threads in units that every group size divides. */
-#define COLUMN_UNIT 256
+/* Columns are dealt to threads in units that the group sizes of these products divide; inputs of fp16 products need none. */
+static uint32_t column_unit(const struct forms forms[ELUTQ_GROUP_SIZES], uint32_t n_rows) {
+    uint32_t unit = 32;
+    for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++)
+        if (forms[i].tables < n_rows)
+            unit = 32u << i;
+    return unit;
+}
 
 void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const struct elutq_source *source,
                          const struct elutq_batch *batch, uint32_t n_columns, const struct elutq_product *products,
@@ -57,14 +63,14 @@ void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const s
     const uint32_t n_threads = elutq_pool_threads(engine->pool);
     const bool whole = batch->n_rows >= n_threads || forms[0].levels + forms[1].levels + forms[2].levels + forms[3].levels > 0;
     const uint32_t n_parts = whole ? 1 : (n_threads + batch->n_rows - 1) / batch->n_rows;
-    const uint32_t n_units = (n_columns + COLUMN_UNIT - 1) / COLUMN_UNIT;
+    const uint32_t unit = column_unit(forms, batch->n_rows), n_units = (n_columns + unit - 1) / unit;
     unsigned item;
     if (thread == 0)
         input->n_columns = n_columns;
     while (elutq_take(pass, thread, batch->n_rows * n_parts, &item)) {
         const uint32_t row = item / n_parts, part = item % n_parts;
-        const uint32_t first = n_units * part / n_parts * COLUMN_UNIT;
-        uint32_t end = n_units * (part + 1) / n_parts * COLUMN_UNIT;
+        const uint32_t first = n_units * part / n_parts * unit;
+        uint32_t end = n_units * (part + 1) / n_parts * unit;
         end = end < n_columns ? end : n_columns;
         float *x = input->x + (size_t)row * n_columns;
         if (first < end)
@@ -77,31 +83,31 @@ void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const s
                 kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][row]);
         }
     }
-    elutq_pool_barrier(engine->pool);
+    elutq_pool_barrier(engine->pool, thread);
 }
 
-static void multiply_chunk(const struct elutq_engine *engine, const struct elutq_matrix *weight,
-                           const struct elutq_batch *batch, uint32_t chunk, float *y) {
+static void multiply_part(const struct elutq_engine *engine, const struct elutq_matrix *weight,
+                          const struct elutq_batch *batch, struct elutq_part part, float *y) {
     const struct elutq_kernels *kernels = engine->model->kernels;
     const struct elutq_input *input = &engine->input;
     if (weight->bits == 16) {
-        kernels->gemm_f16(weight, input->x, input->n_columns, batch->n_rows, chunk, y);
+        kernels->gemm_f16(weight, input->x, input->n_columns, batch->n_rows, part, y);
         return;
     }
     const uint32_t index = elutq_group_index(weight->group_size);
     const uint32_t n_levels = batch->n_levels[weight->bits], n_tables = batch->n_rows - n_levels;
     float *after = y + (size_t)n_levels * ELUTQ_CHUNK_STRIDE;
     if (n_levels > 0)
-        kernels->gemm_levels(weight, &input->levels[index], n_levels, chunk, y);
+        kernels->gemm_levels(weight, &input->levels[index], n_levels, part, y);
     if (n_tables == 1)
-        kernels->gemv(weight, input->tables[index] + n_levels, chunk, after);
+        kernels->gemv(weight, input->tables[index] + n_levels, part, after);
     else if (n_tables > 1)
-        kernels->gemm_tables(weight, input->tables[index] + n_levels, n_tables, chunk, after);
+        kernels->gemm_tables(weight, input->tables[index] + n_levels, n_tables, part, after);
 }
 
-/* Adds the bias to a chunk's results and puts them where they go. */
-static void put_chunk(const struct elutq_kernels *kernels, const struct elutq_product *product, uint32_t n_batch,
-                      uint32_t first, uint32_t n_rows, float *results) {
+/* Adds the bias to a part's results and puts them where they go. */
+static void put_part(const struct elutq_kernels *kernels, const struct elutq_product *product, uint32_t n_batch,
+                     uint32_t first, uint32_t n_rows, float *results) {
     for (uint32_t row = 0; row < n_batch; row++, results += ELUTQ_CHUNK_STRIDE) {
         float *y = (product->y != NULL ? product->y + row * product->y_stride : product->ys[row]) + first;
         if (product->linear->bias != NULL)
@@ -113,22 +119,41 @@ static void put_chunk(const struct elutq_kernels *kernels, const struct elutq_pr
     }
 }
 
+uint32_t elutq_tiles_per_item(uint32_t n_tiles, unsigned n_threads) {
+    uint32_t tiles = ELUTQ_SUPERBLOCK_TILES;
+    for (; tiles > 1; tiles /= 2) {
+        const uint32_t n_items = (n_tiles + tiles - 1) / tiles, most = (n_items + n_threads - 1) / n_threads;
+        if ((uint64_t)most * tiles * n_threads * 10 <= (uint64_t)n_tiles * 11)
+            break;
+    }
+    return tiles;
+}
+
+static uint32_t n_parts(const struct elutq_product *product, uint32_t tiles) {
+    return (elutq_matrix_tiles(&product->linear->weight) + tiles - 1) / tiles;
+}
+
 void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct elutq_batch *batch,
                     const struct elutq_product *products, unsigned n_products) {
     struct elutq_engine *engine = pass->engine;
     float *scratch = engine->chunks + (size_t)thread * engine->max_rows * ELUTQ_CHUNK_STRIDE;
+    uint32_t n_tiles = 0;
+    for (unsigned i = 0; i < n_products; i++)
+        n_tiles += elutq_matrix_tiles(&products[i].linear->weight);
+    const uint32_t tiles = elutq_tiles_per_item(n_tiles, elutq_pool_threads(engine->pool));
     unsigned n_items = 0, item;
     for (unsigned i = 0; i < n_products; i++)
-        n_items += elutq_matrix_chunks(&products[i].linear->weight);
+        n_items += n_parts(&products[i], tiles);
     while (elutq_take(pass, thread, n_items, &item)) {
         const struct elutq_product *product = products;
-        while (item >= elutq_matrix_chunks(&product->linear->weight))
-            item -= elutq_matrix_chunks(&product++->linear->weight);
+        while (item >= n_parts(product, tiles))
+            item -= n_parts(product++, tiles);
         const struct elutq_matrix *weight = &product->linear->weight;
-        const uint32_t first = item * ELUTQ_CHUNK_ROWS, left = weight->n_rows - first;
-        multiply_chunk(engine, weight, batch, item, scratch);
-        put_chunk(engine->model->kernels, product, batch->n_rows, first, left < ELUTQ_CHUNK_ROWS ? left : ELUTQ_CHUNK_ROWS,
-                  scratch);
+        const uint32_t tile = item * tiles, tiles_left = elutq_matrix_tiles(weight) - tile;
+        const struct elutq_part part = {tile, tiles_left < tiles ? tiles_left : tiles};
+        const uint32_t first = tile * ELUTQ_TILE_ROWS, left = weight->n_rows - first, rows = part.n_tiles * ELUTQ_TILE_ROWS;
+        multiply_part(engine, weight, batch, part, scratch);
+        put_part(engine->model->kernels, product, batch->n_rows, first, left < rows ? left : rows, scratch);
     }
-    elutq_pool_barrier(engine->pool);
+    elutq_pool_barrier(engine->pool, thread);
 }

@@ -35,7 +35,7 @@ static float read_matrix(const struct elutq_engine *engine, unsigned thread, con
         size_t n_floats = chunk_bytes(matrix, chunk) / sizeof(float) / 64 * 64;
         read += engine->model->kernels->read_floats((const float *)chunk_start(matrix, chunk), n_floats);
     }
-    elutq_pool_barrier(engine->pool);
+    elutq_pool_barrier(engine->pool, thread);
     return read;
 }
 

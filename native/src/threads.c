@@ -21,8 +21,9 @@
 
 #define CACHE_LINE 64
 
+/* A thread's counters for stages of even and odd phase: it clears the one that the next stage counts with. */
 struct work_range {
-    _Alignas(CACHE_LINE) atomic_uint taken; /* items handed out of this thread's range since the last barrier */
+    _Alignas(CACHE_LINE) atomic_uint taken[2]; /* items handed out of this thread's range since the last barrier */
 };
 
 struct elutq_pool {
@@ -85,7 +86,7 @@ static void *worker(void *argument) {
         if (pool->stopping)
             return NULL;
         pool->task(pool->context, start.thread, pool->n_threads);
-        elutq_pool_barrier(pool);
+        elutq_pool_barrier(pool, start.thread);
     }
 }
 
@@ -137,7 +138,8 @@ int elutq_pool_create(unsigned n_threads, elutq_pool **out) {
         return ELUTQ_ERROR_MEMORY;
     }
     for (unsigned thread = 0; thread < n_threads; thread++)
-        atomic_init(&pool->ranges[thread].taken, 0);
+        for (unsigned parity = 0; parity < 2; parity++)
+            atomic_init(&pool->ranges[thread].taken[parity], 0);
     int status = start_workers_with_stack(pool);
     if (status != ELUTQ_OK) {
         elutq_pool_destroy(pool);
@@ -184,29 +186,30 @@ int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context) {
         publish(pool, &pool->generation, atomic_load(&pool->generation) + 1);
     }
     task(context, 0, pool->n_threads);
-    elutq_pool_barrier(pool);
+    elutq_pool_barrier(pool, 0);
     atomic_store(&pool->running, false);
     return ELUTQ_OK;
 }
 
-void elutq_pool_barrier(elutq_pool *pool) {
-    unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
+/* What was counted before the last barrier is past: everyone has arrived here since, and nobody counts with it before the next. */
+void elutq_pool_barrier(elutq_pool *pool, unsigned thread) {
+    const unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
+    atomic_store_explicit(&pool->ranges[thread].taken[(phase + 1) % 2], 0, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1 < pool->n_threads) {
         wait_for_change(pool, &pool->phase, phase);
         return;
     }
-    for (unsigned thread = 0; thread < pool->n_threads; thread++)
-        atomic_store_explicit(&pool->ranges[thread].taken, 0, memory_order_relaxed);
     atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
     publish(pool, &pool->phase, phase + 1);
 }
 
 bool elutq_pool_take(elutq_pool *pool, unsigned thread, unsigned n_items, unsigned *item) {
+    const unsigned parity = atomic_load_explicit(&pool->phase, memory_order_relaxed) % 2;
     for (unsigned step = 0; step < pool->n_threads; step++) {
         unsigned owner = (thread + step) % pool->n_threads;
         unsigned first = (unsigned)((uint64_t)n_items * owner / pool->n_threads);
         unsigned size = (unsigned)((uint64_t)n_items * (owner + 1) / pool->n_threads) - first;
-        atomic_uint *taken = &pool->ranges[owner].taken;
+        atomic_uint *taken = &pool->ranges[owner].taken[parity];
         if (atomic_load_explicit(taken, memory_order_relaxed) >= size)
             continue;
         unsigned index = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);

@@ -31,8 +31,11 @@ unsigned elutq_pool_threads(const elutq_pool *pool);
  */
 __attribute__((warn_unused_result)) int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context);
 
-/* Called by all threads of a running task: returns in each when the last has arrived, and refills the work queue. */
-void elutq_pool_barrier(elutq_pool *pool);
+/*
+ * Called by all threads of a running task, each with its own number: returns in each when the last has arrived, and refills
+ * the work queue.
+ */
+void elutq_pool_barrier(elutq_pool *pool, unsigned thread);
 
 /*
  * Hands out each of the items 0 .. n_items - 1 once. All threads pass the same n_items until it returns false; a barrier

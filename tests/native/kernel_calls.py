@@ -60,8 +60,16 @@ class Matrix:
         self.n_rows, self.n_columns, self.group_size = tensor.rows, tensor.columns, tensor.group_size
         self.n_chunks = -(-tensor.rows // CHUNK)
 
+    def part(self, chunk):
+        return chunk_part(self.n_rows, chunk)
+
     def padded_rows(self, chunk):
         return min(CHUNK, -(-(self.n_rows - chunk * CHUNK) // 32) * 32)
+
+
+def chunk_part(n_rows, chunk):
+    """All tiles of a superblock."""
+    return ffi.new("struct elutq_part *", [8 * chunk, min(8, -(-(n_rows - chunk * CHUNK) // 32))])[0]
 
 
 def rows_of(y, n_tokens, n_rows):

@@ -52,7 +52,7 @@ static void count(void *context, unsigned thread, unsigned n_threads) {
     for (unsigned round = 0; round < 20; round++) {
         while (elutq_pool_take(counting->pool, thread, 512, &item))
             atomic_fetch_add_explicit(&counting->taken[item], 1, memory_order_relaxed);
-        elutq_pool_barrier(counting->pool);
+        elutq_pool_barrier(counting->pool, thread);
     }
 }
 

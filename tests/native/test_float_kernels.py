@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_calls import CHUNK, F16, SCALAR, SETS, STRIDE, Matrix, floats, random_tensor
+from kernel_calls import CHUNK, F16, SCALAR, SETS, STRIDE, Matrix, chunk_part, floats, random_tensor
 
 from elutq_native import ffi, lib
 
@@ -17,15 +17,15 @@ def test_f16_product(name, rows, columns, n_tokens, memory, rng):
     matrix = ffi.new("struct elutq_matrix *", fields)
     exact = x.astype(np.float64) @ weights.astype(np.float64).T
     for chunk in range(-(-rows // CHUNK)):
-        n_rows = min(CHUNK, rows - chunk * CHUNK)
+        n_rows, part = min(CHUNK, rows - chunk * CHUNK), chunk_part(rows, chunk)
         y = memory.array((n_tokens - 1) * STRIDE + n_rows, np.float32)
         reference, alone = memory.array(y.shape, np.float32), memory.array(n_rows, np.float32)
-        SETS[name].gemm_f16(matrix, floats(x), columns, n_tokens, chunk, floats(y))
-        SCALAR.gemm_f16(matrix, floats(x), columns, n_tokens, chunk, floats(reference))
+        SETS[name].gemm_f16(matrix, floats(x), columns, n_tokens, part, floats(y))
+        SCALAR.gemm_f16(matrix, floats(x), columns, n_tokens, part, floats(reference))
         for token in range(n_tokens):
             found = y[token * STRIDE : token * STRIDE + n_rows]
             assert np.array_equal(found, reference[token * STRIDE : token * STRIDE + n_rows])
-            SETS[name].gemm_f16(matrix, floats(x[token]), columns, 1, chunk, floats(alone))
+            SETS[name].gemm_f16(matrix, floats(x[token]), columns, 1, part, floats(alone))
             assert np.array_equal(found, alone)
             assert np.allclose(found, exact[token, chunk * CHUNK : chunk * CHUNK + n_rows], rtol=1e-5, atol=1e-5)
 

@@ -29,7 +29,7 @@ def gemm_levels(kernels, matrix, x, memory):
     results = []
     for chunk in range(matrix.n_chunks):
         y = memory.array((n_tokens - 1) * STRIDE + matrix.padded_rows(chunk), np.float32)
-        kernels.gemm_levels(matrix.struct, levels, n_tokens, chunk, floats(y))
+        kernels.gemm_levels(matrix.struct, levels, n_tokens, matrix.part(chunk), floats(y))
         results.append(rows_of(y, n_tokens, matrix.padded_rows(chunk)))
     return np.concatenate(results, axis=1)[:, : matrix.n_rows]
 

@@ -35,7 +35,7 @@ def gemv(kernels, matrix, x, memory):
     results = []
     for chunk in range(matrix.n_chunks):
         y = memory.array(matrix.padded_rows(chunk), np.float32)
-        kernels.gemv(matrix.struct, tables.struct, chunk, floats(y))
+        kernels.gemv(matrix.struct, tables.struct, matrix.part(chunk), floats(y))
         results.append(y)
     return np.concatenate(results)[: matrix.n_rows]
 
@@ -47,7 +47,7 @@ def gemm_tables(kernels, matrix, x, memory):
     results = []
     for chunk in range(matrix.n_chunks):
         y = memory.array((n_tokens - 1) * STRIDE + matrix.padded_rows(chunk), np.float32)
-        kernels.gemm_tables(matrix.struct, structs, n_tokens, chunk, floats(y))
+        kernels.gemm_tables(matrix.struct, structs, n_tokens, matrix.part(chunk), floats(y))
         results.append(rows_of(y, n_tokens, matrix.padded_rows(chunk)))
     return np.concatenate(results, axis=1)[:, : matrix.n_rows]
 

@@ -104,17 +104,17 @@ INLINE void expand_block(const struct elutq_block *block, uint32_t n_cells, stru
 }
 
 INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                              uint32_t chunk, float *y, uint32_t bits) {
+                              struct elutq_part part, float *y, uint32_t bits) {
     const uint32_t group_size = matrix->group_size, n_cells = group_size / ELUTQ_CELL_COLUMNS;
     const uint32_t n_groups = elutq_matrix_groups(matrix);
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
-    const size_t block_bytes = elutq_matrix_block_bytes(matrix);
+    const uint32_t n_tiles = part.n_tiles;
+    const size_t block_bytes = elutq_matrix_block_bytes(matrix), group_bytes = elutq_group_stride(matrix, part);
     struct tile_levels expanded;
     for (uint32_t tile = 0; tile < n_tiles; tile++, y += ELUTQ_TILE_ROWS) {
-        const uint8_t *data = elutq_chunk_data(matrix, chunk) + tile * block_bytes;
+        const uint8_t *data = elutq_part_data(matrix, part) + tile * block_bytes;
         for (uint32_t t = 0; t < n_tokens; t++)
             memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
-        for (uint32_t group = 0; group < n_groups; group++, data += n_tiles * block_bytes) {
+        for (uint32_t group = 0; group < n_groups; group++, data += group_bytes) {
             const struct elutq_block block = elutq_block_of(matrix, matrix->kind, bits, data);
             expand_block(&block, n_cells, &expanded);
             for (uint32_t t = 0; t < n_tokens; t += STRIP_TOKENS) {
@@ -133,8 +133,8 @@ INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elu
 }
 
 KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                        uint32_t chunk, float *y) {
-    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, chunk, y);
+                        struct elutq_part part, float *y) {
+    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, part, y);
 }
 
 #endif

@@ -167,13 +167,14 @@ INLINE void rows_to_natural_order(float *y, uint32_t n_tokens) {
 #define TILES_AT_ONCE 2
 
 INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                              uint32_t chunk, float *y, uint32_t bits) {
+                              struct elutq_part part, float *y, uint32_t bits) {
     const uint32_t group_size = matrix->group_size, n_cells = group_size / ELUTQ_CELL_COLUMNS;
     const uint32_t n_groups = elutq_matrix_groups(matrix);
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
+    const uint32_t n_tiles = part.n_tiles;
     const uint32_t n_slots = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS;
     const size_t block_bytes = elutq_matrix_block_bytes(matrix);
-    const uint8_t *blocks = elutq_chunk_data(matrix, chunk); /* [group][tile] */
+    const size_t group_bytes = elutq_group_stride(matrix, part);
+    const uint8_t *blocks = elutq_part_data(matrix, part); /* [group][tile], groups group_bytes apart */
     _Alignas(64) uint8_t scratch[TILES_AT_ONCE][ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS * 128];
     struct tile_levels expanded[TILES_AT_ONCE] = {{.levels = scratch[0]}, {.levels = scratch[1]}};
     for (uint32_t tile = 0; tile < n_tiles; tile += TILES_AT_ONCE) {
@@ -183,7 +184,7 @@ INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elu
         for (uint32_t t = 0; t < n_tokens; t++)
             memset(results + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, n * ELUTQ_TILE_ROWS * sizeof *results);
         for (uint32_t group = 0; group < n_groups; group++) {
-            const uint8_t *data = blocks + ((size_t)group * n_tiles + tile) * block_bytes;
+            const uint8_t *data = blocks + group * group_bytes + tile * block_bytes;
             for (uint32_t i = 0; i < n; i++) {
                 const struct elutq_block block = elutq_block_of(matrix, matrix->kind, bits, data + i * block_bytes);
                 expand_block(&block, n_cells, &expanded[i]);
@@ -192,7 +193,7 @@ INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elu
              * The next blocks lie a stride away that no hardware prefetcher follows. They are asked for a few lines after
              * each slot of tokens: a burst of requests would hold up the loads behind it.
              */
-            const uint8_t *next = group + 1 < n_groups ? data + n_tiles * block_bytes : blocks + (tile + n) * block_bytes;
+            const uint8_t *next = group + 1 < n_groups ? data + group_bytes : blocks + (tile + n) * block_bytes;
             size_t asked = 0;
             for (uint32_t slot = 0; slot < n_slots; slot++) {
                 const uint32_t t = slot * ELUTQ_LEVELS_TOKENS;
@@ -214,8 +215,8 @@ INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elu
 }
 
 KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                        uint32_t chunk, float *y) {
-    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, chunk, y);
+                        struct elutq_part part, float *y) {
+    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, part, y);
 }
 
 #endif

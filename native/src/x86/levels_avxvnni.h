@@ -173,15 +173,15 @@ INLINE void multiply_tile(const struct tile_levels *tile, const struct elutq_mat
 }
 
 INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                              uint32_t chunk, float *y, uint32_t bits) {
+                              struct elutq_part part, float *y, uint32_t bits) {
     const uint32_t group_size = matrix->group_size, n_cells = group_size / ELUTQ_CELL_COLUMNS;
     const uint32_t n_groups = elutq_matrix_groups(matrix);
-    const uint32_t n_tiles = elutq_chunk_tiles(matrix, chunk);
-    const size_t block_bytes = elutq_matrix_block_bytes(matrix), group_bytes = n_tiles * block_bytes;
+    const uint32_t n_tiles = part.n_tiles;
+    const size_t block_bytes = elutq_matrix_block_bytes(matrix), group_bytes = elutq_group_stride(matrix, part);
     _Alignas(32) uint8_t scratch[ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS * STRIPS * 32];
     struct tile_levels expanded = {.levels = scratch};
     for (uint32_t tile = 0; tile < n_tiles; tile++, y += ELUTQ_TILE_ROWS) {
-        const uint8_t *data = elutq_chunk_data(matrix, chunk) + tile * block_bytes;
+        const uint8_t *data = elutq_part_data(matrix, part) + tile * block_bytes;
         for (uint32_t t = 0; t < n_tokens; t++)
             memset(y + (size_t)t * ELUTQ_CHUNK_STRIDE, 0, ELUTQ_TILE_ROWS * sizeof *y);
         for (uint32_t group = 0; group < n_groups; group++, data += group_bytes) {
@@ -196,8 +196,8 @@ INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elu
 }
 
 KERNEL void gemm_levels(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
-                        uint32_t chunk, float *y) {
-    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, chunk, y);
+                        struct elutq_part part, float *y) {
+    ELUTQ_FOR_BITS(matrix, gemm_levels_bits, matrix, levels, n_tokens, part, y);
 }
 
 #endif
