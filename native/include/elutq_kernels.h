@@ -21,7 +21,7 @@
 /* Floats from one token's chunk of results to the next's: a little more than a chunk, to spread them over cache sets. */
 #define ELUTQ_CHUNK_STRIDE 272
 
-/* Keys whose scores are turned to weights together, and the floats of scratch that a query's take. */
+/* Keys of one part of attention, and the floats from one query's scores in scratch to the next's. */
 #define ELUTQ_ATTEND_KEYS 256
 #define ELUTQ_ATTEND_STRIDE 272
 
@@ -73,6 +73,11 @@ struct elutq_levels {
     int32_t *biases; /* [n_blocks][n_columns / group_size][8] -128 * sum of the group's numbers */
 };
 
+/* What the scores of one query came to over some keys: the largest, and the sum of exp(score - largest). */
+struct elutq_weighing {
+    float largest, total;
+};
+
 /*
  * Keys and values of one head, in one type of cache. A row is the key or value of one position: ELUTQ_CACHE_F16,
  * fp16[head_dim]; ELUTQ_CACHE_Q8, int8[head_dim] and then the float that they are multiples of. Rows need no alignment
@@ -83,13 +88,15 @@ struct elutq_cache_kernels {
     void (*store)(const float *x, uint32_t head_dim, void *row);
 
     /*
-     * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head:
-     * y = softmax(scale * queries . keys^T) values. The last token sees all n_keys keys, each one before it one key less.
-     * queries, y: [n_tokens][n_queries][head_dim]; keys, values: n_keys rows, one behind the other, finite; n_keys >=
-     * n_tokens; scores: scratch [n_tokens][n_queries][ELUTQ_ATTEND_STRIDE].
+     * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head, as far as
+     * part `part` of the keys goes, those from ELUTQ_ATTEND_KEYS * part on: y = sum exp(score - largest) * value, where
+     * score = scale * query . key. The last token sees all n_keys keys, each one before it one key less.
+     * queries, y: [n_tokens][n_queries][head_dim]; weighings: [n_tokens][n_queries]; keys, values: n_keys rows, one behind
+     * the other, finite; n_keys >= n_tokens; scores: scratch [n_tokens][n_queries][ELUTQ_ATTEND_STRIDE].
      */
     void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,
-                   uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y);
+                   uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float *scores,
+                   struct elutq_weighing *weighings, float *y);
 };
 
 struct elutq_kernels {
@@ -141,6 +148,13 @@ struct elutq_kernels {
 
     /* By elutq_cache_type. */
     struct elutq_cache_kernels cache[2];
+
+    /* Adds what n rows attended to in the next part to what they did in those before: weighings[n], y[n][head_dim]. */
+    void (*join_parts)(const struct elutq_weighing *part_weighings, const float *part_y, uint32_t n, uint32_t head_dim,
+                       struct elutq_weighing *weighings, float *y);
+
+    /* After the last part: y[n][head_dim] is divided by its totals, so that the weights were a softmax. */
+    void (*finish_parts)(const struct elutq_weighing *weighings, uint32_t n, uint32_t head_dim, float *y);
 
     /* Loads x[n], n a multiple of 64, and does next to nothing with it: measures memory. Returns something of it. */
     float (*read_floats)(const float *x, size_t n);

@@ -41,26 +41,15 @@ KERNEL void store_q8(const float *x, uint32_t n, void *row) {
     memcpy(y + n, &scale, sizeof scale);
 }
 
-/*
- * Softmax over keys that come piece by piece: what one query's scores have come to so far. Source: Milakov and Gimelshein,
- * "Online normalizer calculation for softmax" (2018).
- */
-struct weighing {
-    float largest, total; /* of the scores; of exp(score - largest) */
-};
-
 INLINE float exp_of(float x) {
     float first;
     store_first(&first, v16_exp(v16_set1(x)), 1);
     return first;
 }
 
-/*
- * In place: scores[n], n > 0, of further keys -> exp(score - largest). Returns what all that was weighed before is to be
- * multiplied by.
- */
-INLINE float weigh(float *scores, uint32_t n, struct weighing *so_far) {
-    v16 lanes = v16_set1(so_far->largest);
+/* In place: scores[n], n > 0 -> exp(score - largest). */
+INLINE struct elutq_weighing weigh(float *scores, uint32_t n) {
+    v16 lanes = v16_set1(-INFINITY);
     const uint32_t whole = n & ~15u;
     for (uint32_t i = 0; i < whole; i += 16)
         lanes = v16_max(v16_load(scores + i), lanes);
@@ -79,19 +68,44 @@ INLINE float weigh(float *scores, uint32_t n, struct weighing *so_far) {
         memcpy(scores + whole, lanes_left, (n - whole) * sizeof *scores);
         total = v16_add(total, v16_load(lanes_left));
     }
-    const float factor = so_far->largest == largest ? 1.0f : exp_of(so_far->largest - largest);
-    so_far->largest = largest;
-    so_far->total = fmaf(so_far->total, factor, v16_sum(total));
-    return factor;
+    return (struct elutq_weighing){largest, v16_sum(total)};
 }
 
-/* y[n] *= factor. */
-INLINE void multiply_by(float factor, uint32_t n, float *y) {
+/* y[n] = y * factor + x * x_factor. */
+INLINE void blend(float factor, const float *x, float x_factor, uint32_t n, float *y) {
     uint32_t i = 0;
     for (; i + 16 <= n; i += 16)
-        v16_store(y + i, v16_mul(v16_load(y + i), v16_set1(factor)));
+        v16_store(y + i, v16_fma(v16_load(x + i), v16_set1(x_factor), v16_mul(v16_load(y + i), v16_set1(factor))));
     if (i < n)
-        store_first(y + i, v16_mul(load_first(y + i, n - i), v16_set1(factor)), n - i);
+        store_first(y + i,
+                    v16_fma(load_first(x + i, n - i), v16_set1(x_factor), v16_mul(load_first(y + i, n - i), v16_set1(factor))),
+                    n - i);
+}
+
+/* Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018). */
+KERNEL void join_parts(const struct elutq_weighing *part_weighings, const float *part_y, uint32_t n, uint32_t head_dim,
+                       struct elutq_weighing *weighings, float *y) {
+    for (uint32_t i = 0; i < n; i++) {
+        const struct elutq_weighing before = weighings[i], part = part_weighings[i];
+        if (part.total == 0) /* its keys come after this row's token */
+            continue;
+        const float largest = part.largest > before.largest ? part.largest : before.largest;
+        const float factor = exp_of(before.largest - largest), part_factor = exp_of(part.largest - largest);
+        weighings[i] = (struct elutq_weighing){largest, fmaf(part.total, part_factor, before.total * factor)};
+        blend(factor, part_y + (size_t)i * head_dim, part_factor, head_dim, y + (size_t)i * head_dim);
+    }
+}
+
+KERNEL void finish_parts(const struct elutq_weighing *weighings, uint32_t n, uint32_t head_dim, float *y) {
+    for (uint32_t i = 0; i < n; i++) {
+        const v16 inverse = v16_set1(1.0f / weighings[i].total);
+        float *row = y + (size_t)i * head_dim;
+        uint32_t j = 0;
+        for (; j + 16 <= head_dim; j += 16)
+            v16_store(row + j, v16_mul(v16_load(row + j), inverse));
+        if (j < head_dim)
+            store_first(row + j, v16_mul(load_first(row + j, head_dim - j), inverse), head_dim - j);
+    }
 }
 
 /*
@@ -286,45 +300,32 @@ INLINE void add_values(enum elutq_cache_type type, float *weights, uint32_t n_ro
     }
 }
 
-/* What a row of scratch holds behind its scores. */
-INLINE struct weighing *weighing_of(float *scores, uint32_t q) {
-    return (struct weighing *)(scores + (size_t)q * ELUTQ_ATTEND_STRIDE + ELUTQ_ATTEND_KEYS);
-}
-
 INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_tokens, uint32_t n_queries,
-                   const uint8_t *keys, const uint8_t *values, uint32_t n_keys, uint32_t head_dim, float scale, float *scores,
-                   float *y) {
+                   const uint8_t *keys, const uint8_t *values, uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale,
+                   float *scores, struct elutq_weighing *weighings, float *y) {
     const size_t row_bytes = elutq_cache_row_bytes(type, head_dim);
-    const uint32_t n_rows = n_tokens * n_queries;
-    for (uint32_t q = 0; q < n_rows; q++)
-        *weighing_of(scores, q) = (struct weighing){-INFINITY, 0};
-    memset(y, 0, (size_t)n_rows * head_dim * sizeof *y);
-    for (uint32_t key = 0; key < n_keys; key += ELUTQ_ATTEND_KEYS) {
-        const uint32_t n = n_keys - key < ELUTQ_ATTEND_KEYS ? n_keys - key : ELUTQ_ATTEND_KEYS;
-        score_keys(type, queries, n_rows, keys + key * row_bytes, n, keys + n_keys * row_bytes, head_dim, scale, scores);
-        for (uint32_t q = 0; q < n_rows; q++) {
-            float *weights = scores + (size_t)q * ELUTQ_ATTEND_STRIDE;
-            const uint32_t seen = n_keys - (n_tokens - 1 - q / n_queries); /* keys of this query, from the first */
-            const uint32_t left = seen > key ? seen - key : 0, n_seen = left < n ? left : n;
-            const float factor = n_seen > 0 ? weigh(weights, n_seen, weighing_of(scores, q)) : 1.0f;
-            memset(weights + n_seen, 0, (n - n_seen) * sizeof *weights);
-            if (factor != 1.0f)
-                multiply_by(factor, head_dim, y + (size_t)q * head_dim);
-        }
-        add_values(type, scores, n_rows, values + key * row_bytes, n, values + n_keys * row_bytes, head_dim, y);
+    const uint32_t n_rows = n_tokens * n_queries, first = part * ELUTQ_ATTEND_KEYS, left = n_keys - first;
+    const uint32_t n = left < ELUTQ_ATTEND_KEYS ? left : ELUTQ_ATTEND_KEYS;
+    score_keys(type, queries, n_rows, keys + first * row_bytes, n, keys + n_keys * row_bytes, head_dim, scale, scores);
+    for (uint32_t q = 0; q < n_rows; q++) {
+        float *weights = scores + (size_t)q * ELUTQ_ATTEND_STRIDE;
+        const uint32_t all = n_keys - (n_tokens - 1 - q / n_queries); /* that this query sees, from the first */
+        const uint32_t after = all > first ? all - first : 0, n_seen = after < n ? after : n;
+        weighings[q] = n_seen > 0 ? weigh(weights, n_seen) : (struct elutq_weighing){-INFINITY, 0};
+        memset(weights + n_seen, 0, (n - n_seen) * sizeof *weights);
     }
-    for (uint32_t q = 0; q < n_rows; q++)
-        multiply_by(1.0f / weighing_of(scores, q)->total, head_dim, y + (size_t)q * head_dim);
+    memset(y, 0, (size_t)n_rows * head_dim * sizeof *y);
+    add_values(type, scores, n_rows, values + first * row_bytes, n, values + n_keys * row_bytes, head_dim, y);
 }
 
-KERNEL void attend_f16(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,
-                       uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y) {
-    attend(ELUTQ_CACHE_F16, queries, n_tokens, n_queries, keys, values, n_keys, head_dim, scale, scores, y);
-}
-
-KERNEL void attend_q8(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,
-                      uint32_t n_keys, uint32_t head_dim, float scale, float *scores, float *y) {
-    attend(ELUTQ_CACHE_Q8, queries, n_tokens, n_queries, keys, values, n_keys, head_dim, scale, scores, y);
-}
+#define ATTEND(name, type)                                                                                                     \
+    KERNEL void name(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,        \
+                     uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float *scores,                            \
+                     struct elutq_weighing *weighings, float *y) {                                                             \
+        attend(type, queries, n_tokens, n_queries, keys, values, n_keys, part, head_dim, scale, scores, weighings, y);         \
+    }
+ATTEND(attend_f16, ELUTQ_CACHE_F16)
+ATTEND(attend_q8, ELUTQ_CACHE_Q8)
+#undef ATTEND
 
 #endif

@@ -141,12 +141,13 @@ static bool allocate_buffers(struct elutq_engine *engine, unsigned n_threads) {
         {&engine->sines, n * head_dim / 2},
         {&engine->chunks, n_threads * n * ELUTQ_CHUNK_STRIDE},
         {&engine->scores, attend_rows * ELUTQ_ATTEND_STRIDE},
-        {&engine->heads, 2 * attend_rows * head_dim},
+        {&engine->heads, 3 * attend_rows * head_dim},
     };
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         if ((*buffers[i].buffer = allocate_floats(engine, buffers[i].n_floats)) == NULL)
             return false;
-    return allocate_rows(engine) && allocate_input(engine);
+    engine->weighings = allocate(engine, 2 * attend_rows, sizeof *engine->weighings);
+    return engine->weighings != NULL && allocate_rows(engine) && allocate_input(engine);
 }
 
 /* theta^(-2i / head_dim), in float as the checkpoints' own code has it, divided where RoPE is scaled. */
@@ -198,6 +199,7 @@ int elutq_engine_destroy(elutq_engine *engine) {
     elutq_pool_destroy(engine->pool);
     for (unsigned i = 0; i < engine->n_allocations; i++)
         free(engine->allocations[i]);
+    free(engine->parts);
     elutq_model_close(engine->model);
     free(engine);
     return ELUTQ_OK;

@@ -47,6 +47,8 @@ struct elutq_piece {
     float *logits;     /* [n_logits][vocab_size] */
     uint32_t position; /* of its first token */
     uint32_t first_row;
+    uint32_t n_parts;    /* of its keys, where threads share them; else 0 */
+    uint32_t first_slot; /* [n_kv_heads][n_parts] of engine->parts */
 };
 
 /* A token in a pass: its row of every buffer below. */
@@ -89,7 +91,10 @@ struct elutq_engine {
     struct elutq_input input;
     float *chunks; /* [n_threads][max_rows][ELUTQ_CHUNK_STRIDE] */
     float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][ELUTQ_ATTEND_STRIDE] */
-    float *heads;  /* [n_threads][queries, results][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][head_dim] */
+    float *heads;  /* [n_threads][queries, results, those of a part][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][head_dim] */
+    struct elutq_weighing *weighings; /* [n_threads][results, those of a part][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads] */
+    float *parts;                     /* [n_slots] what a head attends to in a part (forward.c), for as many as were needed */
+    uint32_t n_slots;
 
     void *allocations[ELUTQ_MAX_ALLOCATIONS];
     unsigned n_allocations;

@@ -80,73 +80,6 @@ static void position_and_store(const struct elutq_pass *pass, unsigned thread, u
     elutq_pool_barrier(engine->pool, thread);
 }
 
-/* Copies the query heads of one KV head between [row][n_heads][head_dim] and [row][n_queries][head_dim]. */
-static void copy_heads(const struct elutq_config *config, const float *from, size_t from_stride, uint32_t n_rows, float *to,
-                       size_t to_stride) {
-    const size_t width = (size_t)(config->n_heads / config->n_kv_heads) * config->head_dim;
-    for (uint32_t row = 0; row < n_rows; row++)
-        memcpy(to + row * to_stride, from + row * from_stride, width * sizeof *to);
-}
-
-/* Whether tokens of a piece no longer see the first: then each starts at another key. */
-static bool slides(const struct elutq_piece *piece) {
-    const uint32_t window = piece->sequence->model->config.sliding_window;
-    return window != 0 && piece->position + piece->n_tokens > window;
-}
-
-/* Tokens of a piece that attend together, and how many times that makes. */
-static uint32_t attend_block(const struct elutq_piece *piece) {
-    return slides(piece) ? 1 : ELUTQ_ATTEND_TOKENS;
-}
-
-static uint32_t attend_blocks(const struct elutq_piece *piece) {
-    return (piece->n_tokens + attend_block(piece) - 1) / attend_block(piece);
-}
-
-/* One block of a piece's tokens and one KV head. scores, heads: a thread's scratch. */
-static void attend_piece(struct elutq_engine *engine, const struct elutq_piece *piece, uint32_t i, uint32_t block,
-                         uint32_t kv_head, float *scores, float *queries) {
-    const struct elutq_config *config = &engine->model->config;
-    const struct elutq_sequence *sequence = piece->sequence;
-    const struct elutq_cache_kernels *cache = &engine->model->kernels->cache[sequence->cache_type];
-    const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
-    const size_t width = (size_t)n_queries * head_dim, all_heads = (size_t)config->n_heads * head_dim;
-    float *results = queries + ELUTQ_ATTEND_TOKENS * width;
-    const uint32_t token = block * attend_block(piece), left = piece->n_tokens - token;
-    const uint32_t n_tokens = left < attend_block(piece) ? left : attend_block(piece);
-    const uint32_t end = piece->position + token + n_tokens, window = config->sliding_window;
-    const uint32_t first = slides(piece) && end > window ? end - window : 0;
-    const size_t at = elutq_cache_offset(sequence, i, kv_head, first);
-    const size_t heads = (piece->first_row + token) * all_heads + kv_head * width;
-    copy_heads(config, engine->q + heads, all_heads, n_tokens, queries, width);
-    cache->attend(queries, n_tokens, n_queries, sequence->keys + at, sequence->values + at, end - first, head_dim,
-                  1.0f / sqrtf((float)head_dim), scores, results);
-    copy_heads(config, results, width, n_tokens, engine->attended + heads, all_heads);
-}
-
-/*
- * softmax(q k^T / sqrt(head_dim)) v over the positions a token may see. Items: a piece, a KV head and a few tokens, head by
- * head, so that a head's keys and values come from memory once for all tokens of the piece.
- */
-static void attend(const struct elutq_pass *pass, unsigned thread, uint32_t i) {
-    struct elutq_engine *engine = pass->engine;
-    const struct elutq_config *config = &engine->model->config;
-    const size_t n_queries = config->n_heads / config->n_kv_heads;
-    float *scores = engine->scores + (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * ELUTQ_ATTEND_STRIDE;
-    float *heads = engine->heads + 2 * (size_t)thread * ELUTQ_ATTEND_TOKENS * n_queries * config->head_dim;
-    unsigned n_items = 0, item;
-    for (uint32_t j = 0; j < pass->n_pieces; j++)
-        n_items += attend_blocks(&engine->pieces[j]) * config->n_kv_heads;
-    while (elutq_take(pass, thread, n_items, &item)) {
-        const struct elutq_piece *piece = engine->pieces;
-        while (item >= attend_blocks(piece) * config->n_kv_heads)
-            item -= attend_blocks(piece++) * config->n_kv_heads;
-        const uint32_t n_blocks = attend_blocks(piece);
-        attend_piece(engine, piece, i, item % n_blocks, item / n_blocks, scores, heads);
-    }
-    elutq_pool_barrier(engine->pool, thread);
-}
-
 /* ---- the model ---- */
 
 static void attention_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
@@ -169,7 +102,7 @@ static void attention_block(struct elutq_pass *pass, unsigned thread, uint32_t i
     mark(pass, thread, ELUTQ_QKV);
     position_and_store(pass, thread, i);
     mark(pass, thread, ELUTQ_POSITION);
-    attend(pass, thread, i);
+    elutq_attend(pass, thread, i);
     mark(pass, thread, ELUTQ_ATTEND);
     elutq_prepare_input(pass, thread, &attended, all, (uint32_t)q_size, &output, 1);
     mark(pass, thread, ELUTQ_PREPARE);
@@ -285,6 +218,7 @@ static void lay_out_logits(struct elutq_engine *engine, uint32_t n_pieces) {
 int elutq_forward(struct elutq_engine *engine, uint32_t n_pieces) {
     lay_out_rows(engine, n_pieces);
     lay_out_logits(engine, n_pieces);
+    elutq_share_keys(engine, n_pieces);
     struct elutq_pass pass = {.engine = engine, .n_pieces = n_pieces};
     if (engine->profile != NULL) {
         engine->profile->n_passes++;

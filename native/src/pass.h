@@ -44,4 +44,17 @@ void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const s
 void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct elutq_batch *batch,
                     const struct elutq_product *products, unsigned n_products);
 
+/*
+ * One or two stages of layer i: softmax(q k^T / sqrt(head_dim)) v over the positions that a token may see. Items: a piece, a KV
+ * head and a few tokens, head by head, so that a head's keys and values come from memory once for all tokens of the piece; of
+ * a piece whose keys are shared, a KV head and a part of the keys, which a second stage joins. The bits are the same.
+ */
+void elutq_attend(const struct elutq_pass *pass, unsigned thread, uint32_t i);
+
+/*
+ * Before a pass: has the threads share the keys of single tokens where heads alone would leave the busiest thread more than 1.1
+ * times what the average one has.
+ */
+void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces);
+
 #endif

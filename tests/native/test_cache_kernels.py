@@ -48,6 +48,25 @@ def stored(kernels, cache_type, x, memory):
     return rows, rows[:, :head_dim].view(np.int8) * scales
 
 
+def attend(kernels, cache_type, queries, rows, n_keys, memory):
+    """What queries (n_tokens, n_queries, head_dim) attend to in rows of keys and of values, their parts joined."""
+    n_tokens, n_queries, head_dim = queries.shape
+    n_rows, found = n_tokens * n_queries, []
+    for part in range(-(-n_keys // lib.ELUTQ_ATTEND_KEYS)):
+        scores = memory.array((n_rows, lib.ELUTQ_ATTEND_STRIDE), np.float32)
+        weighings, y = memory.array((n_rows, 2), np.float32), memory.array(queries.shape, np.float32)
+        caches = [ffi.from_buffer(array) for array in rows]
+        arguments = (floats(memory.copy(queries)), n_tokens, n_queries, *caches, n_keys, part, head_dim, 0.3)
+        weighing = ffi.from_buffer("struct elutq_weighing[]", weighings)
+        kernels.cache[cache_type].attend(*arguments, floats(scores), weighing, floats(y))
+        found.append((weighing, y))
+    (weighing, y), *others = found
+    for other_weighing, other in others:
+        kernels.join_parts(other_weighing, floats(other), n_rows, head_dim, weighing, floats(y))
+    kernels.finish_parts(weighing, n_rows, head_dim, floats(y))
+    return y
+
+
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("cache_type", [F16, Q8], ids=["f16", "q8"])
 @pytest.mark.parametrize("head_dim", [8, 20, 64, 128])
@@ -60,19 +79,14 @@ def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memo
         stored(SETS[name], cache_type, rng.standard_normal((n_keys, head_dim)).astype(np.float32), memory)
         for _ in range(2)
     )
-    scores = memory.array((n_tokens * n_queries, lib.ELUTQ_ATTEND_STRIDE), np.float32)
-    y = memory.array(shape, np.float32)
-    rows = [ffi.from_buffer(array) for array in (key_rows, value_rows)]
-    arguments = (floats(q), n_tokens, n_queries, *rows, n_keys, head_dim, 0.3, floats(scores))
-    SETS[name].cache[cache_type].attend(*arguments, floats(y))
+    rows = key_rows, value_rows
+    y = attend(SETS[name], cache_type, q, rows, n_keys, memory)
     exact = np.exp(0.3 * q.astype(np.float64) @ k.T)
     seen = np.arange(n_keys) <= (n_keys - n_tokens + np.arange(n_tokens))[:, None, None]
     exact = np.where(seen, exact, 0)
     exact = exact / exact.sum(axis=-1, keepdims=True) @ v
     assert np.allclose(y, exact, atol=2e-6)
-    reference = memory.array(shape, np.float32)
-    SCALAR.cache[cache_type].attend(*arguments, floats(reference))
-    assert np.array_equal(y, reference)
+    assert np.array_equal(y, attend(SCALAR, cache_type, q, rows, n_keys, memory))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -87,14 +101,7 @@ def test_a_token_attends_in_a_batch_as_it_does_alone(name, cache_type, n_keys, n
         for _ in range(2)
     ]
 
-    def attend(queries, n_seen):
-        scores = memory.array((len(queries) * n_queries, lib.ELUTQ_ATTEND_STRIDE), np.float32)
-        y = memory.array(queries.shape, np.float32)
-        caches = [ffi.from_buffer(array) for array in rows]
-        arguments = (floats(memory.copy(queries)), len(queries), n_queries, *caches, n_seen, head_dim, 0.3)
-        SETS[name].cache[cache_type].attend(*arguments, floats(scores), floats(y))
-        return y
-
-    together = attend(q, n_keys)
+    together = attend(SETS[name], cache_type, q, rows, n_keys, memory)
     for token in range(n_tokens):
-        assert np.array_equal(together[token], attend(q[token : token + 1], n_keys - n_tokens + token + 1)[0])
+        alone = attend(SETS[name], cache_type, q[token : token + 1], rows, n_keys - n_tokens + token + 1, memory)
+        assert np.array_equal(together[token], alone[0])

@@ -83,6 +83,22 @@ def test_windows_slide_for_each_sequence_by_its_own_position(make_model):
         assert all(map(np.array_equal, evaluate(model, texts, ["q8", "f16"] * 8, 2, rng), alone))
 
 
+@pytest.mark.parametrize("cache_type", ["f16", "q8"])
+def test_threads_that_share_the_keys_of_a_long_text_change_no_bit(cache_type, novels_2bit):
+    """Two KV heads for three threads and more: each takes parts of the keys, of one text and of two."""
+    rng = np.random.default_rng(9)
+    texts = [rng.integers(4096, size=length).tolist() for length in (770, 300, 20)]
+    found = []
+    with Model(novels_2bit) as model:
+        for threads in (1, 2, 3, 7):
+            with Engine(model, threads, 3) as engine:
+                sequences = [NativeSequence(model, 800, cache_type) for _ in texts]
+                engine.eval([Run(sequence, text, 0) for sequence, text in zip(sequences, texts, strict=True)])
+                logits = [engine.eval([Run(sequence, [7]) for sequence in sequences[:n]]) for n in (1, 2, 3)]
+                found.append(np.concatenate([row for rows in logits for row in rows]))
+    assert all(np.array_equal(logits, found[0]) for logits in found[1:])
+
+
 @pytest.fixture
 def model(novels_2bit):
     with Model(novels_2bit) as model:

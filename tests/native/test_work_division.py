@@ -1,5 +1,7 @@
 """How a pass divides its work among many threads: by arithmetic on the items of each stage, no time is taken."""
 
+import itertools
+
 import pytest
 
 from elutq_cli.shapes import named_shape
@@ -18,7 +20,7 @@ def share_of_the_busiest(matrices, n_threads):
     tiles = lib.elutq_tiles_per_item(total, n_threads)
     items = [min(tiles, tiles_of(rows) - first) for rows in matrices for first in range(0, tiles_of(rows), tiles)]
     bounds = [len(items) * thread // n_threads for thread in range(n_threads + 1)]
-    most = max(sum(items[first:end]) for first, end in zip(bounds, bounds[1:], strict=False))
+    most = max(sum(items[first:end]) for first, end in itertools.pairwise(bounds))
     return most, total / n_threads
 
 
