@@ -11,7 +11,7 @@
 
 #include "half.h"
 
-#define MAX_ALLOCATIONS 256
+#define MAX_ALLOCATIONS 1024
 
 /* ---- memory that ends at a page no one may touch, at a multiple of 64 bytes where its size allows ---- */
 
