@@ -39,7 +39,7 @@ struct elutq_matrix {
     int32_t center;      /* ELUTQ_KIND_EVEN without CENTERS: of all groups and rows, in quarters of their half scale h_1 */
 };
 
-/* Rows of a matrix that a kernel computes together: tiles of 32, one to eight of them, all of one superblock (elutq_format.h). */
+/* Rows that a kernel computes together: tiles of 32, one to eight of them, all of one superblock (elutq_format.h). */
 struct elutq_part {
     uint32_t tile; /* the first */
     uint32_t n_tiles;
@@ -125,8 +125,8 @@ struct elutq_kernels {
     uint32_t levels_from[5];
 
     /*
-     * A part of an fp16 matrix times x[n_tokens][x_stride]: y[n_tokens][ELUTQ_CHUNK_STRIDE]; rows past the matrix's last are left
-     * alone.
+     * A part of an fp16 matrix times x[n_tokens][x_stride]: y[n_tokens][ELUTQ_CHUNK_STRIDE]; rows past the matrix's last are
+     * left alone.
      */
     void (*gemm_f16)(const struct elutq_matrix *matrix, const float *x, size_t x_stride, uint32_t n_tokens,
                      struct elutq_part part, float *y);
@@ -171,7 +171,8 @@ const struct elutq_kernels *elutq_kernels_named(const char *name);
 
 /*
  * How many tiles of matrices that have n_tiles in all the threads of a pool take at a time: a superblock's eight, whose bytes
- * follow each other, or fewer, where otherwise the busiest thread had more than 1.1 times what the average one has.
+ * follow each other, or fewer, where otherwise the busiest thread had more than 1.15 times what the average one has (1.5 for
+ * up to four threads).
  */
 uint32_t elutq_tiles_per_item(uint32_t n_tiles, unsigned n_threads);
 

@@ -56,11 +56,12 @@ struct attend_scratch {
 
 static struct attend_scratch scratch_of(const struct elutq_engine *engine, unsigned thread) {
     const struct elutq_config *config = &engine->model->config;
-    const size_t n_rows = (size_t)ELUTQ_ATTEND_TOKENS * (config->n_heads / config->n_kv_heads), size = n_rows * config->head_dim;
+    const size_t n_rows = (size_t)ELUTQ_ATTEND_TOKENS * (config->n_heads / config->n_kv_heads);
+    const size_t size = n_rows * config->head_dim;
     float *heads = engine->heads + 3 * thread * size;
     struct elutq_weighing *weighings = engine->weighings + 2 * thread * n_rows;
-    return (struct attend_scratch){engine->scores + thread * n_rows * ELUTQ_ATTEND_STRIDE, heads, heads + size, heads + 2 * size,
-                                   weighings, weighings + n_rows};
+    float *scores = engine->scores + thread * n_rows * ELUTQ_ATTEND_STRIDE;
+    return (struct attend_scratch){scores, heads, heads + size, heads + 2 * size, weighings, weighings + n_rows};
 }
 
 /* One part of what a view's tokens attend to. */

@@ -1,6 +1,6 @@
 /*
- * The walk over a part of a matrix for a batch of tokens by table look-up, the same for every instruction set that unpacks the planes
- * first. A file includes this after hlq_gemv.h and after it has defined
+ * The walk over a part of a matrix for a batch of tokens by table look-up, the same for every instruction set that unpacks the
+ * planes first. A file includes this after hlq_gemv.h and after it has defined
  *
  *     unpack_tile(&block, n_cells, indices, scales)         scales: half scales by plane, centers; their factor in them
  *     add_tile(indices, scales, bits, n_cells, tables, group, n_tokens, y)
@@ -29,14 +29,17 @@ INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct el
     const uint32_t n_tiles = part.n_tiles, at_once = ELUTQ_TOKENS_AT_ONCE(bits);
     const uint32_t kind = matrix->kind, tile_indices = bits * n_cells * UNPACKED_CELL_BYTES;
     const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
-    const size_t others = elutq_group_stride(matrix, part) - n_tiles * block_bytes; /* the superblock's other tiles */
+    const size_t stride = elutq_group_stride(matrix, part), others = stride - n_tiles * block_bytes;
     const uint8_t *data = elutq_part_data(matrix, part);
     for (uint32_t token = 0; token < n_tokens; token++)
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++, data += others) {
         for (uint32_t tile = 0; tile < n_tiles; tile++, data += block_bytes) {
             const struct elutq_block block = elutq_block_of(matrix, kind, bits, data);
-            ask_ahead(data, block_bytes);
+            if (others > 0)
+                ask_by_line(data, block_bytes, elutq_ahead(stride, n_tiles * block_bytes));
+            else
+                ask_ahead(data, block_bytes);
             unpack_tile(&block, n_cells, unpacked->indices + tile * tile_indices, unpacked->scales[tile]);
         }
         for (uint32_t token = 0; token < n_tokens; token += at_once)

@@ -1,12 +1,12 @@
 /*
  * The walk over a part of a matrix, the same for every instruction set. A file includes this after it has defined
  *
- *     add_block(&block, n_cells, entries, multipliers, scale, sum, by_line, f)
+ *     add_block(&block, n_cells, entries, multipliers, scale, sum, ahead, f)
  *
  * which adds one block's result to f[32]: f += c * sum + scale * sum_k h_k * (sum of the entries that plane k picks, each
- * times its cell's multiplier). The block's factor, a power of two, is taken into scale and sum. With by_line, a constant, it
- * is to ask_by_line for each of the block's lines where it uses it; scalar, whose time is not memory's, and NEON, which is
- * never called so but by a check, leave that out.
+ * times its cell's multiplier). The block's factor, a power of two, is taken into scale and sum. With ahead, which is a
+ * constant 0 or not, it is to ask_by_line for each of the block's lines where it uses it; scalar, whose time is not
+ * memory's, and NEON leave that out.
  */
 #ifndef ELUTQ_HLQ_GEMV_H
 #define ELUTQ_HLQ_GEMV_H
@@ -14,13 +14,23 @@
 #include "hlq_block.h"
 #include "stream.h"
 
+/*
+ * How far behind a line of a part the one lies that is to be asked for: of a whole superblock, which is one stream, some
+ * lines; of fewer tiles, whose bytes come group by group, `stride` apart, as many groups as make up for so many lines.
+ */
+INLINE size_t elutq_ahead(size_t stride, size_t group_bytes) {
+    const size_t enough = ELUTQ_LINES_AHEAD * ELUTQ_LINE_BYTES;
+    return stride == group_bytes ? enough : (enough + group_bytes - 1) / group_bytes * stride;
+}
+
 INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, struct elutq_part part, float *y,
                        bool by_line, uint32_t kind, uint32_t bits, uint32_t group_size) {
     const uint32_t n_cells = group_size / ELUTQ_CELL_COLUMNS;
     const uint32_t n_tiles = part.n_tiles, n_groups = matrix->n_columns / group_size;
     const uint8_t *data = elutq_part_data(matrix, part);
     const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
-    const size_t others = elutq_group_stride(matrix, part) - n_tiles * block_bytes; /* the superblock's other tiles */
+    const size_t stride = elutq_group_stride(matrix, part), others = stride - n_tiles * block_bytes;
+    const size_t ahead = by_line ? elutq_ahead(stride, n_tiles * block_bytes) : 0;
     memset(y, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++, data += others) {
         const int8_t *entries = tables->entries + (size_t)group * n_cells * 16;
@@ -29,9 +39,9 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
             struct elutq_block block = elutq_block_of(matrix, kind, bits, data);
             const float scale = tables->scales[group] * block.factor, sum = tables->sums[group] * block.factor;
             block.factor = 1;
-            if (!by_line)
+            if (ahead == 0)
                 ask_by_page(data, block_bytes);
-            add_block(&block, n_cells, entries, multipliers, scale, sum, by_line, y + tile * ELUTQ_TILE_ROWS);
+            add_block(&block, n_cells, entries, multipliers, scale, sum, ahead, y + tile * ELUTQ_TILE_ROWS);
         }
     }
 }
@@ -42,14 +52,14 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
  */
 #define GEMV_WALK(name, by_line, kind)                                                                                         \
     __attribute__((noinline)) KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables,           \
-                                               struct elutq_part part, float *y) {                                                     \
+                                               struct elutq_part part, float *y) {                                             \
         ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, part, y, by_line, kind)                                           \
     }
 #define GEMV_KIND(name, kind)                                                                                                  \
     GEMV_WALK(name##_by_line, true, kind)                                                                                      \
     GEMV_WALK(name##_by_page, false, kind)                                                                                     \
-    KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables, struct elutq_part part, float *y) {         \
-        if (ELUTQ_ASK_BY_LINE)                                                                                                 \
+    KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables, struct elutq_part part, float *y) { \
+        if (ELUTQ_ASK_BY_LINE || part.n_tiles < elutq_chunk_tiles(matrix, part.tile / ELUTQ_SUPERBLOCK_TILES))                 \
             name##_by_line(matrix, tables, part, y);                                                                          \
         else                                                                                                                   \
             name##_by_page(matrix, tables, part, y);                                                                          \

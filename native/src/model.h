@@ -1,4 +1,4 @@
-/* A model: configuration and pointers into the mapped file. What passes read never changes, so engines and sequences share it freely. */
+/* A model: configuration and pointers into the mapped file. What passes read never changes, so it is shared freely. */
 #ifndef ELUTQ_MODEL_H
 #define ELUTQ_MODEL_H
 

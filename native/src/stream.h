@@ -34,10 +34,11 @@
 
 /* Each for a piece of a stream, to be called as the piece comes to be used. */
 
-INLINE void ask_by_line(const void *piece, size_t n_bytes) {
-    const char *ahead = (const char *)((uintptr_t)piece + ELUTQ_LINES_AHEAD * ELUTQ_LINE_BYTES);
+/* Asks for the lines that lie `ahead` bytes behind those of the piece. */
+INLINE void ask_by_line(const void *piece, size_t n_bytes, size_t ahead) {
+    const char *following = (const char *)((uintptr_t)piece + ahead);
     for (size_t i = 0; i < n_bytes; i += ELUTQ_LINE_BYTES)
-        __builtin_prefetch(ahead + i, 0, 3);
+        __builtin_prefetch(following + i, 0, 3);
 }
 
 /* Does something about once a KB. */
@@ -52,7 +53,7 @@ INLINE void ask_by_page(const void *piece, size_t n_bytes) {
 
 INLINE void ask_ahead(const void *piece, size_t n_bytes) {
     if (ELUTQ_ASK_BY_LINE)
-        ask_by_line(piece, n_bytes);
+        ask_by_line(piece, n_bytes, ELUTQ_LINES_AHEAD * ELUTQ_LINE_BYTES);
     else
         ask_by_page(piece, n_bytes);
 }

@@ -191,7 +191,7 @@ int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context) {
     return ELUTQ_OK;
 }
 
-/* What was counted before the last barrier is past: everyone has arrived here since, and nobody counts with it before the next. */
+/* What was counted before the last barrier is past: everyone has arrived here since, and counts with it after the next. */
 void elutq_pool_barrier(elutq_pool *pool, unsigned thread) {
     const unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
     atomic_store_explicit(&pool->ranges[thread].taken[(phase + 1) % 2], 0, memory_order_relaxed);

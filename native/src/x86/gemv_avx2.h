@@ -46,14 +46,14 @@ INLINE void sums_by_row(const struct word_sums *sums, __m128i picked[4]) {
 }
 
 /* Sums the entries that one plane picks, each times its cell's multiplier. */
-INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells, bool by_line,
+INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells, size_t ahead,
                       __m128i picked[4]) {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     struct word_sums sums = {zero, zero, zero, zero};
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < n_cells / 4; i++) {
-        if (by_line)
-            ask_by_line(plane + 64 * i, 64);
+        if (ahead > 0)
+            ask_by_line(plane + 64 * i, 64, ahead);
         const __m256i of_cells = four_multipliers(multipliers + 4 * i);
         __m256i rows_0[2], rows_16[2];
 #pragma GCC unroll 2
@@ -70,12 +70,12 @@ INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t
 }
 
 INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
-                      float scale, float sum, bool by_line, float *f) {
+                      float scale, float sum, size_t ahead, float *f) {
     __m128i picked[ELUTQ_HLQ_MAX_BITS][4];
-    if (by_line)
-        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits));
+    if (ahead > 0)
+        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits), ahead);
     for (uint32_t k = 0; k < block->bits; k++)
-        sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line, picked[k]);
+        sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, ahead, picked[k]);
     for (uint32_t i = 0; i < 4; i++) {
         __m256 u = _mm256_mul_ps(load_half_scales(block, 0, i), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(picked[0][i])));
         for (uint32_t k = 1; k < block->bits; k++)

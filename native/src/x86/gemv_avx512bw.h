@@ -50,7 +50,7 @@ INLINE __m512i sums_by_row(const struct word_sums *sums) {
 
 /* Sums the entries that one plane picks, each times its cell's multiplier. */
 INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells,
-                         bool by_line) {
+                         size_t ahead) {
     const __m512i nibble = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
     struct word_sums sums = {zero, zero, zero, zero};
 #pragma GCC unroll 2
@@ -59,8 +59,8 @@ INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, const uint
         __m512i rows_0[2], rows_16[2];
 #pragma GCC unroll 2
         for (uint32_t j = 0; j < 2; j++) {
-            if (by_line)
-                ask_by_line(plane + 128 * i + 64 * j, 64);
+            if (ahead > 0)
+                ask_by_line(plane + 128 * i + 64 * j, 64, ahead);
             const __m512i cells = _mm512_loadu_si512(plane + 128 * i + 64 * j);
             const __m512i table = _mm512_load_si512(entries + 128 * i + 64 * j);
             rows_0[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(cells, nibble));
@@ -78,12 +78,12 @@ INLINE __m512 half_to_floats(__m512i words, uint32_t half) {
 }
 
 INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
-                      float scale, float sum, bool by_line, float *f) {
+                      float scale, float sum, size_t ahead, float *f) {
     __m512i picked[ELUTQ_HLQ_MAX_BITS];
-    if (by_line)
-        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits));
+    if (ahead > 0)
+        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits), ahead);
     for (uint32_t k = 0; k < block->bits; k++)
-        picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, by_line);
+        picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, ahead);
     for (uint32_t half = 0; half < 2; half++) {
         __m512 u = _mm512_mul_ps(load_half_scales(block, 0, half), half_to_floats(picked[0], half));
         for (uint32_t k = 1; k < block->bits; k++)
