@@ -1,4 +1,4 @@
-"""What models hold of given continuations of given contexts, each context evaluated once."""
+"""What models hold of given continuations of given contexts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elutq_cli.evaluation.score import Advance
 from elutq_cli.reference import Array, Block, Positions, Transformer
 from elutq_cli.reference.transformer import HIDDEN_BYTES, KeyValueCache
 from elutq_cli.token_prefix import common_length
-from elutq_native import Model
+from elutq_native import PIECE_TOKENS, Engine, Model, NativeSequence, Run
 
 Logits = Generator[NDArray[np.float32], None, None]
 
@@ -38,7 +38,7 @@ class Request:
 
 
 class ContinuationModel(Protocol):
-    """Anything that predicts continuations; requests of one context stand together, so that it is evaluated once."""
+    """Anything that predicts continuations; requests of one context stand together, so that they can share its work."""
 
     def continuation_logits(self, requests: Sequence[Request], advance: Advance) -> Logits:
         """Yield for each request the logits (len(continuation), vocab_size) that predict its continuation.
@@ -50,7 +50,12 @@ class ContinuationModel(Protocol):
 
 
 class NativeContinuations:
-    """A model file in the C runtime: what a context has in common with the one before stays in its cache."""
+    """A model file in the C runtime: whole pieces of a context that the one before had too stay in its cache.
+
+    A continuation is evaluated in the pieces that the whole text has when it is evaluated at once, because products of
+    many tokens round otherwise than those of few: so its logits are those of a window of the same tokens, and those
+    that a server gives of it (``echo``).
+    """
 
     def __init__(self, model: Model, threads: int | None, cache_type: str) -> None:
         self._model, self._threads, self._cache_type = model, threads, cache_type
@@ -58,19 +63,22 @@ class NativeContinuations:
     def continuation_logits(self, requests: Sequence[Request], advance: Advance) -> Logits:
         """See `ContinuationModel`."""
         n_tokens = max(request.n_evaluated for request in requests)
-        with self._model.session(n_tokens, self._threads, self._cache_type) as session:
-            held: tuple[int, ...] = ()
-            for context, group in groupby(requests, key=lambda request: request.context):
-                n_shared = min(common_length(held, context), len(context) - 1)
-                session.rewind(n_shared)
-                first = session.eval(context[n_shared:])[None]
-                held = context
-                for request in group:
-                    session.rewind(len(context))
-                    more = request.continuation[:-1]
-                    rows = np.concatenate([first, session.eval(more, all_logits=True)]) if more else first
-                    advance(1.0)
-                    yield rows
+        held: tuple[int, ...] = ()
+        logits = np.empty((0, self._model.vocab_size), np.float32)
+        with (
+            Engine(self._model, self._threads) as engine,
+            NativeSequence(self._model, n_tokens, self._cache_type) as sequence,
+        ):
+            for request in requests:
+                tokens, n_logits = request.context + request.continuation[:-1], len(request.continuation)
+                if tokens != held or n_logits != len(logits):  # choices of one token have all else in common
+                    n_shared = min(common_length(held, tokens), len(request.context) - 1)
+                    n_shared -= n_shared % PIECE_TOKENS
+                    sequence.rewind(n_shared)
+                    logits = engine.eval([Run(sequence, tokens[n_shared:], n_logits)])[0]
+                    held = tokens
+                advance(1.0)
+                yield logits
 
 
 class _Prompt:

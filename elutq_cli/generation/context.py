@@ -7,14 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.token_prefix import common_length
-from elutq_native import NativeSequence, Run
-
-PIECE_TOKENS = 128
-"""Tokens of a prompt that are evaluated at once, and the whole of a piece unless it is the last one.
-
-The runtime rounds the activations of so many tokens together, or otherwise than together where they are few, and cuts
-longer runs into as many: so a text does not depend on who is beside it.
-"""
+from elutq_native import PIECE_TOKENS, NativeSequence, Run
 
 COPIED_TOKENS = 64
 """Tokens whose keys and values are copied at once, so that no copy takes much memory of its own."""

@@ -7,10 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from elutq_cli.generation.context import PIECE_TOKENS, Context, Reuse
+from elutq_cli.generation.context import Context, Reuse
 from elutq_cli.generation.generation import Generation
 from elutq_cli.generation.slots import Slot, choose_slot, copy_beginning, seat
-from elutq_native import CancelledError, Engine
+from elutq_native import PIECE_TOKENS, CancelledError, Engine
 
 
 class Scheduler:

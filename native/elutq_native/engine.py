@@ -18,6 +18,10 @@ OPERATIONS = ("embed", "prepare", "qkv", "position", "attend", "attn_output", "g
 """What :meth:`Engine.profile` tells apart, in the order of a pass (``elutq_operation`` in elutq.h)."""
 
 
+PIECE_TOKENS: int = lib.ELUTQ_PIECE_TOKENS
+"""Tokens of a run that a pass takes at a time, counted from the run's first."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Tokens to append to a sequence.

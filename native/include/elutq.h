@@ -105,7 +105,7 @@ uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type ca
 int elutq_sequence_create(elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type,
                           elutq_sequence **sequence, char *error, size_t error_bytes);
 
-/* Frees a sequence; NULL is allowed. While another thread is in a call on it, or evaluates it: ELUTQ_ERROR_IN_USE, and it stays. */
+/* Frees a sequence; NULL is allowed. While another thread is in a call on it or evaluates it: ELUTQ_ERROR_IN_USE; it stays. */
 int elutq_sequence_destroy(elutq_sequence *sequence);
 
 /* Number of tokens in the context. */
@@ -137,8 +137,14 @@ int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32
 int elutq_engine_create(elutq_model *model, uint32_t n_sequences, unsigned n_threads, elutq_engine **engine, char *error,
                         size_t error_bytes);
 
-/* Frees an engine; NULL is allowed. Sequences go on. While another thread is in a call on it: ELUTQ_ERROR_IN_USE, and it stays. */
+/* Frees an engine; NULL is allowed. Sequences go on. While another thread is in a call on it: ELUTQ_ERROR_IN_USE; it stays. */
 int elutq_engine_destroy(elutq_engine *engine);
+
+/*
+ * Tokens that a run contributes to one pass at most: enough that a batch is bound by arithmetic, few enough that its scratch
+ * stays small and that others, whose tokens go along, do not wait for long.
+ */
+#define ELUTQ_PIECE_TOKENS 128
 
 /* Tokens to append to a sequence. */
 struct elutq_run {
@@ -152,7 +158,7 @@ struct elutq_run {
 /*
  * Evaluates runs[n_runs] together. On error no sequence's position has changed. What a token computes depends neither on the
  * number of threads nor on the other runs: every run has the same logits as alone. It does depend on how its sequence's tokens
- * are cut into runs: passes take 128 tokens of a run at a time, and products of many tokens round otherwise than those of few.
+ * are cut: passes take ELUTQ_PIECE_TOKENS of a run at a time, and products of many tokens round otherwise than those of few.
  */
 int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, char *error, size_t error_bytes);
 

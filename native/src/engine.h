@@ -9,12 +9,6 @@
 #include "sequence.h"
 #include "threads.h"
 
-/*
- * Tokens that a run contributes to one pass at most: enough that a batch is bound by arithmetic, few enough that its scratch
- * stays small and that others, whose tokens go along, do not wait for long.
- */
-#define ELUTQ_PIECE_TOKENS 128
-
 /* Tokens that attend together, so that a key or value is converted to float once for all of them. */
 #define ELUTQ_ATTEND_TOKENS 4
 
@@ -78,7 +72,7 @@ struct elutq_engine {
 
     struct elutq_piece *pieces;    /* [max_rows] of the pass under way, large ones first */
     struct elutq_row *rows;        /* [max_rows] */
-    uint32_t *logit_rows;          /* [max_rows] rows whose logits are wanted, those of pieces that want many first */
+    uint32_t *logit_rows;          /* [max_rows] rows whose logits are wanted */
     float **logits;                /* [max_rows] where they go */
     struct elutq_batch all, wanted;
 

@@ -163,11 +163,11 @@ static int compare_tokens(const void *a, const void *b) {
     return (first->n_tokens < second->n_tokens) - (first->n_tokens > second->n_tokens);
 }
 
-/* Adds a piece's rows, n of them, to a batch that has those of larger pieces. */
-static void add_rows(const struct elutq_kernels *kernels, struct elutq_batch *batch, uint32_t n) {
-    batch->n_rows += n;
+/* Adds rows of a piece of n_tokens to a batch that has those of larger pieces. */
+static void add_rows(const struct elutq_kernels *kernels, struct elutq_batch *batch, uint32_t n_rows, uint32_t n_tokens) {
+    batch->n_rows += n_rows;
     for (uint32_t bits = 1; bits <= 4; bits++)
-        if (kernels->levels_from[bits] != 0 && n >= kernels->levels_from[bits])
+        if (kernels->levels_from[bits] != 0 && n_tokens >= kernels->levels_from[bits])
             batch->n_levels[bits] = batch->n_rows;
 }
 
@@ -191,27 +191,20 @@ static void lay_out_rows(struct elutq_engine *engine, uint32_t n_pieces) {
             engine->rows[piece->first_row + token] = (struct elutq_row){piece, token};
             turn(engine, piece->first_row + token, piece->position + token);
         }
-        add_rows(engine->model->kernels, &engine->all, piece->n_tokens);
+        add_rows(engine->model->kernels, &engine->all, piece->n_tokens, piece->n_tokens);
     }
 }
 
-/* Rows whose logits are wanted, those of pieces that want many first: their count is their form. */
+/* Rows whose logits are wanted, in the order of their pieces. */
 static void lay_out_logits(struct elutq_engine *engine, uint32_t n_pieces) {
     engine->wanted = (struct elutq_batch){0};
-    for (uint32_t most = ELUTQ_PIECE_TOKENS + 1, next; most > 0; most = next) {
-        next = 0;
-        for (uint32_t i = 0; i < n_pieces; i++) {
-            const struct elutq_piece *piece = &engine->pieces[i];
-            if (piece->n_logits < most && piece->n_logits > next)
-                next = piece->n_logits;
-            if (piece->n_logits != most)
-                continue;
-            for (uint32_t j = 0; j < most; j++) {
-                engine->logit_rows[engine->wanted.n_rows + j] = piece->first_row + piece->n_tokens - most + j;
-                engine->logits[engine->wanted.n_rows + j] = piece->logits + (size_t)j * engine->model->config.vocab_size;
-            }
-            add_rows(engine->model->kernels, &engine->wanted, most);
+    for (uint32_t i = 0; i < n_pieces; i++) {
+        const struct elutq_piece *piece = &engine->pieces[i];
+        for (uint32_t j = 0; j < piece->n_logits; j++) {
+            engine->logit_rows[engine->wanted.n_rows + j] = piece->first_row + piece->n_tokens - piece->n_logits + j;
+            engine->logits[engine->wanted.n_rows + j] = piece->logits + (size_t)j * engine->model->config.vocab_size;
         }
+        add_rows(engine->model->kernels, &engine->wanted, piece->n_logits, piece->n_tokens);
     }
 }
 

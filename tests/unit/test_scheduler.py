@@ -6,8 +6,8 @@ import pytest
 
 import elutq
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, Scheduler, TextOptions
-from elutq_cli.generation.context import PIECE_TOKENS, Context, Reuse
-from elutq_native import CancelledError, Engine, NativeError, NativeSequence
+from elutq_cli.generation.context import Context, Reuse
+from elutq_native import PIECE_TOKENS, CancelledError, Engine, NativeError, NativeSequence
 
 PROMPT = "It was a dark night, and"
 CONTEXT = 512

@@ -23,7 +23,7 @@ from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
-from elutq_native import Model, Session
+from elutq_native import PIECE_TOKENS, Engine, Model
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 
@@ -187,23 +187,40 @@ def test_the_runtime_gives_what_whole_sequences_give(make_model):
     assert progress == [1.0] * len(requests)
 
 
-def test_a_context_is_evaluated_once_and_what_contexts_share_too(novels_2bit, monkeypatch):
-    evaluated, evaluate = [], Session.eval
+def test_a_choice_has_the_logits_that_a_window_of_its_tokens_has(make_model):
+    """Bit for bit, whatever was evaluated before: of contexts shorter and longer than a piece."""
+    rng = np.random.default_rng(4)
+    path = make_model(NOVELS, bits=4, group_size=64)
+    contexts = [tuple(rng.integers(4096, size=n).tolist()) for n in (2, 100, 128, 300)]
+    contexts.append((*contexts[-1][:280], 7))
+    requests = [
+        Request(context, tuple(rng.integers(4096, size=n).tolist())) for context in contexts for n in (1, 3, 40)
+    ]
+    with Model(path) as model:
+        found = list(NativeContinuations(model, 2, "f16").continuation_logits(requests, lambda _: None))
+        for request, logits in zip(requests, found, strict=True):
+            with model.session(400, 1) as session:
+                wanted = session.eval(request.context + request.continuation[:-1], all_logits=True)
+            assert np.array_equal(logits, wanted[len(request.context) - 1 :])
 
-    def count(session, tokens, **options):
-        evaluated.append(len(tokens))
-        return evaluate(session, tokens, **options)
 
-    monkeypatch.setattr(Session, "eval", count)
+def test_whole_pieces_that_contexts_share_are_evaluated_once(novels_2bit, monkeypatch):
+    evaluated, evaluate = [], Engine.eval
+
+    def count(engine, runs):
+        evaluated.append(len(runs[0].tokens))
+        return evaluate(engine, runs)
+
+    monkeypatch.setattr(Engine, "eval", count)
     with Model(novels_2bit) as model:
         runtime = NativeContinuations(model, 1, "f16")
         log_likelihoods(runtime, [Request((1, 2, 3), (token,)) for token in range(4)], lambda _: None)
         assert evaluated == [3]
         evaluated.clear()
-        few_shot = tuple(range(10, 20))
-        requests = [Request((*few_shot, token, 5), (6, 7, 8)) for token in (1, 2, 3)]
+        few_shot = tuple(range(10, 10 + 2 * PIECE_TOKENS + 5))
+        requests = [Request((*few_shot, token), (6, 7, 8)) for token in (1, 2, 3)]
         log_likelihoods(runtime, requests, lambda _: None)
-        assert evaluated == [12, 2, 2, 2, 2, 2]
+        assert evaluated == [len(few_shot) + 3, 8, 8]
 
 
 def test_logits_that_are_not_finite_are_an_error():
