@@ -113,6 +113,8 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     stop_token_ids: Sequence[int] = (),
     min_tokens: int = 0,
     logit_bias: Mapping[int, float] | None = None,
+    json_schema: Mapping[str, Any] | None = None,
+    grammar: str | None = None,
 ) -> Continuation | list[Continuation]:
     """Continue a text or a conversation. Nothing is computed before the result is iterated over or read.
 
@@ -145,6 +147,8 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
         min_tokens: tokens before which no end-of-text token is drawn and no stop string ends the text.
         logit_bias: token ids, and what is added to their logits before anything else; -100 bans a token in practice.
+        json_schema: the text is JSON that this schema describes; it ends when nothing can follow.
+        grammar: the text matches this grammar, in llama.cpp's notation (GBNF) or in Lark's.
 
     Returns:
         An iterator over tokens, each with the text it completes; ``read()`` returns the whole text. Statistics are its
@@ -152,7 +156,8 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
 
     Raises:
         ElutqError: an option is out of range or given by both of its names, the prompt is empty or longer than the
-            context, the model has no such token, or no chat template.
+            context, the model has no such token, or no chat template; the schema or grammar cannot be honoured, or
+            llguidance is not installed.
     """
     from elutq_cli.generation import Continuation, Sampler, SamplingOptions, TextOptions
 
@@ -181,8 +186,10 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         reply=isinstance(prompt, list | tuple) and any(isinstance(entry, Mapping) for entry in prompt),
     )
 
+    form = model.compile_grammar(json_schema, grammar)
+
     def continuation(of: Prompt) -> Continuation:
-        return Continuation(model, model.encode(of), Sampler(options), ending)
+        return Continuation(model, model.encode(of), Sampler(options), ending, form)
 
     if isinstance(prompt, list) and prompt and all(isinstance(entry, str) for entry in prompt):
         texts = [continuation(text) for text in prompt]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from elutq_formats.errors import ElutqError
 
@@ -65,6 +66,18 @@ def json_lines(text: str, place: str) -> Iterator[tuple[str, object]]:
             except (ValueError, RecursionError) as error:
                 raise ElutqError(f"{place}, line {number} is not JSON: {error}") from error
             yield f"{place}, line {number}", value
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 (whatever it says)
+    """Return what a JSON file says.
+
+    Raises:
+        ElutqError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ElutqError(f"{path} is not JSON: {error}") from error
 
 
 def read_template(option: str | None) -> str | None:

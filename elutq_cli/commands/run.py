@@ -19,11 +19,12 @@ from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.blas import configure_blas
 from elutq_cli.streams import shown_text
-from elutq_cli.text_input import decode, decode_file, read_template, read_text
+from elutq_cli.text_input import decode, decode_file, read_json, read_template, read_text
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     from elutq_cli.generation import ChatTemplate, GeneratedToken, LanguageModel, SamplingOptions, TextOptions
+    from elutq_cli.generation.grammar import Grammar
 
 DEFAULT_N_PREDICT = 128
 """Tokens of a plain text, which has no end of its own."""
@@ -90,6 +91,12 @@ def run_command(
         list[str] | None,
         typer.Option(metavar="ID+BIAS", help="Add to a token's logit (ID-BIAS: take off); may be given again."),
     ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The text is JSON that this schema describes.")
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The text matches this grammar (GBNF, or Lark's notation).")
+    ] = None,
     conversation: Annotated[
         bool | None,
         typer.Option("-cnv/-no-cnv", help="Chat, or one answer. Default: chat on a terminal without -p and -f."),
@@ -144,6 +151,10 @@ def run_command(
         stop_token_ids=tuple(stop_token_id or ()),
         min_tokens=min_tokens,
     )
+    if json_schema is not None and grammar is not None:
+        raise ElutqError("a text matches a JSON schema or a grammar: give --json-schema or --grammar")
+    schema = None if json_schema is None else read_json(json_schema)
+    grammar_text = None if grammar is None else read_text(grammar)
     prepare_stream(sys.stdout)
     obstacle = why_no_chat(json_output, logprobs)
     if conversation and obstacle is not None:
@@ -160,8 +171,9 @@ def run_command(
         template = None if raw else language_model.chat_template
         if template is None and not raw and (chatting or system_prompt is not None):
             raise ElutqError(f"{path} has no chat template: give one with --chat-template, or use --raw for plain text")
+        form = language_model.compile_grammar(schema, grammar_text)
         if chatting:
-            chat(language_model, template, system_prompt, text, ctx_size, prompt_cache, sampling, options)
+            chat(language_model, template, system_prompt, text, ctx_size, prompt_cache, sampling, options, form)
             return
         if text is None:
             raise ElutqError(HOW_TO_PROMPT)
@@ -169,12 +181,12 @@ def run_command(
         if template is not None:
             options = replace(options, reply=True)
             text = template.render([{"role": role, "content": part} for role, part in messages if part is not None])
-        if n_predict is None and template is None:
+        if n_predict is None and template is None and form is None:
             options = replace(options, n_predict=DEFAULT_N_PREDICT)
         tokens = language_model.encode_text(text, add_special_tokens=template is None)
         if verbose:
             print(f"{shown_text(text)}\n{tokens}\n", file=sys.stderr)
-        one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, json_output, begin)
+        one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, form, json_output, begin)
 
 
 def why_no_chat(json_output: bool, logprobs: int | None) -> str | None:
@@ -197,6 +209,7 @@ def chat(
     prompt_cache: Path | None,
     sampling: SamplingOptions,
     options: TextOptions,
+    form: Grammar | None,
 ) -> None:
     """Chat at a terminal."""
     from elutq_cli.generation import Conversation, Sampler
@@ -205,7 +218,7 @@ def chat(
 
     model.start(ctx_size)
     cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
-    Chat(Conversation(model, template, system_prompt), Sampler(sampling), options, cache).run(first)
+    Chat(Conversation(model, template, system_prompt), Sampler(sampling), options, cache, form).run(first)
 
 
 def one_shot(
@@ -215,6 +228,7 @@ def one_shot(
     prompt_cache: Path | None,
     sampling: SamplingOptions,
     options: TextOptions,
+    form: Grammar | None,
     json_output: bool,
     begin: float,
 ) -> None:
@@ -232,7 +246,7 @@ def one_shot(
     model.start(choose_context(ctx_size, len(tokens), options.n_predict, model.native.context_length))
     cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
     load_seconds = time.perf_counter() - begin
-    generation = Continuation(model, tokens, Sampler(sampling), options)
+    generation = Continuation(model, tokens, Sampler(sampling), options, form)
     made = stream_text(generation, quiet=json_output)
     if cache is not None:
         cache.keep(generation)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from elutq_cli.generation.continuation import Continuation
 from elutq_cli.generation.generation import Generation
+from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.template import ChatTemplate, Message
@@ -55,8 +56,16 @@ class Conversation:
         """Forget everything but the system prompt."""
         self.messages = []
 
-    def ask(self, content: str, sampler: Sampler, options: TextOptions | None = None) -> Continuation:
+    def ask(
+        self, content: str, sampler: Sampler, options: TextOptions | None = None, grammar: Grammar | None = None
+    ) -> Continuation:
         """Add a message of the user; the reply is to be iterated over and then handed to ``keep``.
+
+        Args:
+            content: the message.
+            sampler: chooses the reply's tokens.
+            options: where it ends.
+            grammar: what it has to match, if anything.
 
         Raises:
             ElutqError: the context cannot hold it, or the template refuses it; the conversation is left as it was.
@@ -65,7 +74,7 @@ class Conversation:
         text = self.text(messages)
         tokens = self._encode(text)
         options = replace(options or TextOptions(), reply=self._template is not None)
-        generation = Continuation(self.model, tokens, sampler, options)
+        generation = Continuation(self.model, tokens, sampler, options, grammar)
         self.messages = messages
         self._pending = _Seen(text, tuple(tokens))
         return generation
@@ -75,7 +84,7 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": generation.text})
         # Where a stop string ended it, the tokens go on past the text: then the prompt alone is known to match.
         reply = [] if generation.stop_string_found else list(generation.tokens)
-        if reply and generation.finish_reason == "stop":
+        if generation.ended_by_token:
             reply.pop()
         text = "" if generation.stop_string_found else generation.text
         self._seen = _Seen(self._pending.text + text, self._pending.tokens + tuple(reply))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from elutq_cli.generation.constraint import Constraint
+from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.scoring import TokenMaker, scored
 from elutq_cli.generation.stopping import StoppableText
@@ -36,11 +38,18 @@ class Generation:
             ``context`` (the context is full), ``time`` (it took too long) or ``cancelled``; None while it goes on.
         error: what went wrong, where the text could not be made.
         stop_string_found: whether it was a stop string that ended the text; its tokens go on past ``text``.
+        ended_by_token: whether it was a token of its own that ended the text, the last of ``tokens``.
         cancelled: whether it is to end; whoever evaluates for it looks.
     """
 
     def __init__(
-        self, prompt: list[int], sampler: Sampler, options: TextOptions, tokenizer: Tokenizer, ctx_size: int
+        self,
+        prompt: list[int],
+        sampler: Sampler,
+        options: TextOptions,
+        tokenizer: Tokenizer,
+        ctx_size: int,
+        grammar: Grammar | None = None,
     ) -> None:
         """Begin with a prompt.
 
@@ -50,6 +59,9 @@ class Generation:
             options: where the text ends.
             tokenizer: makes text of them.
             ctx_size: tokens that a context holds.
+            grammar: what the text has to match: only tokens that it allows are drawn, and the text ends when nothing
+                can follow, before ``min_tokens`` and under ``ignore_eos`` too. All else that ends a text may end it in
+                the middle.
 
         Raises:
             ElutqError: the prompt has no tokens.
@@ -60,6 +72,8 @@ class Generation:
         self._prompt = prompt
         self._history = prompt
         self._tokenizer, self._ctx_size = tokenizer, ctx_size
+        self._grammar = grammar
+        self._constraint: Constraint | None = None
         self._last_tokens = frozenset[int]()
         self._stream: StoppableText | None = None
         self._held_back: deque[TokenMaker] = deque()
@@ -76,7 +90,7 @@ class Generation:
         self.seconds = 0.0
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
-        self.stop_string_found = False
+        self.stop_string_found = self.ended_by_token = False
         self.cancelled = False
 
     @property
@@ -125,6 +139,8 @@ class Generation:
         # Special tokens alone are no text that could go on.
         continues = not options.reply and not all(map(tokenizer.is_hidden, reversed(self._prompt)))
         self._stream = StoppableText(tokenizer, options.stop, continues)
+        if self._grammar is not None:
+            self._constraint = self._grammar.start()
         self._history = list(self._prompt)
         if options.echo:
             echoed = StoppableText(tokenizer, ())
@@ -156,23 +172,26 @@ class Generation:
         if not self.prompt_seconds:
             self._first_made = time.perf_counter()
             self.prompt_seconds = self._first_made - self._begun
-        if self.options.n_predict == 0:
-            self._end("length")
+        if self.options.n_predict == 0 or (self._constraint is not None and self._constraint.complete):
+            self._end("stop" if self.options.n_predict else "length")
             return
-        last = self.sampler.sample(self._allowed(logits), self._history)
+        last = self.sampler.sample(logits, self._history, self._allowed(len(logits)))
         self.tokens.append(last)
         self.seconds = time.perf_counter() - self._first_made
         if last in self._last_tokens:
+            self.ended_by_token = True
             self._end("stop")
             if self.options.echo:
                 self._made.append(self._scored(last, logits)(""))
             return
+        if self._constraint is not None:
+            self._constraint.advance(last)
         self._history.append(last)
         self._held_back.append(self._scored(last, logits))
         if self._stream is not None:
             self._hand_out(self._stream.put(last, len(self.tokens) > self.options.min_tokens))
             self.stop_string_found = self._stream.stopped
-        if self.stop_string_found:
+        if self.stop_string_found or (self._constraint is not None and self._constraint.complete):
             self._end("stop")
         elif len(self.tokens) == self.options.n_predict:
             self._end("length")
@@ -208,21 +227,25 @@ class Generation:
     def _end(self, reason: FinishReason) -> None:
         if self._stream is not None:
             self._hand_out(self._stream.finish())
-        self._stream = None  # with its stop strings, which take memory
+        self._stream = self._constraint = None  # which take memory
         self.finish_reason = reason
 
     def _hand_out(self, texts: list[str]) -> None:
         """Hand out the oldest tokens held back, whose texts these are."""
         self._made.extend(self._held_back.popleft()(text) for text in texts)
 
-    def _allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits without the tokens that would end the text too early."""
-        if len(self.tokens) >= self.options.min_tokens:
-            return logits
-        ends = [token for token in self._last_tokens if token < len(logits)]
-        allowed: NDArray[np.float32] = logits.copy()
-        allowed[ends] = -np.inf
-        return allowed
+    def _allowed(self, vocab_size: int) -> NDArray[np.int64] | None:
+        """Return the tokens that may come next, where not all may: by the grammar, and none that ends it too early."""
+        early = len(self.tokens) < self.options.min_tokens
+        if self._constraint is None:
+            everything = np.arange(vocab_size, dtype=np.int64)
+            return self._without_ends(everything) if early else None
+        allowed = self._constraint.allowed(may_end=not (early or self.options.ignore_eos))
+        later = self._without_ends(allowed) if early else allowed
+        return later if len(later) else allowed
+
+    def _without_ends(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return tokens[~np.isin(tokens, list(self._last_tokens))]
 
     def _scored(self, token: int, logits: NDArray[np.float32]) -> TokenMaker:
         return scored(token, logits, self.options.logprobs, self._tokenizer.spell)

@@ -18,6 +18,7 @@ from elutq_cli.generation.context_size import (
     choose_parallel,
     fit_context,
 )
+from elutq_cli.generation.grammar import Grammar, Schema, Vocabulary
 from elutq_cli.generation.sampling import SamplingOptions
 from elutq_cli.generation.scheduler import Scheduler
 from elutq_cli.generation.template import ChatTemplate, Message
@@ -141,6 +142,31 @@ class LanguageModel:
         if self.chat_template is None:
             raise ElutqError(f"{self.path.name} has no chat template: give a text instead of messages")
         return self.chat_template
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens, for grammars.
+
+        Raises:
+            ElutqError: llguidance is not installed.
+        """
+        return Vocabulary(self.tokenizer, self.native.vocab_size)
+
+    def compile_grammar(self, json_schema: Schema | None, grammar: str | None) -> Grammar | None:
+        """Return what a text has to match, if anything.
+
+        Args:
+            json_schema: it is JSON that this describes.
+            grammar: in llama.cpp's notation (GBNF) or in Lark's.
+
+        Raises:
+            ElutqError: both are given, one cannot be honoured, or llguidance is not installed.
+        """
+        if json_schema is not None and grammar is not None:
+            raise ElutqError("a text matches a JSON schema or a grammar: give one of them")
+        if json_schema is not None:
+            return Grammar.of_json_schema(self.vocabulary, json_schema)
+        return None if grammar is None else Grammar.of_text(self.vocabulary, grammar)
 
     def start(self, ctx_size: int | None = None) -> Scheduler:
         """Start the scheduler, or start it again with other contexts.

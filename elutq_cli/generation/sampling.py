@@ -93,20 +93,30 @@ class Sampler:
         self.options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
 
-    def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
+    def sample(
+        self, logits: NDArray[np.float32], history: Sequence[int], allowed: NDArray[np.int64] | None = None
+    ) -> int:
         """Returns the next token.
 
         Args:
             logits: (vocab_size,) float32; not changed. A token at -inf cannot be drawn.
             history: Tokens of the context so far, oldest first; the penalties look at its end.
+            allowed: (n,) int64, ascending: the tokens to choose from; None: all.
 
         Raises:
             ElutqError: The largest logit is not finite, as damaged weights make it.
         """
-        options = self.options
         logits = self._penalised(self._biased(logits), history)
+        if allowed is not None:
+            logits = logits.take(allowed, mode="clip")  # twice as fast as an index
         if not np.isfinite(logits.max()):
             raise ElutqError("the logits are not finite: the weights are damaged; make the model again")
+        chosen = self._choose(logits)
+        return chosen if allowed is None else int(allowed[chosen])
+
+    def _choose(self, logits: NDArray[np.float32]) -> int:
+        """Returns the place of a token among (n,) logits."""
+        options = self.options
         if options.temp == 0:
             return int(np.argmax(logits))
         kept = largest(logits, options.top_k if options.top_k > 0 else len(logits))

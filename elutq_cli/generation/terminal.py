@@ -10,6 +10,7 @@ from typing import TextIO
 from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.generation.continuation import Continuation
 from elutq_cli.generation.conversation import Conversation
+from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.interruption import interruptible
 from elutq_cli.generation.prompt_cache import PromptCache
 from elutq_cli.generation.sampling import Sampler
@@ -75,6 +76,7 @@ class Chat:
         sampler: Sampler,
         options: TextOptions,
         cache: PromptCache | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Prepare.
 
@@ -83,11 +85,12 @@ class Chat:
             sampler: of all replies.
             options: of all replies.
             cache: where the keys and values of the first message, and all before it, are kept.
+            grammar: what every reply has to match, if anything.
         """
         self._conversation = conversation
         self._sampler = sampler
         self._options = options
-        self._cache = cache
+        self._cache, self._grammar = cache, grammar
         self._attached = ""
 
     def run(self, first: str | None = None) -> None:
@@ -145,7 +148,7 @@ class Chat:
     def _reply(self, message: str) -> None:
         conversation = self._conversation
         try:
-            generation = conversation.ask(message, self._sampler, self._options)
+            generation = conversation.ask(message, self._sampler, self._options, self._grammar)
         except ContextOverflowError as error:
             _say(
                 f"[the conversation needs {error.amount} tokens and the context holds {error.ctx_size}: "

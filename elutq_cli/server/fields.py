@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping
 from typing import Any
 
 from elutq_cli.server.errors import RequestError
@@ -65,6 +65,10 @@ class Fields:
         if any(value != values[0] for value in values[1:]):
             raise RequestError(f"{' and '.join(names)} are one thing: give one of them", names[0])
         return values[0] if values else None
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return all fields as they came."""
+        return self._body.items()
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return an object; nothing is an empty one."""

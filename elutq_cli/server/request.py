@@ -13,6 +13,7 @@ from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.messages import render
+from elutq_cli.server.structure import read_structure
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import ALL_TOKENS
 
@@ -167,9 +168,9 @@ def _request(
 
     def text(tokens: list[int], candidate: int) -> Generation:
         own = seed if seed == NEW_SEED else (seed + candidate) % SEEDS
-        return Generation(tokens, Sampler(sampling(own)), options, model.tokenizer, model.ctx_size)
+        return Generation(tokens, Sampler(sampling(own)), options, model.tokenizer, model.ctx_size, grammar)
 
-    sampling = _sampling(fields, model)
+    sampling, grammar = _sampling(fields, model), read_structure(fields, model)
     # The same request with a seed is to give the same text again.
     reuse = Reuse.ALL if seed == NEW_SEED else Reuse.EXACT
     if not fields.flag("cache_prompt", True):

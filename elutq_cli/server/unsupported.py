@@ -53,18 +53,7 @@ _SAMPLING: Unsupported = {
 }
 
 _GRAMMAR: Unsupported = {
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
     "structural_tag": (),
-    "guided_json": (),
-    "guided_regex": ("",),
-    "guided_choice": ([],),
-    "guided_grammar": ("",),
-    "grammar": ("",),
-    "grammar_string": ("",),
-    "json_schema": (),
-    "regex": ("",),
-    "ebnf": ("",),
     "format": ("",),
     "allowed_token_ids": ([],),
     "bad_words": ([],),

@@ -282,3 +282,24 @@ def test_seed_minus_one_is_a_new_one_that_is_told(novels_2bit):
     options = (novels_2bit, "-p", PROMPT, "-n", 1, "--seed", -1, "--json")
     first, second = (json.loads(text_of(elutq(*options)))["seed"] for _ in range(2))
     assert first != second
+
+
+def test_a_schema_or_a_grammar_binds_the_text(novels_2bit, tmp_path):
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.gbnf"
+    schema.write_text('{"enum": [["one", 2]]}')
+    grammar.write_text('root ::= "yes" | "no"\n')
+    flags = ("-p", PROMPT, "--temp", 1.5)
+    assert json.loads(text_of(elutq(novels_2bit, *flags, "--json-schema", schema))) == ["one", 2]
+    values = json.loads(text_of(elutq(novels_2bit, *flags, "--grammar", grammar, "--json")))
+    assert (values["text"] in ("yes", "no"), values["finish_reason"]) == (True, "stop")
+
+
+def test_a_wrong_schema_is_told_in_one_line(novels_2bit, tmp_path):
+    schema = tmp_path / "schema.json"
+    for text, word in (("{", "not JSON"), ('{"items": {"not": {}}}', "(at items)"), ("[]", "cannot be honoured")):
+        schema.write_text(text)
+        result = elutq(novels_2bit, "-p", PROMPT, "--json-schema", schema)
+        assert (result.returncode, result.stdout, result.stderr.count(b"\n")) == (2, b"", 1)
+        assert word in result.stderr.decode()
+    both = elutq(novels_2bit, "-p", PROMPT, "--json-schema", schema, "--grammar", schema)
+    assert both.returncode == 2 and b"give --json-schema or --grammar" in both.stderr

@@ -57,8 +57,7 @@ def tokens(client, **body):
 @pytest.mark.parametrize(
     "field",
     [
-        *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar"),
-        *("json_schema", "response_format", "allowed_token_ids", "bad_words", "logits_processors"),
+        *("structural_tag", "format", "allowed_token_ids", "bad_words", "logits_processors"),
         *("use_beam_search", "length_penalty", "typical_p", "mirostat", "dry_multiplier"),
         *("xtc_probability", "dynatemp_range", "samplers", "top_n_sigma", "top_a", "prompt_logprobs", "n_probs"),
         *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "chat_template"),
