@@ -37,7 +37,7 @@ class Generation:
         finish_reason: ``stop`` (the model or a stop string ended the text), ``length`` (as many tokens as asked for),
             ``context`` (the context is full), ``time`` (it took too long) or ``cancelled``; None while it goes on.
         error: what went wrong, where the text could not be made.
-        stop_string_found: whether it was a stop string that ended the text; its tokens go on past ``text``.
+        stop_string: the one that ended the text, whose tokens go on past ``text``.
         ended_by_token: whether it was a token of its own that ended the text, the last of ``tokens``.
         cancelled: whether it is to end; whoever evaluates for it looks.
     """
@@ -90,7 +90,8 @@ class Generation:
         self.seconds = 0.0
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
-        self.stop_string_found = self.ended_by_token = False
+        self.stop_string: str | None = None
+        self.ended_by_token = False
         self.cancelled = False
 
     @property
@@ -110,6 +111,11 @@ class Generation:
     def ended(self) -> bool:
         """Whether nothing more will be made."""
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def stop_string_found(self) -> bool:
+        """Whether it was a stop string that ended the text."""
+        return self.stop_string is not None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -190,7 +196,7 @@ class Generation:
         self._held_back.append(self._scored(last, logits))
         if self._stream is not None:
             self._hand_out(self._stream.put(last, len(self.tokens) > self.options.min_tokens))
-            self.stop_string_found = self._stream.stopped
+            self.stop_string = self._stream.stop_string
         if self.stop_string_found or (self._constraint is not None and self._constraint.complete):
             self._end("stop")
         elif len(self.tokens) == self.options.n_predict:

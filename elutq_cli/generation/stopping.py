@@ -20,7 +20,7 @@ class _Matcher:
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._children: list[dict[str, int]] = [{}]
-        self._depth, self._found = [0], [0]
+        self._depth, self._found = [0], [""]
         for string in filter(None, strings):
             node = 0
             for character in string:
@@ -28,8 +28,8 @@ class _Matcher:
                 if node == len(self._children):
                     self._children.append({})
                     self._depth.append(0)
-                    self._found.append(0)
-            self._found[node] = len(string)
+                    self._found.append("")
+            self._found[node] = string
         self._links = self._link()
         self._node = 0
         self.n_begun = 0
@@ -52,8 +52,8 @@ class _Matcher:
             node = links[node]
         return self._children[node].get(character, 0)
 
-    def step(self, character: str) -> int:
-        """Append a character; return the length of the longest string that it completes, or 0."""
+    def step(self, character: str) -> str:
+        """Append a character; return the longest string that it completes, or none."""
         self._node = self._follow(self._node, character, self._links)
         self.n_begun = self._depth[self._node]
         return self._found[self._node]
@@ -66,7 +66,7 @@ class StoppableText:
     What may become a stop string is held back, and the token that it is of.
 
     Attributes:
-        stopped: whether a stop string was found.
+        stop_string: the one that was found, and ended the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], continues: bool = False) -> None:
@@ -86,7 +86,7 @@ class StoppableText:
         self._characters: deque[tuple[int, int, str]] = deque()
         self._n_tokens = 0
         self._character_begins = 0
-        self.stopped = False
+        self.stop_string: str | None = None
 
     def put(self, token: int, may_stop: bool = True) -> list[str]:
         """Append a token; return the texts of those that are now certain to belong to the result, oldest first.
@@ -110,15 +110,15 @@ class StoppableText:
                 self._characters.append((self._character_begins, ends, character))
                 if not is_lost:
                     self._character_begins = self._n_tokens
-            if (length := self._matcher.step(character)) and may_stop:
-                self.stopped = True
-                return self._stop(length)
+            if (found := self._matcher.step(character)) and may_stop:
+                self.stop_string = found
+                return self._stop(len(found))
         self._n_tokens += 1
         return self._release(len(self._characters) - self._matcher.n_begun)
 
     def finish(self) -> list[str]:
         """Return the texts of the tokens still held back."""
-        if self.stopped or not self._texts:
+        if self.stop_string is not None or not self._texts:
             return []
         self._characters.extend((self._character_begins, max(self._texts), lost) for lost in self._stream.finish())
         return self._release(len(self._characters))

@@ -1,9 +1,9 @@
 """The HTTP endpoint: routes and streams."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,20 +15,26 @@ from starlette.routing import Route
 
 from elutq_cli.generation import GeneratedToken, LanguageModel
 from elutq_cli.server.access import Access
+from elutq_cli.server.dialects import anthropic
+from elutq_cli.server.dialects.dialect import Dialect
+from elutq_cli.server.dialects.openai import ChatCompletions, Completions
 from elutq_cli.server.engine import Engine, Job
-from elutq_cli.server.errors import ErrorBodies, UnknownModelError, answer_http_error, explain
+from elutq_cli.server.errors import ErrorBodies, ErrorResponses, UnknownModelError, explain
 from elutq_cli.server.fields import parse_json
 from elutq_cli.server.metrics import CONTENT_TYPE
-from elutq_cli.server.request import TextRequest, read_chat, read_completion
-from elutq_cli.server.response import (
-    Body,
-    ChatResponder,
-    Choice,
-    CompletionResponder,
-    Responder,
-    best_choices,
-    usage,
-)
+from elutq_cli.server.request import TextRequest
+from elutq_cli.server.response import Choice, Responder, best_choices, usage
+
+DIALECTS: dict[str, type[Dialect]] = {
+    "/v1/completions": Completions,
+    "/v1/chat/completions": ChatCompletions,
+    "/v1/messages": anthropic.Messages,
+    "/v1/messages/count_tokens": anthropic.CountTokens,
+}
+"""Routes at which texts are asked for, and what is spoken there."""
+
+ERROR_FORMS = {"/v1/messages": anthropic.error_body}
+"""Beginnings of paths, and what makes the bodies of errors there; OpenAI's elsewhere."""
 
 MOST_BODY_BYTES = 8 << 20
 
@@ -39,13 +45,6 @@ SILENT_SECONDS = 10.0
 """A stream is silent at the longest, so that nothing on its way takes it for dead while a long prompt is read."""
 
 Result = TypeVar("Result")
-
-
-class Reader(Protocol):
-    """Reads a body; see ``read_chat``."""
-
-    def __call__(self, body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
-        """Return what it asks for."""
 
 
 def make_app(
@@ -67,16 +66,16 @@ def make_app(
         origins: of web pages, beside the server's own, that a browser lets ask and read; ``*``: of all.
     """
     endpoint = Endpoint(engine, name, max_tokens)
+    responses = ErrorResponses(ERROR_FORMS)
     return Starlette(
         routes=[
             Route("/v1/models", endpoint.models),
             Route("/v1/models/{name:path}", endpoint.model),
-            Route("/v1/completions", endpoint.completions, methods=["POST"]),
-            Route("/v1/chat/completions", endpoint.chat_completions, methods=["POST"]),
+            *(Route(path, endpoint.speak(dialect), methods=["POST"]) for path, dialect in DIALECTS.items()),
             Route("/health", endpoint.health),
             Route("/metrics", endpoint.metrics),
         ],
-        exception_handlers={HTTPException: answer_http_error},
+        exception_handlers={HTTPException: responses.answer_http_error},
         middleware=[
             # First: a browser asks whether it may ask without the key, and pages are to read errors too.
             Middleware(
@@ -86,7 +85,7 @@ def make_app(
                 allow_headers=("*",),
                 expose_headers=("Retry-After",),
             ),
-            Middleware(ErrorBodies),
+            Middleware(ErrorBodies, responses=responses),
             Middleware(Access, api_key=api_key, hosts=hosts),
         ],
     )
@@ -103,7 +102,10 @@ class Endpoint:
 
     async def models(self, _: Request) -> Response:
         """List the one model."""
-        return JSONResponse({"object": "list", "data": [self._entry]})
+        name = self._entry["id"]
+        return JSONResponse(
+            {"object": "list", "data": [self._entry], "has_more": False, "first_id": name, "last_id": name}
+        )
 
     async def model(self, request: Request) -> Response:
         """Describe the model."""
@@ -121,23 +123,25 @@ class Endpoint:
         """Tell Prometheus what was counted and measured."""
         return Response(self._engine.metrics.show(), media_type=CONTENT_TYPE)
 
-    async def chat_completions(self, request: Request) -> Response:
-        """Answer a conversation."""
-        return await self._answer(request, read_chat, ChatResponder)
+    def speak(self, dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
+        """Return what answers the requests of an API."""
 
-    async def completions(self, request: Request) -> Response:
-        """Continue a text."""
-        return await self._answer(request, read_completion, CompletionResponder)
+        async def answer(request: Request) -> Response:
+            return await self._answer(request, dialect(self._engine.model, self._entry["id"]))
 
-    async def _answer(self, request: Request, read: Reader, kind: type[Responder]) -> Response:
-        wanted = await self._read(await _read_body(request), read)
+        return answer
+
+    async def _answer(self, request: Request, dialect: Dialect) -> Response:
+        wanted = await self._read(await _read_body(request), dialect.read)
+        if wanted is None:
+            return JSONResponse(dialect.nothing())
         engine = self._engine
-        responder = kind(str(self._entry["id"]), engine.model.tokenizer, wanted.scored)
+        responder = dialect.kind.responder(self._entry["id"], engine.model.tokenizer, wanted.scored)
         job = engine.submit(wanted.generations, wanted.reuse)
         if wanted.stream:
             return StreamingResponse(
-                _events(job, responder, wanted),
-                media_type="text/event-stream",
+                _events(job, responder, wanted, dialect),
+                media_type=dialect.media_type,
                 headers={"Cache-Control": "no-cache"},
             )
         try:
@@ -147,13 +151,14 @@ class Endpoint:
         if made is None:
             raise ClientDisconnect
         choices = best_choices(made, wanted.n_candidates, wanted.n_choices)
-        return JSONResponse(responder.whole(choices, usage(wanted.generations, wanted.n_candidates)))
+        answer = responder.whole(choices, usage(wanted.generations, wanted.n_candidates))
+        return JSONResponse(dialect.whole(answer))
 
-    async def _read(self, body: bytes, read: Reader) -> TextRequest:
+    async def _read(self, body: bytes, read: Callable[[object, int | None], Result]) -> Result:
         """Read a body; templates and tokenizers take their time: not in the loop that serves everybody."""
 
-        def work() -> TextRequest:
-            return read(parse_json(body), self._engine.model, self._max_tokens)
+        def work() -> Result:
+            return read(parse_json(body), self._max_tokens)
 
         if len(body) < LARGE_BODY_BYTES:
             return await asyncio.to_thread(work)
@@ -163,11 +168,14 @@ class Endpoint:
 
 def _describe(model: LanguageModel, name: str) -> dict[str, Any]:
     """Return the entry of /v1/models, the context's length under the names that other servers give it."""
-    info = model.native.info
+    info, made = model.native.info, int(model.path.stat().st_mtime)
     return {
         "id": name,
         "object": "model",
-        "created": int(model.path.stat().st_mtime),
+        "type": "model",
+        "display_name": name,
+        "created": made,
+        "created_at": datetime.fromtimestamp(made, timezone.utc).isoformat(),
         "owned_by": "elutq",
         "context_length": model.ctx_size,
         "max_model_len": model.ctx_size,
@@ -224,31 +232,36 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
-async def _events(job: Job, responder: Responder, wanted: TextRequest) -> AsyncIterator[bytes]:
-    """Yield a stream's server-sent events; Starlette closes it when the client leaves."""
+async def _events(job: Job, responder: Responder, wanted: TextRequest, dialect: Dialect) -> AsyncIterator[bytes]:
+    """Yield what a stream says; Starlette closes it when the client leaves."""
     made = job.stream(SILENT_SECONDS)
     try:
+        for part in dialect.opening():
+            yield part
         for body in responder.opening(len(job.generations)):
-            yield _event(body)
+            for part in dialect.piece(body):
+                yield part
         try:
             async for item in made:
                 if item is None:
-                    yield b": still at work\n\n"
+                    yield dialect.silence
                     continue
                 index, token = item
                 if token is None:
-                    yield _event(responder.end(index, job.generations[index]))
+                    body = responder.end(index, job.generations[index])
                 elif token.text or responder.scored:
-                    yield _event(responder.piece(index, token))
+                    body = responder.piece(index, token)
+                else:
+                    continue
+                for part in dialect.piece(body):
+                    yield part
         except Exception as error:  # the status has gone out: what is wrong now is the stream's last event
-            yield _event(explain(error).body)
+            yield dialect.failure(explain(error))
             return
         if wanted.include_usage:
-            yield _event(responder.closing(usage(job.generations, wanted.n_candidates)))
-        yield b"data: [DONE]\n\n"
+            for part in dialect.piece(responder.closing(usage(job.generations, wanted.n_candidates))):
+                yield part
+        for part in dialect.closing():
+            yield part
     finally:
         job.cancel()
-
-
-def _event(body: Body) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"

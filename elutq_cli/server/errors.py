@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,12 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def named_message(self) -> str:
+        """The message with the field that is at fault, for those whose errors have no place of their own for it."""
+        unnamed = self.parameter is not None and self.parameter not in self.message
+        return f"{self.parameter}: {self.message}" if unnamed else self.message
+
+    @property
     def body(self) -> dict[str, Any]:
         """The body of the response, or the event that ends a stream."""
         return {
@@ -109,16 +115,35 @@ def explain(error: Exception) -> Fault:
     return Fault(500, "the server failed; its log says where", "server_error")
 
 
-async def answer_http_error(_: Request, error: Exception) -> Response:
-    """Answer what Starlette itself finds wrong."""
-    return _response(error)
+class ErrorResponses:
+    """Makes responses of exceptions, in the form that the API has of which the path is."""
+
+    def __init__(self, forms: Mapping[str, Callable[[Fault], dict[str, Any]]]) -> None:
+        """Begin.
+
+        Args:
+            forms: what makes the body of a fault, by how the paths begin that want it; of all others OpenAI's.
+        """
+        self._forms = forms
+
+    def make(self, path: str, error: Exception) -> Response:
+        """Return the response."""
+        fault = explain(error)
+        form = next((form for beginning, form in self._forms.items() if path.startswith(beginning)), None)
+        body = fault.body if form is None else form(fault)
+        return JSONResponse(body, fault.status, headers=dict(fault.headers))
+
+    async def answer_http_error(self, request: Request, error: Exception) -> Response:
+        """Answer what Starlette itself finds wrong."""
+        return self.make(request.url.path, error)
 
 
 class ErrorBodies:
     """ASGI middleware around everything: an exception that nobody caught becomes a response."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, responses: ErrorResponses) -> None:
+        """Wrap an application."""
+        self._app, self._responses = app, responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -139,12 +164,7 @@ class ErrorBodies:
             if started:
                 _log(error)
             else:
-                await _response(error)(scope, receive, send)
-
-
-def _response(error: Exception) -> Response:
-    fault = explain(error)
-    return JSONResponse(fault.body, fault.status, headers=dict(fault.headers))
+                await self._responses.make(scope["path"], error)(scope, receive, send)
 
 
 def _log(error: Exception) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import ItemsView, Mapping
+from collections.abc import ItemsView, Iterable, Mapping
 from typing import Any
 
 from elutq_cli.server.errors import RequestError
@@ -69,6 +69,10 @@ class Fields:
     def items(self) -> ItemsView[str, Any]:
         """Return all fields as they came."""
         return self._body.items()
+
+    def without(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return all other fields, as they came."""
+        return {name: value for name, value in self._body.items() if name not in names}
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return an object; nothing is an empty one."""

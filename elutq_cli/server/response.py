@@ -101,6 +101,7 @@ class Responder(ABC):
         """Return the body of an answer in one piece."""
         bodies = [
             self.choice(index, tokens, generation.text, FINISH_REASONS[generation.finish_reason])
+            | {"stop_reason": generation.stop_string}
             for index, (generation, tokens) in enumerate(choices)
         ]
         return self._frame | {"object": self.kind, "choices": bodies, "usage": usage}
@@ -115,7 +116,8 @@ class Responder(ABC):
 
     def end(self, index: int, generation: Generation) -> Body:
         """Return the piece of a stream by which one of its texts ends."""
-        return self._chunk([self.chunk_choice(index, [], "", FINISH_REASONS[generation.finish_reason])])
+        choice = self.chunk_choice(index, [], "", FINISH_REASONS[generation.finish_reason])
+        return self._chunk([choice | {"stop_reason": generation.stop_string}])
 
     def closing(self, usage: Body) -> Body:
         """Return the piece by which a stream ends whose client asked for the number of tokens."""

@@ -33,9 +33,9 @@ def texts_of(pieces, stop, n_early=0):
     stream, made = StoppableText(Pieces(*pieces), stop), []
     for token in range(len(pieces)):
         made.append(stream.put(token, token >= n_early))
-        if stream.stopped:
+        if stream.stop_string is not None:
             break
-    return [*made, stream.finish()], stream.stopped
+    return [*made, stream.finish()], stream.stop_string is not None
 
 
 def joined(made):
