@@ -183,7 +183,7 @@ static void check_one_text(elutq_model *model, const struct run *alone, const ch
 
 /* ---- many texts in one pass ---- */
 
-#define N_TOGETHER 5
+#define N_TOGETHER 3
 
 /* Texts that begin at different tokens, appended to by pieces of different sizes; `alone` has what the whole one gives. */
 struct together {
@@ -195,7 +195,7 @@ struct together {
 /* Tokens that text i takes next: prompts of one to nine tokens, token by token, or nothing for a while. */
 static size_t next_tokens(const struct together *together, unsigned i, unsigned round) {
     const size_t left = N_TOKENS - together->done[i];
-    const size_t wanted = i == 0 ? 1 : (i + round) % 3 == 0 ? 0 : together->done[i] == 0 ? 2 * i + 1 : 1;
+    const size_t wanted = i == 0 ? 1 : (i + round) % 3 == 0 ? 0 : together->done[i] == 0 ? 4 * i + 1 : 1;
     return wanted < left ? wanted : left;
 }
 
@@ -241,7 +241,7 @@ static void stop_together(struct together *together) {
 /* Sequences that come and go, and cancelling, while an engine evaluates others. */
 static void *come_and_go(void *argument) {
     const struct run *run = argument;
-    for (unsigned i = 0; i < 20; i++) {
+    for (unsigned i = 0; i < 5; i++) {
         struct together others;
         start_together(run, &others);
         stop_together(&others);
