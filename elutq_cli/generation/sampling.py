@@ -157,14 +157,19 @@ class Sampler:
         return penalised
 
 
+COLUMN = 64
+"""Values of which one maximum is taken: partitioning the maxima takes a fifth of the time of partitioning them all."""
+
+
 def largest(values: NDArray[np.floating], n: int) -> NDArray[np.int64]:
     """Returns the tokens with the n largest of (vocab_size,) values, the largest first, the lower id among equals."""
-    candidates = np.arange(len(values))
-    if n == 0:
-        return candidates[:0]
-    if n < len(values):
-        threshold = np.partition(values, len(values) - n)[len(values) - n]
-        candidates = np.flatnonzero(values >= threshold)
+    n_columns = len(values) // COLUMN
+    if 0 < n < n_columns:
+        # The n largest of the columns' maxima are n values: no smaller one is among the n largest of all.
+        maxima = values[: COLUMN * n_columns].reshape(COLUMN, n_columns).max(axis=0)
+        candidates = np.flatnonzero(values >= np.partition(maxima, n_columns - n)[n_columns - n])
+    else:
+        candidates = np.arange(len(values))
     order = np.argsort(-values[candidates], kind="stable")
     return candidates[order][:n]
 

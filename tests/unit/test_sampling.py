@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from elutq_cli.generation.sampling import Sampler, SamplingOptions, log_probabilities
+from elutq_cli.generation.sampling import Sampler, SamplingOptions, largest, log_probabilities
 from elutq_formats.errors import ElutqError
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temp": 1.0}
@@ -185,3 +185,17 @@ def test_a_token_that_is_masked_cannot_be_drawn():
 def test_a_bias_that_is_not_finite(bias):
     with pytest.raises(ElutqError, match="bias of token 3"):
         SamplingOptions(logit_bias=((3, bias),))
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 1000, 49152])
+@pytest.mark.parametrize("kind", ["apart", "many equal", "most impossible", "ascending"])
+def test_the_largest_are_those_of_a_stable_sort(size, kind):
+    values = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    if kind == "many equal":
+        values = np.round(values)
+    elif kind == "most impossible":
+        values[values < 1] = -np.inf
+    elif kind == "ascending":
+        values.sort()
+    for n in {0, 1, 5, min(40, size), size}:
+        assert np.array_equal(largest(values, n), np.argsort(-values, kind="stable")[:n])
