@@ -64,12 +64,14 @@ def serve_command(
             help="Web pages that may use this server, as https://chat.example.com; may be given again. *: all pages.",
         ),
     ] = None,
+    ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Whether there is a page to chat on, at /.")] = True,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log every request to stderr.")] = False,
 ) -> None:
     """Serve a model to OpenAI clients.
 
-    The routes are /v1/models, /v1/completions and /v1/chat/completions. Several texts are made at a time, each in a
-    slot with a context of its own. Unless told otherwise the server can be reached from this machine only.
+    The routes are /v1/models, /v1/completions and /v1/chat/completions; at / is a page to chat on in a browser.
+    Several texts are made at a time, each in a slot with a context of its own. Unless told otherwise the server can be
+    reached from this machine only.
 
     Example: elutq serve model.gguf --port 8080
     """
@@ -106,11 +108,13 @@ def serve_command(
         n_slots = len(language_model.scheduler.contexts)
         context = describe_context(language_model.ctx_size, language_model.kv_bytes, n_slots)
         lines = [f"{shown_line(name)}: {url(listener)}, {context}"]
+        if ui:
+            lines.append(f"chat in a browser: {url(listener).removesuffix('v1')}")
         if template is None:
             lines.append("no chat template in the file: texts are continued, /v1/chat/completions is refused")
         if not is_local(listener) and api_key is None:
             lines.append("anyone who can reach this address can use the model: see --api-key")
         anything = "*" in (allowed_host or ()) or not (names or is_local(listener))
         with Engine(language_model, max_queue, max_seconds) as engine:
-            app = make_app(engine, name, api_key, None if anything else [*names, host.lower()], max_tokens, origins)
+            app = make_app(engine, name, api_key, None if anything else [*names, host.lower()], max_tokens, origins, ui)
             run(app, engine, listener, verbose, lambda: print(*lines, sep="\n", file=sys.stderr))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from elutq_cli.server import page
 from elutq_formats.errors import ElutqError
 
 PUBLIC_PATHS = frozenset({"/health"})
@@ -49,7 +50,8 @@ class Access:
         """
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
             self._check_host(scope)
-            self._check_key(scope)
+            if scope["path"] not in page.FILES:  # which asks for the key itself
+                self._check_key(scope)
         await self._app(scope, receive, send)
 
     def _check_host(self, scope: Scope) -> None:

@@ -22,6 +22,7 @@ from elutq_cli.server.engine import Engine, Job
 from elutq_cli.server.errors import ErrorBodies, ErrorResponses, UnknownModelError, explain
 from elutq_cli.server.fields import parse_json
 from elutq_cli.server.metrics import CONTENT_TYPE
+from elutq_cli.server.page import page_routes
 from elutq_cli.server.request import TextRequest
 from elutq_cli.server.response import Choice, Responder, best_choices, usage
 
@@ -54,6 +55,7 @@ def make_app(
     hosts: Sequence[str] | None = (),
     max_tokens: int | None = None,
     origins: Sequence[str] = (),
+    ui: bool = True,
 ) -> Starlette:
     """Return the application.
 
@@ -64,6 +66,7 @@ def make_app(
         hosts: names by which the server may be called beside localhost and its own address; None: any.
         max_tokens: of one text; None: what the context has room for.
         origins: of web pages, beside the server's own, that a browser lets ask and read; ``*``: of all.
+        ui: whether there is a page to chat on.
     """
     endpoint = Endpoint(engine, name, max_tokens)
     responses = ErrorResponses(ERROR_FORMS)
@@ -74,6 +77,7 @@ def make_app(
             *(Route(path, endpoint.speak(dialect), methods=["POST"]) for path, dialect in DIALECTS.items()),
             Route("/health", endpoint.health),
             Route("/metrics", endpoint.metrics),
+            *(page_routes() if ui else ()),
         ],
         exception_handlers={HTTPException: responses.answer_http_error},
         middleware=[
@@ -177,6 +181,7 @@ def _describe(model: LanguageModel, name: str) -> dict[str, Any]:
         "created": made,
         "created_at": datetime.fromtimestamp(made, timezone.utc).isoformat(),
         "owned_by": "elutq",
+        "capabilities": ["completion"] if model.chat_template is None else ["completion", "chat"],
         "context_length": model.ctx_size,
         "max_model_len": model.ctx_size,
         "meta": {

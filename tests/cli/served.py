@@ -34,6 +34,9 @@ class Server:
         found = re.search(r"http://(127[0-9.]+):(\d+)/v1", line)
         assert found, line
         self.host, self.port, self.address = found[1], int(found[2]), found[0]
+        if "--no-ui" not in command:
+            page = self.process.stderr.readline().decode()
+            assert page == f"chat in a browser: {self.address.removesuffix('v1')}\n"
 
     def client(self, api_key="none"):
         return openai.OpenAI(base_url=self.address, api_key=api_key, max_retries=0, timeout=DEADLINE)

@@ -218,6 +218,7 @@ def test_other_statuses(server):
     assert server.post(b" " * (9 << 20))[0] == 413
     assert server.request("GET", "/v1/models", headers={"Host": "evil.example"})[0] == 400
     assert server.request("GET", "/v1/models", headers={"Host": f"localhost:{server.port}"})[0] == 200
+    assert server.request("GET", "/")[1].startswith(b"<!doctype html>")
     assert server.request("GET", "/health") == (200, {"status": "ok", "waiting": 0, "slots": 4, "busy": 0})
 
 
@@ -286,7 +287,17 @@ def test_what_is_no_http_is_told_in_json_and_never_ends_in_a_traceback(server):
 
 
 def test_another_address_a_name_and_bounds_may_be_given(chat_model):
-    options = ["--alias", "my/model", "--allowed-host", "models.example", "--max-tokens", 3, "--host", "127.0.0.2"]
+    options = [
+        "--alias",
+        "my/model",
+        "--allowed-host",
+        "models.example",
+        "--max-tokens",
+        3,
+        "--host",
+        "127.0.0.2",
+        "--no-ui",
+    ]
     server = Server(chat_model, "-c", 64, *options)
     try:
         client = server.client()
@@ -295,6 +306,7 @@ def test_another_address_a_name_and_bounds_may_be_given(chat_model):
         text = client.completions.create(model="my/model", prompt="My dear", max_tokens=40)
         assert (text.usage.completion_tokens, text.choices[0].finish_reason) == (3, "length")
         assert server.request("GET", "/v1/models", headers={"Host": "models.example"})[0] == 200
+        assert server.request("GET", "/")[0] == 404
         assert server.request("GET", "/v1/models", headers={"Host": "other.example"})[0] == 400
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="any", prompt="word " * 100)
