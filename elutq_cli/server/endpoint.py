@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from elutq_cli.generation import GeneratedToken, LanguageModel
 from elutq_cli.server.access import Access
-from elutq_cli.server.dialects import anthropic
+from elutq_cli.server.dialects import anthropic, ollama, ollama_models
 from elutq_cli.server.dialects.dialect import Dialect
 from elutq_cli.server.dialects.openai import ChatCompletions, Completions
 from elutq_cli.server.engine import Engine, Job
@@ -24,17 +24,25 @@ from elutq_cli.server.fields import parse_json
 from elutq_cli.server.metrics import CONTENT_TYPE
 from elutq_cli.server.page import page_routes
 from elutq_cli.server.request import TextRequest
-from elutq_cli.server.response import Choice, Responder, best_choices, usage
+from elutq_cli.server.response import Body, Choice, Responder, best_choices, usage
 
 DIALECTS: dict[str, type[Dialect]] = {
     "/v1/completions": Completions,
     "/v1/chat/completions": ChatCompletions,
     "/v1/messages": anthropic.Messages,
     "/v1/messages/count_tokens": anthropic.CountTokens,
+    "/api/chat": ollama.Chat,
+    "/api/generate": ollama.Generate,
 }
 """Routes at which texts are asked for, and what is spoken there."""
 
-ERROR_FORMS = {"/v1/messages": anthropic.error_body}
+TOLD = {"/api/version": ollama_models.version, "/api/tags": ollama_models.tags, "/api/ps": ollama_models.tags}
+"""Routes at which something is told of the model, and what makes it of the model and its name."""
+
+ASKED = {"/api/show": ollama_models.show}
+"""Routes at which something is asked for that is no text, and what makes it of the body, the model and its name."""
+
+ERROR_FORMS = {"/v1/messages": anthropic.error_body, "/api/": ollama.error_body}
 """Beginnings of paths, and what makes the bodies of errors there; OpenAI's elsewhere."""
 
 MOST_BODY_BYTES = 8 << 20
@@ -46,6 +54,7 @@ SILENT_SECONDS = 10.0
 """A stream is silent at the longest, so that nothing on its way takes it for dead while a long prompt is read."""
 
 Result = TypeVar("Result")
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
@@ -75,6 +84,8 @@ def make_app(
             Route("/v1/models", endpoint.models),
             Route("/v1/models/{name:path}", endpoint.model),
             *(Route(path, endpoint.speak(dialect), methods=["POST"]) for path, dialect in DIALECTS.items()),
+            *(Route(path, endpoint.tell(what)) for path, what in TOLD.items()),
+            *(Route(path, endpoint.ask(what), methods=["POST"]) for path, what in ASKED.items()),
             Route("/health", endpoint.health),
             Route("/metrics", endpoint.metrics),
             *(page_routes() if ui else ()),
@@ -127,7 +138,25 @@ class Endpoint:
         """Tell Prometheus what was counted and measured."""
         return Response(self._engine.metrics.show(), media_type=CONTENT_TYPE)
 
-    def speak(self, dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
+    def tell(self, what: Callable[[LanguageModel, str], Body]) -> Handler:
+        """Return what tells something of the model."""
+
+        async def answer(_: Request) -> Response:
+            return JSONResponse(what(self._engine.model, self._entry["id"]))
+
+        return answer
+
+    def ask(self, what: Callable[[object, LanguageModel, str], Body]) -> Handler:
+        """Return what answers bodies that ask for no text."""
+
+        async def answer(request: Request) -> Response:
+            body = await _read_body(request)
+            answer = await self._read(body, lambda parsed, _: what(parsed, self._engine.model, self._entry["id"]))
+            return JSONResponse(answer)
+
+        return answer
+
+    def speak(self, dialect: type[Dialect]) -> Handler:
         """Return what answers the requests of an API."""
 
         async def answer(request: Request) -> Response:

@@ -1,6 +1,7 @@
 """Anthropic's /v1/messages: as its own client sees it, and what its requests are in OpenAI's form."""
 
 import importlib
+import json
 
 import pytest
 from asgi import serving
@@ -97,7 +98,9 @@ def test_errors_have_anthropics_form(client, anthropic):
         ("logprobs", True),
         ("mcp_servers", [{"url": "x"}]),
         ("container", "x"),
-        ("output_config", {"effort": "low"}),
+        ("output_config", {"format": {"type": "x"}}),
+        ("output_config", {"format": {"type": "json_schema", "schema": {"not": {}}}}),
+        ("response_format", {"type": "json_object"}),
         ("mirostat", 2),
         ("tools", [{"type": "web_search_20250305", "name": "web_search"}]),
         ("tool_choice", {"type": "tool"}),
@@ -167,6 +170,14 @@ def test_thinking_is_the_templates_switch(local, template):
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "disabled"}}).status == 200
     template("<think>{% for m in messages %}{{ m.content }}{% endfor %}")
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "disabled"}}).status == 400
+
+
+def test_an_answer_matches_the_schema_of_its_output_config(client):
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}
+    schema["additionalProperties"] = False
+    body = {"output_config": {"format": {"type": "json_schema", "schema": schema}}, "temperature": 1.5}
+    text = client.messages.create(model="any", max_tokens=200, messages=TURNS, extra_body=body).content[0].text
+    assert -999 < json.loads(text)["age"] <= 99
 
 
 DELTAS = [

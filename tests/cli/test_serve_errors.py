@@ -53,7 +53,6 @@ def test_half_a_pair_in_a_message_is_refused(client):
 
 def test_routes_that_are_not_there_and_other_methods_are_told_in_json(client):
     assert refusal(client.get("/v1/nothing"), 404).type == "invalid_request_error"
-    assert refusal(client.get("/"), 404)
     answer = client.get("/v1/completions")
     assert refusal(answer, 405)
     assert answer.headers["allow"] == "POST"

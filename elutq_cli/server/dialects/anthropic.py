@@ -31,8 +31,7 @@ NO_PLACE = {
     "container": (),
     "mcp_servers": ([],),
     "context_management": (),
-    "output_format": (),
-    "output_config": ({},),
+    "response_format": (),
 }
 """Fields of Anthropic's that are not here, and of OpenAI's that its answer has no place for."""
 
@@ -41,13 +40,13 @@ class Messages(Dialect):
     """A request of /v1/messages."""
 
     silence = typed_event({"type": "ping"})
-    names = {"stop": "stop_sequences", "thinking_budget_tokens": "thinking"}  # noqa: RUF012 (not changed)
+    names = {"stop": "stop_sequences", "thinking_budget_tokens": "thinking", "response_format": "output_config"}  # noqa: RUF012 (not changed)
 
     def translate(self, body: object) -> Body:
         """Return the body of a chat."""
         fields = Fields(body)
         fields.refuse(NO_PLACE)
-        own = ("system", "messages", "tools", "tool_choice", "thinking", "metadata")
+        own = ("system", "messages", "tools", "tool_choice", "thinking", "metadata", "output_config")
         messages = [*_system(fields.get("system")), *_messages(fields.get("messages"))]
         translated = fields.without(own) | {"messages": messages, "stream_options": {"include_usage": True}}
         if not messages:
@@ -58,6 +57,8 @@ class Messages(Dialect):
             translated["tools"] = _tools(tools)
         if choice := fields.mapping("tool_choice"):
             translated |= _tool_choice(choice)
+        if config := fields.mapping("output_config"):
+            translated |= _output(Fields(config, "output_config"))
         if thinking := fields.mapping("thinking"):
             translated |= self._thinking(Fields(thinking, "thinking"))
         return translated
@@ -222,6 +223,20 @@ def _tool_choice(choice: Mapping[str, Any]) -> Body:
         raise RequestError("tool_choice must be of type auto, any, none, or tool with a name", "tool_choice")
     alone = Fields(choice).flag("disable_parallel_tool_use")
     return {"tool_choice": chosen, **({"parallel_tool_calls": False} if alone else {})}
+
+
+def _output(fields: Fields) -> Body:
+    """Return OpenAI's form of what the text has to match, and how hard the model is to try."""
+    fields.refuse(dict.fromkeys(fields.without(("format", "effort")), ()))
+    translated: Body = {}
+    if (effort := fields.get("effort")) is not None:
+        translated["reasoning_effort"] = effort
+    if form := fields.mapping("format"):
+        if form.get("type") != "json_schema":
+            raise RequestError("the format in output_config must be of type json_schema", "output_config")
+        schema = {"name": "output", "schema": form.get("schema")}
+        translated["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return translated
 
 
 def _content(block: Block) -> Body:

@@ -70,10 +70,10 @@ class Dialect(ABC):
         Raises:
             ElutqError: see ``read_chat``.
         """
+        translated = self.translate(body)
+        if translated is None:
+            return None
         try:
-            translated = self.translate(body)
-            if translated is None:
-                return None
             wanted = self.kind.read(translated, self.model, max_tokens)
         except RequestError as error:
             raise self._in_own_names(error) from error
