@@ -14,10 +14,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from elutq_cli.generation import GeneratedToken, LanguageModel
+from elutq_cli.server import routes
 from elutq_cli.server.access import Access
-from elutq_cli.server.dialects import anthropic, ollama, ollama_models
 from elutq_cli.server.dialects.dialect import Dialect
-from elutq_cli.server.dialects.openai import ChatCompletions, Completions
 from elutq_cli.server.engine import Engine, Job
 from elutq_cli.server.errors import ErrorBodies, ErrorResponses, UnknownModelError, explain
 from elutq_cli.server.fields import parse_json
@@ -25,25 +24,6 @@ from elutq_cli.server.metrics import CONTENT_TYPE
 from elutq_cli.server.page import page_routes
 from elutq_cli.server.request import TextRequest
 from elutq_cli.server.response import Body, Choice, Responder, best_choices, usage
-
-DIALECTS: dict[str, type[Dialect]] = {
-    "/v1/completions": Completions,
-    "/v1/chat/completions": ChatCompletions,
-    "/v1/messages": anthropic.Messages,
-    "/v1/messages/count_tokens": anthropic.CountTokens,
-    "/api/chat": ollama.Chat,
-    "/api/generate": ollama.Generate,
-}
-"""Routes at which texts are asked for, and what is spoken there."""
-
-TOLD = {"/api/version": ollama_models.version, "/api/tags": ollama_models.tags, "/api/ps": ollama_models.tags}
-"""Routes at which something is told of the model, and what makes it of the model and its name."""
-
-ASKED = {"/api/show": ollama_models.show}
-"""Routes at which something is asked for that is no text, and what makes it of the body, the model and its name."""
-
-ERROR_FORMS = {"/v1/messages": anthropic.error_body, "/api/": ollama.error_body}
-"""Beginnings of paths, and what makes the bodies of errors there; OpenAI's elsewhere."""
 
 MOST_BODY_BYTES = 8 << 20
 
@@ -78,14 +58,14 @@ def make_app(
         ui: whether there is a page to chat on.
     """
     endpoint = Endpoint(engine, name, max_tokens)
-    responses = ErrorResponses(ERROR_FORMS)
+    responses = ErrorResponses(routes.ERRORS)
     return Starlette(
         routes=[
             Route("/v1/models", endpoint.models),
             Route("/v1/models/{name:path}", endpoint.model),
-            *(Route(path, endpoint.speak(dialect), methods=["POST"]) for path, dialect in DIALECTS.items()),
-            *(Route(path, endpoint.tell(what)) for path, what in TOLD.items()),
-            *(Route(path, endpoint.ask(what), methods=["POST"]) for path, what in ASKED.items()),
+            *(Route(path, endpoint.speak(dialect), methods=["POST"]) for path, dialect in routes.TEXTS.items()),
+            *(Route(path, endpoint.tell(what)) for path, what in routes.TOLD.items()),
+            *(Route(path, endpoint.ask(what), methods=["POST"]) for path, what in routes.ASKED.items()),
             Route("/health", endpoint.health),
             Route("/metrics", endpoint.metrics),
             *(page_routes() if ui else ()),
