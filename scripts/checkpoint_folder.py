@@ -23,6 +23,12 @@ CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 
+OURS = (
+    *("sliding_layers", "rope_layers", "rotary_dim", "local_rope_theta"),
+    *("qk_norm", "qk_norm_spans_heads", "norm_before", "norm_after"),
+)
+"""Fields of a configuration that no ``config.json`` has: they follow from the family."""
+
 Rows = Callable[[str], Iterable[npt.NDArray[Any]]]
 
 
@@ -87,7 +93,7 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         ElutqError: none says the same.
     """
     own = asdict(config)
-    for name in ("eos_token_ids", "qk_norm", "attention_output_bias", "rope_theta", "rope_scaling"):
+    for name in (*OURS, "eos_token_ids", "attention_output_bias", "rope_theta", "rope_scaling"):
         del own[name]
     scaling = {"rope_type": "default"} if config.rope_scaling is None else config.rope_scaling.to_huggingface()
     found = {

@@ -1,6 +1,6 @@
 """Make tests/data/golden: tiny random checkpoints of every supported family with the logits of transformers.
 
-usage: make_golden.py [FOLDER]        (default: tests/data/golden beside this script's parent)
+usage: make_golden.py [FOLDER [NAME ...]]        (default: tests/data/golden beside this script's parent, all variants)
 
 Needs torch and transformers, which the package and its tests do not; the committed files were made with
 torch 2.13.0 (CPU) and transformers 5.23.0. Each variant is one folder:
@@ -174,13 +174,197 @@ VARIANTS = (
         "qwen3-biases",
         {"model_type": "qwen3", "num_hidden_layers": 1, "head_dim": 8, "attention_bias": True},
     ),
+    # Qwen2.5 with a window in its last layer alone.
+    Variant(
+        "qwen2-some-windows",
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    ),
+    # Qwen3 with yarn, as its page says for long contexts: frequencies kept, blended and divided; an attention factor.
+    Variant(
+        "qwen3-yarn",
+        {
+            "model_type": "qwen3",
+            "num_hidden_layers": 1,
+            "head_dim": 16,
+            "max_position_embeddings": 256,
+            "rope_theta": None,
+            "rope_parameters": {
+                "rope_theta": 10000.0,
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 4.0,
+            },
+        },
+    ),
+    # Gemma 3: everything that it has, each number far from what would do nothing.
+    Variant(
+        "gemma3",
+        {
+            "model_type": "gemma3_text",
+            "hidden_act": None,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_theta": None,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 1000000.0, "rope_type": "linear", "factor": 8.0},
+                "sliding_attention": {"rope_theta": 100.0, "rope_type": "default"},
+            },
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 40,
+        },
+    ),
+    # OLMo 2: grouped queries, so that the two norms of heads are of two widths.
+    Variant("olmo2", {"model_type": "olmo2", "num_hidden_layers": 2}),
+    # OLMo 3: yarn in the layers without a window alone.
+    Variant(
+        "olmo3",
+        {
+            "model_type": "olmo3",
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 256,
+            "rope_theta": None,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_theta": 500000.0,
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "beta_fast": 4.0,
+                },
+                "sliding_attention": {"rope_theta": 500000.0, "rope_type": "default"},
+            },
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    # SmolLM3: the last layer without RoPE, and with a window.
+    Variant(
+        "smollm3",
+        {
+            "model_type": "smollm3",
+            "pad_token_id": 0,
+            "rope_theta": 2000000.0,
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    # Granite 3: four multipliers, on a tied head.
+    Variant(
+        "granite",
+        {
+            "model_type": "granite",
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 3.0,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    # Phi-3.5 and Phi-4-mini: fused tensors, half of each head turns, longrope beyond its original context.
+    Variant(
+        "phi3-long",
+        {
+            "model_type": "phi3",
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+            "partial_rotary_factor": 0.5,
+            "max_position_embeddings": 64,
+            "original_max_position_embeddings": 16,
+            "sliding_window": 7,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.5, 2.0, 3.0],
+                "long_factor": [1.5, 4.0, 6.0, 9.0],
+            },
+        },
+    ),
+    # The same within it; Phi-3-mini's head, whole.
+    Variant(
+        "phi3-short",
+        {
+            "model_type": "phi3",
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "pad_token_id": 0,
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+            "sliding_window": None,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.5, 2.0, 3.0],
+                "long_factor": [1.5, 4.0, 6.0, 9.0],
+            },
+        },
+    ),
+    # GLM-4-0414: four norms, neighbours turn in half of each head.
+    Variant(
+        "glm4",
+        {
+            "model_type": "glm4",
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "pad_token_id": 0,
+            "attention_bias": True,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    # EXAONE 4 32B: a window and RoPE in one layer, neither in the other.
+    Variant(
+        "exaone4",
+        {
+            "model_type": "exaone4",
+            "pad_token_id": 0,
+            "sliding_window": 6,
+            "sliding_window_pattern": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    # Seed-OSS: biases of two kinds.
+    Variant(
+        "seed-oss",
+        {
+            "model_type": "seed_oss",
+            "pad_token_id": 0,
+            "num_hidden_layers": 1,
+            "head_dim": 8,
+            "attention_bias": True,
+            "attention_out_bias": False,
+            "mlp_bias": True,
+        },
+    ),
 )
 
 ARCHITECTURES = {
+    "exaone4": "Exaone4ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "granite": "GraniteForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 
 
@@ -294,7 +478,8 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_FOLDER
     torch.set_num_threads(1)
     for variant in VARIANTS:
-        make_variant(folder / variant.name, variant)
+        if len(sys.argv) < 3 or variant.name in sys.argv[2:]:
+            make_variant(folder / variant.name, variant)
 
 
 if __name__ == "__main__":

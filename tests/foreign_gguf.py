@@ -5,9 +5,18 @@ from dataclasses import dataclass
 
 import gguf
 import numpy as np
+from conftest import GOLDEN
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 from elutq_formats.checkpoint import Checkpoint
+
+CONVERTED = tuple(
+    path.name
+    for path in sorted(GOLDEN.iterdir())
+    if json.loads((path / "config.json").read_text())["model_type"] in ("llama", "mistral", "qwen2", "qwen3")
+    and path.name not in ("qwen2-some-windows", "qwen3-yarn")
+)
+"""The golden folders of which a GGUF file can be made here."""
 
 INNER = {
     "input_layernorm": "attn_norm",

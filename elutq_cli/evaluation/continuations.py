@@ -102,7 +102,9 @@ class _Prompt:
         """Run a block: the context's keys and values are those of each continuation's past."""
         cache: KeyValueCache = {}
         n_context, (n_continuations, n_tokens, _) = len(self.context), self.hidden.shape
-        self.context = block(self.context, Positions.of(block.config, n_context, convert=convert), cache=cache)
+        length = n_context + n_tokens
+        before = Positions.of(block.config, n_context, convert=convert, length=length)
+        self.context = block(self.context, before, cache=cache)
         if n_tokens == 0:
             return
         keys, values = (block.xp.stack([past] * n_continuations) for past in cache[block.layer])

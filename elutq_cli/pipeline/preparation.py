@@ -11,6 +11,7 @@ from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.forecast import Forecast
 from elutq_cli.pipeline.imported import kept_layouts
 from elutq_cli.pipeline.recipe import IMPORT, Plan, Recipe
+from elutq_cli.pipeline.rotate import check_rotatable
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.torch_device import prepare_torch
 from elutq_formats.config import ModelConfig
@@ -66,6 +67,8 @@ def prepare(
     _check_output_is_no_input(output, checkpoint, calibration)
     _check_texts(checkpoint)
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
+    if recipe.rotate:
+        check_rotatable(config)
     recipe = recipe.resolved(calibration is not None)
     plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint, backend.map) if recipe.method == IMPORT else {})
     check_target(config, recipe)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.levels import FloatArray
 from elutq_cli.pipeline.products import pieces
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM, HEAD
 from elutq_formats.safetensors_file import ALL_ROWS, Run
@@ -63,12 +65,26 @@ def _replace(
         place[...] = function(place)
 
 
+def check_rotatable(config: ModelConfig) -> None:
+    """Refuse a model that no rotation leaves as it is.
+
+    Raises:
+        UnsupportedModelError: a norm's weights stand where nothing can take them.
+    """
+    if any(branch.before is None or branch.after is not None for branch in config.layer(0).branches):
+        raise UnsupportedModelError(
+            f"{config.model_type} norms what its blocks add to the residual stream, and such a stream cannot be "
+            "rotated: leave out --rotate"
+        )
+
+
 class RotatedCheckpoint:
     """A checkpoint seen through a rotation; every tensor is rotated when it is loaded. Its head is never tied."""
 
     def __init__(self, checkpoint: Weights, seed: int) -> None:
         """Draw a rotation of the residual stream and one of the value heads, of each block its own."""
         branches = checkpoint.config.layer(0).branches
+        check_rotatable(checkpoint.config)
         self._norms = {reader: branch.before for branch in branches for reader in branch.readers}
         self._writers = tuple(branch.writer for branch in branches)
         self.checkpoint = checkpoint

@@ -42,7 +42,11 @@ class Positions:
 
     @staticmethod
     def of(
-        config: ModelConfig, n_tokens: int, start: int = 0, convert: Callable[[NDArray[Any]], Array] = np.asarray
+        config: ModelConfig,
+        n_tokens: int,
+        start: int = 0,
+        convert: Callable[[NDArray[Any]], Array] = np.asarray,
+        length: int | None = None,
     ) -> Positions:
         """Compute the angles, position times frequency, in float64.
 
@@ -51,22 +55,28 @@ class Positions:
             n_tokens: number of tokens.
             start: position of the first of them.
             convert: makes the arrays `xp`'s own, for example ``lambda a: torch.asarray(a, device="cuda")``.
+            length: tokens that the sequence will have, by which longrope goes; None: these are its last.
         """
         keys = np.arange(start + n_tokens)
         turns: dict[Rope, tuple[Array, Array]] = {}
         for rope in {config.layer(layer).rope for layer in range(config.num_hidden_layers)}:
             if rope is not None:
-                angles = keys[start:, None] * rope.frequencies()
-                turns[rope] = convert(np.cos(angles).astype(np.float32)), convert(np.sin(angles).astype(np.float32))
+                angles = keys[start:, None] * rope.frequencies(start + n_tokens if length is None else length)
+                cos, sin = rope.attention_factor * np.cos(angles), rope.attention_factor * np.sin(angles)
+                turns[rope] = convert(cos.astype(np.float32)), convert(sin.astype(np.float32))
         return Positions(convert(keys), start, turns)
 
 
 def rotate(x: Array, cos: Array, sin: Array, xp: Namespace) -> Array:
-    """Apply RoPE to x: (..., n, heads, head_dim); element i of a head turns with element i + head_dim / 2."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
+    """Apply RoPE to x: (..., n, heads, head_dim), by cos and sin: (n, half).
+
+    Element i of a head turns with element i + half; what is behind both halves stays.
+    """
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
     cos, sin = cos[:, None, :], sin[:, None, :]
-    return xp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    return xp.concatenate(parts if x.shape[-1] == 2 * half else [*parts, x[..., 2 * half :]], axis=-1)
 
 
 def by_kv_head(x: Array, n_kv_heads: int, xp: Namespace) -> Array:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+from elutq_cli.reference.activation import gated_gradients
 from elutq_cli.reference.attention import (
     Array,
     Namespace,
@@ -139,7 +140,10 @@ def positioned_gradient(block: Block, name: str, x: Array, gradient: Array, posi
     if block.data.rope is not None:
         cos, sin = positions.turns[block.data.rope]
         gradient = rotate(gradient, cos, -sin, block.xp)  # a rotation's transpose turns back
-    return norm_gradient(block, f"self_attn.{name}_norm", x, gradient) if block.config.qk_norm else gradient
+    if not block.config.qk_norm:
+        return gradient
+    together = block.normed_together(x), block.normed_together(gradient)
+    return norm_gradient(block, f"self_attn.{name}_norm", *together).reshape(x.shape)
 
 
 def attention_gradient(block: Block, back: Back, x: Array, gradient: Array, positions: Positions) -> Array:
@@ -155,9 +159,7 @@ def attention_gradient(block: Block, back: Back, x: Array, gradient: Array, posi
 def gated_gradient(block: Block, branch: Branch, back: Back, x: Array, gradient: Array) -> Array:
     """Go back through ``block.gated_values(x)``: (..., n, intermediate_size) -> (..., n, hidden_size)."""
     gate, up = (block.linear(name, x) for name in branch.readers)
-    sigmoid = 0.5 * (1.0 + block.xp.tanh(0.5 * gate))
-    of_gate = gradient * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    of_up = gradient * gate * sigmoid
+    of_gate, of_up = gated_gradients(block.config.hidden_act, gate, up, gradient, block.xp)
     return back(branch.readers[0], of_gate) + back(branch.readers[1], of_up)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from elutq_cli.reference.activation import activate
 from elutq_cli.reference.attention import Array, Namespace, Positions, attend, rotate
 from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
@@ -53,11 +54,6 @@ def block_tensor_names(config: ModelConfig) -> tuple[str, ...]:
 def rms_norm(x: Array, weight: Array, epsilon: float, xp: Namespace) -> Array:
     """Divide x: (..., d) by the root mean square of its last axis and multiply by weight: (d,)."""
     return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
-
-
-def silu(x: Array, xp: Namespace) -> Array:
-    """Multiply x by sigmoid(x), through tanh because it cannot overflow."""
-    return 0.5 * x * (1.0 + xp.tanh(0.5 * x))
 
 
 class Block:
@@ -158,12 +154,19 @@ class Block:
 
     def positioned(self, name: str, x: Array, positions: Positions) -> Array:
         """Normalise q or k: (..., n, heads, head_dim) where the family does, and apply RoPE where the layer has one."""
-        x = self.norm(f"self_attn.{name}_norm", x) if self.config.qk_norm else x
+        if self.config.qk_norm:
+            x = self.norm(f"self_attn.{name}_norm", self.normed_together(x)).reshape(x.shape)
         return x if self.data.rope is None else rotate(x, *positions.turns[self.data.rope], self.xp)
+
+    def normed_together(self, x: Array) -> Array:
+        """What the norm of q or k takes together: (..., n, heads, head_dim), or (..., n, heads * head_dim)."""
+        return x.reshape(*x.shape[:-2], -1) if self.config.qk_norm_spans_heads else x
 
     def gated_values(self, x: Array) -> Array:
         """The gated hidden layer, before the down projection: (..., n, hidden_size) -> (..., n, intermediate_size)."""
-        return silu(self.linear("mlp.gate_proj", x), self.xp) * self.linear("mlp.up_proj", x)
+        return activate(self.config.hidden_act, self.linear("mlp.gate_proj", x), self.xp) * self.linear(
+            "mlp.up_proj", x
+        )
 
     def norm(self, name: str, x: Array) -> Array:
         """RMS norm of the last axis of x by the weight of this name."""
@@ -270,19 +273,22 @@ class Transformer:
         """Turn the last block's output x: (..., hidden_size) into logits (..., vocab_size)."""
         return self.load_head()(x)
 
-    def hidden(self, tokens: Array, start: int = 0, cache: KeyValueCache | None = None) -> Array:
+    def hidden(
+        self, tokens: Array, start: int = 0, cache: KeyValueCache | None = None, length: int | None = None
+    ) -> Array:
         """Return the last block's output for tokens: (..., n) at positions start, start + 1, ...
 
         Args:
             tokens: (..., n) integers.
             start: number of tokens already in the cache.
             cache: keys and values of those tokens, extended by these.
+            length: tokens that the sequence will have; None: these are its last.
 
         Returns:
             (..., n, hidden_size) float32
         """
         x = self.embed(tokens)
-        positions = Positions.of(self.config, x.shape[-2], start, self.convert)
+        positions = Positions.of(self.config, x.shape[-2], start, self.convert, length)
         for block in self.blocks():
             x = block(x, positions, cache=cache)
         return x

@@ -17,6 +17,10 @@ Mixer: TypeAlias = Literal["attention", "gated"]
 """``attention`` of queries, keys and values; ``gated``: the first reader's output, activated, times the second's."""
 
 
+Activation: TypeAlias = Literal["silu", "gelu_pytorch_tanh"]
+"""Of a gate, as ``config.json`` has it."""
+
+
 @dataclass(frozen=True)
 class Branch:
     """One way off the residual stream and back. Names are a checkpoint's, without ``model.layers.N.`` and ``.weight``.

@@ -1,7 +1,8 @@
 """A Hugging Face checkpoint folder: configuration, tokenizer, and weights read one tensor at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from elutq_formats.bitnet import rounds_online
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
+from elutq_formats.family import Parts
 from elutq_formats.folder_texts import (
     card_base_models,
     card_license,
@@ -21,9 +23,11 @@ from elutq_formats.folder_texts import (
     read_optional_json,
     read_tokenizer,
 )
+from elutq_formats.huggingface_config import read_parts
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names, name_prefix
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
+from elutq_formats.part import arrange
 from elutq_formats.quantized_checkpoint import assemble, describe_coarseness
 from elutq_formats.quantized_settings import QUANTIZE_CONFIG, QuantizationSettings
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
@@ -45,8 +49,19 @@ class Checkpoint(ModelSource):
         special_tokens: Mapping[str, str] | None = None,
         sampling: SamplingDefaults | None = None,
         quantization: QuantizationSettings | None = None,
+        parts: Callable[[ModelConfig], Parts] = lambda _: {},
     ) -> None:
-        """Check what ``open`` found: ``tensors`` by their stored names, ``quantization`` as config.json tells it."""
+        """Check what ``open`` found.
+
+        Args:
+            path: of the folder.
+            config: of the model.
+            tensors: by their stored names.
+            special_tokens: how they are spelled, by name.
+            sampling: how the author has tokens drawn.
+            quantization: as config.json tells it.
+            parts: tells how tensors are stored that are not stored as they are.
+        """
         prefix = name_prefix(tensors)
         names = model_names(tensors, prefix)
         stored = {names[name]: tensor for name, tensor in tensors.items()}
@@ -66,7 +81,9 @@ class Checkpoint(ModelSource):
             notes.append(f"config.json ties the head to the embedding, but another is stored ({HEAD}): it is used")
         elif tied and not config.tie_word_embeddings:
             notes.append(f"no head is stored ({HEAD}), though config.json does not tie it: the embedding is used")
-        super().__init__(path, replace(config, tie_word_embeddings=tied), found)
+        config = replace(config, tie_word_embeddings=tied)
+        self.parts = parts(config)
+        super().__init__(path, config, arrange(found, self.parts, path))
         own = path / "chat_template.jinja"
         self.chat_template = read_chat_template(path)
         self.chat_template_place = own if own.exists() else path / "tokenizer_config.json"
@@ -104,7 +121,12 @@ class Checkpoint(ModelSource):
         tensors = open_weights(path, elsewhere)
         sampling = read_sampling_defaults(generation_config)
         quantization = QuantizationSettings.of_config(config, read_optional_json(path / QUANTIZE_CONFIG))
-        return cls(path, model_config, tensors, special_tokens, sampling, quantization)
+        parts = partial(read_parts, config)
+        return cls(path, model_config, tensors, special_tokens, sampling, quantization, parts)
+
+    def identity(self) -> str:
+        """See ``ModelSource``; how tensors are stored belongs to it."""
+        return f"{super().identity()} {self.parts!r}" if self.parts else super().identity()
 
     @property
     def tokenizer_json(self) -> str:

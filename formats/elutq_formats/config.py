@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.block import Branch, Layer
+from elutq_formats.block import Activation, Branch, Layer
 from elutq_formats.constants import MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
+from elutq_formats.names import ROPE_FREQUENCIES, ROPE_LONG, ROPE_SHORT
 from elutq_formats.rope import Rope, RopeScaling
 
 _LIMITS = {
@@ -43,11 +44,19 @@ class ModelConfig:
         rope_theta: base of the RoPE frequencies.
         rope_scaling: stretch of the RoPE frequencies, if any.
         sliding_window: a token attends to itself and this many less one before it; None means all.
+        sliding_layers: the layers to which that applies, each layer's flag; None: to all.
+        rope_layers: the layers whose heads turn, each layer's flag; None: all.
+        rotary_dim: the first so many features of a head turn; None: all.
+        local_rope_theta: base of the RoPE frequencies of layers with a window, which are then unscaled; None: the same.
         tie_word_embeddings: the output head is the embedding.
         attention_bias: q, k and v projections have a bias.
         attention_output_bias: the o projection has a bias.
         mlp_bias: gate, up and down projections have a bias.
-        qk_norm: queries and keys pass an RMSNorm per head before RoPE.
+        qk_norm: queries and keys pass an RMSNorm before RoPE, each head by itself.
+        qk_norm_spans_heads: that norm is over all heads together.
+        norm_before: what a branch reads of the residual stream passes an RMSNorm.
+        norm_after: what a branch writes to it does.
+        hidden_act: of the MLP's gate.
         bos_token_id: first token of a text, if the model has one: the tokenizer's, else what the configuration says.
         eos_token_ids: every token that ends a text, by the tokenizer or the configuration; the tokenizer's own first.
     """
@@ -65,11 +74,19 @@ class ModelConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None = None
     sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] | None = None
+    rope_layers: tuple[bool, ...] | None = None
+    rotary_dim: int | None = None
+    local_rope_theta: float | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_norm_spans_heads: bool = False
+    norm_before: bool = True
+    norm_after: bool = False
+    hidden_act: Activation = "silu"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -82,8 +99,16 @@ class ModelConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if self.head_dim % 2:
-            raise CheckpointError(f"head_dim {self.head_dim} is odd: RoPE turns pairs of features")
+        for name, width in (("head_dim", self.head_dim), ("rotary_dim", self.rope_dimensions)):
+            if width % 2 or not 0 < width <= self.head_dim:
+                raise CheckpointError(f"{name} {width} is odd or not up to the head's: RoPE turns pairs of features")
+        for name in ("sliding_layers", "rope_layers"):
+            if (flags := getattr(self, name)) is not None and len(flags) != self.num_hidden_layers:
+                raise CheckpointError(f"there are {self.num_hidden_layers} layers, and {name} names {len(flags)}")
+        if self.rope_scaling is not None:
+            self.rope_scaling.check(self.rope_dimensions, self.rope_theta)
+        if not (self.norm_before or self.norm_after):
+            raise UnsupportedModelError("blocks without norms are not supported")
 
     @staticmethod
     def from_huggingface(
@@ -110,15 +135,43 @@ class ModelConfig:
         """Return what a layer is made of."""
         attention = tuple(f"self_attn.{part}_proj" for part in "qkv")
         gated = "mlp.gate_proj", "mlp.up_proj"
+        before = ("input_layernorm", "post_attention_layernorm") if self.norm_before else (None, None)
+        after = ("post_self_attn_layernorm", "post_mlp_layernorm") if self.norm_after else (None, None)
         branches = (
-            Branch("attention", "input_layernorm", attention, "self_attn.o_proj"),
-            Branch("gated", "post_attention_layernorm", gated, "mlp.down_proj"),
+            Branch("attention", before[0], attention, "self_attn.o_proj", after[0]),
+            Branch("gated", before[1], gated, "mlp.down_proj", after[1]),
         )
-        return Layer(branches, self.sliding_window, Rope(self.rope_theta, self.head_dim, self.rope_scaling))
+        slides = self.sliding_window is not None and (self.sliding_layers is None or self.sliding_layers[layer])
+        turns = self.rope_layers is None or self.rope_layers[layer]
+        rope = self._local_rope() if slides and self.local_rope_theta is not None else self.rope
+        return Layer(branches, self.sliding_window if slides else None, rope if turns else None)
 
-    def rope_divisors(self) -> npt.NDArray[np.float32] | None:
-        """Return what each RoPE frequency is divided by, (head_dim / 2,) float32, or None when unscaled."""
-        return Rope(self.rope_theta, self.head_dim, self.rope_scaling).divisors()
+    @property
+    def rope_dimensions(self) -> int:
+        """The features of a head that turn."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def rope(self) -> Rope:
+        """How heads turn where a layer has no RoPE of its own."""
+        return Rope(self.rope_theta, self.rope_dimensions, self.rope_scaling)
+
+    def _local_rope(self) -> Rope:
+        assert self.local_rope_theta is not None
+        return Rope(self.local_rope_theta, self.rope_dimensions)
+
+    def rope_divisors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Return what each RoPE frequency is divided by, (rope_dimensions / 2,) float32, by its name in a model file.
+
+        None when unscaled; two where those of sequences beyond the original context are others.
+        """
+        scaling, dimensions = self.rope_scaling, self.rope_dimensions
+        if scaling is None:
+            return {}
+        if scaling.rope_type != "longrope":
+            return {ROPE_FREQUENCIES: scaling.divisors(dimensions, self.rope_theta)}
+        contexts = {ROPE_SHORT: 1, ROPE_LONG: scaling.original_max_position_embeddings + 1}
+        return {name: scaling.divisors(dimensions, self.rope_theta, context) for name, context in contexts.items()}
 
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         """Return the matrices of a block, by name: (out_features, in_features)."""
@@ -144,7 +197,10 @@ class ModelConfig:
         block = f"model.layers.{layer}."
         shapes = {f"{block}{norm}.weight": (self.hidden_size,) for norm in self.layer(layer).norms}
         if self.qk_norm:
-            shapes |= {block + f"self_attn.{part}_norm.weight": (self.head_dim,) for part in "qk"}
+            heads = (("q", self.num_attention_heads), ("k", self.num_key_value_heads))
+            for part, n_heads in heads:
+                width = self.head_dim * (n_heads if self.qk_norm_spans_heads else 1)
+                shapes[block + f"self_attn.{part}_norm.weight"] = (width,)
         biased = {"self_attn.o_proj": self.attention_output_bias}
         biased |= {f"self_attn.{part}_proj": self.attention_bias for part in "qkv"}
         biased |= {f"mlp.{part}_proj": self.mlp_bias for part in ("gate", "up", "down")}

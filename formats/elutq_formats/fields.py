@@ -24,6 +24,10 @@ class Fields:
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 (a JSON value)
         return self._values.get(name)
 
+    def replaced(self, values: Mapping[str, Any]) -> "Fields":
+        """Return the object with other values of some fields."""
+        return Fields({**self._values, **values}, self._place)
+
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
         """Return an integer of at least ``minimum`` that fits 31 bits."""
         value = self._value(name, default)
@@ -33,14 +37,14 @@ class Fields:
 
     def number(self, name: str, default: float | None = None) -> float:
         """Return a positive number that float32 can hold."""
-        value = self._value(name, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32
-        ):
-            self._refuse(name, value, "a positive number")
-        return float(value)
+        return self._positive(name, self._value(name, default))
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return a list of positive numbers, of at least one."""
+        value = self._value(name, None)
+        if not isinstance(value, list) or not value:
+            self._refuse(name, value, "a list of positive numbers")
+        return tuple(self._positive(name, number) for number in value)
 
     def boolean(self, name: str, default: bool) -> bool:
         """Return true or false."""
@@ -63,6 +67,15 @@ class Fields:
         if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
             self._refuse(name, value, "a token id or a list of them")
         return tuple(ids)
+
+    def _positive(self, name: str, value: object) -> float:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32
+        ):
+            self._refuse(name, value, "a positive number")
+        return float(value)
 
     def _value(self, name: str, default: Any) -> Any:  # noqa: ANN401 (a JSON value)
         value = self._values.get(name)

@@ -6,7 +6,7 @@ from typing import Any
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.families import MODEL_TYPES, find_family
-from elutq_formats.family import Family, read_rope
+from elutq_formats.family import Family, Parts, read_rope
 from elutq_formats.fields import Fields
 from elutq_formats.special_tokens import BOS_NAME, END_OF_TEXT_NAMES
 
@@ -37,6 +37,8 @@ def read_config(
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", False),
     }
     settings |= family.settings(fields)
+    if "hidden_act" not in settings:
+        _check_silu(fields["hidden_act"])
     if "rope_theta" not in settings:
         settings |= read_rope(fields)
     bos, eos = _text_ends(fields, Fields(generation_config, "generation_config.json"), tokenizer_ids)
@@ -46,6 +48,17 @@ def read_config(
         return tuple(token for token in dict.fromkeys(ids) if 0 <= token < vocab_size)
 
     return ModelConfig(**settings, bos_token_id=next(iter(known(bos)), None), eos_token_ids=known(eos))
+
+
+def read_parts(config: Mapping[str, Any], model: ModelConfig) -> Parts:
+    """Return how the checkpoint of a ``config.json`` stores tensors of the model that it does not store as they are.
+
+    Args:
+        config: contents of ``config.json``, which ``read_config`` has read.
+        model: what it came to, tied as the checkpoint is.
+    """
+    _, family = _family(config)
+    return family.parts(Fields(config, "config.json", family.defaults), model)
 
 
 def _text_ends(fields: Fields, generation: Fields, tokenizer_ids: Mapping[str, int]) -> tuple[list[int], list[int]]:
@@ -60,14 +73,18 @@ def _text_ends(fields: Fields, generation: Fields, tokenizer_ids: Mapping[str, i
     return bos, eos
 
 
+def _check_silu(activation: object) -> None:
+    """Refuse another activation of an MLP's gate."""
+    if activation not in (None, "silu", "swish"):
+        raise UnsupportedModelError(f"hidden_act {activation!r:.60} is not supported: only silu is")
+
+
 def _family(config: Mapping[str, Any]) -> tuple[str, Family]:
     model_type = config.get("model_type")
     family = find_family(model_type) if isinstance(model_type, str) else None
     if not isinstance(model_type, str) or family is None:
         parts = ", a multimodal model," if isinstance(config.get("text_config"), dict) else ""
         raise UnsupportedModelError(f"model type {model_type!r:.60}{parts} is not supported: {_SUPPORTED}")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UnsupportedModelError(f"hidden_act {config['hidden_act']!r:.60} is not supported: only silu is")
     for key in ("num_experts", "num_local_experts"):
         if config.get(key):
             raise UnsupportedModelError(f"mixtures of experts ({key}) are not supported: {_SUPPORTED}, dense")

@@ -21,7 +21,7 @@ from elutq_formats.model_metadata import (
     read_sampling,
     read_special_tokens,
 )
-from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
+from elutq_formats.names import ROPE_TENSORS, gguf_name
 from elutq_formats.tensor_record import HLQ_VERSION_KEY, TensorRecord, read_records
 from elutq_formats.tokenizer import Tokenizer
 
@@ -150,7 +150,7 @@ class ModelFile:
 
     def bits_per_weight(self) -> float:
         """Return the mean over every tensor of the model, norms and biases included."""
-        records = [record for record in self.tensors.values() if record.name != ROPE_FREQUENCIES]
+        records = [record for record in self.tensors.values() if record.name not in ROPE_TENSORS]
         return 8 * sum(record.n_bytes for record in records) / sum(record.n_weights for record in records)
 
     def block_bits_per_weight(self) -> float:
@@ -166,8 +166,8 @@ class ModelFile:
     def _check_model(self) -> None:
         """Check that the tensors are those of the configuration, each of its shape."""
         expected = {gguf_name(name): shape for name, shape in self.config.tensor_shapes().items()}
-        if self.config.rope_scaling:
-            expected[ROPE_FREQUENCIES] = (self.config.head_dim // 2,)
+        divisors = self.config.rope_divisors()
+        expected |= {name: values.shape for name, values in divisors.items()}
         for name, shape in expected.items():
             if name not in self.tensors:
                 self._metadata.refuse(f"tensor {name} is missing")
@@ -179,8 +179,6 @@ class ModelFile:
                 self._metadata.refuse(f"tensor {name} holds a value that is not a finite number")
         if unknown := self.tensors.keys() - expected.keys():
             self._metadata.refuse(f"tensor {min(unknown)} is not part of the model that the metadata describe")
-        divisors = self.config.rope_divisors()
-        if divisors is not None:
-            stored = self._reader.data(ROPE_FREQUENCIES).view("<f4")
-            if not np.allclose(stored, divisors, rtol=1e-5, atol=0):
-                self._metadata.refuse(f"{ROPE_FREQUENCIES} differs from what {ROPE_SCALING} says")
+        for name, values in divisors.items():
+            if not np.allclose(self._reader.data(name).view("<f4"), values, rtol=1e-5, atol=0):
+                self._metadata.refuse(f"{name} differs from what {ROPE_SCALING} says")

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, cast, get_args
 
 import numpy as np
 
+from elutq_formats.block import Activation
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, FormatError
 from elutq_formats.families import find_family
 from elutq_formats.fields import LARGEST_FLOAT32
-from elutq_formats.gguf import ValueType
+from elutq_formats.gguf import TensorInfo, ValueType
 from elutq_formats.rope import RopeScaling
 from elutq_formats.sampling_defaults import OPTIONS, SamplingDefaults
 
@@ -19,6 +20,17 @@ MetadataEntry = tuple[str, Any, ValueType]
 ARCHITECTURE = "general.architecture"
 MODEL_TYPE = "elutq.model_type"
 ROPE_SCALING = "elutq.rope_scaling"
+SLIDING_LAYERS, ROPE_LAYERS = "attention.sliding_window_pattern", "rope.layers"
+LOCAL_BASE, ACTIVATION = "rope.freq_base_swa", "hidden_activation"
+
+_KNOWN = (
+    *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "attention.sliding_window", SLIDING_LAYERS),
+    *("rope.dimension_count", "rope.freq_base", LOCAL_BASE, ROPE_LAYERS),
+    *("rope.scaling.attn_factor", "rope.scaling.original_context_length", ACTIVATION),
+)
+"""Keys of an architecture in a model file, as the C runtime has them; another may change what the model computes."""
 EOS_TOKEN_IDS = "elutq.eos_token_ids"
 BOS_TOKEN_ID = "tokenizer.ggml.bos_token_id"
 TOKENIZER = "tokenizer.huggingface.json"
@@ -116,13 +128,14 @@ def describe_config(config: ModelConfig) -> Iterator[MetadataEntry]:
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
+        "rope.dimension_count": config.rope_dimensions,
     }.items():
         yield f"{prefix}.{key}", value, ValueType.UINT32
     yield f"{prefix}.attention.layer_norm_rms_epsilon", config.rms_norm_eps, ValueType.FLOAT32
     yield f"{prefix}.rope.freq_base", config.rope_theta, ValueType.FLOAT32
     if config.sliding_window is not None:
         yield f"{prefix}.attention.sliding_window", config.sliding_window, ValueType.UINT32
+    yield from _describe_layers(config, prefix)
     yield MODEL_TYPE, config.model_type, ValueType.STRING
     if config.rope_scaling is not None:
         yield ROPE_SCALING, json.dumps(config.rope_scaling.to_huggingface()), ValueType.STRING
@@ -133,12 +146,29 @@ def describe_config(config: ModelConfig) -> Iterator[MetadataEntry]:
         yield EOS_TOKEN_IDS, config.eos_token_ids, ValueType.UINT32
 
 
-def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfig:
+def _describe_layers(config: ModelConfig, prefix: str) -> Iterator[MetadataEntry]:
+    """Yield what only some families have: layers that differ, other ways to turn, other activations."""
+    if config.sliding_layers is not None:
+        yield f"{prefix}.{SLIDING_LAYERS}", config.sliding_layers, ValueType.BOOL
+    if config.rope_layers is not None:
+        yield f"{prefix}.{ROPE_LAYERS}", config.rope_layers, ValueType.BOOL
+    if config.local_rope_theta is not None:
+        yield f"{prefix}.{LOCAL_BASE}", config.local_rope_theta, ValueType.FLOAT32
+    if config.rope.attention_factor != 1.0:
+        yield f"{prefix}.rope.scaling.attn_factor", config.rope.attention_factor, ValueType.FLOAT32
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == "longrope":
+        context = config.rope_scaling.original_max_position_embeddings
+        yield f"{prefix}.rope.scaling.original_context_length", context, ValueType.UINT32
+    if config.hidden_act != "silu":
+        yield f"{prefix}.{ACTIVATION}", config.hidden_act, ValueType.STRING
+
+
+def read_config(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelConfig:
     """Read a configuration back.
 
     Args:
         metadata: of the file.
-        tensors: its tensors by name; those of block 0 show which biases every block has.
+        tensors: its tensors by name; those of block 0 show which biases and norms every block has.
 
     Raises:
         FormatError: a key is missing or impossible.
@@ -150,9 +180,11 @@ def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfi
             f"architecture {prefix!r:.60} of model type {model_type!r:.60} is unknown: a newer elutq may read it"
         )
     head_dim = metadata.integer(f"{prefix}.attention.key_length")
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if metadata.integer(f"{prefix}.{key}") != head_dim:
-            metadata.refuse(f"{prefix}.{key} differs from {prefix}.attention.key_length")
+    for key in metadata:
+        if key.startswith(f"{prefix}.") and key.removeprefix(f"{prefix}.") not in _KNOWN:
+            metadata.refuse(f"{key!r:.80} is not known here: a newer elutq may read it")
+    if metadata.integer(f"{prefix}.attention.value_length") != head_dim:
+        metadata.refuse(f"{prefix}.attention.value_length differs from {prefix}.attention.key_length")
     vocab_size, window = metadata.integer(f"{prefix}.vocab_size"), f"{prefix}.attention.sliding_window"
     bos = [metadata.integer(BOS_TOKEN_ID, minimum=0)] if BOS_TOKEN_ID in metadata else []
     eos = metadata.array(EOS_TOKEN_IDS, ValueType.UINT32) if EOS_TOKEN_IDS in metadata else []
@@ -177,12 +209,41 @@ def read_config(metadata: Metadata, tensors: Mapping[str, object]) -> ModelConfi
             attention_bias=model_type == "qwen2" or "blk.0.attn_q.bias" in tensors,
             attention_output_bias="blk.0.attn_output.bias" in tensors,
             mlp_bias="blk.0.ffn_up.bias" in tensors,
-            qk_norm=model_type == "qwen3",
+            **_read_layers(metadata, prefix),
+            **_read_norms(tensors, head_dim),
             bos_token_id=bos[0] if bos else None,
             eos_token_ids=tuple(eos),
         )
     except CheckpointError as error:
         metadata.refuse(str(error))
+
+
+def _read_layers(metadata: Metadata, prefix: str) -> dict[str, Any]:
+    """Read what ``_describe_layers`` writes."""
+    dimensions = metadata.integer(f"{prefix}.rope.dimension_count")
+    head_dim = metadata.integer(f"{prefix}.attention.key_length")
+    found: dict[str, Any] = {"rotary_dim": None if dimensions == head_dim else dimensions}
+    for name, key in (("sliding_layers", SLIDING_LAYERS), ("rope_layers", ROPE_LAYERS)):
+        if f"{prefix}.{key}" in metadata:
+            found[name] = tuple(metadata.array(f"{prefix}.{key}", ValueType.BOOL))
+    if f"{prefix}.{LOCAL_BASE}" in metadata:
+        found["local_rope_theta"] = metadata.number(f"{prefix}.{LOCAL_BASE}")
+    if f"{prefix}.{ACTIVATION}" in metadata:
+        found["hidden_act"] = metadata.string(f"{prefix}.{ACTIVATION}")
+        if found["hidden_act"] not in get_args(Activation):
+            metadata.refuse(f"{prefix}.{ACTIVATION} {found['hidden_act']!r:.40} is unknown: a newer elutq may read it")
+    return found
+
+
+def _read_norms(tensors: Mapping[str, TensorInfo], head_dim: int) -> dict[str, Any]:
+    """Read which norms every block has, and how wide those of queries and keys are, from block 0's."""
+    query_norm, norm_after = tensors.get("blk.0.attn_q_norm.weight"), "blk.0.post_attention_norm.weight" in tensors
+    return {
+        "qk_norm": query_norm is not None,
+        "qk_norm_spans_heads": query_norm is not None and query_norm.dims != (head_dim,),
+        "norm_before": "blk.0.attn_norm.weight" in tensors or not norm_after,
+        "norm_after": norm_after,
+    }
 
 
 def describe_sampling(sampling: SamplingDefaults) -> Iterator[MetadataEntry]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from elutq_formats.gguf import ValueType
 from elutq_formats.gguf_writer import GGUFWriter
 from elutq_formats.model_file import PROVENANCE_PREFIX
 from elutq_formats.model_metadata import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, describe_config, describe_sampling
-from elutq_formats.names import ROPE_FREQUENCIES, gguf_name
+from elutq_formats.names import ROPE_TENSORS, gguf_name
 from elutq_formats.origin import Origin
 from elutq_formats.sampling_defaults import SamplingDefaults
 from elutq_formats.standard_metadata import describe_model, describe_vocabulary
@@ -65,14 +66,12 @@ def write_model(
         ValueError: the tensors are not those of the model.
     """
     sources = list(tensors)
-    divisors = config.rope_divisors()
-    if divisors is not None:
-        frequencies = divisors
-        sources.append((TensorRecord(ROPE_FREQUENCIES, 32, rows=frequencies.size), lambda: frequencies))
+    for name, divisors in config.rope_divisors().items():
+        sources.append((TensorRecord(name, 32, rows=divisors.size), partial(_itself, divisors)))
     records = [record for record, _ in sources]
     _check_records(config, records)
     with atomic_output(path, force) as temporary, GGUFWriter(temporary) as writer:
-        n_weights = sum(record.n_weights for record in records if record.name != ROPE_FREQUENCIES)
+        n_weights = sum(record.n_weights for record in records if record.name not in ROPE_TENSORS)
         for entry in (
             *describe_model(origin, n_weights),
             *describe_config(config),
@@ -96,12 +95,16 @@ def write_model(
 
 def _check_records(config: ModelConfig, records: list[TensorRecord]) -> None:
     expected = {gguf_name(name): math.prod(shape) for name, shape in config.tensor_shapes().items()}
-    found = {record.name: record.n_weights for record in records if record.name != ROPE_FREQUENCIES}
+    found = {record.name: record.n_weights for record in records if record.name not in ROPE_TENSORS}
     if "output.weight" in found:
         expected["output.weight"] = config.vocab_size * config.hidden_size
     if found != expected or len(records) != len({record.name for record in records}):
         wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
         raise ValueError(f"tensors missing, unknown, repeated or of the wrong size: {sorted(wrong)}")
+
+
+def _itself(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values
 
 
 def _encode(record: TensorRecord, contents: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -18,6 +18,8 @@ _INNER = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -31,7 +33,13 @@ _GGUF_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]*)\.)?(.+)\.(weight|bias)")
 TOKEN_EMBEDDING = "token_embd.weight"
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
-"""The one tensor of a model file that no checkpoint has: the divisors of the RoPE frequencies."""
+"""The divisors of the RoPE frequencies."""
+
+ROPE_SHORT, ROPE_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+"""The same where those of longer sequences are others."""
+
+ROPE_TENSORS = ROPE_FREQUENCIES, ROPE_SHORT, ROPE_LONG
+"""The tensors of a model file that no checkpoint has."""
 
 
 def gguf_name(name: str) -> str:

@@ -137,11 +137,14 @@ struct elutq_kernels {
     /* y[n] = x[n] * scale * weight[n]; y may be x. */
     void (*scale_by)(const float *x, float scale, const float *weight, uint32_t n, float *y);
 
-    /* Rotates x[head_dim] in place, pairs (i, i + head_dim / 2), by cosines[head_dim / 2] and sines[head_dim / 2]. */
-    void (*rope)(float *x, const float *cosines, const float *sines, uint32_t head_dim);
+    /* Rotates x[n], n even, in place, pairs (i, i + n / 2), by cosines[n / 2] and sines[n / 2]. */
+    void (*rope)(float *x, const float *cosines, const float *sines, uint32_t n);
 
     /* y[n] = gate / (1 + exp(-gate)) * up; y may be gate or up. */
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *y);
+
+    /* y[n] = GELU(gate), by its approximation with tanh, * up; y may be gate or up. */
+    void (*geglu)(const float *gate, const float *up, uint32_t n, float *y);
 
     /* y[n] += x[n]. */
     void (*add)(const float *x, uint32_t n, float *y);

@@ -14,19 +14,18 @@ static void copy_heads(const struct elutq_config *config, const float *from, siz
         memcpy(to + row * to_stride, from + row * from_stride, width * sizeof *to);
 }
 
-/* Whether tokens of a piece no longer see the first: then each starts at another key. */
-static bool slides(const struct elutq_piece *piece) {
-    const uint32_t window = piece->sequence->model->config.sliding_window;
+/* Whether tokens of a piece no longer see the first: then each starts at another key. window: a layer's. */
+static bool slides(const struct elutq_piece *piece, uint32_t window) {
     return window != 0 && piece->position + piece->n_tokens > window;
 }
 
 /* Tokens of a piece that attend together, and how many times that makes. */
-static uint32_t attend_block(const struct elutq_piece *piece) {
-    return slides(piece) ? 1 : ELUTQ_ATTEND_TOKENS;
+static uint32_t attend_block(const struct elutq_piece *piece, uint32_t window) {
+    return slides(piece, window) ? 1 : ELUTQ_ATTEND_TOKENS;
 }
 
-static uint32_t attend_blocks(const struct elutq_piece *piece) {
-    return (piece->n_tokens + attend_block(piece) - 1) / attend_block(piece);
+static uint32_t attend_blocks(const struct elutq_piece *piece, uint32_t window) {
+    return (piece->n_tokens + attend_block(piece, window) - 1) / attend_block(piece, window);
 }
 
 /* What some tokens of a piece, of one block, see in one KV head. */
@@ -35,12 +34,11 @@ struct view {
     uint32_t token, n_tokens;
 };
 
-static struct view view_of(const struct elutq_piece *piece, uint32_t block) {
-    const uint32_t window = piece->sequence->model->config.sliding_window;
-    const uint32_t token = block * attend_block(piece), left = piece->n_tokens - token;
-    const uint32_t n_tokens = left < attend_block(piece) ? left : attend_block(piece);
+static struct view view_of(const struct elutq_piece *piece, uint32_t block, uint32_t window) {
+    const uint32_t token = block * attend_block(piece, window), left = piece->n_tokens - token;
+    const uint32_t n_tokens = left < attend_block(piece, window) ? left : attend_block(piece, window);
     const uint32_t end = piece->position + token + n_tokens;
-    const uint32_t first = slides(piece) && end > window ? end - window : 0;
+    const uint32_t first = slides(piece, window) && end > window ? end - window : 0;
     return (struct view){first, end - first, token, n_tokens};
 }
 
@@ -81,7 +79,7 @@ static void attend_block_of(struct elutq_engine *engine, const struct elutq_piec
                             uint32_t kv_head, const struct attend_scratch *scratch) {
     const struct elutq_config *config = &engine->model->config;
     const struct elutq_kernels *kernels = engine->model->kernels;
-    const struct view view = view_of(piece, block);
+    const struct view view = view_of(piece, block, engine->model->layers[i].window);
     const uint32_t n_queries = config->n_heads / config->n_kv_heads, n_rows = view.n_tokens * n_queries;
     const size_t width = (size_t)n_queries * config->head_dim, all_heads = (size_t)config->n_heads * config->head_dim;
     const size_t heads = (piece->first_row + view.token) * all_heads + kv_head * width;
@@ -97,8 +95,14 @@ static void attend_block_of(struct elutq_engine *engine, const struct elutq_piec
     copy_heads(config, scratch->results, width, view.n_tokens, engine->attended + heads, all_heads);
 }
 
-static uint32_t attend_items(const struct elutq_engine *engine, const struct elutq_piece *piece) {
-    return engine->model->config.n_kv_heads * (piece->n_parts > 0 ? piece->n_parts : attend_blocks(piece));
+/* The parts of a piece whose keys are shared, in a layer with this window: no more than there is room for. */
+static uint32_t shared_parts(const struct elutq_piece *piece, uint32_t window) {
+    return count_parts(view_of(piece, 0, window).n_keys);
+}
+
+static uint32_t attend_items(const struct elutq_engine *engine, const struct elutq_piece *piece, uint32_t window) {
+    const uint32_t n_parts = piece->n_parts > 0 ? shared_parts(piece, window) : attend_blocks(piece, window);
+    return engine->model->config.n_kv_heads * n_parts;
 }
 
 /* What one head of a single token attends to in one part: its results, and behind them their weighings. */
@@ -109,28 +113,29 @@ static size_t slot_floats(const struct elutq_config *config) {
 static void attend_item(struct elutq_engine *engine, const struct elutq_piece *piece, uint32_t i, uint32_t item,
                         const struct attend_scratch *scratch) {
     const struct elutq_config *config = &engine->model->config;
+    const uint32_t window = engine->model->layers[i].window;
     if (piece->n_parts == 0) {
-        attend_block_of(engine, piece, i, item % attend_blocks(piece), item / attend_blocks(piece), scratch);
+        attend_block_of(engine, piece, i, item % attend_blocks(piece, window), item / attend_blocks(piece, window), scratch);
         return;
     }
-    const uint32_t part = item % piece->n_parts, kv_head = item / piece->n_parts;
-    const struct view view = view_of(piece, 0);
+    const struct view view = view_of(piece, 0, window);
+    const uint32_t n_parts = count_parts(view.n_keys), part = item % n_parts, kv_head = item / n_parts;
     const size_t width = (size_t)(config->n_heads / config->n_kv_heads) * config->head_dim;
     const size_t heads = (size_t)piece->first_row * config->n_heads * config->head_dim + kv_head * width;
-    float *slot = engine->parts + (piece->first_slot + item) * slot_floats(config);
+    float *slot = engine->parts + (piece->first_slot + kv_head * piece->n_parts + part) * slot_floats(config);
     attend_part(engine, piece, &view, i, kv_head, part, engine->q + heads, scratch->scores,
                 (struct elutq_weighing *)(slot + width), slot);
 }
 
 /* Joins the parts of one head of a piece whose keys were shared, in their order. */
-static void join_item(struct elutq_engine *engine, const struct elutq_piece *piece, uint32_t kv_head) {
+static void join_item(struct elutq_engine *engine, const struct elutq_piece *piece, uint32_t window, uint32_t kv_head) {
     const struct elutq_config *config = &engine->model->config;
     const struct elutq_kernels *kernels = engine->model->kernels;
     const uint32_t n_queries = config->n_heads / config->n_kv_heads;
     const size_t width = (size_t)n_queries * config->head_dim, size = slot_floats(config);
     float *slots = engine->parts + (piece->first_slot + kv_head * piece->n_parts) * size;
     struct elutq_weighing *weighings = (struct elutq_weighing *)(slots + width);
-    for (uint32_t part = 1; part < piece->n_parts; part++) {
+    for (uint32_t part = 1; part < shared_parts(piece, window); part++) {
         const float *slot = slots + part * size;
         kernels->join_parts((const struct elutq_weighing *)(slot + width), slot, n_queries, config->head_dim, weighings, slots);
     }
@@ -152,15 +157,24 @@ static bool reserve_slots(struct elutq_engine *engine, uint32_t n_slots) {
     return true;
 }
 
+/* The window of the layers that see most. */
+static uint32_t widest_window(const struct elutq_model *model) {
+    for (uint32_t i = 0; i < model->config.n_layers; i++)
+        if (model->layers[i].window == 0)
+            return 0;
+    return model->config.sliding_window;
+}
+
 void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces) {
     const uint32_t n_kv_heads = engine->model->config.n_kv_heads;
     const unsigned n_threads = elutq_pool_threads(engine->pool);
+    const uint32_t window = widest_window(engine->model);
     uint64_t n_blocks = 0, n_slots = 0;
     for (uint32_t i = 0; i < n_pieces; i++) {
         const struct elutq_piece *piece = &engine->pieces[i];
-        n_blocks += (uint64_t)attend_blocks(piece) * n_kv_heads;
+        n_blocks += (uint64_t)attend_blocks(piece, window) * n_kv_heads;
         if (piece->n_tokens == 1)
-            n_slots += (uint64_t)count_parts(view_of(piece, 0).n_keys) * n_kv_heads;
+            n_slots += (uint64_t)count_parts(view_of(piece, 0, window).n_keys) * n_kv_heads;
     }
     const uint64_t most = (n_blocks + n_threads - 1) / n_threads;
     if (most * n_threads * 10 <= n_blocks * 11 || n_slots > UINT32_MAX || !reserve_slots(engine, (uint32_t)n_slots))
@@ -168,7 +182,7 @@ void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces) {
     uint32_t slot = 0;
     for (uint32_t i = 0; i < n_pieces; i++) {
         struct elutq_piece *piece = &engine->pieces[i];
-        const uint32_t n_parts = piece->n_tokens == 1 ? count_parts(view_of(piece, 0).n_keys) : 1;
+        const uint32_t n_parts = piece->n_tokens == 1 ? count_parts(view_of(piece, 0, window).n_keys) : 1;
         if (n_parts == 1)
             continue;
         piece->n_parts = n_parts;
@@ -180,15 +194,16 @@ void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces) {
 void elutq_attend(const struct elutq_pass *pass, unsigned thread, uint32_t i) {
     struct elutq_engine *engine = pass->engine;
     const struct attend_scratch scratch = scratch_of(engine, thread);
+    const uint32_t window = engine->model->layers[i].window;
     unsigned n_items = 0, n_joined = 0, item;
     for (uint32_t j = 0; j < pass->n_pieces; j++) {
-        n_items += attend_items(engine, &engine->pieces[j]);
+        n_items += attend_items(engine, &engine->pieces[j], window);
         n_joined += engine->pieces[j].n_parts > 0 ? engine->model->config.n_kv_heads : 0;
     }
     while (elutq_take(pass, thread, n_items, &item)) {
         const struct elutq_piece *piece = engine->pieces;
-        while (item >= attend_items(engine, piece))
-            item -= attend_items(engine, piece++);
+        while (item >= attend_items(engine, piece, window))
+            item -= attend_items(engine, piece++, window);
         attend_item(engine, piece, i, item, &scratch);
     }
     elutq_pool_barrier(engine->pool, thread);
@@ -198,7 +213,7 @@ void elutq_attend(const struct elutq_pass *pass, unsigned thread, uint32_t i) {
         const struct elutq_piece *piece = engine->pieces;
         for (; piece->n_parts == 0 || item >= engine->model->config.n_kv_heads; piece++)
             item -= piece->n_parts > 0 ? engine->model->config.n_kv_heads : 0;
-        join_item(engine, piece, item % engine->model->config.n_kv_heads);
+        join_item(engine, piece, window, item % engine->model->config.n_kv_heads);
     }
     elutq_pool_barrier(engine->pool, thread);
 }

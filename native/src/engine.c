@@ -129,7 +129,7 @@ static bool allocate_buffers(struct elutq_engine *engine, unsigned n_threads) {
         float **buffer;
         uint64_t n_floats;
     } buffers[] = {
-        {&engine->frequencies, head_dim / 2},
+        {&engine->frequencies, (ELUTQ_N_ROPES + 1) * config->rope_dim / 2},
         {&engine->hidden, n * config->hidden_size},
         {&engine->q, n * q_size},
         {&engine->k, n * kv_size},
@@ -137,8 +137,9 @@ static bool allocate_buffers(struct elutq_engine *engine, unsigned n_threads) {
         {&engine->attended, n * q_size},
         {&engine->gate, n * config->intermediate_size},
         {&engine->up, n * config->intermediate_size},
-        {&engine->cosines, n * head_dim / 2},
-        {&engine->sines, n * head_dim / 2},
+        {&engine->written, n * config->hidden_size},
+        {&engine->cosines, ELUTQ_N_ROPES * n * config->rope_dim / 2},
+        {&engine->sines, ELUTQ_N_ROPES * n * config->rope_dim / 2},
         {&engine->chunks, n_threads * n * ELUTQ_CHUNK_STRIDE},
         {&engine->scores, attend_rows * ELUTQ_ATTEND_STRIDE},
         {&engine->heads, 3 * attend_rows * head_dim},
@@ -150,15 +151,24 @@ static bool allocate_buffers(struct elutq_engine *engine, unsigned n_threads) {
     return engine->weighings != NULL && allocate_rows(engine) && allocate_input(engine);
 }
 
-/* theta^(-2i / head_dim), in float as the checkpoints' own code has it, divided where RoPE is scaled. */
-static void fill_frequencies(struct elutq_engine *engine) {
-    const struct elutq_model *model = engine->model;
-    const uint32_t head_dim = model->config.head_dim;
-    for (uint32_t i = 0; i < head_dim / 2; i++) {
-        engine->frequencies[i] = 1.0f / powf(model->config.rope_theta, (float)(2 * i) / (float)head_dim);
-        if (model->rope_divisors != NULL)
-            engine->frequencies[i] /= model->rope_divisors[i];
+/* theta^(-2i / rope_dim), in float as the checkpoints' own code has it, divided where RoPE is scaled. */
+static void fill_frequencies(const struct elutq_config *config, float theta, const float *divisors, float *frequencies) {
+    for (uint32_t i = 0; i < config->rope_dim / 2; i++) {
+        frequencies[i] = 1.0f / powf(theta, (float)(2 * i) / (float)config->rope_dim);
+        if (divisors != NULL)
+            frequencies[i] /= divisors[i];
     }
+}
+
+static void fill_all_frequencies(struct elutq_engine *engine) {
+    const struct elutq_model *model = engine->model;
+    const struct elutq_config *config = &model->config;
+    const uint32_t half = config->rope_dim / 2;
+    const float local = config->local_rope_theta != 0 ? config->local_rope_theta : config->rope_theta;
+    const float *divisors = model->rope_long_divisors != NULL ? model->rope_long_divisors : model->rope_divisors;
+    fill_frequencies(config, config->rope_theta, model->rope_divisors, engine->frequencies + ELUTQ_ROPE * half);
+    fill_frequencies(config, local, NULL, engine->frequencies + ELUTQ_LOCAL_ROPE * half);
+    fill_frequencies(config, config->rope_theta, divisors, engine->frequencies + ELUTQ_N_ROPES * half);
 }
 
 int elutq_engine_create(elutq_model *model, uint32_t n_sequences, unsigned n_threads, elutq_engine **out, char *error,
@@ -181,7 +191,7 @@ int elutq_engine_create(elutq_model *model, uint32_t n_sequences, unsigned n_thr
         return elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory for %u sequences and %u threads; ask for fewer",
                           n_sequences, n_threads);
     }
-    fill_frequencies(engine);
+    fill_all_frequencies(engine);
     int status = elutq_pool_create(n_threads, &engine->pool);
     if (status != ELUTQ_OK) {
         elutq_engine_destroy(engine);

@@ -76,12 +76,13 @@ struct elutq_engine {
     float **logits;                /* [max_rows] where they go */
     struct elutq_batch all, wanted;
 
-    float *frequencies;     /* [head_dim / 2] radians a position */
+    float *frequencies;     /* [ELUTQ_N_ROPES + 1][rope_dim / 2] radians a position; the last: of long sequences */
     float *hidden;          /* [max_rows][hidden_size] the residual stream */
     float *q, *k, *v;       /* [max_rows][n_heads or n_kv_heads][head_dim] */
     float *attended;        /* [max_rows][n_heads][head_dim] */
     float *gate, *up;       /* [max_rows][intermediate_size] */
-    float *cosines, *sines; /* [max_rows][head_dim / 2] */
+    float *written;         /* [max_rows][hidden_size] what a branch adds to the stream, where that is normed first */
+    float *cosines, *sines; /* [ELUTQ_N_ROPES][max_rows][rope_dim / 2] */
     struct elutq_input input;
     float *chunks; /* [n_threads][max_rows][ELUTQ_CHUNK_STRIDE] */
     float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][ELUTQ_ATTEND_STRIDE] */

@@ -74,8 +74,8 @@ KERNEL void scale_by(const float *x, float scale, const float *weight, uint32_t 
         y[i] = x[i] * scale * weight[i];
 }
 
-KERNEL void rope(float *x, const float *cosines, const float *sines, uint32_t head_dim) {
-    uint32_t half = head_dim / 2, i = 0;
+KERNEL void rope(float *x, const float *cosines, const float *sines, uint32_t n) {
+    uint32_t half = n / 2, i = 0;
     float *a = x, *b = x + half;
     for (; i + 16 <= half; i += 16) {
         v16 ai = v16_load(a + i), bi = v16_load(b + i), c = v16_load(cosines + i), s = v16_load(sines + i);
@@ -102,6 +102,21 @@ KERNEL void swiglu(const float *gate, const float *up, uint32_t n, float *y) {
         store_first(y + i, swiglu_lanes(load_first(gate + i, n - i), load_first(up + i, n - i)), n - i);
 }
 
+/* (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (gate + 0.044715 gate^3): see Hendrycks and Gimpel 2016. */
+INLINE v16 geglu_lanes(v16 gate, v16 up) {
+    v16 one = v16_set1(1), square = v16_mul(gate, gate);
+    v16 slope = v16_fma(square, v16_set1(-2 * 0.7978845608f * 0.044715f), v16_set1(-2 * 0.7978845608f));
+    return v16_mul(v16_div(gate, v16_add(one, v16_exp(v16_mul(gate, slope)))), up);
+}
+
+KERNEL void geglu(const float *gate, const float *up, uint32_t n, float *y) {
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(y + i, geglu_lanes(v16_load(gate + i), v16_load(up + i)));
+    if (i < n)
+        store_first(y + i, geglu_lanes(load_first(gate + i, n - i), load_first(up + i, n - i)), n - i);
+}
+
 KERNEL void add(const float *x, uint32_t n, float *y) {
     uint32_t i = 0;
     for (; i + 16 <= n; i += 16)
@@ -125,7 +140,8 @@ KERNEL float read_floats(const float *bytes, size_t n) {
 /* The members of struct elutq_kernels that this file and its parts define, for its initialiser. */
 #define ELUTQ_FLOAT_KERNELS                                                                                                    \
     .build_tables = build_tables, .gemm_f16 = gemm_f16, .rms_scale = rms_scale, .scale_by = scale_by, .rope = rope,           \
-    .swiglu = swiglu, .add = add, .join_parts = join_parts, .finish_parts = finish_parts, .read_floats = read_floats,         \
+    .swiglu = swiglu, .geglu = geglu, .add = add, .join_parts = join_parts, .finish_parts = finish_parts,                     \
+    .read_floats = read_floats,                                                                                               \
     .cache = {[ELUTQ_CACHE_F16] = {store_f16, attend_f16}, [ELUTQ_CACHE_Q8] = {store_q8, attend_q8}}
 
 #endif

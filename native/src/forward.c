@@ -41,14 +41,48 @@ static void embed(const struct elutq_pass *pass, unsigned thread) {
     elutq_pool_barrier(engine->pool, thread);
 }
 
+/* x[n] in place. */
+static void norm(const struct elutq_engine *engine, const float *weight, uint32_t n, float *x) {
+    const struct elutq_kernels *kernels = engine->model->kernels;
+    kernels->scale_by(x, kernels->rms_scale(x, n, engine->model->config.rms_norm_eps), weight, n, x);
+}
+
+/* Norms queries and keys that are normed whole. Items: row. */
+static void norm_projections(const struct elutq_pass *pass, unsigned thread, const struct elutq_layer *layer) {
+    struct elutq_engine *engine = pass->engine;
+    const struct elutq_config *config = &engine->model->config;
+    const uint32_t q_size = config->n_heads * config->head_dim, kv_size = config->n_kv_heads * config->head_dim;
+    unsigned item;
+    while (elutq_take(pass, thread, engine->all.n_rows, &item)) {
+        norm(engine, layer->q_norm, q_size, engine->q + (size_t)item * q_size);
+        norm(engine, layer->k_norm, kv_size, engine->k + (size_t)item * kv_size);
+    }
+    elutq_pool_barrier(engine->pool, thread);
+}
+
+/* Norms what a branch has written, and adds it to the residual stream. Items: row. */
+static void add_normed(const struct elutq_pass *pass, unsigned thread, const float *weight) {
+    struct elutq_engine *engine = pass->engine;
+    const uint32_t hidden_size = engine->model->config.hidden_size;
+    unsigned item;
+    while (elutq_take(pass, thread, engine->all.n_rows, &item)) {
+        float *written = engine->written + (size_t)item * hidden_size;
+        norm(engine, weight, hidden_size, written);
+        engine->model->kernels->add(written, hidden_size, engine->hidden + (size_t)item * hidden_size);
+    }
+    elutq_pool_barrier(engine->pool, thread);
+}
+
 /* Norms and rotates a head's query or key, and multiplies it by its factors where there are any. */
-static void position_head(const struct elutq_engine *engine, size_t row, const float *norm, const float *factors, float *head) {
+static void position_head(const struct elutq_engine *engine, size_t row, enum elutq_rope rope, const float *weight,
+                          const float *factors, float *head) {
     const struct elutq_config *config = &engine->model->config;
     const struct elutq_kernels *kernels = engine->model->kernels;
-    const size_t half = config->head_dim / 2;
-    if (norm != NULL)
-        kernels->scale_by(head, kernels->rms_scale(head, config->head_dim, config->rms_norm_eps), norm, config->head_dim, head);
-    kernels->rope(head, engine->cosines + row * half, engine->sines + row * half, config->head_dim);
+    const size_t at = ((size_t)rope * engine->max_rows + row) * (config->rope_dim / 2);
+    if (weight != NULL)
+        norm(engine, weight, config->head_dim, head);
+    if (rope != ELUTQ_NO_ROPE)
+        kernels->rope(head, engine->cosines + at, engine->sines + at, config->rope_dim);
     if (factors != NULL)
         kernels->scale_by(head, 1.0f, factors, config->head_dim, head);
 }
@@ -59,6 +93,8 @@ static void position_and_store(const struct elutq_pass *pass, unsigned thread, u
     const struct elutq_config *config = &engine->model->config;
     const struct elutq_layer *layer = &engine->model->layers[i];
     const uint32_t head_dim = config->head_dim, n_queries = config->n_heads / config->n_kv_heads;
+    const float *q_norm = config->norm_spans_heads ? NULL : layer->q_norm;
+    const float *k_norm = config->norm_spans_heads ? NULL : layer->k_norm;
     unsigned item;
     while (elutq_take(pass, thread, engine->all.n_rows * config->n_kv_heads, &item)) {
         const uint32_t row = item / config->n_kv_heads, kv_head = item % config->n_kv_heads;
@@ -71,8 +107,9 @@ static void position_and_store(const struct elutq_pass *pass, unsigned thread, u
             for_keys = for_queries + head_dim;
         }
         for (uint32_t q = 0; q < n_queries; q++)
-            position_head(engine, row, layer->q_norm, for_queries, engine->q + ((size_t)item * n_queries + q) * head_dim);
-        position_head(engine, row, layer->k_norm, for_keys, engine->k + (size_t)item * head_dim);
+            position_head(engine, row, layer->rope, q_norm, for_queries,
+                          engine->q + ((size_t)item * n_queries + q) * head_dim);
+        position_head(engine, row, layer->rope, k_norm, for_keys, engine->k + (size_t)item * head_dim);
         const size_t at = elutq_cache_offset(sequence, i, kv_head, piece->position + engine->rows[row].token);
         cache->store(engine->k + (size_t)item * head_dim, head_dim, sequence->keys + at);
         cache->store(engine->v + (size_t)item * head_dim, head_dim, sequence->values + at);
@@ -81,6 +118,12 @@ static void position_and_store(const struct elutq_pass *pass, unsigned thread, u
 }
 
 /* ---- the model ---- */
+
+/* How the linear that ends a branch writes: onto the residual stream, or aside where what it adds is normed first. */
+static struct elutq_product writer(const struct elutq_engine *engine, const struct elutq_linear *linear, const float *norm) {
+    const size_t stride = engine->model->config.hidden_size;
+    return (struct elutq_product){linear, norm != NULL ? engine->written : engine->hidden, stride, norm == NULL, NULL};
+}
 
 static void attention_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
     struct elutq_engine *engine = pass->engine;
@@ -93,13 +136,15 @@ static void attention_block(struct elutq_pass *pass, unsigned thread, uint32_t i
         {&layer->k, engine->k, kv_size, false, NULL},
         {&layer->v, engine->v, kv_size, false, NULL},
     };
-    const struct elutq_product output = {&layer->o, engine->hidden, config->hidden_size, true, NULL};
+    const struct elutq_product output = writer(engine, &layer->o, layer->attn_post_norm);
     const struct elutq_source normed = {ELUTQ_FROM_NORM, layer->attn_norm, NULL};
     const struct elutq_source attended = {ELUTQ_FROM_ATTENTION, NULL, NULL};
     elutq_prepare_input(pass, thread, &normed, all, config->hidden_size, project, 3);
     mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, all, project, 3);
     mark(pass, thread, ELUTQ_QKV);
+    if (config->norm_spans_heads && layer->q_norm != NULL && layer->k_norm != NULL)
+        norm_projections(pass, thread, layer);
     position_and_store(pass, thread, i);
     mark(pass, thread, ELUTQ_POSITION);
     elutq_attend(pass, thread, i);
@@ -107,6 +152,8 @@ static void attention_block(struct elutq_pass *pass, unsigned thread, uint32_t i
     elutq_prepare_input(pass, thread, &attended, all, (uint32_t)q_size, &output, 1);
     mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, all, &output, 1);
+    if (layer->attn_post_norm != NULL)
+        add_normed(pass, thread, layer->attn_post_norm);
     mark(pass, thread, ELUTQ_ATTN_OUTPUT);
 }
 
@@ -119,9 +166,9 @@ static void mlp_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
         {&layer->gate, engine->gate, config->intermediate_size, false, NULL},
         {&layer->up, engine->up, config->intermediate_size, false, NULL},
     };
-    const struct elutq_product contract = {&layer->down, engine->hidden, config->hidden_size, true, NULL};
+    const struct elutq_product contract = writer(engine, &layer->down, layer->ffn_post_norm);
     const struct elutq_source normed = {ELUTQ_FROM_NORM, layer->ffn_norm, NULL};
-    const struct elutq_source activated = {ELUTQ_FROM_SWIGLU, NULL, NULL};
+    const struct elutq_source activated = {ELUTQ_FROM_GATE, NULL, NULL};
     elutq_prepare_input(pass, thread, &normed, all, config->hidden_size, expand, 2);
     mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, all, expand, 2);
@@ -129,6 +176,8 @@ static void mlp_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
     elutq_prepare_input(pass, thread, &activated, all, config->intermediate_size, &contract, 1);
     mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, all, &contract, 1);
+    if (layer->ffn_post_norm != NULL)
+        add_normed(pass, thread, layer->ffn_post_norm);
     mark(pass, thread, ELUTQ_DOWN);
 }
 
@@ -171,13 +220,21 @@ static void add_rows(const struct elutq_kernels *kernels, struct elutq_batch *ba
             batch->n_levels[bits] = batch->n_rows;
 }
 
-/* The angles of a row's position. */
-static void turn(struct elutq_engine *engine, size_t row, uint32_t position) {
-    const size_t half = engine->model->config.head_dim / 2;
-    for (size_t i = 0; i < half; i++) {
-        const float angle = (float)position * engine->frequencies[i];
-        engine->cosines[row * half + i] = cosf(angle);
-        engine->sines[row * half + i] = sinf(angle);
+/* The angles of a row's position, in each way that a layer's heads may turn. */
+static void turn(struct elutq_engine *engine, size_t row, const struct elutq_sequence *sequence, uint32_t position) {
+    const struct elutq_config *config = &engine->model->config;
+    const size_t half = config->rope_dim / 2;
+    const bool is_long = config->rope_context != 0 && sequence->context_size > config->rope_context;
+    const int n_ropes = config->local_rope_theta != 0 ? ELUTQ_N_ROPES : ELUTQ_ROPE + 1;
+    for (int rope = ELUTQ_ROPE; rope < n_ropes; rope++) {
+        const float *frequencies = engine->frequencies + (rope == ELUTQ_ROPE && is_long ? ELUTQ_N_ROPES : rope) * half;
+        const float factor = rope == ELUTQ_ROPE ? config->rope_factor : 1.0f;
+        const size_t at = ((size_t)rope * engine->max_rows + row) * half;
+        for (size_t i = 0; i < half; i++) {
+            const float angle = (float)position * frequencies[i];
+            engine->cosines[at + i] = factor * cosf(angle);
+            engine->sines[at + i] = factor * sinf(angle);
+        }
     }
 }
 
@@ -189,7 +246,7 @@ static void lay_out_rows(struct elutq_engine *engine, uint32_t n_pieces) {
         piece->first_row = engine->all.n_rows;
         for (uint32_t token = 0; token < piece->n_tokens; token++) {
             engine->rows[piece->first_row + token] = (struct elutq_row){piece, token};
-            turn(engine, piece->first_row + token, piece->position + token);
+            turn(engine, piece->first_row + token, piece->sequence, piece->position + token);
         }
         add_rows(engine->model->kernels, &engine->all, piece->n_tokens, piece->n_tokens);
     }

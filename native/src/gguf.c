@@ -296,6 +296,10 @@ bool elutq_gguf_i32_array(const struct elutq_gguf *gguf, const char *key, const 
     return find_array(gguf, key, GGUF_I32, values, n_values);
 }
 
+bool elutq_gguf_bool_array(const struct elutq_gguf *gguf, const char *key, const uint8_t **values, uint64_t *n_values) {
+    return find_array(gguf, key, GGUF_BOOL, values, n_values);
+}
+
 bool elutq_gguf_string_array(const struct elutq_gguf *gguf, const char *key, const uint8_t **cursor, uint64_t *n_values) {
     return find_array(gguf, key, GGUF_STRING, cursor, n_values);
 }

@@ -64,6 +64,8 @@ bool elutq_gguf_string(const struct elutq_gguf *gguf, const char *key, struct el
 bool elutq_gguf_u32_array(const struct elutq_gguf *gguf, const char *key, const uint8_t **values, uint64_t *n_values);
 /* The same of INT32. */
 bool elutq_gguf_i32_array(const struct elutq_gguf *gguf, const char *key, const uint8_t **values, uint64_t *n_values);
+/* The same of BOOL: a byte each. */
+bool elutq_gguf_bool_array(const struct elutq_gguf *gguf, const char *key, const uint8_t **values, uint64_t *n_values);
 uint32_t elutq_read_u32(const uint8_t *bytes);
 
 /* An array of strings: each elutq_gguf_next_string(gguf, cursor), at most n_values times, returns the next. */

@@ -48,9 +48,13 @@ static float row_power(const struct elutq_matrix *matrix, uint32_t row, const fl
 }
 
 /* What the file tells of the mean square of a key's channel: by the norm's weight, where keys are normed. */
-static float channel_power(const struct elutq_layer *layer, uint32_t head_dim, uint32_t channel) {
-    if (layer->k_norm != NULL)
-        return layer->k_norm[channel % head_dim] * layer->k_norm[channel % head_dim];
+static float channel_power(const struct elutq_config *config, const struct elutq_layer *layer, uint32_t channel) {
+    if (layer->k_norm != NULL) {
+        const float weight = layer->k_norm[config->norm_spans_heads ? channel : channel % config->head_dim];
+        return weight * weight;
+    }
+    if (layer->attn_norm == NULL)
+        return 1; /* nothing is known of the stream itself */
     const float bias = layer->k.bias != NULL ? layer->k.bias[channel] : 0;
     return row_power(&layer->k.weight, channel, layer->attn_norm) + bias * bias;
 }
@@ -77,20 +81,34 @@ static float divisor(float power, float ordinary) {
     return exp2f(fmaxf(-LARGEST_EXPONENT, fminf(exponent, LARGEST_EXPONENT)));
 }
 
+/* The channel of a head that one of the first half has to share its factors with: RoPE mixes the two. */
+static uint32_t partner(const struct elutq_config *config, uint32_t channel) {
+    return channel + (channel < config->rope_dim ? config->rope_dim : config->head_dim - config->rope_dim) / 2;
+}
+
+/* The channel of a head with which pair i of head_dim / 2 begins. */
+static uint32_t first_of_pair(const struct elutq_config *config, uint32_t i) {
+    return i < config->rope_dim / 2 ? i : i + config->rope_dim / 2;
+}
+
 void elutq_key_balance(const struct elutq_model *model, float *factors) {
-    const uint32_t head_dim = model->config.head_dim, half = head_dim / 2;
-    for (uint32_t layer = 0; layer < model->config.n_layers; layer++)
-        for (uint32_t head = 0; head < model->config.n_kv_heads; head++, factors += 2 * head_dim) {
+    const struct elutq_config *config = &model->config;
+    const uint32_t head_dim = config->head_dim, half = head_dim / 2;
+    for (uint32_t layer = 0; layer < config->n_layers; layer++)
+        for (uint32_t head = 0; head < config->n_kv_heads; head++, factors += 2 * head_dim) {
+            const struct elutq_layer *of = &model->layers[layer];
             float *for_queries = factors, *for_keys = factors + head_dim;
             for (uint32_t i = 0; i < half; i++) {
-                const uint32_t channel = head * head_dim + i;
-                for_queries[i] = channel_power(&model->layers[layer], head_dim, channel) +
-                                 channel_power(&model->layers[layer], head_dim, channel + half);
+                const uint32_t first = first_of_pair(config, i), second = partner(config, first);
+                for_keys[i] = channel_power(config, of, head * head_dim + first) +
+                              channel_power(config, of, head * head_dim + second);
             }
-            const float ordinary = median(for_queries, half);
+            const float ordinary = median(for_keys, half);
             for (uint32_t i = 0; i < half; i++) {
-                for_queries[i] = for_queries[i + half] = divisor(for_queries[i], ordinary);
-                for_keys[i] = for_keys[i + half] = 1 / for_queries[i];
+                const uint32_t first = first_of_pair(config, i);
+                for_queries[first] = for_queries[partner(config, first)] = divisor(for_keys[i], ordinary);
             }
+            for (uint32_t i = 0; i < head_dim; i++)
+                for_keys[i] = 1 / for_queries[i];
         }
 }

@@ -11,6 +11,10 @@ static void read_source(const struct elutq_engine *engine, const struct elutq_so
     const size_t row = source->rows != NULL ? source->rows[i] : i;
     if (source->kind == ELUTQ_FROM_NORM) {
         const float *hidden = engine->hidden + row * config->hidden_size;
+        if (source->norm == NULL) {
+            memcpy(x + first, hidden + first, (end - first) * sizeof *x);
+            return;
+        }
         float scale = kernels->rms_scale(hidden, config->hidden_size, config->rms_norm_eps);
         kernels->scale_by(hidden + first, scale, source->norm + first, end - first, x + first);
     } else if (source->kind == ELUTQ_FROM_ATTENTION) {
@@ -18,7 +22,7 @@ static void read_source(const struct elutq_engine *engine, const struct elutq_so
         memcpy(x + first, engine->attended + row * width + first, (end - first) * sizeof *x);
     } else {
         size_t start = row * config->intermediate_size + first;
-        kernels->swiglu(engine->gate + start, engine->up + start, end - first, x + first);
+        (config->gelu ? kernels->geglu : kernels->swiglu)(engine->gate + start, engine->up + start, end - first, x + first);
     }
 }
 

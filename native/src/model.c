@@ -9,14 +9,13 @@
 #include "hlq_block.h"
 #include "kernel_sets.h"
 
-#define NAME_BYTES 96
-
-static const char *const ARCHITECTURES[] = {"llama", "qwen2", "qwen3"};
+#define NAME_BYTES 128
+#define ARCHITECTURE_BYTES 32
 
 struct loader {
     struct elutq_model *model;
     const struct elutq_error *error;
-    const char *architecture;
+    char architecture[ARCHITECTURE_BYTES];
     bool *used; /* [n_tensors] whether the model has that tensor */
     uint32_t version; /* hlq.version */
     int status; /* the first failure; later steps do nothing */
@@ -30,16 +29,57 @@ static bool fail(struct loader *loader, const char *what, const char *name) {
 
 /* ---- configuration ---- */
 
+/*
+ * Its name is the prefix of the keys and nothing more: what a model computes, its keys and tensors say. So a key that is
+ * not known here is refused, for it may change that.
+ */
 static void find_architecture(struct loader *loader) {
     struct elutq_text name = {"", 0};
     elutq_gguf_string(&loader->model->gguf, "general.architecture", &name);
-    for (size_t i = 0; i < sizeof ARCHITECTURES / sizeof ARCHITECTURES[0]; i++)
-        if (elutq_text_equals(name, ARCHITECTURES[i]))
-            loader->architecture = ARCHITECTURES[i];
-    if (loader->architecture == NULL)
-        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT,
-                                    "architecture \"%.*s\" is not supported; elutq runs llama, mistral, qwen2 and qwen3",
-                                    elutq_text_is_printable(name) && name.n_bytes < 64 ? (int)name.n_bytes : 0, name.bytes);
+    if (name.n_bytes > 0 && name.n_bytes < ARCHITECTURE_BYTES && elutq_text_is_printable(name))
+        memcpy(loader->architecture, name.bytes, name.n_bytes);
+    else
+        fail(loader, "is missing, or no name of an architecture", "general.architecture");
+}
+
+static const char *const CONFIG_KEYS[] = {
+    "vocab_size",
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "rope.layers",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "hidden_activation",
+};
+
+static void refuse_unknown_keys(struct loader *loader) {
+    const struct elutq_gguf *gguf = &loader->model->gguf;
+    const size_t n_prefix = strlen(loader->architecture);
+    for (uint64_t i = 0; i < gguf->n_metadata && loader->status == ELUTQ_OK; i++) {
+        const struct elutq_text key = gguf->metadata[i].key;
+        if (key.n_bytes <= n_prefix || memcmp(key.bytes, loader->architecture, n_prefix) != 0 || key.bytes[n_prefix] != '.')
+            continue;
+        const struct elutq_text suffix = {key.bytes + n_prefix + 1, key.n_bytes - n_prefix - 1};
+        size_t known = 0;
+        while (known < sizeof CONFIG_KEYS / sizeof CONFIG_KEYS[0] && !elutq_text_equals(suffix, CONFIG_KEYS[known]))
+            known++;
+        if (known == sizeof CONFIG_KEYS / sizeof CONFIG_KEYS[0])
+            loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT,
+                                        "%.*s is not known here: a newer elutq may run this model",
+                                        elutq_text_is_printable(key) && key.n_bytes < 200 ? (int)key.n_bytes : 0, key.bytes);
+    }
 }
 
 static void config_u32(struct loader *loader, const char *suffix, uint32_t maximum, uint32_t *value) {
@@ -60,9 +100,15 @@ static void config_f32(struct loader *loader, const char *suffix, float *value) 
         fail(loader, "is out of range", key);
 }
 
+static bool has_config(const struct loader *loader, const char *suffix) {
+    char key[NAME_BYTES];
+    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
+    return elutq_gguf_metadata(&loader->model->gguf, key) != NULL;
+}
+
 static void load_config(struct loader *loader) {
     struct elutq_config *config = &loader->model->config;
-    uint32_t value_length = 0, rope_dimensions = 0;
+    uint32_t value_length = 0;
     config_u32(loader, "vocab_size", ELUTQ_MAX_VOCABULARY, &config->vocab_size);
     config_u32(loader, "context_length", ELUTQ_MAX_CONTEXT, &config->context_length);
     config_u32(loader, "embedding_length", ELUTQ_MAX_WIDTH, &config->hidden_size);
@@ -72,19 +118,66 @@ static void load_config(struct loader *loader) {
     config_u32(loader, "attention.head_count_kv", ELUTQ_MAX_HEADS, &config->n_kv_heads);
     config_u32(loader, "attention.key_length", ELUTQ_MAX_HEAD_DIM, &config->head_dim);
     config_u32(loader, "attention.value_length", ELUTQ_MAX_HEAD_DIM, &value_length);
-    config_u32(loader, "rope.dimension_count", ELUTQ_MAX_HEAD_DIM, &rope_dimensions);
+    config_u32(loader, "rope.dimension_count", ELUTQ_MAX_HEAD_DIM, &config->rope_dim);
     config_f32(loader, "attention.layer_norm_rms_epsilon", &config->rms_norm_eps);
     config_f32(loader, "rope.freq_base", &config->rope_theta);
-    char key[NAME_BYTES];
-    snprintf(key, sizeof key, "%s.attention.sliding_window", loader->architecture);
-    if (elutq_gguf_metadata(&loader->model->gguf, key) != NULL)
+    if (has_config(loader, "attention.sliding_window"))
         config_u32(loader, "attention.sliding_window", ELUTQ_MAX_CONTEXT, &config->sliding_window);
+    if (has_config(loader, "rope.freq_base_swa"))
+        config_f32(loader, "rope.freq_base_swa", &config->local_rope_theta);
+    config->rope_factor = 1;
+    if (has_config(loader, "rope.scaling.attn_factor"))
+        config_f32(loader, "rope.scaling.attn_factor", &config->rope_factor);
+    if (has_config(loader, "rope.scaling.original_context_length"))
+        config_u32(loader, "rope.scaling.original_context_length", ELUTQ_MAX_CONTEXT, &config->rope_context);
     if (loader->status != ELUTQ_OK)
         return;
     if (config->n_heads % config->n_kv_heads != 0)
         fail(loader, "is not divisible by attention.head_count_kv", "attention.head_count");
-    else if (config->head_dim % 2 != 0 || value_length != config->head_dim || rope_dimensions != config->head_dim)
-        fail(loader, "must be even and equal attention.value_length and rope.dimension_count", "attention.key_length");
+    else if (config->head_dim % 2 != 0 || value_length != config->head_dim)
+        fail(loader, "must be even and equal attention.value_length", "attention.key_length");
+    else if (config->rope_dim % 2 != 0 || config->rope_dim > config->head_dim)
+        fail(loader, "must be even and no more than attention.key_length", "rope.dimension_count");
+}
+
+static void load_activation(struct loader *loader) {
+    char key[NAME_BYTES];
+    struct elutq_text name;
+    snprintf(key, sizeof key, "%s.hidden_activation", loader->architecture);
+    if (elutq_gguf_metadata(&loader->model->gguf, key) == NULL)
+        return;
+    loader->model->config.gelu = elutq_gguf_string(&loader->model->gguf, key, &name) &&
+                                 elutq_text_equals(name, "gelu_pytorch_tanh");
+    if (!loader->model->config.gelu)
+        fail(loader, "names an activation that is not known here: a newer elutq may run this model", key);
+}
+
+/* Flags of all layers; NULL when there are none. */
+static const uint8_t *layer_flags(struct loader *loader, const char *suffix) {
+    char key[NAME_BYTES];
+    const uint8_t *flags;
+    uint64_t n_flags;
+    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
+    if (!has_config(loader, suffix))
+        return NULL;
+    if (elutq_gguf_bool_array(&loader->model->gguf, key, &flags, &n_flags) && n_flags == loader->model->config.n_layers)
+        return flags;
+    fail(loader, "is not an array of BOOL, one for each layer", key);
+    return NULL;
+}
+
+/* Which layers have a window, and how their heads turn. */
+static void load_layer_kinds(struct loader *loader) {
+    const struct elutq_config *config = &loader->model->config;
+    const uint8_t *slide = layer_flags(loader, "attention.sliding_window_pattern");
+    const uint8_t *turn = layer_flags(loader, "rope.layers");
+    for (uint32_t i = 0; i < config->n_layers; i++) {
+        struct elutq_layer *layer = &loader->model->layers[i];
+        layer->window = slide == NULL || slide[i] != 0 ? config->sliding_window : 0;
+        layer->rope = layer->window != 0 && config->local_rope_theta != 0 ? ELUTQ_LOCAL_ROPE : ELUTQ_ROPE;
+        if (turn != NULL && turn[i] == 0)
+            layer->rope = ELUTQ_NO_ROPE;
+    }
 }
 
 /* ---- tensors ---- */
@@ -225,10 +318,13 @@ static void load_layer(struct loader *loader, uint32_t i) {
     struct elutq_layer *layer = &loader->model->layers[i];
     const uint32_t hidden = config->hidden_size, inner = config->intermediate_size;
     const uint32_t q_rows = config->n_heads * config->head_dim, kv_rows = config->n_kv_heads * config->head_dim;
-    layer->attn_norm = load_layer_vector(loader, i, "attn_norm.weight", hidden, true);
-    layer->ffn_norm = load_layer_vector(loader, i, "ffn_norm.weight", hidden, true);
-    layer->q_norm = load_layer_vector(loader, i, "attn_q_norm.weight", config->head_dim, false);
-    layer->k_norm = load_layer_vector(loader, i, "attn_k_norm.weight", config->head_dim, false);
+    layer->attn_post_norm = load_layer_vector(loader, i, "post_attention_norm.weight", hidden, false);
+    layer->ffn_post_norm = load_layer_vector(loader, i, "post_ffw_norm.weight", hidden, false);
+    layer->attn_norm = load_layer_vector(loader, i, "attn_norm.weight", hidden, layer->attn_post_norm == NULL);
+    layer->ffn_norm = load_layer_vector(loader, i, "ffn_norm.weight", hidden, layer->ffn_post_norm == NULL);
+    const bool spans = config->norm_spans_heads;
+    layer->q_norm = load_layer_vector(loader, i, "attn_q_norm.weight", spans ? q_rows : config->head_dim, false);
+    layer->k_norm = load_layer_vector(loader, i, "attn_k_norm.weight", spans ? kv_rows : config->head_dim, false);
     load_linear(loader, i, "attn_q", q_rows, hidden, &layer->q);
     load_linear(loader, i, "attn_k", kv_rows, hidden, &layer->k);
     load_linear(loader, i, "attn_v", kv_rows, hidden, &layer->v);
@@ -238,13 +334,29 @@ static void load_layer(struct loader *loader, uint32_t i) {
     load_linear(loader, i, "ffn_down", hidden, inner, &layer->down);
 }
 
-static void load_rope_divisors(struct loader *loader) {
-    const uint32_t n = loader->model->config.head_dim / 2;
-    const float *divisors = load_vector(loader, "rope_freqs.weight", n, false);
+static const float *load_divisors(struct loader *loader, const char *name, bool required) {
+    const uint32_t n = loader->model->config.rope_dim / 2;
+    const float *divisors = load_vector(loader, name, n, required);
     for (uint32_t i = 0; divisors != NULL && i < n; i++)
         if (!(divisors[i] > 0))
-            fail(loader, "holds a divisor that is not positive", "rope_freqs.weight");
-    loader->model->rope_divisors = divisors;
+            fail(loader, "holds a divisor that is not positive", name);
+    return divisors;
+}
+
+static void load_rope_divisors(struct loader *loader) {
+    struct elutq_model *model = loader->model;
+    if (model->config.rope_context == 0) {
+        model->rope_divisors = load_divisors(loader, "rope_freqs.weight", false);
+        return;
+    }
+    model->rope_divisors = load_divisors(loader, "rope_factors_short.weight", true);
+    model->rope_long_divisors = load_divisors(loader, "rope_factors_long.weight", true);
+}
+
+/* Whether the norm of the first block's queries is as wide as all of its heads. */
+static bool find_wide_norm(const struct loader *loader) {
+    const struct elutq_tensor *norm = elutq_gguf_tensor(&loader->model->gguf, "blk.0.attn_q_norm.weight");
+    return norm != NULL && loader->model->config.n_heads > 1 && norm->dims[0] != loader->model->config.head_dim;
 }
 
 /* The hlq.tensor arrays describe the HLQ tensors and nothing else, so that looking one up takes no longer than it must. */
@@ -282,6 +394,8 @@ static void load_tensors(struct loader *loader) {
         model->head.weight = model->embedding;
     model->output_norm = load_vector(loader, "output_norm.weight", config->hidden_size, true);
     load_rope_divisors(loader);
+    load_layer_kinds(loader);
+    model->config.norm_spans_heads = find_wide_norm(loader);
     for (uint32_t i = 0; i < config->n_layers && loader->status == ELUTQ_OK; i++)
         load_layer(loader, i);
 }
@@ -324,7 +438,11 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **out, char 
     if (loader.status == ELUTQ_OK)
         find_architecture(&loader);
     if (loader.status == ELUTQ_OK)
+        refuse_unknown_keys(&loader);
+    if (loader.status == ELUTQ_OK)
         load_config(&loader);
+    if (loader.status == ELUTQ_OK)
+        load_activation(&loader);
     if (loader.status == ELUTQ_OK)
         load_tensors(&loader);
     if (loader.status == ELUTQ_OK)

@@ -21,8 +21,8 @@ static inline bool elutq_take(const struct elutq_pass *pass, unsigned thread, un
 
 /* Where the input of linear layers comes from. */
 struct elutq_source {
-    enum { ELUTQ_FROM_NORM, ELUTQ_FROM_ATTENTION, ELUTQ_FROM_SWIGLU } kind;
-    const float *norm;    /* ELUTQ_FROM_NORM: its weight */
+    enum { ELUTQ_FROM_NORM, ELUTQ_FROM_ATTENTION, ELUTQ_FROM_GATE } kind;
+    const float *norm;    /* ELUTQ_FROM_NORM: its weight; NULL: the residual stream as it is */
     const uint32_t *rows; /* [n_rows] the rows of the pass that it takes; NULL: all in their order */
 };
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAMILIES, GOLDEN, NOVELS
-from foreign_gguf import describe
+from conftest import GOLDEN, NOVELS
+from foreign_gguf import CONVERTED, describe
 from gguf import GGUFValueType
 
 from elutq_formats.checkpoint import Checkpoint
@@ -131,7 +131,7 @@ def test_a_conversion_that_fails_is_a_line_and_leaves_nothing(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["small.gguf"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONVERTED)
 def test_a_checkpoint_has_the_weights_and_the_configuration_of_the_gguf(family, tmp_path):
     path = describe(GOLDEN / family).write(tmp_path / "model.gguf")
     real_models.convert(path, tmp_path / "made")

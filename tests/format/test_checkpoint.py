@@ -142,6 +142,8 @@ def test_every_golden_checkpoint_opens_as_the_safetensors_package_reads_it(famil
     stored = dict(entry for file in family.glob("*.safetensors") for entry in deserialize(file.read_bytes()))
     with Checkpoint.open(family) as checkpoint:
         for name in checkpoint.names:
+            if name in checkpoint.parts:
+                continue  # a family's own way: the logits of transformers tell
             assert checkpoint.shape(name) == tuple(stored[name]["shape"])
             values = checkpoint.load(name)
             match stored[name]["dtype"]:

@@ -97,7 +97,7 @@ def test_heads_that_rope_cannot_turn_are_refused(tmp_path):
     described = describe(LLAMA)
     widths = ("attention.key_length", "attention.value_length", "rope.dimension_count")
     described.metadata |= {f"llama.{width}": 15 for width in widths}
-    assert "head_dim 15 is odd: RoPE turns pairs of features" in one_line(described.write(tmp_path / "model.gguf"))
+    assert "head_dim 15 is odd" in one_line(described.write(tmp_path / "model.gguf"))
 
 
 def test_keys_that_say_nothing_new_may_be_there(tmp_path):

@@ -276,6 +276,7 @@ static void check_elementwise(const struct elutq_kernels *kernels, uint32_t n) {
     COMPARE("rms_scale", 1, y[0] = set->rms_scale(a, n, 1e-5f));
     COMPARE("scale_by", n, set->scale_by(a, 0.7f, b, n, y));
     COMPARE("swiglu", n, set->swiglu(b, a, n, y));
+    COMPARE("geglu", n, set->geglu(b, a, n, y));
     COMPARE("add", n, (memcpy(y, a, n * sizeof *y), set->add(b, n, y)));
     if (n % 2 == 0)
         COMPARE("rope", n, (memcpy(y, a, n * sizeof *y), set->rope(y, c, d, n)));

@@ -82,6 +82,21 @@ LYING = {
         "sliding_window is out of range",
         "sliding_window is 0, not an integer from 1",
     ),
+    "a key from the future": (
+        add_entry(b"llama.attention.sinks", UINT32, bytes(4)),
+        "llama.attention.sinks is not known here: a newer elutq may run this model",
+        "'llama.attention.sinks' is not known here: a newer elutq may read it",
+    ),
+    "half of a pair turns": (
+        integer_of("rope.dimension_count", 7),
+        "rope.dimension_count must be even",
+        "rotary_dim 7 is odd",
+    ),
+    "more than a head turns": (
+        integer_of("rope.dimension_count", 64),
+        "rope.dimension_count must be even and no more than attention.key_length",
+        "rotary_dim 64 is odd or not up to",
+    ),
     "theta as integer": (
         lambda c: c.entry("llama.rope.freq_base").__setitem__(1, UINT32),
         "rope.freq_base is missing from the metadata or has the wrong type",
@@ -110,12 +125,12 @@ LYING = {
     },
     "architecture": (
         lambda c: c.entry("general.architecture").__setitem__(2, text(b"phi3")),
-        '"phi3" is not supported',
+        "phi3.vocab_size is missing from the metadata",
         "architecture 'phi3' of model type 'llama' is unknown",
     ),
     "escape codes": (
         lambda c: c.entry("general.architecture").__setitem__(2, text(b"\x1b[2J")),
-        '"" is not supported',
+        "general.architecture is missing, or no name of an architecture",
         r"architecture '\\x1b\[2J' of",
     ),
     "version 0": (lambda c: c.set("hlq.version", "<I", 0), "hlq.version is missing or not 1 or 2", "version is 0, not"),

@@ -65,6 +65,11 @@ def test_elementwise_kernels(name, n, memory, rng):
     kernels.swiglu(floats(x), floats(w), n, floats(y))
     assert np.allclose(y, x / (1 + np.exp(-x.astype(np.float64))) * w, rtol=2e-6, atol=1e-30)
 
+    kernels.geglu(floats(x), floats(w), n, floats(y))
+    exact = x.astype(np.float64)
+    activated = 0.5 * exact * (1 + np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3)))
+    assert np.allclose(y, activated * w, rtol=2e-5, atol=2e-6)
+
     before = y.copy()
     kernels.add(floats(x), n, floats(y))
     assert np.array_equal(y, before + x)
@@ -75,10 +80,11 @@ def test_elementwise_kernels(name, n, memory, rng):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_swiglu_saturates_without_nan(name, memory):
+@pytest.mark.parametrize("function", ["swiglu", "geglu"])
+def test_gates_saturate_without_nan(name, function, memory):
     gate = memory.copy(np.array([-1e4, -100, -88, 0, 88, 100, 1e4], np.float32))
     y, up = memory.array(7, np.float32), memory.copy(np.ones(7, np.float32))
-    SETS[name].swiglu(floats(gate), floats(up), 7, floats(y))
+    getattr(SETS[name], function)(floats(gate), floats(up), 7, floats(y))
     assert np.allclose(y, [0, 0, 0, 0, 88, 100, 1e4], atol=1e-30, rtol=1e-6) and np.isfinite(y).all()
 
 

@@ -35,7 +35,7 @@ def relative_rms(found, wanted):
 
 def logits(path, tokens, isa=None, threads=1, step=None):
     """Logits of all tokens, given at once or `step` at a time."""
-    with Model(path, isa) as model, model.session(threads=threads) as session:
+    with Model(path, isa) as model, model.session(len(tokens), threads) as session:
         step = step or len(tokens)
         parts = [session.eval(tokens[i : i + step], all_logits=True) for i in range(0, len(tokens), step)]
     return np.concatenate(parts)

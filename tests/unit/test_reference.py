@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from elutq_cli.reference import Block, Positions, Transformer, attention, block_tensor_names, transformer
+from elutq_cli.reference.activation import activate
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
+from elutq_formats.families import MODEL_TYPES
+from elutq_formats.rope import RopeScaling
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 VARIANTS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -23,6 +26,9 @@ def expected(variant):
 
 def relative_error(actual, wanted):
     return np.abs(actual - wanted).max() / np.sqrt(np.mean(wanted**2))
+
+
+YARN = Checkpoint.open(GOLDEN / "qwen3-yarn").config.rope_scaling
 
 
 class Overridden:
@@ -50,7 +56,7 @@ def variant(request):
 
 def test_every_family_has_golden_logits():
     families = {Checkpoint.open(GOLDEN / name).config.model_type for name in VARIANTS}
-    assert families == {"llama", "mistral", "qwen2", "qwen3"}
+    assert families == set(MODEL_TYPES)
 
 
 def test_logits_are_those_of_transformers(variant):
@@ -76,6 +82,37 @@ def test_logits_are_those_of_transformers(variant):
         ("qwen3", {"qk_norm": False}),
         ("qwen3-biases", {"attention_output_bias": False}),
         ("llama2-gqa-sharded", {"rms_norm_eps": 1e-2}),
+        ("qwen2-some-windows", {"sliding_layers": None}),
+        ("qwen2-some-windows", {"sliding_layers": (True, False)}),
+        ("qwen3-yarn", {"rope_scaling": None}),
+        ("qwen3-yarn", {"rope_scaling": replace(YARN, attention_factor=1.0)}),
+        ("qwen3-yarn", {"rope_scaling": replace(YARN, beta_slow=0.1)}),
+        ("qwen3-yarn", {"rope_scaling": RopeScaling("linear", 4.0)}),
+        ("gemma3", {"hidden_act": "silu"}),
+        ("gemma3", {"norm_after": False}),
+        ("gemma3", {"sliding_window": None}),
+        ("gemma3", {"sliding_layers": None}),
+        ("gemma3", {"local_rope_theta": None}),
+        ("gemma3", {"rope_scaling": None}),
+        ("gemma3", {"qk_norm": False}),
+        ("olmo2", {"qk_norm": False}),
+        ("olmo3", {"rope_scaling": None}),
+        ("olmo3", {"local_rope_theta": None}),
+        ("olmo3", {"sliding_layers": (False, True)}),
+        ("smollm3", {"rope_layers": None}),
+        ("smollm3", {"sliding_layers": None}),
+        ("smollm3", {"mlp_bias": False}),
+        ("phi3-long", {"rotary_dim": None, "rope_scaling": None}),
+        ("phi3-long", {"rope_scaling": None}),
+        ("phi3-long", {"sliding_window": None}),
+        ("phi3-short", {"rope_scaling": None}),
+        ("glm4", {"rotary_dim": None}),
+        ("glm4", {"norm_after": False}),
+        ("glm4", {"attention_bias": False}),
+        ("exaone4", {"rope_layers": None}),
+        ("exaone4", {"sliding_layers": None}),
+        ("exaone4", {"qk_norm": False}),
+        ("seed-oss", {"attention_bias": False}),
     ],
 )
 def test_golden_logits_notice_a_missing_feature(variant, change):
@@ -85,10 +122,37 @@ def test_golden_logits_notice_a_missing_feature(variant, change):
     assert relative_error(actual, logits) > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("variant", "change"),
+    [
+        ("gemma3", {"added": 0.0}),
+        *((variant, {"factor": 1.0}) for variant in ("gemma3", "granite")),
+        *((variant, {"rows": None}) for variant in ("phi3-long", "glm4")),
+        ("glm4", {"neighbours": None}),
+    ],
+)
+def test_golden_logits_notice_how_each_tensor_is_stored(variant, change):
+    """Without what a family does to each stored tensor logits are others, or a tensor has another shape."""
+    tokens, logits = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        stored = {part.name: part.of for part in checkpoint.parts.values()}
+        assert stored
+        changed = [name for name, part in checkpoint.parts.items() if replace(part, **change) != part]
+        assert changed
+        for name in changed:
+            tensor = checkpoint._tensors[name]
+            checkpoint._tensors[name] = replace(tensor, part=replace(tensor.part, **change))
+            if "rows" in change:
+                assert checkpoint.shape(name) != checkpoint.config.tensor_shapes()[name]
+            else:
+                assert relative_error(Transformer(checkpoint).logits(tokens), logits) > 3e-3, name
+            checkpoint._tensors[name] = tensor
+
+
 def test_rope_divisors_of_llama3_are_those_of_the_published_formula():
     """Frequencies of three bands: kept, blended, divided by the factor."""
     with Checkpoint.open(GOLDEN / "llama31-rope-scaling") as checkpoint:
-        divisors = checkpoint.config.rope_divisors()
+        divisors = checkpoint.config.rope.divisors()
     assert divisors[0] == 1.0
     assert 1.0 < divisors[1] < 8.0
     assert np.all(divisors[2:] == 8.0)
@@ -111,7 +175,7 @@ def test_cache_continues_a_sequence(variant, steps):
     with Checkpoint.open(GOLDEN / variant) as checkpoint:
         model = Transformer(checkpoint, keep=True)
         for n_tokens in steps:
-            hidden = model.hidden(tokens[start : start + n_tokens], start, cache)
+            hidden = model.hidden(tokens[start : start + n_tokens], start, cache, len(tokens))
             parts.append(model.head(hidden))
             start += n_tokens
     assert relative_error(np.concatenate(parts), logits) < 1e-4
@@ -139,9 +203,9 @@ def test_observe_sees_the_input_of_every_linear(variant):
         for linear in linears:
             assert seen[linears[0]][0].shape == (2, len(tokens), block.weights[f"{linear}.weight"].shape[1])
     # The two inputs that close a residual branch give the block's output.
-    after_attention = x + block.linear("self_attn.o_proj", seen["self_attn.o_proj"][0])
-    wanted = after_attention + block.linear("mlp.down_proj", seen["mlp.down_proj"][0])
-    np.testing.assert_array_equal(y, wanted)
+    for branch in block.data.branches:
+        x = x + block.finish(branch, block.linear(branch.writer, seen[branch.writer][0]))
+    np.testing.assert_array_equal(y, x)
 
 
 def test_a_layer_names_every_tensor_of_its_block(variant):
@@ -217,7 +281,7 @@ def test_only_names_that_torch_shares_are_called(variant):
 
 
 def test_extreme_activations_stay_finite():
-    assert np.array_equal(transformer.silu(np.float32([-1e4, 0, 1e4]), np), [0, 0, 1e4])
+    assert np.array_equal(activate("silu", np.float32([-1e4, 0, 1e4]), np), [0, 0, 1e4])
     x = np.zeros((3, 8), dtype=np.float32)
     assert np.all(transformer.rms_norm(x, np.ones(8, np.float32), 1e-5, np) == 0)
 

@@ -37,7 +37,11 @@ class FusedBlock(Block):
 
     def gated_values(self, x: Array) -> Array:
         """See ``Block``."""
-        return functional.silu(self.linear("mlp.gate_proj", x)) * self.linear("mlp.up_proj", x)
+        gate = self.linear("mlp.gate_proj", x)
+        activated = (
+            functional.silu(gate) if self.config.hidden_act == "silu" else functional.gelu(gate, approximate="tanh")
+        )
+        return activated * self.linear("mlp.up_proj", x)
 
     def norm(self, name: str, x: Array) -> Array:
         """See ``Block``."""

@@ -1,7 +1,6 @@
 """Qwen2 and Qwen2.5: queries, keys and values have biases that no key announces."""
 
-from elutq_formats.errors import UnsupportedModelError
-from elutq_formats.family import Family, Settings
+from elutq_formats.family import Family, Settings, layers_of_kind
 from elutq_formats.fields import Fields
 
 DEFAULTS = {
@@ -14,25 +13,15 @@ DEFAULTS = {
 
 def read(fields: Fields) -> Settings:
     """Read the window."""
-    return {"attention_bias": True, "sliding_window": read_window(fields)}
+    return {"attention_bias": True, **read_window(fields)}
 
 
-def read_window(fields: Fields) -> int | None:
-    """Return the window that every layer shares.
-
-    Raises:
-        UnsupportedModelError: some layers have a window and others have none.
-    """
+def read_window(fields: Fields) -> Settings:
+    """Read the window, which the first ``max_window_layers`` layers do not have."""
     if fields["sliding_window"] is None or not fields.boolean("use_sliding_window", False):
-        return None
-    window, layers = fields.integer("sliding_window"), fields.integer("num_hidden_layers")
+        return {}
     first = fields.integer("max_window_layers", minimum=0)
-    kinds = fields["layer_types"] or ["full_attention"] * min(first, layers) + ["sliding_attention"] * (layers - first)
-    if kinds == ["full_attention"] * layers:
-        return None
-    if kinds == ["sliding_attention"] * layers:
-        return window
-    raise UnsupportedModelError("a sliding window in some layers only is not supported")
+    return layers_of_kind(fields, tuple(layer >= first for layer in range(fields.integer("num_hidden_layers"))))
 
 
 FAMILY = Family("qwen2", read, DEFAULTS)

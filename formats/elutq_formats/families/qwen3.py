@@ -12,7 +12,7 @@ def read(fields: Fields) -> Settings:
         "qk_norm": True,
         "attention_bias": biased,
         "attention_output_bias": biased,
-        "sliding_window": read_window(fields),
+        **read_window(fields),
     }
 
 

@@ -1,0 +1,21 @@
+"""Granite 3 and 4, dense: a Llama that multiplies embedding, scores, what a branch adds, and logits."""
+
+from elutq_formats.config import ModelConfig
+from elutq_formats.families.llama import read
+from elutq_formats.family import Family, Parts, multiplied
+from elutq_formats.fields import Fields
+
+
+def parts(fields: Fields, config: ModelConfig) -> Parts:
+    """All four multipliers go into the weights."""
+    return multiplied(
+        config,
+        {},
+        embedding=fields.number("embedding_multiplier", 1.0),
+        queries=fields.number("attention_multiplier", 1.0) * config.head_dim**0.5,
+        added=fields.number("residual_multiplier", 1.0),
+        logits=1.0 / fields.number("logits_scaling", 1.0),
+    )
+
+
+FAMILY = Family("granite", read, {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}, parts)
