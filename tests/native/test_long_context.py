@@ -19,7 +19,7 @@ CONTEXT = 40_000
 N_NEW = 6
 STARTS = [(1 << 15) - N_NEW // 2, CONTEXT - N_NEW]
 """Across 32,768, and to the end of the context."""
-FAMILIES = ["llama2-gqa-sharded", "llama31-rope-scaling", "mistral-sliding-window"]
+FAMILIES = ["llama2-gqa-sharded", "llama31-rope-scaling", "mistral-sliding-window", "gemma3"]
 TOKENS = np.random.default_rng(6).integers(128, size=N_NEW)
 
 
