@@ -51,8 +51,12 @@ def key_divisors(path):
     found = []
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}."
-        rows = file.load(f"{name}self_attn.k_proj.weight") * file.load(f"{name}input_layernorm.weight")
-        power = (rows**2).sum(axis=1).reshape(config.num_key_value_heads, 2, -1).sum(axis=1)
+        if config.qk_norm:
+            power = np.tile(file.load(f"{name}self_attn.k_norm.weight") ** 2, config.num_key_value_heads)
+        else:
+            rows = file.load(f"{name}self_attn.k_proj.weight") * file.load(f"{name}input_layernorm.weight")
+            power = (rows**2).sum(axis=1)
+        power = power.reshape(config.num_key_value_heads, 2, -1).sum(axis=1)
         times = power / np.sort(power, axis=1)[:, power.shape[1] // 2, None]
         found.append(np.tile(times**0.375, 2)[:, None])
     return np.array(found)
