@@ -6,12 +6,14 @@ from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects import anthropic, ollama, ollama_models, tokens
 from elutq_cli.server.dialects.dialect import Dialect
 from elutq_cli.server.dialects.openai import ChatCompletions, Completions
+from elutq_cli.server.dialects.responses import Responses
 from elutq_cli.server.errors import Fault
 from elutq_cli.server.response import Body
 
 TEXTS: dict[str, type[Dialect]] = {
     "/v1/completions": Completions,
     "/v1/chat/completions": ChatCompletions,
+    "/v1/responses": Responses,
     "/v1/messages": anthropic.Messages,
     "/v1/messages/count_tokens": anthropic.CountTokens,
     "/api/chat": ollama.Chat,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects.blocks import Block, Blocks, Change, blocks_of
 from elutq_cli.server.dialects.dialect import Dialect, thinking_variables, typed_event
 from elutq_cli.server.errors import Fault, RequestError
@@ -41,6 +42,12 @@ class Messages(Dialect):
 
     silence = typed_event({"type": "ping"})
     names = {"stop": "stop_sequences", "thinking_budget_tokens": "thinking", "response_format": "output_config"}  # noqa: RUF012 (not changed)
+
+    def __init__(self, model: LanguageModel, name: str) -> None:
+        """Begin; see the base class."""
+        super().__init__(model, name)
+        self._blocks: Blocks | None = None
+        self._ending: Body = {}
 
     def translate(self, body: object) -> Body:
         """Return the body of a chat."""
@@ -101,9 +108,6 @@ class Messages(Dialect):
     def failure(self, fault: Fault) -> bytes:
         """Return the error as an event."""
         return typed_event(error_body(fault))
-
-    _blocks: Blocks | None = None
-    _ending: Body
 
     def _message(self, identity: str, content: list[Body]) -> Body:
         identity = f"msg_{identity.partition('-')[2]}"
