@@ -60,7 +60,10 @@ def driver():
 
 
 def echo(texts=None):
-    """An application with the page and a model that answers with the question, in pieces; texts gets what it reads."""
+    """An application with the page and a model that answers with the question, in pieces; texts gets what it reads.
+
+    Asked to think, fail or break off, it does so after it.
+    """
 
     async def models(_):
         described = {"id": "echo", "context_length": 100, "capabilities": ["completion", "chat"]}
@@ -76,6 +79,13 @@ def echo(texts=None):
             for at in range(0, len(text), PIECE):
                 yield event({"choices": [{"index": 0, "delta": {"content": text[at : at + PIECE]}}]})
                 await asyncio.sleep(0)
+            if text == "think":
+                yield event({"choices": [{"index": 0, "delta": {"reasoning_content": "<b>hm</b>"}}]})
+            elif text == "fail":
+                yield event({"error": {"message": "the weights are damaged", "code": None}})
+                return
+            elif text == "break off":
+                return
             yield event({"choices": [], "usage": {"completion_tokens": 5, "total_tokens": 30}})
             yield "data: [DONE]\n\n"
 
@@ -177,9 +187,10 @@ def test_a_chat_streams_and_stop_stops_it_and_a_reload_keeps_it(driver, endless_
         page.until(lambda: page.turns == told)
         assert [link.text for link in page.find("#chats a[aria-current]")] == ["Once upon a time"]
         page.press("And then?", Keys.ENTER)  # the conversation goes on
-        page.until(lambda: len(page.turns) == 4 and page.turns[3])
-        page.one("#send").click()
-        page.wait()
+        begun = page.until(lambda: len(page.turns) == 4 and page.turns[3])
+        page.driver.refresh()  # in the middle of an answer
+        page.until(lambda: len(page.turns) == 4 and page.turns[3].startswith(begun[: len(begun) // 2]))
+        page.until(lambda: client.engine.n_busy == 0)
 
 
 def test_under_an_answer_stand_its_speed_and_the_context_left(driver, chat_model):
@@ -293,6 +304,54 @@ def test_code_can_be_copied(mirror):
     mirror.until(lambda: button.text == "Copied")
     mirror.press(Keys.CONTROL, "v")
     assert mirror.one("#input").get_attribute("value") == "int a;\n\tint b;"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("fail", "the weights are damaged"), ("break off", "The server broke off in the middle of the answer.")],
+)
+def test_an_answer_that_fails_keeps_what_has_come_and_says_why(mirror, text, message):
+    mirror.ask(text)
+    assert mirror.one(".turn:last-child .text").text == text
+    assert mirror.one(".turn:last-child .error").text == message
+    assert mirror.one(".turn:last-child .regenerate").is_displayed()
+
+
+def test_thoughts_are_folded_away_from_the_answer(mirror):
+    mirror.ask("think")
+    thoughts = mirror.one(".turn:last-child details")
+    assert (thoughts.text, mirror.turns[-1]) == ("Thoughts", "think")
+    thoughts.click()
+    assert thoughts.text == "Thoughts\n<b>hm</b>"
+
+
+def test_a_browser_that_keeps_nothing_is_told_so(mirror):
+    refuse = (
+        "Storage.prototype.kept = Storage.prototype.setItem; Storage.prototype.setItem = () => { throw new Error() }"
+    )
+    mirror.driver.execute_script(refuse)
+    try:
+        mirror.ask("hello")
+        assert "no room for the conversation" in mirror.one("#note").text
+        assert mirror.turns[-1] == "hello"
+    finally:
+        mirror.driver.execute_script("Storage.prototype.setItem = Storage.prototype.kept")
+
+
+def test_a_narrow_screen_needs_no_scrolling_sideways(mirror):
+    mirror.ask("word" * 80 + "\n\n```\n" + "code " * 80 + "\n```\n|" + " a |" * 40 + "\n|" + "-|" * 40)
+    size = {"width": 320, "height": 560, "deviceScaleFactor": 1, "mobile": True}
+    mirror.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        widths = "return [innerWidth, document.documentElement.scrollWidth, document.getElementById('log').scrollWidth]"
+        assert max(mirror.driver.execute_script(widths)) == 320
+        mirror.one("#menu").click()
+        mirror.one("#chats a")
+        mirror.one("#open-settings").click()
+        assert mirror.one("#settings .primary").rect["x"] < 320 - mirror.one("#settings .primary").rect["width"]
+        mirror.one("#settings [value=cancel]").click()
+    finally:
+        mirror.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_an_answer_is_made_again_and_a_question_is_edited(driver):

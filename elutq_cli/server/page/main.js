@@ -15,6 +15,8 @@ let settings = loadSettings();
 let chats = loadChats();
 let chat = newChat(settings.system);
 let turns = [];
+/** What was made of each message: it is made once. */
+let made = new WeakMap();
 let model = null;
 /** The answer that is on its way: its conversation, its message, and what stops it. */
 let running = null;
@@ -54,8 +56,8 @@ function emptyText(asWritten) {
 }
 
 function turnOf(message, asWritten) {
-  if (running?.message === message) return running.turn;
-  return new Turn(message, asWritten, { edit: (text) => edit(message, text), regenerate });
+  if (!made.has(message)) made.set(message, new Turn(message, asWritten, { edit: (text) => edit(message, text), regenerate }));
+  return made.get(message);
 }
 
 function showChats() {
@@ -79,7 +81,7 @@ function remove(entry) {
 function startChat() {
   history.pushState(null, "", location.pathname + location.search);
   showChat();
-  input.focus();
+  focusInput();
 }
 
 function keep(entry) {
@@ -105,7 +107,6 @@ function edit(message, content) {
   if (running || !content.trim()) return;
   chat.messages.splice(chat.messages.indexOf(message), Infinity, { role: "user", content });
   answer();
-  input.focus();
 }
 
 function regenerate() {
@@ -123,13 +124,15 @@ async function answer() {
     chats.unshift(chat);
     history.replaceState(null, "", `#${chat.id}`);
   }
-  running = { chat, message, turn: turnOf(message, model !== null && !model.chats), stop: () => stopper.abort() };
-  const own = running;
-  keep(own.chat);
+  const own = { chat, message, stop: () => stopper.abort() };
+  running = own;
+  keep(chat);
   showTurns();
   showChats();
+  focusInput(); // what was pressed may be gone now
   say("Answering");
-  const clock = new Clock(message, () => follow(() => own.turn.update(true)));
+  const show = (going) => follow(() => made.get(message)?.update(going));
+  const clock = new Clock(message, () => show(true));
   try {
     await withKey((key) => read(own, clock, key, stopper.signal));
     clock.end(model.contextLength);
@@ -140,10 +143,8 @@ async function answer() {
     else message.error = error.message;
   }
   running = null;
-  follow(() => {
-    own.turn.update(false);
-    showRunning();
-  });
+  showRunning();
+  show(false);
   if (chats.includes(own.chat)) keep(own.chat);
 }
 
@@ -179,6 +180,7 @@ async function withKey(ask) {
 
 async function meet(key) {
   model = await describeModel(key);
+  made = new WeakMap(); // it is known now whether texts are Markdown
   page("model").textContent = model.name;
   page("model").title = `${model.name}, a context of ${model.contextLength.toLocaleString()} tokens`;
   showTurns();
@@ -209,6 +211,11 @@ function say(text, wrong = false) {
 function toggleSide(shown) {
   page("side").hidden = !shown;
   page("menu").setAttribute("aria-expanded", String(shown));
+}
+
+/** A touch screen would put its keyboard over the page. */
+function focusInput() {
+  if (!touch.matches) input.focus();
 }
 
 function fitInput() {
@@ -261,11 +268,12 @@ page("composer").addEventListener("submit", (event) => {
 page("new").addEventListener("click", startChat);
 page("open-settings").addEventListener("click", openSettings);
 page("menu").addEventListener("click", () => toggleSide(page("side").hidden));
+log.addEventListener("click", () => wide.matches || toggleSide(false));
 input.addEventListener("input", fitInput);
 input.addEventListener("keydown", onInputKey);
 addEventListener("keydown", onKey);
 addEventListener("hashchange", showChat);
-addEventListener("pagehide", () => running && keep(running.chat));
+document.addEventListener("visibilitychange", () => running && keep(running.chat)); // a phone may end the page now
 onOtherTab(() => {
   const own = chats.filter((entry) => entry === chat || entry === running?.chat);
   chats = [...own, ...loadChats().filter((entry) => !own.some((kept) => kept.id === entry.id))];
