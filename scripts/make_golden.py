@@ -336,6 +336,16 @@ VARIANTS = (
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    # Ministral 8B: a window in its first layer alone.
+    Variant(
+        "ministral",
+        {
+            "model_type": "ministral",
+            "head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     # Seed-OSS: biases of two kinds.
     Variant(
         "seed-oss",
@@ -357,6 +367,7 @@ ARCHITECTURES = {
     "glm4": "Glm4ForCausalLM",
     "granite": "GraniteForCausalLM",
     "llama": "LlamaForCausalLM",
+    "ministral": "MinistralForCausalLM",
     "mistral": "MistralForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",

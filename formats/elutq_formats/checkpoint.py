@@ -25,6 +25,7 @@ from elutq_formats.folder_texts import (
 )
 from elutq_formats.huggingface_config import read_parts
 from elutq_formats.model_tensors import EMBEDDING, HEAD, are_plain, model_names, name_prefix
+from elutq_formats.multimodal import is_of_text
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
 from elutq_formats.part import arrange
@@ -118,11 +119,15 @@ class Checkpoint(ModelSource):
             by_spelling = vocabulary_ids(read_optional_json(path / "tokenizer.json"), special_tokens.values())
             ids = {name: by_spelling[token] for name, token in special_tokens.items() if token in by_spelling}
         model_config = ModelConfig.from_huggingface(config, generation_config, ids)
-        tensors = open_weights(path, elsewhere)
+        stored = open_weights(path, elsewhere)
+        tensors = {name: tensor for name, tensor in stored.items() if is_of_text(name, config)}
         sampling = read_sampling_defaults(generation_config)
         quantization = QuantizationSettings.of_config(config, read_optional_json(path / QUANTIZE_CONFIG))
         parts = partial(read_parts, config)
-        return cls(path, model_config, tensors, special_tokens, sampling, quantization, parts)
+        opened = cls(path, model_config, tensors, special_tokens, sampling, quantization, parts)
+        if len(tensors) < len(stored):
+            opened.notes += (f"the text model of {config['model_type']} is taken: what it has for images is left out",)
+        return opened
 
     def identity(self) -> str:
         """See ``ModelSource``; how tensors are stored belongs to it."""

@@ -5,18 +5,19 @@ from typing import Any
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
-from elutq_formats.families import MODEL_TYPES, find_family
+from elutq_formats.families import find_family
 from elutq_formats.family import Family, Parts, read_rope
 from elutq_formats.fields import Fields
+from elutq_formats.multimodal import text_model
 from elutq_formats.special_tokens import BOS_NAME, END_OF_TEXT_NAMES
-
-_SUPPORTED = f"supported are {', '.join(MODEL_TYPES[:-1])} and {MODEL_TYPES[-1]}"
+from elutq_formats.unsupported_families import refuse_family
 
 
 def read_config(
     config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer_ids: Mapping[str, int]
 ) -> ModelConfig:
     """Read a configuration: see ``ModelConfig.from_huggingface``."""
+    config = text_model(config)
     model_type, family = _family(config)
     fields = Fields(config, "config.json", family.defaults)
     hidden_size, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -57,6 +58,7 @@ def read_parts(config: Mapping[str, Any], model: ModelConfig) -> Parts:
         config: contents of ``config.json``, which ``read_config`` has read.
         model: what it came to, tied as the checkpoint is.
     """
+    config = text_model(config)
     _, family = _family(config)
     return family.parts(Fields(config, "config.json", family.defaults), model)
 
@@ -83,9 +85,10 @@ def _family(config: Mapping[str, Any]) -> tuple[str, Family]:
     model_type = config.get("model_type")
     family = find_family(model_type) if isinstance(model_type, str) else None
     if not isinstance(model_type, str) or family is None:
-        parts = ", a multimodal model," if isinstance(config.get("text_config"), dict) else ""
-        raise UnsupportedModelError(f"model type {model_type!r:.60}{parts} is not supported: {_SUPPORTED}")
+        raise refuse_family(config)
     for key in ("num_experts", "num_local_experts"):
         if config.get(key):
-            raise UnsupportedModelError(f"mixtures of experts ({key}) are not supported: {_SUPPORTED}, dense")
+            raise UnsupportedModelError(
+                f"mixtures of experts ({key}) are not supported: {model_type} is, where it is dense"
+            )
     return model_type, family

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,27 @@ def test_every_golden_checkpoint_opens_as_the_safetensors_package_reads_it(famil
                     assert values.tobytes() == stored[name]["data"]
                 case other:
                     pytest.fail(f"unexpected {other}")
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_multimodal_checkpoint_is_taken(prefix, tmp_path):
+    """Gemma 3's names, of transformers 4 and 5; tokens that end a text are said outside of text_config."""
+    folder = GOLDEN / "gemma3"
+    config = json.loads((folder / "config.json").read_text())
+    inner = {name: value for name, value in config.items() if name != "eos_token_id"}
+    outer = {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": inner, "vision_config": {}}
+    file = SafetensorsFile(folder / "model.safetensors")
+    weights = {prefix + name.removeprefix("model."): file.load(name) for name in file.shapes}
+    before = "" if prefix.startswith("language_model") else "model."
+    weights |= {
+        f"{before}{name}": np.ones((3, 2), np.float32) for name in ("vision_tower.x", "multi_modal_projector.y")
+    }
+    path = write_checkpoint(tmp_path / "model", weights, outer)
+    with Checkpoint.open(folder) as alone, Checkpoint.open(path) as text:
+        assert text.config == replace(alone.config, eos_token_ids=(1, 106))
+        assert any("the text model of gemma3 is taken" in note for note in text.notes)
+        for name in alone.names:
+            np.testing.assert_array_equal(text.load(name), alone.load(name))
 
 
 class TestTiedHead:

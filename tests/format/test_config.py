@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from elutq_formats import unsupported_families
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
+from elutq_formats.families import MODEL_TYPES
 from elutq_formats.rope import RopeScaling
 
 LLAMA = {
@@ -253,10 +255,23 @@ def test_token_ids_outside_the_vocabulary_are_none():
 
 REFUSED = {
     "no model type": ({"model_type": None}, "model type None is not supported: supported are "),
-    "mixtral": ({"model_type": "mixtral"}, "model type 'mixtral'"),
     "model type of another kind": ({"model_type": ["llama"]}, "is not supported"),
     "experts": ({"num_local_experts": 8}, "mixtures of experts"),
-    "multimodal": ({"model_type": "llava", "text_config": {}}, "'llava', a multimodal model, is not supported"),
+    "mixtral": (
+        {"model_type": "mixtral"},
+        "'mixtral' is not supported: it needs mixtures of experts; the nearest that is supported is mistral$",
+    ),
+    "gemma2": ({"model_type": "gemma2"}, "it needs softcaps of scores and logits; .* is gemma3_text$"),
+    "multimodal": (
+        {"model_type": "llava", "text_config": {"model_type": "qwen2"}},
+        r"'llava' is not supported: it needs more than text \(text_config\); the nearest that is supported is qwen2$",
+    ),
+    "unknown experts": (
+        {"model_type": "qwen9_moe", "num_experts": 8},
+        r"needs mixtures of experts \(num_experts\); the nearest that is supported is qwen",
+    ),
+    "unknown": ({"model_type": "exaone5"}, "which nobody has written; the nearest that is supported is exaone4$"),
+    "unknown and near nothing": ({"model_type": "xyz"}, "the nearest that is supported is llama$"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
     "RoPE scaling": ({"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "scaling 'proportional' is not"),
     "longrope of another kind": (
@@ -291,6 +306,12 @@ def test_what_is_not_implemented_is_refused_by_name(name):
     with pytest.raises(UnsupportedModelError, match=message) as refusal:
         ModelConfig.from_huggingface({**LLAMA, **changes})
     assert str(refusal.value).isprintable()
+
+
+def test_families_that_are_known_to_be_unsupported_are_and_the_nearest_is_supported():
+    for model_type, (_, nearest) in unsupported_families._MISSING.items():
+        assert model_type not in MODEL_TYPES
+        assert nearest in MODEL_TYPES
 
 
 IMPOSSIBLE = {
