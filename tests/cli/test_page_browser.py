@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -336,6 +337,35 @@ def test_a_browser_that_keeps_nothing_is_told_so(mirror):
         assert mirror.turns[-1] == "hello"
     finally:
         mirror.driver.execute_script("Storage.prototype.setItem = Storage.prototype.kept")
+
+
+def test_the_page_is_dark_or_light_as_the_system_is_or_a_person_wants(mirror):
+    def brightness():
+        colour = mirror.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+    for scheme in ("dark", "light"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        mirror.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        assert (brightness() < 200) == (scheme == "dark")
+    for theme in ("dark", "light"):
+        mirror.press(Keys.ALT, "s")
+        mirror.one(f"#settings [value={theme}]").click()
+        mirror.one("#settings .primary").click()
+        mirror.until(lambda dark=theme == "dark": (brightness() < 200) == dark)
+
+
+def test_what_another_tab_asks_is_listed_here_too(mirror):
+    first, address = mirror.driver.current_window_handle, mirror.driver.current_url.partition("#")[0]
+    mirror.driver.switch_to.new_window("tab")
+    try:
+        mirror.driver.get(address)
+        mirror.ask("asked in another tab")
+    finally:
+        mirror.driver.close()
+        mirror.driver.switch_to.window(first)
+    listed = "return [...document.querySelectorAll('#chats a')].map((link) => link.textContent)"
+    mirror.until(lambda: "asked in another tab" in mirror.driver.execute_script(listed))
 
 
 def test_a_narrow_screen_needs_no_scrolling_sideways(mirror):
