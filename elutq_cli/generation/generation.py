@@ -144,7 +144,7 @@ class Generation:
         self._last_tokens = frozenset(eos) | frozenset(options.stop_token_ids)
         # Special tokens alone are no text that could go on.
         continues = not options.reply and not all(map(tokenizer.is_hidden, reversed(self._prompt)))
-        self._stream = StoppableText(tokenizer, options.stop, continues)
+        self._stream = StoppableText(tokenizer, options.stop, continues, frozenset(options.shown_token_ids))
         if self._grammar is not None:
             self._constraint = self._grammar.start()
         self._history = list(self._prompt)

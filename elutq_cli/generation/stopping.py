@@ -1,7 +1,7 @@
 """Text that ends at the first of several stop strings."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from elutq_formats.tokenizer import TextStream, Tokenizer
 
@@ -69,16 +69,23 @@ class StoppableText:
         stop_string: the one that was found, and ended the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], continues: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        continues: bool = False,
+        shown: Collection[int] = (),
+    ) -> None:
         """Start a text.
 
         Args:
             tokenizer: of the tokens.
             stop: the strings; where several end at once, the longest counts.
             continues: see ``TextStream``.
+            shown: see ``TextStream``.
         """
         self._tokenizer = tokenizer
-        self._stream = TextStream(tokenizer, continues)
+        self._stream = TextStream(tokenizer, continues, shown)
         self._matcher = _Matcher(stop)
         # By number of token: what is certain of the text of each one held back; and each character held back with the
         # token in which it begins, the one that completes it, and what the text shows of it.
@@ -98,7 +105,7 @@ class StoppableText:
         if not self._stream.incomplete:
             self._character_begins = self._n_tokens
         self._texts[self._n_tokens] = ""
-        text, hidden = self._stream.put(token), self._tokenizer.is_hidden(token)
+        text, hidden = self._stream.put(token), self._stream.hides(token)
         spelled = self._tokenizer.token(token) or "" if hidden else text
         for character in spelled:
             if hidden:

@@ -52,6 +52,7 @@ class TextOptions:
             end it cannot be drawn, and stop strings are not looked for.
         echo: the prompt's tokens come first, with their log-probabilities where ``logprobs`` asks for them (but the
             first one), and a token that ends the text comes last, with no text of its own.
+        shown_token_ids: special tokens that are part of the text, as the vocabulary spells them; others are not.
         reply: the text answers a prompt that a chat template made, and does not go on where the prompt ends: the space
             by which SentencePiece marks the start of a text is not part of it.
     """
@@ -64,6 +65,7 @@ class TextOptions:
     min_tokens: int = 0
     echo: bool = False
     reply: bool = False
+    shown_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every option.

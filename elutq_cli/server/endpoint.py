@@ -149,7 +149,7 @@ class Endpoint:
         if wanted is None:
             return JSONResponse(dialect.nothing())
         engine = self._engine
-        responder = dialect.kind.responder(self._entry["id"], engine.model.tokenizer, wanted.scored)
+        responder = dialect.kind.responder(self._entry["id"], engine.model.tokenizer, wanted.scored, wanted.begin_reply)
         job = engine.submit(wanted.generations, wanted.reuse)
         if wanted.stream:
             return StreamingResponse(
@@ -262,13 +262,12 @@ async def _events(job: Job, responder: Responder, wanted: TextRequest, dialect: 
                     continue
                 index, token = item
                 if token is None:
-                    body = responder.end(index, job.generations[index])
-                elif token.text or responder.scored:
-                    body = responder.piece(index, token)
+                    bodies = responder.end(index, job.generations[index])
                 else:
-                    continue
-                for part in dialect.piece(body):
-                    yield part
+                    bodies = responder.pieces(index, token)
+                for body in bodies:
+                    for part in dialect.piece(body):
+                        yield part
         except Exception as error:  # the status has gone out: what is wrong now is the stream's last event
             yield dialect.failure(explain(error))
             return

@@ -1,7 +1,7 @@
 """The messages of a conversation: from OpenAI's form to what a chat template reads."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elutq_cli.generation import ChatTemplate, Message
@@ -15,8 +15,13 @@ OWN_VARIABLES = ("messages", "add_generation_prompt", "continue_final_message")
 """What a template is given from fields of their own, not from chat_template_kwargs."""
 
 
-def render(fields: Fields, template: ChatTemplate) -> str:
+def render(fields: Fields, template: ChatTemplate, tools: Sequence[Mapping[str, Any]] | None) -> str:
     """Return the text of the conversation that a body holds.
+
+    Args:
+        fields: of the body.
+        template: writes the text.
+        tools: that the reply may call, as the client described them.
 
     Raises:
         RequestError: the body is wrong.
@@ -33,6 +38,8 @@ def render(fields: Fields, template: ChatTemplate) -> str:
     variables = fields.mapping("chat_template_kwargs")
     if wrong := [name for name in OWN_VARIABLES if name in variables]:
         raise RequestError(f"{wrong[0]} is no variable: give it as a field of the body", "chat_template_kwargs")
+    if tools:
+        variables = {**variables, "tools": tools}
     for name in ("documents", "reasoning_effort"):
         if (value := fields.get(name)) is not None:
             variables = {name: value, **variables}

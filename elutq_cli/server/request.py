@@ -3,17 +3,21 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
 from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.context_size import ContextOverflowError
+from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.sampling import NEW_SEED
 from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.messages import render
+from elutq_cli.server.reply import Reply
 from elutq_cli.server.structure import read_structure
+from elutq_cli.server.tools import ToolUse, read_tools
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import ALL_TOKENS
 
@@ -54,6 +58,7 @@ class TextRequest:
         n_choices: how many of these the client gets, the likeliest.
         scored: whether the client gets log-probabilities.
         reuse: what they may take over of what slots hold.
+        begin_reply: returns what tells the parts of a reply apart, at its start.
         stream: send the text while it is made.
         include_usage: end a stream with the number of tokens.
     """
@@ -63,6 +68,7 @@ class TextRequest:
     n_choices: int
     scored: bool
     reuse: Reuse
+    begin_reply: Callable[[], Reply]
     stream: bool
     include_usage: bool
 
@@ -86,11 +92,16 @@ def read_chat(body: object, model: LanguageModel, max_tokens: int | None) -> Tex
     logprobs = top if fields.flag("logprobs") else None
     if top and logprobs is None:
         raise RequestError("top_logprobs needs logprobs", "top_logprobs")
-    tokens = model.encode_text(render(fields, model.required_chat_template))
+    tools = read_tools(fields, model)
+    tokens = model.encode_text(render(fields, model.required_chat_template, tools.described if tools else None))
     n_choices = fields.integer("n", 1, MOST_TEXTS) or 1
     options = _options(fields, model, _most_tokens(fields, NO_LIMIT, max_tokens), logprobs)
     options = replace(options, reply=not fields.flag("continue_final_message"))
-    return _request(fields, model, [tokens], options, n_choices, n_choices, "messages")
+    if tools is not None:
+        options = replace(options, shown_token_ids=tuple(tools.notation.marks(model.tokenizer).values()))
+    grammar = _reply_grammar(read_structure(fields, model), tools)
+    wanted = _request(fields, model, [tokens], options, n_choices, n_choices, "messages", grammar)
+    return replace(wanted, begin_reply=partial(Reply, tools))
 
 
 def read_completion(body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
@@ -108,7 +119,15 @@ def read_completion(body: object, model: LanguageModel, max_tokens: int | None) 
     options = _options(fields, model, _most_tokens(fields, DEFAULT_COMPLETION_TOKENS, max_tokens), logprobs)
     options = replace(options, echo=fields.flag("echo"))
     tokens = [_encode(prompt, model) for prompt in prompts]
-    return _request(fields, model, tokens, options, n_candidates, n_choices, "prompt")
+    grammar = read_structure(fields, model)
+    return _request(fields, model, tokens, options, n_candidates, n_choices, "prompt", grammar)
+
+
+def _reply_grammar(structure: Grammar | None, tools: ToolUse | None) -> Grammar | None:
+    """Return what a reply has to match."""
+    if structure is not None and tools is not None:
+        raise RequestError("a reply cannot both match a grammar and call tools: leave one out", "tools")
+    return structure if tools is None else tools.grammar
 
 
 def _prompts(value: object) -> Sequence[object]:
@@ -151,6 +170,7 @@ def _request(
     n_candidates: int,
     n_choices: int,
     source: str,
+    grammar: Grammar | None,
 ) -> TextRequest:
     """Read what both kinds of request share, and make their texts."""
     if not all(prompts):
@@ -170,7 +190,7 @@ def _request(
         own = seed if seed == NEW_SEED else (seed + candidate) % SEEDS
         return Generation(tokens, Sampler(sampling(own)), options, model.tokenizer, model.ctx_size, grammar)
 
-    sampling, grammar = _sampling(fields, model), read_structure(fields, model)
+    sampling = _sampling(fields, model)
     # The same request with a seed is to give the same text again.
     reuse = Reuse.ALL if seed == NEW_SEED else Reuse.EXACT
     if not fields.flag("cache_prompt", True):
@@ -181,6 +201,7 @@ def _request(
         n_choices,
         scored,
         reuse,
+        Reply,
         stream=stream,
         include_usage=Fields(fields.mapping("stream_options")).flag("include_usage"),
     )

@@ -4,11 +4,12 @@ import math
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from elutq_cli.generation import GeneratedToken, Generation
+from elutq_cli.server.reply import Reply
 from elutq_formats.tokenizer import Tokenizer
 
 Body = dict[str, Any]
@@ -81,16 +82,18 @@ class Responder(ABC):
     kind: str
     prefix: str
 
-    def __init__(self, model_name: str, tokenizer: Tokenizer, scored: bool) -> None:
+    def __init__(self, model_name: str, tokenizer: Tokenizer, scored: bool, begin_reply: Callable[[], Reply]) -> None:
         """Begin a response.
 
         Args:
             model_name: of the model.
             tokenizer: the model's.
             scored: whether log-probabilities were asked for.
+            begin_reply: returns what tells the parts of a reply apart, at its start.
         """
         self._tokenizer = tokenizer
-        self.scored = scored
+        self._scored = scored
+        self._begin_reply = begin_reply
         self._frame = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -110,14 +113,13 @@ class Responder(ABC):
         """Yield what a stream of so many texts begins with."""
         return ()
 
-    def piece(self, index: int, token: GeneratedToken) -> Body:
-        """Return one piece of a stream."""
-        return self._chunk([self.chunk_choice(index, [token], token.text, None)])
+    @abstractmethod
+    def pieces(self, index: int, token: GeneratedToken) -> Iterable[Body]:
+        """Yield the pieces of a stream that a token makes: often none, where it has no text."""
 
-    def end(self, index: int, generation: Generation) -> Body:
-        """Return the piece of a stream by which one of its texts ends."""
-        choice = self.chunk_choice(index, [], "", FINISH_REASONS[generation.finish_reason])
-        return self._chunk([choice | {"stop_reason": generation.stop_string}])
+    @abstractmethod
+    def end(self, index: int, generation: Generation) -> Iterable[Body]:
+        """Yield the pieces of a stream by which one of its texts ends."""
 
     def closing(self, usage: Body) -> Body:
         """Return the piece by which a stream ends whose client asked for the number of tokens."""
@@ -126,10 +128,6 @@ class Responder(ABC):
     @abstractmethod
     def choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return a choice of a whole answer."""
-
-    @abstractmethod
-    def chunk_choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
-        """Return the choice of a piece."""
 
     def _chunk(self, choices: list[Body]) -> Body:
         return self._frame | {"object": self.kind, "choices": choices}
@@ -151,23 +149,44 @@ class ChatResponder(Responder):
         for index in range(n_choices):
             yield self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
 
+    def __init__(self, model_name: str, tokenizer: Tokenizer, scored: bool, begin_reply: Callable[[], Reply]) -> None:
+        """Begin a response; see the base class."""
+        super().__init__(model_name, tokenizer, scored, begin_reply)
+        self._replies = defaultdict[int, Reply](begin_reply)
+
     def choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
         """Return a message."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        logprobs = self._logprobs(tokens)
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+        reply = self._begin_reply()
+        for _ in (*reply.put(text), *reply.finish()):
+            pass
+        reason = _reason(reply, finish_reason)
+        return {"index": index, "message": reply.message, "logprobs": self._logprobs(tokens), "finish_reason": reason}
 
-    def chunk_choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
-        """Return a piece of a message."""
-        delta = {"content": text} if finish_reason is None else {}
-        logprobs = self._logprobs(tokens)
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    def pieces(self, index: int, token: GeneratedToken) -> Iterable[Body]:
+        """Yield the deltas that a token settles; its log-probabilities come with the first."""
+        logprobs = self._logprobs([token])
+        deltas = list(self._replies[index].put(token.text))
+        for delta in deltas or ([] if logprobs is None else [{"content": ""}]):
+            yield self._delta(index, delta, logprobs)
+            logprobs = None
+
+    def end(self, index: int, generation: Generation) -> Iterable[Body]:
+        """Yield the deltas that were held back, and the reason why the text ends."""
+        reply = self._replies[index]
+        for delta in reply.finish():
+            yield self._delta(index, delta, None)
+        reason = _reason(reply, FINISH_REASONS[generation.finish_reason])
+        last = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+        yield self._chunk([last | {"stop_reason": generation.stop_string}])
+
+    def _delta(self, index: int, delta: Body, logprobs: Body | None) -> Body:
+        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}])
 
     def _chunk(self, choices: list[Body]) -> Body:
         return super()._chunk(choices) | {"object": "chat.completion.chunk"}
 
     def _logprobs(self, tokens: Sequence[GeneratedToken]) -> Body | None:
-        scored = [(token, token.logprob) for token in tokens if token.logprob is not None and self.scored]
+        scored = [(token, token.logprob) for token in tokens if token.logprob is not None and self._scored]
         if not scored:
             return None
         return {
@@ -180,15 +199,19 @@ class ChatResponder(Responder):
         }
 
 
+def _reason(reply: Reply, finish_reason: str | None) -> str | None:
+    return "tool_calls" if reply.calls_tools and finish_reason == "stop" else finish_reason
+
+
 class CompletionResponder(Responder):
     """Bodies of /v1/completions."""
 
     kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, model_name: str, tokenizer: Tokenizer, scored: bool) -> None:
+    def __init__(self, model_name: str, tokenizer: Tokenizer, scored: bool, begin_reply: Callable[[], Reply]) -> None:
         """Begin a response; see the base class."""
-        super().__init__(model_name, tokenizer, scored)
+        super().__init__(model_name, tokenizer, scored, begin_reply)
         self._offsets = Counter[int]()
 
     def choice(self, index: int, tokens: Sequence[GeneratedToken], text: str, finish_reason: str | None) -> Body:
@@ -196,14 +219,22 @@ class CompletionResponder(Responder):
         logprobs = self._logprobs(index, tokens)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    chunk_choice = choice
+    def pieces(self, index: int, token: GeneratedToken) -> Iterable[Body]:
+        """Yield a token's text."""
+        if token.text or self._scored:
+            yield self._chunk([self.choice(index, [token], token.text, None)])
+
+    def end(self, index: int, generation: Generation) -> Iterable[Body]:
+        """Yield the reason why the text ends."""
+        choice = self.choice(index, [], "", FINISH_REASONS[generation.finish_reason])
+        yield self._chunk([choice | {"stop_reason": generation.stop_string}])
 
     def _logprobs(self, index: int, tokens: Sequence[GeneratedToken]) -> Body | None:
         offsets = []
         for token in tokens:
             offsets.append(self._offsets[index])
             self._offsets[index] += len(token.text)
-        if not (tokens and self.scored):
+        if not (tokens and self._scored):
             return None
         return {
             "tokens": [self._key(token.token_id) for token in tokens],

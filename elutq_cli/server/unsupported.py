@@ -119,8 +119,6 @@ _RESULT: Unsupported = {
 }
 
 _TOOLS: Unsupported = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "web_search_options": (),
@@ -135,6 +133,8 @@ CHAT: Unsupported = {**_BOTH, "best_of": (1,), "echo": (False,), "prompt": ("",)
 COMPLETION: Unsupported = {
     **_BOTH,
     "messages": ([],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "add_special_tokens": (True,),
     "continue_final_message": (False,),
     "chat_template_kwargs": ({},),

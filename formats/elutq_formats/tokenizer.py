@@ -1,7 +1,7 @@
 """The tokenizer that travels inside a model file, and text that grows token by token."""
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 
 import tokenizers
@@ -168,24 +168,29 @@ class TextStream:
     pieces ``<0xNN>``: one that is no character does not spoil those around it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, continues: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, continues: bool = False, shown: Collection[int] = ()) -> None:
         """Start a text.
 
         Args:
             tokenizer: of the tokens.
             continues: it goes on where another ended, so that the space before its first word is part of it.
+            shown: special tokens that are part of it.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer, self._shown = tokenizer, shown
         self._at_start = not continues
         self._utf8 = codecs.getincrementaldecoder("utf-8")(tokenizer.on_invalid)
 
     def put(self, token_id: int) -> str:
         """Append a token; return the text that it completes, often none."""
-        if self._tokenizer.is_hidden(token_id):
+        if self.hides(token_id):
             return ""
         piece = self._tokenizer.token_bytes(token_id, self._at_start)
-        self._at_start = False
+        self._at_start = self._at_start and token_id in self._shown
         return self._utf8.decode(piece)
+
+    def hides(self, token_id: int) -> bool:
+        """Return whether a token is nothing in this text."""
+        return self._tokenizer.is_hidden(token_id) and token_id not in self._shown
 
     def finish(self) -> str:
         """Return U+FFFD for the bytes of a character that will not be completed."""

@@ -176,7 +176,7 @@ def test_completion_logprobs(client):
         ("chat/completions", {"messages": [{"role": [], "content": "x"}]}, "role"),
         ("chat/completions", {"messages": [{"role": "user"}]}, "content"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "type text"),
-        ("chat/completions", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools is not supported"),
+        ("chat/completions", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools.0 must be"),
         ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "xml"}}, "response_format"),
         ("chat/completions", {"messages": MESSAGES, "top_logprobs": 3}, "needs logprobs"),
         ("chat/completions", {"messages": MESSAGES, "n": 1025}, "n must be a whole number"),

@@ -69,7 +69,7 @@ def test_a_bug_is_a_json_body_and_a_line_in_the_log(client, monkeypatch, caplog)
 
 
 def test_a_bug_while_a_stream_runs_ends_it_with_an_error(client, monkeypatch):
-    monkeypatch.setattr("elutq_cli.server.response.CompletionResponder.piece", lambda *_: 1 / 0)
+    monkeypatch.setattr("elutq_cli.server.response.CompletionResponder.pieces", lambda *_: 1 / 0)
     answer = client.complete(stream=True)
     assert answer.status == 200
     assert json.loads(answer.body.removeprefix(b"data: "))["error"]["type"] == "server_error"

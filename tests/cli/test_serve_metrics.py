@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from elutq_cli.generation import Generation, Sampler, SamplingOptions, TextOptions
 from elutq_cli.generation.context import Reuse
-from elutq_cli.server.errors import BusyError
+from elutq_cli.server.errors import LeavingError
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_how_requests_ended_is_counted(client, monkeypatch):
             job.cancel()
         assert busy[0] == 1
 
-    with pytest.raises(BusyError):
+    with pytest.raises(LeavingError):
         asyncio.run(leave())
     logits = np.full((1, client.model.native.vocab_size), np.nan, np.float32)
     with monkeypatch.context() as patch:

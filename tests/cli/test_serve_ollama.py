@@ -100,7 +100,7 @@ def test_errors_have_ollamas_form(client, ollama):
 
 
 def test_a_stream_that_fails_ends_with_an_error(local, monkeypatch):
-    monkeypatch.setattr("elutq_cli.server.response.ChatResponder.chunk_choice", lambda *_: 1 / 0)
+    monkeypatch.setattr("elutq_cli.server.response.ChatResponder.pieces", lambda *_: 1 / 0)
     answer = local.post("/api/chat", {"messages": TURNS})
     assert (answer.status, answer.headers["content-type"]) == (200, "application/x-ndjson")
     assert "error" in json.loads(answer.body.splitlines()[-1])

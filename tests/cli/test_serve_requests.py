@@ -62,7 +62,7 @@ def tokens(client, **body):
         *("xtc_probability", "dynatemp_range", "samplers", "top_n_sigma", "top_a", "prompt_logprobs", "n_probs"),
         *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "chat_template"),
         *("min_keep", "lora", "options", "enable_thinking", "add_special_tokens", "return_token_ids"),
-        *("suffix", "tools", "tool_choice", "functions", "function_call", "audio", "modalities"),
+        *("suffix", "functions", "function_call", "audio", "modalities"),
     ],
 )
 def test_a_field_that_would_change_the_result_is_refused_by_name(client, field):
@@ -71,13 +71,8 @@ def test_a_field_that_would_change_the_result_is_refused_by_name(client, field):
         assert (error.param, error.message) == (field, f"{field} is not supported here")
 
 
-@pytest.mark.parametrize("tools", [{"tools": [{"type": "function"}]}, {"tool_choice": {"type": "function"}}])
-def test_tools_are_refused_by_name(client, tools):
-    assert refusal(client.chat(MESSAGES, **tools)).param == next(iter(tools))
-
-
 def test_fields_of_the_other_route_are_refused_by_name(client):
-    for name in ("messages", "continue_final_message", "chat_template_kwargs", "documents", "top_logprobs"):
+    for name in ("messages", "continue_final_message", "chat_template_kwargs", "documents", "top_logprobs", "tools"):
         assert refusal(client.complete(**{name: [1]})).param == name
     assert refusal(client.chat(MESSAGES, prompt="My dear")).param == "prompt"
 

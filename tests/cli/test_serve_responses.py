@@ -113,7 +113,7 @@ def test_errors_raise_in_the_client(client):
 
 
 def test_a_stream_that_fails_says_so(local, monkeypatch):
-    monkeypatch.setattr("elutq_cli.server.response.ChatResponder.chunk_choice", lambda *_: 1 / 0)
+    monkeypatch.setattr("elutq_cli.server.response.ChatResponder.pieces", lambda *_: 1 / 0)
     answer = local.post("/v1/responses", {**ASKED, "stream": True})
     last = json.loads(answer.body.strip().rpartition(b"data: ")[2])
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")

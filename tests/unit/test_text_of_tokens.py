@@ -5,6 +5,7 @@ from conftest import sentencepiece_decoder, sentencepiece_tokenizer
 
 import elutq
 from elutq_cli.generation import ChatTemplate, Continuation, Conversation, SamplingOptions, TextOptions
+from elutq_cli.server.reply import Reply
 from elutq_cli.server.response import ChatResponder, CompletionResponder
 
 EOS = "<|end_of_text|>"
@@ -18,7 +19,7 @@ class Script:
     def __init__(self, tokens):
         self._tokens = iter(tokens)
 
-    def sample(self, logits, history):
+    def sample(self, logits, history, allowed=None):
         return next(self._tokens)
 
 
@@ -144,9 +145,10 @@ def test_cancelling_hands_out_what_was_held_back(byte_level):
 def bodies(kind, model, tokens, **options):
     """Returns the logprobs of the whole answer, and of a stream's pieces."""
     generation, made = generate(model, tokens, **options)
-    whole = kind("model", model.tokenizer, True).whole([(generation, made)], {})["choices"][0]
-    stream = kind("model", model.tokenizer, True)
-    return whole, [stream.piece(0, token)["choices"][0]["logprobs"] for token in made]
+    whole = kind("model", model.tokenizer, True, Reply).whole([(generation, made)], {})["choices"][0]
+    stream = kind("model", model.tokenizer, True, Reply)
+    pieces = [piece["choices"][0] for token in made for piece in stream.pieces(0, token)]
+    return whole, [piece["logprobs"] for piece in pieces]
 
 
 def test_chat_logprobs_have_the_bytes_of_each_token(llama):
@@ -184,7 +186,8 @@ def test_alternatives_that_spell_alike_do_not_collide(llama, monkeypatch):
     alternatives = tuple(alternative(token, "", -1.0 - token) for token in (byte, other, letter))
     for chosen, keys in ((letter, ["a", f"token_id:{byte}", " I"]), (byte, ["a", " I", f"token_id:{letter}"])):
         token = type(made)(chosen, "a", -1.0 - chosen, alternatives)
-        body = CompletionResponder("model", llama.tokenizer, True).piece(0, token)["choices"][0]["logprobs"]
+        (body,) = CompletionResponder("model", llama.tokenizer, True, Reply).pieces(0, token)
+        body = body["choices"][0]["logprobs"]
         (top,) = body["top_logprobs"]
         assert list(top) == keys
         assert top[body["tokens"][0]] == body["token_logprobs"][0] == -1.0 - chosen

@@ -6,6 +6,7 @@ from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.messages import render
 from elutq_cli.server.response import Body
+from elutq_cli.server.tools import read_tools
 
 SOURCES = {"content": False, "prompt": True, "messages": False}
 """What a text can come as, and whether the tokenizer adds its own tokens where nobody says (BOS)."""
@@ -64,7 +65,8 @@ def apply_template(body: object, model: LanguageModel, _: str) -> Body:
 
 def _conversation(fields: Fields, model: LanguageModel) -> str:
     fields.refuse({name: unsupported.CHAT[name] for name in unsupported.CHAT if name != "add_special_tokens"})
-    return render(fields, model.required_chat_template)
+    tools = read_tools(fields, model)
+    return render(fields, model.required_chat_template, tools.described if tools else None)
 
 
 def _piece(token: int, model: LanguageModel) -> str | list[int]:
