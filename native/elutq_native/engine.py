@@ -30,11 +30,14 @@ class Run:
         sequence: Of the engine's model, in one run of a call at most.
         tokens: One or more token ids.
         n_logits: Logits of so many of the last tokens are wanted; 0: of none.
+        hidden: ``(len(tokens), hidden_size)`` float32 to write the final hidden states of all tokens to, as the output
+            norm leaves them; None: they are not wanted.
     """
 
     sequence: NativeSequence
     tokens: Sequence[int] | NDArray[np.int32]
     n_logits: int = 1
+    hidden: NDArray[np.float32] | None = None
 
 
 class Engine:
@@ -88,6 +91,7 @@ class Engine:
             ClosedError: The engine or a sequence is closed, or the engine was closed meanwhile.
             NativeError: No tokens, a token outside the vocabulary, a sequence twice, or another thread uses one of
                 these. No sequence has changed, whatever the error.
+            ValueError: An array for hidden states is of another shape or type.
         """
         tokens = [np.ascontiguousarray(run.tokens, dtype=np.int32) for run in runs]
         logits = [np.empty((run.n_logits, self.model.vocab_size), np.float32) for run in runs]
@@ -97,6 +101,8 @@ class Engine:
                 entry.sequence = in_use.enter_context(run.sequence._handle.use())
                 entry.tokens, entry.n_tokens = ffi.from_buffer("int32_t[]", ids), len(ids)
                 entry.logits, entry.n_logits = ffi.from_buffer("float[]", wanted), len(wanted)
+                if run.hidden is not None:
+                    entry.hidden = ffi.from_buffer("float[]", self._checked_hidden(run))
             engine = in_use.enter_context(self._handle.use())
             status = lib.elutq_engine_eval(engine, native, len(runs), message, MESSAGE_BYTES)
         if status == lib.ELUTQ_ERROR_CANCELLED:
@@ -104,6 +110,12 @@ class Engine:
         check_use(status, self._name)
         check(status, message)
         return logits
+
+    def _checked_hidden(self, run: Run) -> NDArray[np.float32]:
+        hidden, shape = run.hidden, (len(run.tokens), self.model.info.hidden_size)
+        if hidden is None or hidden.shape != shape or hidden.dtype != np.float32 or not hidden.flags.c_contiguous:
+            raise ValueError(f"hidden states need a contiguous float32 array of shape {shape}")
+        return hidden
 
     def cancel(self) -> None:
         """Makes the :meth:`eval` under way raise CancelledError; nothing when there is none. Safe in any thread."""

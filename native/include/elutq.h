@@ -153,11 +153,12 @@ struct elutq_run {
     size_t n_tokens;          /* 1 or more */
     float *logits;            /* [n_logits][vocab_size] of the last n_logits tokens, the caller's; may be NULL for none */
     size_t n_logits;          /* 0 to n_tokens */
+    float *hidden;            /* [n_tokens][hidden_size] what the head reads of each token, the caller's; NULL: not wanted */
 };
 
 /*
  * Evaluates runs[n_runs] together. On error no sequence's position has changed. What a token computes depends neither on the
- * number of threads nor on the other runs: every run has the same logits as alone. It does depend on how its sequence's tokens
+ * number of threads nor on the other runs: every run has the same results as alone. It does depend on how its sequence's tokens
  * are cut: passes take ELUTQ_PIECE_TOKENS of a run at a time, and products of many tokens round otherwise than those of few.
  */
 int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, char *error, size_t error_bytes);

@@ -39,6 +39,7 @@ struct elutq_piece {
     uint32_t n_tokens;
     uint32_t n_logits; /* of its last tokens, at most n_tokens */
     float *logits;     /* [n_logits][vocab_size] */
+    float *hidden;     /* [n_tokens][hidden_size], or NULL */
     uint32_t position; /* of its first token */
     uint32_t first_row;
     uint32_t n_parts;    /* of its keys, where threads share them; else 0 */
@@ -75,6 +76,7 @@ struct elutq_engine {
     uint32_t *logit_rows;          /* [max_rows] rows whose logits are wanted */
     float **logits;                /* [max_rows] where they go */
     struct elutq_batch all, wanted;
+    bool wants_hidden; /* some piece does */
 
     float *frequencies;     /* [ELUTQ_N_ROPES + 1][rope_dim / 2] radians a position; the last: of long sequences */
     float *hidden;          /* [max_rows][hidden_size] the residual stream */

@@ -181,6 +181,22 @@ static void mlp_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
     mark(pass, thread, ELUTQ_DOWN);
 }
 
+/* What the head reads, for those who want it. Items: row. */
+static void hand_out_hidden(const struct elutq_pass *pass, unsigned thread) {
+    const struct elutq_engine *engine = pass->engine;
+    const uint32_t hidden_size = engine->model->config.hidden_size;
+    unsigned item;
+    while (elutq_take(pass, thread, engine->all.n_rows, &item)) {
+        const struct elutq_row *row = &engine->rows[item];
+        if (row->piece->hidden == NULL)
+            continue;
+        float *hidden = row->piece->hidden + (size_t)row->token * hidden_size;
+        memcpy(hidden, engine->hidden + (size_t)item * hidden_size, hidden_size * sizeof *hidden);
+        norm(engine, engine->model->output_norm, hidden_size, hidden);
+    }
+    elutq_pool_barrier(engine->pool, thread);
+}
+
 static void head(struct elutq_pass *pass, unsigned thread) {
     const struct elutq_engine *engine = pass->engine;
     const struct elutq_model *model = engine->model;
@@ -201,6 +217,8 @@ static void run_pass(void *context, unsigned thread, unsigned n_threads) {
         attention_block(pass, thread, i);
         mlp_block(pass, thread, i);
     }
+    if (pass->engine->wants_hidden)
+        hand_out_hidden(pass, thread);
     if (pass->engine->wanted.n_rows > 0)
         head(pass, thread);
 }
@@ -241,9 +259,11 @@ static void turn(struct elutq_engine *engine, size_t row, const struct elutq_seq
 static void lay_out_rows(struct elutq_engine *engine, uint32_t n_pieces) {
     qsort(engine->pieces, n_pieces, sizeof *engine->pieces, compare_tokens);
     engine->all = (struct elutq_batch){0};
+    engine->wants_hidden = false;
     for (uint32_t i = 0; i < n_pieces; i++) {
         struct elutq_piece *piece = &engine->pieces[i];
         piece->first_row = engine->all.n_rows;
+        engine->wants_hidden |= piece->hidden != NULL;
         for (uint32_t token = 0; token < piece->n_tokens; token++) {
             engine->rows[piece->first_row + token] = (struct elutq_row){piece, token};
             turn(engine, piece->first_row + token, piece->sequence, piece->position + token);

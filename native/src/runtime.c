@@ -22,14 +22,14 @@ static int check_run(const struct elutq_engine *engine, const struct elutq_run *
 }
 
 /*
- * What a damaged scale leads to, and what no scale in a sound file does: a logit that is not a number. Scales themselves
+ * What a damaged scale leads to, and what no scale in a sound file does: a result that is not a number. Scales themselves
  * are not looked at when a file is opened, because that would read all of it.
  */
-static int check_logits(const struct elutq_model *model, const float *logits, size_t n, const struct elutq_error *report) {
+static int check_finite(const struct elutq_model *model, const float *x, size_t n, const struct elutq_error *report) {
     uint32_t bad = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
-        memcpy(&bits, &logits[i], sizeof bits);
+        memcpy(&bits, &x[i], sizeof bits);
         bad |= (bits & 0x7F800000u) == 0x7F800000u;
     }
     if (!bad)
@@ -52,6 +52,8 @@ static struct elutq_piece next_piece(const struct elutq_run *run, size_t done) {
     piece.position = run->sequence->position + (uint32_t)done;
     if (piece.n_logits > 0)
         piece.logits = run->logits + (done + skipped - first_logit) * run->sequence->model->config.vocab_size;
+    if (run->hidden != NULL)
+        piece.hidden = run->hidden + done * run->sequence->model->config.hidden_size;
     return piece;
 }
 
@@ -101,8 +103,11 @@ static int eval_runs(struct elutq_engine *engine, const struct elutq_run *runs, 
         return elutq_fail(report, ELUTQ_ERROR_MEMORY, "out of memory");
     status = run_passes(engine, runs, n_runs, done, report);
     free(done);
-    for (size_t i = 0; i < n_runs && status == ELUTQ_OK; i++)
-        status = check_logits(engine->model, runs[i].logits, runs[i].n_logits * engine->model->config.vocab_size, report);
+    for (size_t i = 0; i < n_runs && status == ELUTQ_OK; i++) {
+        status = check_finite(engine->model, runs[i].logits, runs[i].n_logits * engine->model->config.vocab_size, report);
+        if (status == ELUTQ_OK && runs[i].hidden != NULL)
+            status = check_finite(engine->model, runs[i].hidden, runs[i].n_tokens * engine->model->config.hidden_size, report);
+    }
     for (size_t i = 0; i < n_runs && status == ELUTQ_OK; i++)
         runs[i].sequence->position += (uint32_t)runs[i].n_tokens;
     return status;

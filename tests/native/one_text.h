@@ -25,7 +25,7 @@ static inline int text_create(elutq_model *model, uint32_t context_size, enum el
 
 static inline int text_eval(const struct text *text, const int32_t *tokens, size_t n_tokens, float *logits, size_t n_logits,
                             char *error, size_t error_bytes) {
-    const struct elutq_run run = {text->sequence, tokens, n_tokens, logits, n_logits};
+    const struct elutq_run run = {text->sequence, tokens, n_tokens, logits, n_logits, NULL};
     return elutq_engine_eval(text->engine, &run, 1, error, error_bytes);
 }
 

@@ -212,7 +212,8 @@ static void advance(elutq_engine *engine, const struct run *run, struct together
             const size_t n = next_tokens(together, i, round);
             if (n == 0 || !(chosen >> i & 1))
                 continue;
-            runs[n_runs++] = (struct elutq_run){together->sequences[i], tokens + together->done[i], n, together->logits[i], 1};
+            runs[n_runs++] =
+                (struct elutq_run){together->sequences[i], tokens + together->done[i], n, together->logits[i], 1, NULL};
             together->done[i] += n;
         }
         if (n_runs > 0)
@@ -270,7 +271,7 @@ static void check_together(elutq_model *model, const char *isa) {
     pthread_join(thread, NULL);
 
     const int32_t token = 0;
-    const struct elutq_run twice[] = {{alone.sequences[0], &token, 1, NULL, 0}, {alone.sequences[0], &token, 1, NULL, 0}};
+    const struct elutq_run once = {alone.sequences[0], &token, 1, NULL, 0, NULL}, twice[] = {once, once};
     check(elutq_sequence_rewind(alone.sequences[0], 0) == ELUTQ_OK, "%s: rewind", isa);
     check(elutq_engine_eval(engine, twice, 2, NULL, 0) == ELUTQ_ERROR_IN_USE, "%s: a sequence was taken twice", isa);
     check(elutq_engine_eval(engine, twice, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: nothing was evaluated", isa);

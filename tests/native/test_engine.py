@@ -37,16 +37,20 @@ def make_texts(model, rng):
 
 
 def evaluate(model, texts, cache_types, threads, rng=None):
-    """Logits of every token; alone, one text after the other, or with rng together in random company."""
+    """Logits and hidden states of every token; alone, one text after the other, or with rng in random company."""
     found = [[] for _ in texts]
     with Engine(model, threads, n_sequences=4) as engine:
         sequences = [NativeSequence(model, min(160, model.context_length), kind) for kind in cache_types]
         left = [list(pieces) for pieces in texts]
         while waiting := [i for i, pieces in enumerate(left) if pieces]:
             chosen = waiting[:1] if rng is None else rng.permutation(waiting)[: int(rng.integers(1, 17))]
-            runs = [Run(sequences[i], piece := left[i].pop(0), len(piece)) for i in chosen]
-            for i, logits in zip(chosen, engine.eval(runs), strict=True):
-                found[i].append(logits)
+            runs = []
+            for i in chosen:
+                piece = left[i].pop(0)
+                hidden = np.full((len(piece), model.info.hidden_size), np.nan, np.float32)
+                runs.append(Run(sequences[i], piece, len(piece), hidden if i % 2 else None))
+            for i, run, logits in zip(chosen, runs, engine.eval(runs), strict=True):
+                found[i].append(logits if run.hidden is None else np.hstack([logits, run.hidden]))
         for sequence in sequences:
             sequence.close()
     return [np.concatenate(pieces) for pieces in found]

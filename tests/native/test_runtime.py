@@ -8,6 +8,7 @@ import pytest
 from conftest import DATA, FAMILIES, GOLDEN, NOVELS
 
 from elutq_cli.reference import Transformer
+from elutq_cli.reference.transformer import rms_norm
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.model_file import ModelFile
 from elutq_formats.model_writer import write_model
@@ -18,8 +19,11 @@ from elutq_formats.tokenizer import Tokenizer
 from elutq_native import (
     CancelledError,
     ContextFullError,
+    Engine,
     Model,
     NativeError,
+    NativeSequence,
+    Run,
     default_threads,
     ffi,
     lib,
@@ -61,6 +65,23 @@ def test_every_family_in_fp16_matches_the_reference(half_model, step, isa):
     tokens = np.load(GOLDEN / half_model.stem / "expected.npz")["tokens"].ravel()[:48].tolist()
     wanted = Transformer(ModelFile.open(half_model)).logits(np.array(tokens))
     assert relative_rms(logits(half_model, tokens, isa, step=step), wanted) < 1e-3
+
+
+def test_hidden_states_are_those_that_the_reference_gives_its_head(half_model):
+    tokens = np.load(GOLDEN / half_model.stem / "expected.npz")["tokens"].ravel()[:20].tolist()
+    reference = Transformer(ModelFile.open(half_model))
+    epsilon = reference.config.rms_norm_eps
+    wanted = rms_norm(reference.hidden(np.array(tokens)), reference.load("model.norm.weight"), epsilon, np)
+    with Model(half_model) as model, Engine(model, 2) as engine, NativeSequence(model, 20) as sequence:
+        found = np.full((20, model.info.hidden_size), np.nan, np.float32)
+        for first, end in ((0, 15), (15, 16), (16, 20)):
+            (logits,) = engine.eval([Run(sequence, tokens[first:end], 0, found[first:end])])
+            assert logits.shape == (0, model.vocab_size)
+        for wrong in (found[:3], found[:2].astype(np.float64), found[:2, :-1], found[:4:2]):
+            with pytest.raises(ValueError, match="hidden states need"):
+                engine.eval([Run(sequence, tokens[:2], 0, wrong)])
+        assert sequence.position == 20
+    assert relative_rms(found, wanted) < 1e-3
 
 
 @pytest.mark.parametrize("step", [None, 1], ids=["batch", "tokens"])
