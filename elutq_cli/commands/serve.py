@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,6 +45,9 @@ def serve_command(
     max_seconds: Annotated[
         float | None, typer.Option(help="Most seconds of one text; default: as long as it takes.")
     ] = None,
+    pooling: Annotated[
+        Literal["mean", "last"], typer.Option(help="How an embedding is made of the hidden states of a text's tokens.")
+    ] = "mean",
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 429.", min=1)] = 512,
     api_key: Annotated[
         str | None, typer.Option(envvar=API_KEY_VARIABLE, help="What clients must present as a bearer token.")
@@ -116,5 +119,14 @@ def serve_command(
             lines.append("anyone who can reach this address can use the model: see --api-key")
         anything = "*" in (allowed_host or ()) or not (names or is_local(listener))
         with Engine(language_model, max_queue, max_seconds) as engine:
-            app = make_app(engine, name, api_key, None if anything else [*names, host.lower()], max_tokens, origins, ui)
+            app = make_app(
+                engine,
+                name,
+                api_key,
+                None if anything else [*names, host.lower()],
+                max_tokens,
+                origins=origins,
+                ui=ui,
+                pooling=pooling,
+            )
             run(app, engine, listener, verbose, lambda: print(*lines, sep="\n", file=sys.stderr))

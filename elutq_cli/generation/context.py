@@ -77,17 +77,18 @@ class Context:
         """Forget everything."""
         self.rewind(0)
 
-    def run(self, tokens: Sequence[int], n_logits: int) -> Run:
+    def run(self, tokens: Sequence[int], n_logits: int, hidden: NDArray[np.float32] | None = None) -> Run:
         """Return what evaluates tokens after those held; ``extend`` is told when that is done.
 
         Args:
             tokens: one or more.
             n_logits: of how many of them, the last ones, logits are wanted.
+            hidden: (len(tokens), hidden_size) float32 for the hidden states of all of them, if they are wanted.
         """
         # An exception between the end of a pass and extend (a second Ctrl-C) leaves the sequence ahead.
         if self.sequence.position != len(self._tokens):
             self.sequence.rewind(len(self._tokens))
-        return Run(self.sequence, tokens, n_logits)
+        return Run(self.sequence, tokens, n_logits, hidden)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tell that these tokens were evaluated after those held."""

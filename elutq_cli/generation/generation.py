@@ -107,6 +107,10 @@ class Generation:
         """
         return len(self._history) - 1 - self._n_unscored
 
+    def hidden_room(self, n_tokens: int) -> NDArray[np.float32] | None:
+        """Return where hidden states of so many tokens are to go, to be fed in the place of logits; None: nowhere."""
+        return None
+
     @property
     def ended(self) -> bool:
         """Whether nothing more will be made."""
@@ -175,9 +179,7 @@ class Generation:
 
     def _make(self, logits: NDArray[np.float32]) -> None:
         """Make the next token of (vocab_size,) logits."""
-        if not self.prompt_seconds:
-            self._first_made = time.perf_counter()
-            self.prompt_seconds = self._first_made - self._begun
+        self._end_prompt()
         if self.options.n_predict == 0 or (self._constraint is not None and self._constraint.complete):
             self._end("stop" if self.options.n_predict else "length")
             return
@@ -203,6 +205,12 @@ class Generation:
             self._end("length")
         elif len(self._history) > self._ctx_size:
             self._end("context")
+
+    def _end_prompt(self) -> None:
+        """Tell that the prompt is read; the first time counts."""
+        if not self.prompt_seconds:
+            self._first_made = time.perf_counter()
+            self.prompt_seconds = self._first_made - self._begun
 
     def take(self) -> GeneratedToken | None:
         """Return the oldest token made that was not taken yet, if there is one."""

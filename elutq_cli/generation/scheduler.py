@@ -155,13 +155,14 @@ class Scheduler:
         finally:
             with self._interrupting:
                 self._passing = ()
-        for (slot, tokens), generation, logits in zip(pieces, generations, made, strict=True):
+        for (slot, tokens), generation, run, logits in zip(pieces, generations, runs, made, strict=True):
             slot.context.extend(tokens)
             slot.last_used = self._n_steps
             if len(tokens) > 1:
                 slot.last_piece = self._n_steps
-            if len(logits):
+            results = logits if run.hidden is None else run.hidden
+            if len(results):
                 try:
-                    generation.feed(logits)
+                    generation.feed(results)
                 except Exception as error:  # of this text alone
                     generation.fail(error)

@@ -37,8 +37,11 @@ class Slot:
     def run(self, tokens: Sequence[int]) -> Run:
         """Return what evaluates the first of them, with the logits that the text wants after them."""
         begin, end = len(self.context), len(self.context) + len(tokens)
-        first = end if self.generation is None else max(begin, self.generation.n_reusable)
-        return self.context.run(tokens, max(0, end - first))
+        if self.generation is None:
+            return self.context.run(tokens, 0)
+        if (hidden := self.generation.hidden_room(len(tokens))) is not None:
+            return self.context.run(tokens, 0, hidden)
+        return self.context.run(tokens, max(0, end - max(begin, self.generation.n_reusable)))
 
 
 def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], reuse: Reuse) -> Slot | None:

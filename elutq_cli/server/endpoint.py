@@ -14,9 +14,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from elutq_cli.generation import GeneratedToken, LanguageModel
+from elutq_cli.generation.context import Reuse
+from elutq_cli.generation.embedding import Pooling
 from elutq_cli.server import routes
 from elutq_cli.server.access import Access
 from elutq_cli.server.dialects.dialect import Dialect
+from elutq_cli.server.dialects.embeddings import EmbeddingRequest
 from elutq_cli.server.engine import Engine, Job
 from elutq_cli.server.errors import ErrorBodies, ErrorResponses, UnknownModelError, explain
 from elutq_cli.server.fields import parse_json
@@ -45,6 +48,7 @@ def make_app(
     max_tokens: int | None = None,
     origins: Sequence[str] = (),
     ui: bool = True,
+    pooling: Pooling = "mean",
 ) -> Starlette:
     """Return the application.
 
@@ -56,6 +60,7 @@ def make_app(
         max_tokens: of one text; None: what the context has room for.
         origins: of web pages, beside the server's own, that a browser lets ask and read; ``*``: of all.
         ui: whether there is a page to chat on.
+        pooling: how embeddings are made.
     """
     endpoint = Endpoint(engine, name, max_tokens)
     responses = ErrorResponses(routes.ERRORS)
@@ -64,6 +69,7 @@ def make_app(
             Route("/v1/models", endpoint.models),
             Route("/v1/models/{name:path}", endpoint.model),
             *(Route(path, endpoint.speak(dialect), methods=["POST"]) for path, dialect in routes.TEXTS.items()),
+            *(Route(path, endpoint.embed(kind, pooling), methods=["POST"]) for path, kind in routes.VECTORS.items()),
             *(Route(path, endpoint.tell(what)) for path, what in routes.TOLD.items()),
             *(Route(path, endpoint.ask(what), methods=["POST"]) for path, what in routes.ASKED.items()),
             Route("/health", endpoint.health),
@@ -144,6 +150,17 @@ class Endpoint:
 
         return answer
 
+    def embed(self, kind: type[EmbeddingRequest], pooling: Pooling) -> Handler:
+        """Return what answers requests for vectors."""
+
+        async def answer(request: Request) -> Response:
+            asked = kind(self._engine.model, self._entry["id"], pooling)
+            embeddings = await self._read(await _read_body(request), asked.read)
+            await self._make(request, self._engine.submit(embeddings, Reuse.NOTHING))
+            return JSONResponse(asked.answer())
+
+        return answer
+
     async def _answer(self, request: Request, dialect: Dialect) -> Response:
         wanted = await self._read(await _read_body(request), dialect.read)
         if wanted is None:
@@ -157,15 +174,24 @@ class Endpoint:
                 media_type=dialect.media_type,
                 headers={"Cache-Control": "no-cache"},
             )
+        made = await self._make(request, job)
+        choices = best_choices(made, wanted.n_candidates, wanted.n_choices)
+        answer = responder.whole(choices, usage(wanted.generations, wanted.n_candidates))
+        return JSONResponse(dialect.whole(answer))
+
+    async def _make(self, request: Request, job: Job) -> list[Choice]:
+        """Return the texts of a job, once all are made.
+
+        Raises:
+            ClientDisconnect: the client has left.
+        """
         try:
             made = await _unless_gone(request, _collect(job))
         finally:
             job.cancel()
         if made is None:
             raise ClientDisconnect
-        choices = best_choices(made, wanted.n_candidates, wanted.n_choices)
-        answer = responder.whole(choices, usage(wanted.generations, wanted.n_candidates))
-        return JSONResponse(dialect.whole(answer))
+        return made
 
     async def _read(self, body: bytes, read: Callable[[object, int | None], Result]) -> Result:
         """Read a body; templates and tokenizers take their time: not in the loop that serves everybody."""

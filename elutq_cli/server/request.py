@@ -35,7 +35,7 @@ MOST_STOP_TOKENS = 1024
 LARGEST_BIAS = 100.0
 SEEDS = 1 << 64
 
-WHAT_A_PROMPT_IS = "prompt must be one text, the token ids of one, or a list of these"
+WHAT_A_PROMPT_IS = "must be one text, the token ids of one, or a list of these"
 
 SAMPLING_NUMBERS = {
     "repeat_penalty": "repeat_penalty",
@@ -108,7 +108,7 @@ def read_completion(body: object, model: LanguageModel, max_tokens: int | None) 
     """Read the body of /v1/completions; arguments and errors as those of ``read_chat``."""
     fields = Fields(body)
     fields.refuse(unsupported.COMPLETION)
-    prompts = _prompts(fields.get("prompt"))
+    prompts = prompts_of(fields.get("prompt"))
     n_choices = fields.integer("n", 1, MOST_TEXTS) or 1
     n_candidates = fields.integer("best_of", 1, MOST_TEXTS) or n_choices
     if n_candidates < n_choices:
@@ -118,7 +118,7 @@ def read_completion(body: object, model: LanguageModel, max_tokens: int | None) 
     logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
     options = _options(fields, model, _most_tokens(fields, DEFAULT_COMPLETION_TOKENS, max_tokens), logprobs)
     options = replace(options, echo=fields.flag("echo"))
-    tokens = [_encode(prompt, model) for prompt in prompts]
+    tokens = [encode_prompt(prompt, model, "prompt") for prompt in prompts]
     grammar = read_structure(fields, model)
     return _request(fields, model, tokens, options, n_candidates, n_choices, "prompt", grammar)
 
@@ -130,23 +130,34 @@ def _reply_grammar(structure: Grammar | None, tools: ToolUse | None) -> Grammar 
     return structure if tools is None else tools.grammar
 
 
-def _prompts(value: object) -> Sequence[object]:
+def prompts_of(value: object) -> Sequence[object]:
     """Return the prompts of a body: a text, the token ids of one, or a list of these."""
     if isinstance(value, list) and value and all(isinstance(entry, str | list) for entry in value):
         return value
     return [value]
 
 
-def _encode(prompt: object, model: LanguageModel) -> list[int]:
+def encode_prompt(prompt: object, model: LanguageModel, name: str) -> list[int]:
+    """Return the tokens of a text, or token ids as they are.
+
+    Args:
+        prompt: one of ``prompts_of``.
+        model: whose tokens they are.
+        name: of the field.
+
+    Raises:
+        RequestError: it is neither.
+        ContextOverflowError: it does not fit.
+    """
     if isinstance(prompt, str):
         return model.encode(prompt)
     if not isinstance(prompt, list):
-        raise RequestError(WHAT_A_PROMPT_IS, "prompt")
+        raise RequestError(f"{name} {WHAT_A_PROMPT_IS}", name)
     if len(prompt) > model.ctx_size:
         raise ContextOverflowError(len(prompt), model.ctx_size, model.native.context_length)
     if not all(type(entry) is int for entry in prompt):
-        raise RequestError(WHAT_A_PROMPT_IS, "prompt")
-    _check_tokens(prompt, model, "prompt")
+        raise RequestError(f"{name} {WHAT_A_PROMPT_IS}", name)
+    _check_tokens(prompt, model, name)
     return prompt
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects import anthropic, ollama, ollama_models, tokens
 from elutq_cli.server.dialects.dialect import Dialect
+from elutq_cli.server.dialects.embeddings import EmbeddingRequest, OllamaEmbeddings, OpenAIEmbeddings
 from elutq_cli.server.dialects.openai import ChatCompletions, Completions
 from elutq_cli.server.dialects.responses import Responses
 from elutq_cli.server.errors import Fault
@@ -20,6 +21,9 @@ TEXTS: dict[str, type[Dialect]] = {
     "/api/generate": ollama.Generate,
 }
 """Routes at which texts are asked for, and what is spoken there."""
+
+VECTORS: dict[str, type[EmbeddingRequest]] = {"/v1/embeddings": OpenAIEmbeddings, "/api/embed": OllamaEmbeddings}
+"""Routes at which vectors of texts are asked for."""
 
 TOLD: dict[str, Callable[[LanguageModel, str], Body]] = {
     "/api/version": ollama_models.version,

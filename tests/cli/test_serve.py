@@ -104,6 +104,16 @@ def test_conversation_reuses_the_context(client):
     assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
 
 
+def test_embeddings(client):
+    """The client asks for base64 of its own, and for numbers where it is told to."""
+    texts = ["It was a dark night.", "My dear Sir"]
+    made = client.embeddings.create(model="any", input=texts)
+    numbers = client.embeddings.create(model="any", input=texts, encoding_format="float")
+    assert [entry.embedding for entry in made.data] == [entry.embedding for entry in numbers.data]
+    assert [len(entry.embedding) for entry in made.data] == [256, 256]
+    assert made.usage.prompt_tokens == made.usage.total_tokens > 5
+
+
 def test_stop_string(client):
     options = {"model": "any", "prompt": "It was a dark night, and", "max_tokens": 30, "temperature": 0, "seed": 0}
     whole = client.completions.create(**options).choices[0].text

@@ -85,6 +85,12 @@ def test_no_prompt_loads_the_model_and_makes_no_text(client):
     assert client.chat("any").message.content == ""
 
 
+def test_texts_have_embeddings(client):
+    made = client.embed("any", ["It was a dark night.", "My dear Sir"])
+    assert [len(vector) for vector in made.embeddings] == [256, 256]
+    assert made.prompt_eval_count > 5
+
+
 def test_an_answer_matches_its_format(client):
     schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}
     options = {"temperature": 1.5, "num_predict": 200}
