@@ -92,6 +92,8 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
     Raises:
         ElutqError: none says the same.
     """
+    if config.model_type not in CLASSES:
+        raise ElutqError(f"of a {config.model_type} model no config.json is written here: {', '.join(CLASSES)} are")
     own = asdict(config)
     for name in (*OURS, "eos_token_ids", "attention_output_bias", "rope_theta", "rope_scaling"):
         del own[name]

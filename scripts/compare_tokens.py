@@ -28,7 +28,7 @@ from tokenizers.normalizers import NFC
 
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
-from elutq_formats.model_metadata import Metadata
+from elutq_formats.metadata import Metadata
 
 Encode = Callable[[str], list[int]]
 Texts = Sequence[tuple[str, str]]

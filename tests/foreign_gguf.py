@@ -6,32 +6,30 @@ from dataclasses import dataclass
 import gguf
 import numpy as np
 from conftest import GOLDEN
-from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFValueType, GGUFWriter, get_tensor_name_map
 
-from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.stored_weights import open_weights
+
+ARCHITECTURE_NUMBERS = {name: number for number, name in MODEL_ARCH_NAMES.items()}
+
+ARCHITECTURES = {"mistral": "llama", "ministral": None, "gemma3_text": "gemma3", "olmo3": "olmo2"}
+"""Llama.cpp's name of a family, where it is another; None: a GGUF file does not say which layers have a window."""
+
+PERMUTED = ("llama", "smollm3", "granite")
+"""Architectures whose queries and keys the converter permutes."""
+
+
+def architecture_of(folder):
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    return ARCHITECTURES.get(model_type, model_type)
+
 
 CONVERTED = tuple(
     path.name
     for path in sorted(GOLDEN.iterdir())
-    if json.loads((path / "config.json").read_text())["model_type"] in ("llama", "mistral", "qwen2", "qwen3")
-    and path.name not in ("qwen2-some-windows", "qwen3-yarn")
+    if architecture_of(path) is not None and path.name not in ("qwen2-some-windows", "smollm3")
 )
-"""The golden folders of which a GGUF file can be made here."""
-
-INNER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+"""The golden folders that a GGUF file can say all of; not which layers slide in the others."""
 
 
 @dataclass
@@ -104,20 +102,24 @@ def write_part(path, metadata, tensors):
 def describe(folder, kind=GGMLQuantizationType.F32):
     """What llama.cpp's converter makes of a checkpoint folder, its matrices in F32, F16 or BF16."""
     config = json.loads((folder / "config.json").read_text())
-    with Checkpoint.open(folder) as checkpoint:
-        found = {name: checkpoint.load(name) for name in checkpoint.names}
-    architecture = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    architecture = architecture_of(folder)
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads", config["num_attention_heads"])
+    names = get_tensor_name_map(ARCHITECTURE_NUMBERS[architecture], config["num_hidden_layers"])
     tensors = {}
-    for name, array in found.items():
-        if architecture == "llama" and ".q_proj." in name:
+    for name, tensor in open_weights(folder).items():
+        array = tensor.load()
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        if architecture in PERMUTED and ".q_proj." in name:
             array = permute(array, heads)
-        if architecture == "llama" and ".k_proj." in name:
+        if architecture in PERMUTED and ".k_proj." in name:
             array = permute(array, kv_heads)
-        tensors[converted_name(name)] = encode(array, kind)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            array = array + 1
+        tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = encode(array, kind)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
-    theta = config.get("rope_theta", rope.get("rope_theta", 10000.0))
+    theta = config.get("rope_theta", rope.get("full_attention", rope).get("rope_theta", 10000.0))
     if rope.get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = llama3_divisors(rope, head_dim, theta)
     values = {
@@ -132,12 +134,12 @@ def describe(folder, kind=GGMLQuantizationType.F32):
         "rope.freq_base": float(theta),
         "rope.dimension_count": head_dim,
     }
+    tensors |= long_divisors(config)
+    values |= own_keys(config, architecture, head_dim, rope)
     if "head_dim" in config:
         values |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     if config["model_type"] == "mistral" and config["sliding_window"]:
         values["attention.sliding_window"] = config["sliding_window"]
-    if rope.get("type") == "linear":
-        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
     metadata = {"general.architecture": architecture, "general.name": folder.name, "general.license": "apache-2.0"}
     metadata |= {f"{architecture}.{key}": value for key, value in values.items()}
     return ForeignGGUF(metadata | vocabulary(folder, config), tensors)
@@ -168,12 +170,48 @@ def vocabulary(folder, config):
     return {f"tokenizer.ggml.{key}": value for key, value in found.items()}
 
 
-def converted_name(name):
-    stem, kind = name.rsplit(".", 1)
-    if stem in OUTER:
-        return f"{OUTER[stem]}.{kind}"
-    _, _, layer, inner = stem.split(".", 3)
-    return f"blk.{layer}.{INNER[inner]}.{kind}"
+def own_keys(config, architecture, head_dim, rope):
+    """The keys that one family or another has, and yarn's.
+
+    Source: convert_hf_to_gguf.py, the set_gguf_parameters of each; which layers slide only for some architectures.
+    """
+    found = {}
+    if architecture != "llama" and config.get("sliding_window") and config.get("use_sliding_window", True):
+        found["attention.sliding_window"] = config["sliding_window"]
+    if config["model_type"] in ("gemma3_text", "olmo3", "exaone4"):
+        found["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config["layer_types"]]
+    if architecture == "gemma3":
+        found["attention.scale"] = config["query_pre_attn_scalar"] ** -0.5
+        found["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
+    if architecture == "granite":
+        found |= {
+            "embedding_scale": config["embedding_multiplier"],
+            "attention.scale": config["attention_multiplier"],
+            "residual_scale": config["residual_multiplier"],
+            "logit_scale": config["logits_scaling"],
+        }
+    if "partial_rotary_factor" in config:
+        found["rope.dimension_count"] = int(head_dim * config["partial_rotary_factor"])
+    full = rope.get("full_attention", rope)
+    if full.get("rope_type", full.get("type")) in ("yarn", "linear"):
+        found |= {"rope.scaling.type": full.get("rope_type", "linear")}
+        found["rope.scaling.factor"] = full["factor"]
+    if full.get("rope_type") == "yarn":
+        found["rope.scaling.original_context_length"] = full["original_max_position_embeddings"]
+        found["rope.scaling.yarn_beta_fast"] = full["beta_fast"]
+    if full.get("type") == "longrope":
+        context = config["original_max_position_embeddings"]
+        found["rope.scaling.original_context_length"] = context
+        found["rope.scaling.attn_factor"] = np.sqrt(
+            1 + np.log(config["max_position_embeddings"] / context) / np.log(context)
+        ).item()
+    return found
+
+
+def long_divisors(config):
+    rope = config.get("rope_scaling") or {}
+    kinds = ("short", "long") if "long_factor" in rope else ()
+    return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32) for kind in kinds}
 
 
 def permute(array, n_heads):

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM
 from elutq_formats.part import Part
 from elutq_formats.rope import RopeScaling
@@ -30,6 +31,28 @@ def as_named(fields: Fields, config: ModelConfig) -> Parts:
     return {}
 
 
+def as_stored(keys: Keys, config: ModelConfig) -> Parts:
+    """Return no parts: every tensor of a GGUF file is the model's."""
+    return {}
+
+
+@dataclass(frozen=True)
+class InGGUF:
+    """How llama.cpp's converter writes a family.
+
+    Attributes:
+        settings: reads what its keys say in the family's own way, or do not say.
+        keys: the names of those keys, without the architecture.
+        parts: tells how the file stores the tensors that it does not store as they are.
+        permuted: rows of queries and keys are in the order in which llama.cpp turns neighbours.
+    """
+
+    settings: Callable[[Keys], Settings]
+    keys: tuple[str, ...] = ()
+    parts: Callable[[Keys, ModelConfig], Parts] = as_stored
+    permuted: bool = False
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of models.
@@ -39,12 +62,14 @@ class Family:
         settings: reads what the family says in its own way, or does not say; the rest is read as a Llama's.
         defaults: what transformers assumes when ``config.json`` leaves a key out.
         parts: tells from the configuration how a checkpoint stores the tensors that it does not store as they are.
+        gguf: how llama.cpp's converter writes it; None: such a file is not read, or another family reads it.
     """
 
     architecture: str
     settings: Callable[[Fields], Settings]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     parts: Callable[[Fields, ModelConfig], Parts] = as_named
+    gguf: InGGUF | None = None
 
 
 def renamed(config: ModelConfig, names: Mapping[str, str]) -> Parts:
@@ -83,6 +108,13 @@ def fused(config: ModelConfig, names: Mapping[str, tuple[str, ...]]) -> Parts:
                     rows = range(first, first + shapes[name][0])
                     found[name], first = Part(f"model.layers.{layer}.{theirs}.{kind}", rows), rows.stop
     return found
+
+
+def fused_queries(config: ModelConfig) -> Parts:
+    """Return the parts of a family whose queries, keys and values a GGUF file has in one tensor, ``attn_qkv``."""
+    linears = tuple(f"self_attn.{part}_proj" for part in "qkv")
+    parts = fused(config, {"attn_qkv": linears})
+    return {name: replace(part, name=part.name.replace("model.layers.", "blk.")) for name, part in parts.items()}
 
 
 def multiplied(

@@ -4,29 +4,48 @@ Source: the keys that llama.cpp's convert_hf_to_gguf.py writes for these archite
 loader (src/llama-model.cpp).
 """
 
+import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
+from elutq_formats.families import MODEL_TYPES, find_family
+from elutq_formats.family import InGGUF, Settings
 from elutq_formats.gguf import TensorInfo
-from elutq_formats.model_metadata import ARCHITECTURE, Metadata
-from elutq_formats.names import ROPE_FREQUENCIES, TOKEN_EMBEDDING
-from elutq_formats.rope import RopeScaling
+from elutq_formats.gguf_keys import Keys
+from elutq_formats.metadata import Metadata
+from elutq_formats.model_metadata import ARCHITECTURE, SLIDING_LAYERS
+from elutq_formats.names import ROPE_FREQUENCIES, ROPE_LONG, ROPE_SHORT, TOKEN_EMBEDDING
+from elutq_formats.rope import BETA_FAST, BETA_SLOW, KINDS, RopeScaling
 
-MODEL_TYPES: Mapping[str, str] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+Divisors: TypeAlias = npt.NDArray[np.float32]
+
+PARTIAL = "rope.dimension_count"
+"""What a family lists among its own keys if part of a head may turn."""
+
+ATTENTION_FACTOR = "rope.scaling.attn_factor"
+
+READERS: Mapping[str, str] = {
+    family.architecture: model_type
+    for model_type in MODEL_TYPES
+    if (family := find_family(model_type)) is not None and family.gguf is not None
+}
+"""The family that reads each architecture."""
 
 _KNOWN = (
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
     *("expert_count", "expert_used_count", "tensor_data_layout"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
-    *("attention.layer_norm_rms_epsilon", "attention.sliding_window"),
-    *("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
+    *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
+    *(ATTENTION_FACTOR, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 )
-"""Keys that are read or may be passed over; another may change what the model computes."""
+"""Keys that are read or may be passed over in every architecture; another may change what the model computes."""
 
 LLAMA3_CONTEXTS = (8192, *(1 << power for power in range(6, 21)))
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
@@ -42,16 +61,24 @@ def read_architecture(metadata: Metadata) -> str:
         FormatError: the file does not say.
     """
     name = metadata.string(ARCHITECTURE)
-    if name not in MODEL_TYPES:
-        known = ", ".join(MODEL_TYPES)
+    if name not in READERS:
+        known = ", ".join(READERS)
         raise UnsupportedModelError(f"architecture {name!r:.60} is not supported: {known} are (Mistral is llama too)")
     return name
+
+
+def reader_of(architecture: str) -> InGGUF:
+    """Return how files of an architecture are written."""
+    family = find_family(READERS[architecture])
+    assert family is not None
+    assert family.gguf is not None
+    return family.gguf
 
 
 def read_gguf_config(
     metadata: Metadata,
     tensors: Mapping[str, TensorInfo],
-    rope_divisors: npt.NDArray[np.float32] | None,
+    divisors: Mapping[str, Divisors],
     bos_token_id: int | None,
     eos_token_ids: tuple[int, ...],
 ) -> ModelConfig:
@@ -60,7 +87,7 @@ def read_gguf_config(
     Args:
         metadata: of the file.
         tensors: by their names in the file.
-        rope_divisors: (head_dim / 2,) what each RoPE frequency is divided by, where the file has such a tensor.
+        divisors: (dimensions / 2,) what each RoPE frequency is divided by, by the names of such tensors.
         bos_token_id: first token of a text, if the model has one.
         eos_token_ids: every token that ends a text.
 
@@ -68,90 +95,127 @@ def read_gguf_config(
         UnsupportedModelError: the model needs something that is not implemented; the message names it.
         FormatError: a key is missing or impossible.
     """
-    prefix = read_architecture(metadata)
-    _refuse_unknown(metadata, prefix)
-
-    def key(name: str) -> str:
-        return f"{prefix}.{name}"
-
-    def integer(name: str, default: int, minimum: int = 1) -> int:
-        return metadata.integer(key(name), minimum) if key(name) in metadata else default
-
-    for name in _KNOWN:
-        if metadata.is_array(key(name)):
-            raise UnsupportedModelError(f"{key(name)} differs from layer to layer, which is not supported")
-    if integer("expert_count", 0, minimum=0):
+    keys = Keys(metadata, read_architecture(metadata))
+    family = reader_of(keys.architecture)
+    _refuse_unknown(keys, family)
+    if keys.integer("expert_count", 0, minimum=0):
         raise UnsupportedModelError("mixtures of experts (expert_count) are not supported")
-    hidden, heads = metadata.integer(key("embedding_length")), metadata.integer(key("attention.head_count"))
-    if key("attention.key_length") not in metadata and hidden % heads:
-        metadata.refuse(f"{key('embedding_length')} {hidden} is not a multiple of {heads} heads")
-    head_dim = integer("attention.key_length", max(1, hidden // heads))
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if integer(name, head_dim) != head_dim:
-            raise UnsupportedModelError(f"{key(name)} {integer(name, head_dim)} is not {head_dim}, the width of a head")
-    if TOKEN_EMBEDDING not in tensors or len(tensors[TOKEN_EMBEDDING].dims) != 2:
-        metadata.refuse(f"it has no matrix {TOKEN_EMBEDDING}")
-    vocab_size = tensors[TOKEN_EMBEDDING].dims[1]
-    if integer("vocab_size", vocab_size) != vocab_size:
-        metadata.refuse(
-            f"{key('vocab_size')} is {integer('vocab_size', vocab_size)}, but {TOKEN_EMBEDDING} has {vocab_size} rows"
-        )
-    theta = metadata.number(key("rope.freq_base")) if key("rope.freq_base") in metadata else 10000.0
-    window = integer("attention.sliding_window", 0, minimum=0)
+    hidden, heads = metadata.integer(keys.full("embedding_length")), metadata.integer(keys.full("attention.head_count"))
+    if "attention.key_length" not in keys and hidden % heads:
+        metadata.refuse(f"{keys.full('embedding_length')} {hidden} is not a multiple of {heads} heads")
+    head_dim = keys.integer("attention.key_length", max(1, hidden // heads))
+    dimensions = keys.integer("rope.dimension_count", head_dim)
+    for name in ("attention.value_length", *(() if PARTIAL in family.keys else (PARTIAL,))):
+        if keys.integer(name, head_dim) != head_dim:
+            width = keys.integer(name, head_dim)
+            raise UnsupportedModelError(f"{keys.full(name)} {width} is not {head_dim}, the width of a head")
+    theta = keys.number("rope.freq_base", 10000.0)
     try:
-        return ModelConfig(
-            model_type="mistral" if prefix == "llama" and window else MODEL_TYPES[prefix],
-            hidden_size=hidden,
-            intermediate_size=metadata.integer(key("feed_forward_length")),
-            num_hidden_layers=metadata.integer(key("block_count")),
-            num_attention_heads=heads,
-            num_key_value_heads=integer("attention.head_count_kv", heads),
-            head_dim=head_dim,
-            vocab_size=vocab_size,
-            max_position_embeddings=metadata.integer(key("context_length")),
-            rms_norm_eps=metadata.number(key("attention.layer_norm_rms_epsilon")),
-            rope_theta=theta,
-            rope_scaling=_read_rope_scaling(metadata, prefix, rope_divisors, head_dim, theta),
-            sliding_window=window or None,
-            tie_word_embeddings="output.weight" not in tensors,
-            attention_bias=prefix == "qwen2" or "blk.0.attn_q.bias" in tensors,
-            attention_output_bias="blk.0.attn_output.bias" in tensors,
-            mlp_bias="blk.0.ffn_up.bias" in tensors,
-            qk_norm=prefix == "qwen3",
-            bos_token_id=bos_token_id,
-            eos_token_ids=eos_token_ids,
-        )
+        settings: Settings = {
+            "model_type": READERS[keys.architecture],
+            "hidden_size": hidden,
+            "intermediate_size": metadata.integer(keys.full("feed_forward_length")),
+            "num_hidden_layers": metadata.integer(keys.full("block_count")),
+            "num_attention_heads": heads,
+            "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "rotary_dim": None if dimensions == head_dim else dimensions,
+            "vocab_size": _vocab_size(keys, tensors),
+            "max_position_embeddings": metadata.integer(keys.full("context_length")),
+            "rms_norm_eps": metadata.number(keys.full("attention.layer_norm_rms_epsilon")),
+            "rope_theta": theta,
+            "rope_scaling": _read_rope_scaling(keys, divisors, dimensions, theta),
+            "tie_word_embeddings": "output.weight" not in tensors,
+            "attention_bias": "blk.0.attn_q.bias" in tensors,
+            "attention_output_bias": "blk.0.attn_output.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "bos_token_id": bos_token_id,
+            "eos_token_ids": eos_token_ids,
+        }
+        return ModelConfig(**(settings | family.settings(keys)))
     except CheckpointError as error:
         if isinstance(error, UnsupportedModelError):
             raise
         metadata.refuse(str(error))
 
 
-def _refuse_unknown(metadata: Metadata, prefix: str) -> None:
-    for found in metadata:
-        if found.startswith(f"{prefix}.") and found.removeprefix(f"{prefix}.") not in _KNOWN:
+def _vocab_size(keys: Keys, tensors: Mapping[str, TensorInfo]) -> int:
+    if TOKEN_EMBEDDING not in tensors or len(tensors[TOKEN_EMBEDDING].dims) != 2:
+        keys.metadata.refuse(f"it has no matrix {TOKEN_EMBEDDING}")
+    rows = tensors[TOKEN_EMBEDDING].dims[1]
+    if (said := keys.integer("vocab_size", rows)) != rows:
+        keys.metadata.refuse(f"{keys.full('vocab_size')} is {said}, but {TOKEN_EMBEDDING} has {rows} rows")
+    return rows
+
+
+def _refuse_unknown(keys: Keys, family: InGGUF) -> None:
+    prefix = keys.full("")
+    for found in keys.metadata:
+        name = found.removeprefix(prefix)
+        if not found.startswith(prefix):
+            continue
+        if name not in _KNOWN and name not in family.keys:
             raise UnsupportedModelError(f"{found} is not known here: passing it over might change what the model says")
+        if keys.metadata.is_array(found) and name != SLIDING_LAYERS:
+            raise UnsupportedModelError(f"{found} differs from layer to layer, which is not supported")
 
 
 def _read_rope_scaling(
-    metadata: Metadata, prefix: str, divisors: npt.NDArray[np.float32] | None, head_dim: int, theta: float
+    keys: Keys, all_divisors: Mapping[str, Divisors], dimensions: int, theta: float
 ) -> RopeScaling | None:
-    kind = f"{prefix}.rope.scaling.type"
-    name = metadata.string(kind) if kind in metadata else "none"
-    if name not in ("none", "linear"):
-        raise UnsupportedModelError(f"RoPE scaling {name!r:.60} is not supported: linear and llama3 are")
-    factor = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if f"{prefix}.{key}" in metadata), None)
-    linear = name == "linear" or (kind not in metadata and factor is not None)
+    name = keys.string("rope.scaling.type", "none")
+    if name not in ("none", "linear", "yarn", "longrope"):
+        raise UnsupportedModelError(f"RoPE scaling {name!r:.60} is not supported: {KINDS}")
+    context = keys.integer("rope.scaling.original_context_length", keys.integer("context_length", 1))
+    if ROPE_SHORT in all_divisors or ROPE_LONG in all_divisors:
+        return _read_long(keys, all_divisors, context)
+    if name != "yarn" and keys.number(ATTENTION_FACTOR, 1.0) != 1.0:
+        raise UnsupportedModelError(f"{keys.full(ATTENTION_FACTOR)} is not supported but with yarn and longrope")
+    factor = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if key in keys), None)
+    kind = keys.full("rope.scaling.type")
+    linear = name == "linear" or ("rope.scaling.type" not in keys and factor is not None)
+    divisors = all_divisors.get(ROPE_FREQUENCIES)
+    if (linear or name == "yarn") and factor is None:
+        keys.metadata.refuse(f"{kind} is {name}, but there is no {keys.full('rope.scaling.factor')}")
     if divisors is None or (divisors == 1).all():
-        if linear and factor is None:
-            metadata.refuse(f"{kind} is linear, but there is no {prefix}.rope.scaling.factor")
-        return RopeScaling("linear", metadata.number(f"{prefix}.{factor}")) if linear else None
-    if linear:
+        if name == "yarn" and factor is not None:
+            return _read_yarn(keys, keys.number(factor, 1.0), context)
+        return RopeScaling("linear", keys.number(factor, 1.0)) if linear and factor is not None else None
+    if linear or name == "yarn":
         raise UnsupportedModelError("RoPE frequencies that are scaled twice are not supported")
-    largest = float(divisors.max(initial=0.0)) if divisors.shape == (head_dim // 2,) else 0.0
+    largest = float(divisors.max(initial=0.0)) if divisors.shape == (dimensions // 2,) else 0.0
     if np.isfinite(largest) and largest >= 1:
-        for context in LLAMA3_CONTEXTS:
-            scaling = RopeScaling("llama3", largest, LLAMA3_LOW, LLAMA3_HIGH, context)
-            if np.allclose(scaling.divisors(head_dim, theta), divisors, rtol=1e-4, atol=0):
+        for length in LLAMA3_CONTEXTS:
+            scaling = RopeScaling("llama3", largest, LLAMA3_LOW, LLAMA3_HIGH, length)
+            if np.allclose(scaling.divisors(dimensions, theta), divisors, rtol=1e-4, atol=0):
                 return scaling
     raise UnsupportedModelError(f"the divisors of RoPE frequencies ({ROPE_FREQUENCIES}) are not Llama 3.1's way")
+
+
+def _read_yarn(keys: Keys, factor: float, context: int) -> RopeScaling:
+    """Read yarn, whose attention factor llama.cpp computes, and multiplies by another where a file has one."""
+    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_position_embeddings=context,
+        attention_factor=own * keys.number(ATTENTION_FACTOR, 1.0),
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", BETA_FAST),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", BETA_SLOW),
+    )
+
+
+def _read_long(keys: Keys, divisors: Mapping[str, Divisors], context: int) -> RopeScaling:
+    if ROPE_SHORT not in divisors or ROPE_LONG not in divisors:
+        keys.metadata.refuse(f"it has not both of {ROPE_SHORT} and {ROPE_LONG}")
+    short, long = (tuple(map(float, divisors[name])) for name in (ROPE_SHORT, ROPE_LONG))
+    if not all(math.isfinite(each) and each > 0 for each in short + long):
+        keys.metadata.refuse(f"{ROPE_SHORT} or {ROPE_LONG} has a number that is not positive")
+    return RopeScaling(
+        "longrope",
+        keys.integer("context_length", context) / context,
+        original_max_position_embeddings=context,
+        attention_factor=keys.number(ATTENTION_FACTOR, 1.0),
+        short_factor=short,
+        long_factor=long,
+    )

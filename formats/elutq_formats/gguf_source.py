@@ -11,15 +11,18 @@ import numpy.typing as npt
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelError
 from elutq_formats.gguf import GGML_TYPES, TensorInfo
-from elutq_formats.gguf_config import read_architecture, read_gguf_config
+from elutq_formats.gguf_config import read_architecture, read_gguf_config, reader_of
+from elutq_formats.gguf_keys import Keys
 from elutq_formats.gguf_matrix import gguf_tensor
 from elutq_formats.gguf_parts import open_parts
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from elutq_formats.gguf_weights import GGUFWeights, unpermuted
-from elutq_formats.model_metadata import Metadata, read_sampling
-from elutq_formats.names import ROPE_FREQUENCIES, TOKEN_EMBEDDING, huggingface_name
+from elutq_formats.metadata import Metadata
+from elutq_formats.model_metadata import read_sampling
+from elutq_formats.names import ROPE_TENSORS, TOKEN_EMBEDDING, huggingface_name
 from elutq_formats.origin import BaseModel, Origin, find_snapshot
+from elutq_formats.part import arrange
 from elutq_formats.sampling_defaults import SamplingDefaults
 from elutq_formats.source import ModelSource
 from elutq_formats.stored_weights import Tensor
@@ -83,12 +86,14 @@ class GGUFSource(ModelSource):
         tokenizer = read_gguf_tokenizer(metadata, rows)
         divisors = _read_divisors(readers)
         config = read_gguf_config(metadata, infos, divisors, tokenizer.bos_token_id, tokenizer.eos_token_ids)
-        order = partial(_row_order, config, architecture)
+        how = reader_of(architecture)
+        order = partial(_row_order, config, how.permuted)
         tensors: dict[str, Tensor] = {}
         for reader in readers:
-            names = {name: _model_name(name) for name in reader.tensors if name != ROPE_FREQUENCIES}
+            names = {name: _model_name(name) for name in reader.tensors if name not in ROPE_TENSORS}
             weights = GGUFWeights(reader, names, order)
             tensors |= {name: gguf_tensor(weights, name) for name in weights.shapes}
+        tensors = arrange(tensors, how.parts(Keys(metadata, architecture), config), path)
         origin = _read_origin(metadata, path)
         return cls(path, config, tensors, tokenizer, read_sampling(metadata), origin, _coarseness(infos))
 
@@ -133,18 +138,21 @@ def _model_name(name: str) -> str:
         return name
 
 
-def _read_divisors(readers: Sequence[GGUFReader]) -> npt.NDArray[np.float32] | None:
+def _read_divisors(readers: Sequence[GGUFReader]) -> dict[str, npt.NDArray[np.float32]]:
+    found = {}
     for reader in readers:
-        if (info := reader.tensors.get(ROPE_FREQUENCIES)) is not None:
+        for name in ROPE_TENSORS:
+            if (info := reader.tensors.get(name)) is None:
+                continue
             if GGML_TYPES[info.ggml_type].name != "F32" or len(info.dims) != 1:
-                raise FormatError(f"{reader.path} is damaged: {ROPE_FREQUENCIES} is not a vector of F32")
-            return np.array(reader.data(ROPE_FREQUENCIES).view("<f4"), dtype=np.float32)
-    return None
+                raise FormatError(f"{reader.path} is damaged: {name} is not a vector of F32")
+            found[name] = np.array(reader.data(name).view("<f4"), dtype=np.float32)
+    return found
 
 
-def _row_order(config: ModelConfig, architecture: str, name: str, n_rows: int) -> npt.NDArray[np.intp] | None:
+def _row_order(config: ModelConfig, permuted: bool, name: str, n_rows: int) -> npt.NDArray[np.intp] | None:
     """Return where the rows of a tensor are stored, where they are not in the model's order: see ``unpermuted``."""
-    if architecture != "llama":
+    if not permuted:
         return None
     for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
         if f".self_attn.{projection}." in name:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from elutq_formats.gguf import ValueType
 from elutq_formats.gguf_vocabulary import SENTENCEPIECE, UNIGRAM, TokenType, Vocabulary
-from elutq_formats.model_metadata import CHAT_TEMPLATE, Metadata
+from elutq_formats.metadata import Metadata
+from elutq_formats.model_metadata import CHAT_TEMPLATE
 from elutq_formats.special_tokens import BOS_NAME, END_OF_TEXT_NAMES
 
 _KEYS = {

@@ -18,7 +18,7 @@ from typing import Any
 
 from elutq_formats.gguf_special_tokens import SpecialTokens, read_chat_templates, read_special_tokens
 from elutq_formats.gguf_vocabulary import BYTE_LEVEL, SENTENCEPIECE, UNIGRAM, TokenType, Vocabulary, read_vocabulary
-from elutq_formats.model_metadata import Metadata
+from elutq_formats.metadata import Metadata
 from elutq_formats.pre_tokenizers import UNNAMED, PreTokenizer, find_pre_tokenizer
 from elutq_formats.precompiled_charsmap import read_charsmap
 from elutq_formats.special_tokens import BOS_NAME

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.gguf import ValueType
-from elutq_formats.model_metadata import Metadata
+from elutq_formats.metadata import Metadata
 
 BYTE_LEVEL, SENTENCEPIECE, UNIGRAM = "gpt2", "llama", "t5"
 """Values of ``tokenizer.ggml.model``: byte-level BPE; SentencePiece's BPE; SentencePiece's unigram model."""

@@ -9,6 +9,7 @@ from elutq_formats.constants import GGUF_ALIGNMENT, HLQ_VERSION
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.hlq import HLQTensor, unpack
+from elutq_formats.metadata import Metadata
 from elutq_formats.model_metadata import (
     CHAT_TEMPLATE,
     EOS_TOKEN_IDS,
@@ -16,7 +17,6 @@ from elutq_formats.model_metadata import (
     ROPE_SCALING,
     SPECIAL_TOKENS,
     TOKENIZER,
-    Metadata,
     read_config,
     read_sampling,
     read_special_tokens,

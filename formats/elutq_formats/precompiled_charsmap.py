@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from elutq_formats.gguf import ValueType
-from elutq_formats.model_metadata import Metadata
+from elutq_formats.metadata import Metadata
 
 _KEY = "tokenizer.ggml.precompiled_charsmap"
 _BLOCK = 256

@@ -12,8 +12,8 @@ from typing import Any
 
 from elutq_formats.gguf import ValueType
 from elutq_formats.gguf_vocabulary import BYTE_LEVEL, SENTENCEPIECE, UNIGRAM, TokenType
+from elutq_formats.metadata import MetadataEntry
 from elutq_formats.model_file import VOCABULARY_PREFIX
-from elutq_formats.model_metadata import MetadataEntry
 from elutq_formats.origin import Origin
 from elutq_formats.pre_tokenizers import name_of_rule
 

@@ -9,7 +9,7 @@ from elutq_formats.constants import GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_I8, 
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf import GGML_TYPES, TensorInfo, ValueType
 from elutq_formats.hlq import block_bytes, block_count, check_geometry, tensor_bytes
-from elutq_formats.model_metadata import Metadata, MetadataEntry
+from elutq_formats.metadata import Metadata, MetadataEntry
 
 _OURS = (GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_I8)
 

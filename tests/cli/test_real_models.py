@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import GOLDEN, NOVELS
-from foreign_gguf import CONVERTED, describe
+from foreign_gguf import CONVERTED, architecture_of, describe
 from gguf import GGUFValueType
 
 from elutq_formats.checkpoint import Checkpoint
@@ -131,7 +131,17 @@ def test_a_conversion_that_fails_is_a_line_and_leaves_nothing(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["small.gguf"]
 
 
-@pytest.mark.parametrize("family", CONVERTED)
+WRITTEN = ("llama", "qwen2", "qwen3")
+"""Architectures of which real models have been looked for."""
+
+
+def test_a_family_of_which_no_config_is_written_is_a_line(tmp_path):
+    path = describe(GOLDEN / "gemma3").write(tmp_path / "model.gguf")
+    with pytest.raises(real_models.FetchError, match=r"of a gemma3_text model no config\.json is written here: llama"):
+        real_models.convert(path, tmp_path / "made")
+
+
+@pytest.mark.parametrize("family", [name for name in CONVERTED if architecture_of(GOLDEN / name) in WRITTEN])
 def test_a_checkpoint_has_the_weights_and_the_configuration_of_the_gguf(family, tmp_path):
     path = describe(GOLDEN / family).write(tmp_path / "model.gguf")
     real_models.convert(path, tmp_path / "made")

@@ -62,6 +62,36 @@ def test_logits_are_those_of_transformers_on_the_checkpoint(family, tmp_path):
     assert np.abs(found - arrays["logits"]).max() < 1e-4 * np.sqrt(np.mean(arrays["logits"] ** 2))
 
 
+def test_every_fourth_layer_of_a_smollm3_does_not_turn_and_its_rows_are_put_back(tmp_path):
+    described = describe(GOLDEN / "smollm3")
+    del described.metadata["smollm3.attention.sliding_window"]
+    for name, array in list(described.tensors.items()):
+        if name.startswith("blk.1."):
+            described.tensors |= {name.replace("blk.1.", f"blk.{layer}."): array for layer in (2, 3, 4)}
+    described.metadata["smollm3.block_count"] = 5
+    path = described.write(tmp_path / "model.gguf")
+    with Checkpoint.open(GOLDEN / "smollm3") as checkpoint, open_source(path) as source:
+        assert source.config.rope_layers == (True, True, True, False, True)
+        for name in checkpoint.names:
+            np.testing.assert_array_equal(source.load(name), checkpoint.load(name))
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "slides"),
+    [("gemma3", 12, (True,) * 5 + (False,) + (True,) * 5 + (False,)), ("olmo3", 8, (True, True, True, False) * 2)],
+)
+def test_layers_slide_as_llama_cpp_has_them_where_a_file_does_not_say(family, layers, slides, tmp_path):
+    described = describe(GOLDEN / family)
+    prefix = described.metadata["general.architecture"]
+    del described.metadata[f"{prefix}.attention.sliding_window_pattern"]
+    described.metadata[f"{prefix}.block_count"] = layers
+    for name, array in list(described.tensors.items()):
+        if name.startswith("blk.1."):
+            described.tensors |= {name.replace("blk.1.", f"blk.{layer}."): array for layer in range(2, layers)}
+    with open_source(described.write(tmp_path / "model.gguf")) as source:
+        assert source.config.sliding_layers == slides
+
+
 @pytest.mark.parametrize("kind", [KINDS.F16, KINDS.BF16])
 def test_halves_are_widened_exactly_without_the_package(kind, tmp_path, monkeypatch):
     path = describe(LLAMA, kind).write(tmp_path / "model.gguf")

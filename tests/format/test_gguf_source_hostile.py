@@ -36,7 +36,7 @@ def one_line(path):
 # ---- metadata: key, value (None: without it), what is said
 
 METADATA = [
-    ("general.architecture", "gemma2", "architecture 'gemma2' is not supported: llama, qwen2, qwen3 are"),
+    ("general.architecture", "gemma2", "architecture 'gemma2' is not supported: exaone4, gemma3"),
     ("general.architecture", "elutq\x00", "architecture 'elutq\\x00' is not supported"),
     ("llama.expert_count", 8, "mixtures of experts (expert_count) are not supported"),
     ("llama.block_count", None, "it has no llama.block_count"),
@@ -63,9 +63,13 @@ METADATA = [
     ("llama.attention.layer_norm_rms_epsilon", (0.0, F32), "layer_norm_rms_epsilon is 0.0, not a positive number"),
     ("llama.attention.layer_norm_rms_epsilon", (float("nan"), F32), "is nan, not a positive number"),
     ("llama.rope.freq_base", (-1.0, F32), "llama.rope.freq_base is -1.0, not a positive number"),
-    ("llama.rope.scaling.type", "yarn", "RoPE scaling 'yarn' is not supported: linear and llama3 are"),
+    ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type is yarn, but there is no llama.rope.scaling.factor"),
     ("llama.rope.scaling.type", "linear", "llama.rope.scaling.type is linear, but there is no llama.rope.scaling"),
-    ("llama.rope.scaling.attn_factor", 2.0, "llama.rope.scaling.attn_factor is not known here"),
+    (
+        "llama.rope.scaling.attn_factor",
+        2.0,
+        "rope.scaling.attn_factor is not supported but with yarn and longrope",
+    ),
     ("llama.attention.scale", 0.5, "llama.attention.scale is not known here"),
     ("general.alignment", 24, "general.alignment 24 is not a power of two"),
     ("general.license", 7, "general.license is not of type STRING"),
@@ -139,7 +143,11 @@ TENSORS = [
     (LLAMA31, replaced("rope_freqs.weight", np.nan * ONES), "the divisors of RoPE frequencies (rope_freqs.weight) are"),
     (LLAMA31, replaced("rope_freqs.weight", 8 * ONES[:3]), "the divisors of RoPE frequencies (rope_freqs.weight) are"),
     (LLAMA31, replaced("rope_freqs.weight", ZEROS), "rope_freqs.weight is not a vector of F32"),
-    (LLAMA, replaced("rope_factors_long.weight", ONES), "tensor 'rope_factors_long.weight' is not part"),
+    (
+        LLAMA,
+        replaced("rope_factors_long.weight", ONES),
+        "it has not both of rope_factors_short.weight and",
+    ),
     (QWEN3, without("blk.0.attn_q_norm.weight"), "has no tensor model.layers.0.self_attn.q_norm.weight"),
 ]
 

@@ -12,8 +12,9 @@ from samples import GOLDEN, tensor_sources
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, FormatError
 from elutq_formats.gguf import ValueType
+from elutq_formats.metadata import Metadata
 from elutq_formats.model_file import ModelFile
-from elutq_formats.model_metadata import Metadata, read_sampling
+from elutq_formats.model_metadata import read_sampling
 from elutq_formats.model_writer import write_model
 from elutq_formats.origin import Origin
 from elutq_formats.sampling_defaults import read_sampling_defaults

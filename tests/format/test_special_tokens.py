@@ -11,8 +11,9 @@ from tokenizers import processors
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, FormatError
 from elutq_formats.gguf import ValueType
+from elutq_formats.metadata import Metadata
 from elutq_formats.model_file import ModelFile
-from elutq_formats.model_metadata import SPECIAL_TOKENS, Metadata, read_special_tokens
+from elutq_formats.model_metadata import SPECIAL_TOKENS, read_special_tokens
 from elutq_formats.model_writer import write_model
 from elutq_formats.origin import Origin
 from elutq_formats.special_tokens import vocabulary_ids

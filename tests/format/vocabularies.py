@@ -8,7 +8,7 @@ from samples import DATA
 
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.gguf_tokenizer import read_gguf_tokenizer
-from elutq_formats.model_metadata import Metadata
+from elutq_formats.metadata import Metadata
 
 CHARSMAP = "precompiled_charsmap"
 

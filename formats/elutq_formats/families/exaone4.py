@@ -3,8 +3,9 @@
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.families.olmo2 import NAMES
-from elutq_formats.family import Family, Parts, Settings, layers_of_kind, renamed
+from elutq_formats.family import Family, InGGUF, Parts, Settings, layers_of_kind, renamed
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 DEFAULTS = {
     "max_position_embeddings": 2048,
@@ -36,4 +37,17 @@ def parts(fields: Fields, config: ModelConfig) -> Parts:
     return renamed(config, NAMES)
 
 
-FAMILY = Family("exaone4", read, DEFAULTS, parts)
+GGUF_KEYS = "attention.sliding_window", "attention.sliding_window_pattern"
+
+
+def read_gguf(keys: Keys) -> Settings:
+    """Read which layers slide: where there is a window, all but every fourth unless the file says."""
+    found: Settings = {"norm_before": False, "norm_after": True, "qk_norm": True}
+    window, layers = keys.integer(GGUF_KEYS[0], 0, minimum=0), keys.integer("block_count", 1)
+    if not window:
+        return found
+    slides = keys.flags(GGUF_KEYS[1], tuple((layer + 1) % 4 != 0 for layer in range(layers)))
+    return {**found, "sliding_window": window, "sliding_layers": slides, "rope_layers": slides}
+
+
+FAMILY = Family("exaone4", read, DEFAULTS, parts, InGGUF(read_gguf, GGUF_KEYS))

@@ -2,8 +2,19 @@
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
-from elutq_formats.family import Family, Parts, Settings, layers_of_kind, multiplied, one_more, read_ropes, renamed
+from elutq_formats.family import (
+    Family,
+    InGGUF,
+    Parts,
+    Settings,
+    layers_of_kind,
+    multiplied,
+    one_more,
+    read_ropes,
+    renamed,
+)
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 NAMES = {
     "post_self_attn_layernorm": "post_attention_layernorm",
@@ -54,4 +65,33 @@ def parts(fields: Fields, config: ModelConfig) -> Parts:
     return multiplied(config, stored, embedding=config.hidden_size**0.5, queries=queries)
 
 
-FAMILY = Family("gemma3", read, DEFAULTS, parts)
+GGUF_KEYS = (
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "attention.scale",
+    "rope.freq_base_swa",
+)
+
+
+def read_gguf(keys: Keys) -> Settings:
+    """Read which layers slide: all but every sixth, unless the file says."""
+    layers = keys.integer("block_count", 1)
+    slides = keys.flags("attention.sliding_window_pattern", tuple((layer + 1) % 6 != 0 for layer in range(layers)))
+    return {
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_after": True,
+        "qk_norm": True,
+        "sliding_window": keys.integer("attention.sliding_window", 1024),
+        "sliding_layers": slides,
+        "local_rope_theta": keys.number("rope.freq_base_swa", 10000.0),
+    }
+
+
+def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
+    """The norms are whole there; of the scales of scores llama.cpp knows that of the largest model by its layers."""
+    usual = config.hidden_size / config.num_attention_heads if config.num_hidden_layers == 62 else config.head_dim
+    queries = keys.number("attention.scale", usual**-0.5) * config.head_dim**0.5
+    return multiplied(config, {}, embedding=config.hidden_size**0.5, queries=queries)
+
+
+FAMILY = Family("gemma3", read, DEFAULTS, parts, InGGUF(read_gguf, GGUF_KEYS, gguf_parts))

@@ -1,8 +1,9 @@
 """GLM-4 (0414): norms before and after each branch, gate and up in one tensor; half a head turns, in neighbours."""
 
 from elutq_formats.config import ModelConfig
-from elutq_formats.family import Family, Parts, Settings, fused, read_rope
+from elutq_formats.family import Family, InGGUF, Parts, Settings, fused, read_rope
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 from elutq_formats.part import Part
 
 DEFAULTS = {
@@ -23,11 +24,23 @@ def read(fields: Fields) -> Settings:
 
 def parts(fields: Fields, config: ModelConfig) -> Parts:
     """The fused tensor's rows, and the rows of queries and keys in the order in which heads turn here."""
-    found = fused(config, {"mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")})
-    for name in config.tensor_shapes():
-        if ".q_proj." in name or ".k_proj." in name:
-            found[name] = Part(name, neighbours=(config.head_dim, config.rope_dimensions))
-    return found
+    return in_neighbours(config) | fused(config, {"mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")})
 
 
-FAMILY = Family("glm4", read, DEFAULTS, parts)
+def in_neighbours(config: ModelConfig) -> Parts:
+    """Return the rows of queries and keys."""
+    names = [name for name in config.tensor_shapes() if ".q_proj." in name or ".k_proj." in name]
+    return {name: Part(name, neighbours=(config.head_dim, config.rope_dimensions)) for name in names}
+
+
+def read_gguf(keys: Keys) -> Settings:
+    """What follows from the family alone."""
+    return {"norm_after": True}
+
+
+def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
+    """The same; what llama.cpp calls up is gate and up."""
+    return in_neighbours(config) | fused(config, {"mlp.up_proj": ("mlp.gate_proj", "mlp.up_proj")})
+
+
+FAMILY = Family("glm4", read, DEFAULTS, parts, InGGUF(read_gguf, ("rope.dimension_count",), gguf_parts))

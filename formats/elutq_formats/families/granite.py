@@ -2,8 +2,9 @@
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.families.llama import read
-from elutq_formats.family import Family, Parts, multiplied
+from elutq_formats.family import Family, InGGUF, Parts, multiplied
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 
 def parts(fields: Fields, config: ModelConfig) -> Parts:
@@ -18,4 +19,25 @@ def parts(fields: Fields, config: ModelConfig) -> Parts:
     )
 
 
-FAMILY = Family("granite", read, {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}, parts)
+GGUF_KEYS = "embedding_scale", "attention.scale", "residual_scale", "logit_scale"
+
+
+def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
+    """The same, under llama.cpp's names."""
+    return multiplied(
+        config,
+        {},
+        embedding=keys.number("embedding_scale", 1.0),
+        queries=keys.number("attention.scale", config.head_dim**-0.5) * config.head_dim**0.5,
+        added=keys.number("residual_scale", 1.0),
+        logits=1.0 / keys.number("logit_scale", 1.0),
+    )
+
+
+FAMILY = Family(
+    "granite",
+    read,
+    {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    parts,
+    InGGUF(lambda keys: {}, GGUF_KEYS, gguf_parts, permuted=True),
+)

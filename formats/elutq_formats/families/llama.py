@@ -1,7 +1,8 @@
 """Llama 1 to 3.3, and all that call themselves so: TinyLlama, SmolLM, Yi and many others."""
 
-from elutq_formats.family import Family, Settings
+from elutq_formats.family import Family, InGGUF, Settings
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 
 def read(fields: Fields) -> Settings:
@@ -14,4 +15,15 @@ def read(fields: Fields) -> Settings:
     }
 
 
-FAMILY = Family("llama", read, {"max_position_embeddings": 2048})
+def read_gguf(keys: Keys) -> Settings:
+    """Read the window that makes a Mistral of it; without one nothing tells the two apart."""
+    window = keys.integer("attention.sliding_window", 0, minimum=0)
+    return {"model_type": "mistral", "sliding_window": window} if window else {}
+
+
+FAMILY = Family(
+    "llama",
+    read,
+    {"max_position_embeddings": 2048},
+    gguf=InGGUF(read_gguf, ("attention.sliding_window",), permuted=True),
+)

@@ -2,8 +2,9 @@
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
-from elutq_formats.family import Family, Parts, Settings, fused, read_rope
+from elutq_formats.family import Family, InGGUF, Parts, Settings, fused, fused_queries, read_rope
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 LINEARS = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -40,4 +41,17 @@ def parts(fields: Fields, config: ModelConfig) -> Parts:
     return fused(config, LINEARS)
 
 
-FAMILY = Family("phi3", read, DEFAULTS, parts)
+GGUF_KEYS = "attention.sliding_window", "rope.dimension_count"
+
+
+def read_gguf(keys: Keys) -> Settings:
+    """Read the window, which all layers share."""
+    return {"sliding_window": keys.integer("attention.sliding_window", 0, minimum=0) or None}
+
+
+def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
+    """The fused tensors' rows; what llama.cpp calls up is gate and up."""
+    return fused(config, {"mlp.up_proj": LINEARS["mlp.gate_up_proj"]}) | fused_queries(config)
+
+
+FAMILY = Family("phi3", read, DEFAULTS, parts, InGGUF(read_gguf, GGUF_KEYS, gguf_parts))

@@ -1,7 +1,8 @@
 """Qwen2 and Qwen2.5: queries, keys and values have biases that no key announces."""
 
-from elutq_formats.family import Family, Settings, layers_of_kind
+from elutq_formats.family import Family, InGGUF, Settings, layers_of_kind
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 DEFAULTS = {
     "max_position_embeddings": 32768,
@@ -24,4 +25,9 @@ def read_window(fields: Fields) -> Settings:
     return layers_of_kind(fields, tuple(layer >= first for layer in range(fields.integer("num_hidden_layers"))))
 
 
-FAMILY = Family("qwen2", read, DEFAULTS)
+def read_gguf(keys: Keys) -> Settings:
+    """Read the window, which all layers share."""
+    return {"attention_bias": True, "sliding_window": keys.integer("attention.sliding_window", 0, minimum=0) or None}
+
+
+FAMILY = Family("qwen2", read, DEFAULTS, gguf=InGGUF(read_gguf, ("attention.sliding_window",)))

@@ -1,7 +1,9 @@
 """Seed-OSS: a Llama whose queries, keys and values have biases, apart from the output projection's."""
 
-from elutq_formats.family import Family, Settings
+from elutq_formats.config import ModelConfig
+from elutq_formats.family import Family, InGGUF, Parts, Settings, renamed
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 DEFAULTS = {
     "max_position_embeddings": 524288,
@@ -21,4 +23,9 @@ def read(fields: Fields) -> Settings:
     }
 
 
-FAMILY = Family("seed_oss", read, DEFAULTS)
+def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
+    """What llama.cpp calls the norm after attention is the one before the MLP."""
+    return renamed(config, {"post_attention_layernorm": "post_self_attn_layernorm"})
+
+
+FAMILY = Family("seed_oss", read, DEFAULTS, gguf=InGGUF(lambda keys: {}, parts=gguf_parts))

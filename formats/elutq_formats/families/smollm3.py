@@ -1,8 +1,9 @@
 """SmolLM3: a Llama whose every fourth layer knows no positions."""
 
 from elutq_formats.families.llama import read as read_biases
-from elutq_formats.family import Family, Settings, flags, layers_of_kind
+from elutq_formats.family import Family, InGGUF, Settings, flags, layers_of_kind
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 DEFAULTS = {
     "max_position_embeddings": 32768,
@@ -23,4 +24,9 @@ def read(fields: Fields) -> Settings:
     return {"rope_layers": turns, **read_biases(fields), **window}
 
 
-FAMILY = Family("smollm3", read, DEFAULTS)
+def read_gguf(keys: Keys) -> Settings:
+    """Every fourth layer does not turn: no key says so."""
+    return {"rope_layers": tuple((layer + 1) % 4 != 0 for layer in range(keys.integer("block_count", 1)))}
+
+
+FAMILY = Family("smollm3", read, DEFAULTS, gguf=InGGUF(read_gguf, permuted=True))

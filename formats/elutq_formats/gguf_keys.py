@@ -1,0 +1,49 @@
+"""The keys of one architecture in the metadata of a GGUF file that other tools made."""
+
+from elutq_formats.errors import UnsupportedModelError
+from elutq_formats.gguf import ValueType
+from elutq_formats.metadata import Metadata
+
+
+class Keys:
+    """Keys ``architecture.name``, by name; those that the file lacks have defaults.
+
+    Attributes:
+        metadata: of the file.
+        architecture: of the model.
+    """
+
+    def __init__(self, metadata: Metadata, architecture: str) -> None:
+        self.metadata = metadata
+        self.architecture = architecture
+
+    def __contains__(self, name: str) -> bool:
+        return self.full(name) in self.metadata
+
+    def full(self, name: str) -> str:
+        """Return a key as the file has it."""
+        return f"{self.architecture}.{name}"
+
+    def integer(self, name: str, default: int, minimum: int = 1) -> int:
+        """Return an integer of at least ``minimum``."""
+        return self.metadata.integer(self.full(name), minimum) if name in self else default
+
+    def number(self, name: str, default: float) -> float:
+        """Return a positive number."""
+        return self.metadata.number(self.full(name)) if name in self else default
+
+    def string(self, name: str, default: str) -> str:
+        """Return a text."""
+        return self.metadata.string(self.full(name)) if name in self else default
+
+    def flags(self, name: str, default: tuple[bool, ...]) -> tuple[bool, ...]:
+        """Return a flag for each layer.
+
+        Raises:
+            UnsupportedModelError: it is no array of flags.
+        """
+        if name not in self:
+            return default
+        if not self.metadata.is_array(self.full(name)):
+            raise UnsupportedModelError(f"{self.full(name)} that is no array of flags is not supported")
+        return tuple(self.metadata.array(self.full(name), ValueType.BOOL))
