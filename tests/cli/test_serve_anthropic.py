@@ -173,11 +173,15 @@ def test_thinking_is_the_templates_switch(local, template):
 
 
 def test_an_answer_matches_the_schema_of_its_output_config(client):
-    schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["age"],
+    }
     schema["additionalProperties"] = False
     body = {"output_config": {"format": {"type": "json_schema", "schema": schema}}, "temperature": 1.5}
     text = client.messages.create(model="any", max_tokens=200, messages=TURNS, extra_body=body).content[0].text
-    assert -999 < json.loads(text)["age"] <= 99
+    assert 0 <= json.loads(text)["age"] <= 99
 
 
 DELTAS = [

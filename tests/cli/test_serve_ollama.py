@@ -92,10 +92,14 @@ def test_texts_have_embeddings(client):
 
 
 def test_an_answer_matches_its_format(client):
-    schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["age"],
+    }
     options = {"temperature": 1.5, "num_predict": 200}
     reply = client.chat("any", TURNS, format=schema | {"additionalProperties": False}, options=options)
-    assert -999 < json.loads(reply.message.content)["age"] <= 99
+    assert 0 <= json.loads(reply.message.content)["age"] <= 99
 
 
 def test_errors_have_ollamas_form(client, ollama):

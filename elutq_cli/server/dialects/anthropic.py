@@ -1,11 +1,10 @@
 """Anthropic's /v1/messages, as Claude Code and Anthropic's own clients speak it."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from elutq_cli.generation import LanguageModel
-from elutq_cli.server.dialects.blocks import Block, Blocks, Change, blocks_of
+from elutq_cli.server.dialects.blocks import Block, Blocks, Change, arguments_of, blocks_of
 from elutq_cli.server.dialects.dialect import Dialect, thinking_variables, typed_event
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
@@ -80,7 +79,7 @@ class Messages(Dialect):
     def whole(self, answer: Body) -> Body:
         """Return a message."""
         (choice,) = answer["choices"]
-        content = [_content(block) for block in blocks_of(choice["message"])]
+        content = list(filter(None, map(_content, blocks_of(choice["message"]))))
         return self._message(answer["id"], content) | _end(choice) | {"usage": _usage(answer["usage"])}
 
     def opening(self) -> Iterable[bytes]:
@@ -243,14 +242,15 @@ def _output(fields: Fields) -> Body:
     return translated
 
 
-def _content(block: Block) -> Body:
-    """Return a whole block."""
+def _content(block: Block) -> Body | None:
+    """Return a block as it is when it is over; None: it is a call that was cut in the middle."""
     match block.kind:
         case "thinking":
             return {"type": "thinking", "thinking": block.text, "signature": ""}
         case "text":
             return {"type": "text", "text": block.text}
-    given = json.loads(block.text) if block.text else {}
+    if (given := arguments_of(block.text)) is None:
+        return None
     return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": given}
 
 

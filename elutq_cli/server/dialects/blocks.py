@@ -1,5 +1,6 @@
 """A reply as the blocks that some APIs make of it: thoughts, text and calls of tools, one after another."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -70,6 +71,15 @@ class Blocks:
         if text:
             current.text += text
             yield "goes on", current, text
+
+
+def arguments_of(text: str) -> dict[str, Any] | None:
+    """Return the arguments of a call; None: it is not whole, because the reply was cut in the middle."""
+    try:
+        arguments: dict[str, Any] = json.loads(text or "{}")
+    except ValueError:
+        return None
+    return arguments
 
 
 def blocks_of(message: Mapping[str, Any]) -> list[Block]:

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from elutq_cli.generation import LanguageModel
+from elutq_cli.server.dialects.blocks import arguments_of
 from elutq_cli.server.dialects.dialect import COMPLETION, Dialect, thinking_variables
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
@@ -157,7 +158,9 @@ class Chat(OllamaText):
         if thought := message.get("reasoning_content"):
             said["thinking"] = thought
         if calls := message.get("tool_calls"):
-            said["tool_calls"] = [{"function": _function(call["function"])} for call in calls]
+            called = [(call["function"]["name"], arguments_of(call["function"]["arguments"])) for call in calls]
+            whole = [(name, arguments) for name, arguments in called if arguments is not None]
+            said["tool_calls"] = [{"function": {"name": name, "arguments": arguments}} for name, arguments in whole]
         return {"message": said}
 
 
@@ -165,6 +168,7 @@ class Generate(OllamaText):
     """A request of /api/generate: a prompt of the user's, or a text as it is (``raw``)."""
 
     def _text(self, fields: Fields) -> Body | None:
+        fields.refuse({"tools": ([],)})
         prompt, system = fields.get("prompt"), fields.get("system") or ""
         if prompt in (None, ""):
             return None
@@ -205,11 +209,6 @@ def _format(value: object) -> Body:
     if not isinstance(value, dict):
         raise RequestError("format must be json or a JSON schema", "format")
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "format", "schema": value}}}
-
-
-def _function(function: Mapping[str, Any]) -> Body:
-    arguments = function["arguments"]
-    return {"name": function["name"], "arguments": json.loads(arguments) if arguments else {}}
 
 
 def _line(body: Body) -> bytes:

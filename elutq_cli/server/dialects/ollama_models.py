@@ -5,7 +5,6 @@ import math
 from datetime import datetime, timezone
 
 from elutq_cli.generation import LanguageModel
-from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError, UnknownModelError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
@@ -68,7 +67,7 @@ def _capabilities(model: LanguageModel) -> list[str]:
     """Return what clients look at before they offer it."""
     source = "" if model.chat_template is None else model.chat_template.source
     capabilities = ["completion"]
-    if "tools" in source and "tools" not in unsupported.CHAT:
+    if "tools" in source:
         capabilities.append("tools")
     if "enable_thinking" in source:
         capabilities.append("thinking")
