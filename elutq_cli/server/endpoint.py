@@ -235,8 +235,9 @@ async def _read_body(request: Request) -> bytes:
     Raises:
         HTTPException: it is too large, or not declared as JSON.
     """
-    # A web page may send anything else without asking first (CORS).
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    # A web page may send anything else without asking first (CORS), but a browser tells then whose page it is.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and (kind or "origin" in request.headers):
         raise HTTPException(415, "the body must be declared as Content-Type: application/json")
     parts, size = [], 0
     async for part in request.stream():

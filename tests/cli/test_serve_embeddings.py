@@ -96,4 +96,6 @@ def test_ollamas_form(client):
         vector.tolist() for vector in embed(client, TEXTS[:2])
     ]
     assert answer["prompt_eval_count"] == sum(len(client.model.encode(text)) for text in TEXTS[:2])
+    for options, status in (({"num_ctx": 512, "temperature": 0.5}, 200), ({"num_ctx": 513}, 400)):
+        assert client.post("/api/embed", {"input": "a", "options": options}).status == status
     assert "dimensions" in client.post("/api/embed", {"input": "a", "dimensions": 3}).json["error"]

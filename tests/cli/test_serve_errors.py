@@ -145,6 +145,15 @@ def test_a_text_that_is_cancelled_just_before_its_turn_leaves_nobody_waiting(cha
             asyncio.run(asyncio.wait_for(cancel(), 60))
 
 
+def test_a_body_of_a_browser_is_declared_as_json(client):
+    """A page may send text, forms and bodies of no type at all without asking, but not without its Origin."""
+    body = b'{"prompt": "My dear", "max_tokens": 1}'
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert refusal(client.request("POST", "/v1/completions", body, [("Content-Type", kind)]), 415)
+    assert refusal(client.request("POST", "/v1/completions", body, [("Origin", "https://evil.example")]), 415)
+    assert client.request("POST", "/v1/completions", body).status == 200
+
+
 def test_errors_have_the_codes_that_clients_look_at(client):
     assert refusal(client.get("/v1/models/other"), 404).code == "model_not_found"
     assert refusal(client.complete("word " * 600)).code == "context_length_exceeded"

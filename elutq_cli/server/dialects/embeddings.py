@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from elutq_cli.generation import LanguageModel
 from elutq_cli.generation.embedding import Embedding, Pooling
+from elutq_cli.server.dialects.ollama import check_context
 from elutq_cli.server.errors import RequestError, TextFailedError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.request import encode_prompt, prompts_of
@@ -48,7 +49,6 @@ class EmbeddingRequest(ABC):
                 "embd_normalize": (2,),
                 "normalize": (True,),
                 "truncate_prompt_tokens": (-1,),
-                "options": ({},),
             }
         )
         self.check(fields)
@@ -111,7 +111,11 @@ class OllamaEmbeddings(EmbeddingRequest):
     """A request of /api/embed."""
 
     def check(self, fields: Fields) -> None:
-        """Pass over what changes no vector: an input that is too long is refused, with ``truncate`` too."""
+        """Look at the context that is asked for; no other option changes a vector.
+
+        An input that is too long is refused, with ``truncate`` too.
+        """
+        check_context(Fields(fields.mapping("options"), "options"), self.model)
 
     def say(self, vectors: Sequence[list[float]]) -> Body:
         """Return vectors and what they cost."""

@@ -57,10 +57,7 @@ class OllamaText(Dialect):
 
     def _options(self, fields: Fields) -> Body:
         fields.refuse(NO_PLACE)
-        asked = fields.integer("num_ctx", 0, 1 << 31) or 0
-        if asked > self.model.ctx_size:
-            room = f"the context of this server has {self.model.ctx_size} tokens"
-            raise RequestError(f"num_ctx is {asked}: {room}; see elutq serve -c", "num_ctx")
+        check_context(fields, self.model)
         options = fields.without(NO_MATTER)
         if options.get("num_predict") == -2:  # to the context's end
             options["num_predict"] = -1
@@ -185,6 +182,18 @@ class Generate(OllamaText):
     def _said(self, text: str, message: Mapping[str, Any]) -> Body:
         thought = message.get("reasoning_content")
         return {"response": text, "thinking": thought} if thought else {"response": text}
+
+
+def check_context(options: Fields, model: LanguageModel) -> None:
+    """Refuse options that want a larger context than there is.
+
+    Raises:
+        RequestError: they do.
+    """
+    asked = options.integer("num_ctx", 0, 1 << 31) or 0
+    if asked > model.ctx_size:
+        room = f"the context of this server has {model.ctx_size} tokens"
+        raise RequestError(f"num_ctx is {asked}: {room}; see elutq serve -c", "num_ctx")
 
 
 def error_body(fault: Fault) -> Body:
