@@ -25,6 +25,11 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
     } | more
 
 
+def _gemma3(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    more = {"head_dim": 256, "sliding_window": 512, "rope_theta": 1000000.0, "max_position_embeddings": 32768}
+    return _llama(hidden, inner, layers, heads, 1, 262144, model_type="gemma3_text", tie_word_embeddings=True, **more)
+
+
 _LLAMA3 = {"max_position_embeddings": 8192, "rope_theta": 500000.0}
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -39,6 +44,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000, model_type="mistral", sliding_window=None),
     "smollm2-135m": _llama(576, 1536, 30, 9, 3, 49152, max_position_embeddings=8192, tie_word_embeddings=True),
     "qwen2.5-0.5b": _llama(896, 4864, 24, 14, 2, 151936, model_type="qwen2", tie_word_embeddings=True),
+    "gemma3-270m": _gemma3(640, 2048, 18, 4),
+    "gemma3-1b": _gemma3(1152, 6912, 26, 4),
+    "smollm3-3b": _llama(2048, 11008, 36, 16, 4, 128256, model_type="smollm3", tie_word_embeddings=True),
     "qwen3-8b": _llama(4096, 12288, 36, 32, 8, 151936, model_type="qwen3", head_dim=128),
 }
 

@@ -21,6 +21,8 @@ from checkpoint_folder import WEIGHTS_AT_ONCE, write_safetensors
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+from elutq_formats.huggingface_config import read_parts
+from elutq_formats.part import Part
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "novels-6m" / "tokenizer.json"
 
@@ -71,13 +73,17 @@ def split_shards(shapes: dict[str, tuple[int, ...]], shard_bytes: int) -> list[l
     return shards
 
 
-def write_shard(path: Path, names: list[str], config: ModelConfig, seed: int) -> None:
-    """Write one safetensors file."""
+def write_shard(path: Path, parts: dict[str, Part], config: ModelConfig, seed: int) -> None:
+    """Write one safetensors file: what is stored for tensors of the model, by their names there."""
     shapes = config.tensor_shapes()
-    wanted = {name: shapes[name] for name in names}
-    write_safetensors(
-        path, "BF16", wanted, lambda name: map(to_bfloat16, random_rows(name, shapes[name], config, seed))
-    )
+    names = {part.name: name for name, part in parts.items()}
+
+    def rows(stored: str) -> Iterator[npt.NDArray[np.uint16]]:
+        name = names[stored]
+        for values in random_rows(name, shapes[name], config, seed):
+            yield to_bfloat16(values / np.float32(parts[name].factor) - np.float32(parts[name].added))
+
+    write_safetensors(path, "BF16", {stored: shapes[name] for stored, name in names.items()}, rows)
 
 
 def make_checkpoint(shape: str, blocks: int | None, folder: Path, seed: int, shard_bytes: int) -> None:
@@ -94,13 +100,15 @@ def make_checkpoint(shape: str, blocks: int | None, folder: Path, seed: int, sha
     n_bytes = 2 * sum(map(math.prod, shapes.values()))
     if shutil.disk_usage(folder).free < n_bytes:
         raise ElutqError(f"{shape} takes {n_bytes / 1e9:.1f} GB, more than is free in {folder}")
+    parts = read_parts(SHAPES[shape], config)
     shards = split_shards(shapes, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
         print(f"{folder / file}", file=sys.stderr)
-        write_shard(folder / file, names, config, seed)
-        weight_map |= dict.fromkeys(names, file)
+        stored = {name: parts.get(name, Part(name)) for name in names}
+        write_shard(folder / file, stored, config, seed)
+        weight_map |= dict.fromkeys((part.name for part in stored.values()), file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": n_bytes}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

@@ -346,6 +346,29 @@ VARIANTS = (
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    # Ministral 3: yarn whose attention factor DeepSeek's numbers say, within the context where scores do not grow.
+    Variant(
+        "ministral3",
+        {
+            "model_type": "ministral3",
+            "num_hidden_layers": 1,
+            "head_dim": 16,
+            "pad_token_id": 0,
+            "max_position_embeddings": 256,
+            "rope_theta": None,
+            "rope_parameters": {
+                "rope_theta": 10000.0,
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 4.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+    ),
     # Seed-OSS: biases of two kinds.
     Variant(
         "seed-oss",
@@ -368,6 +391,7 @@ ARCHITECTURES = {
     "granite": "GraniteForCausalLM",
     "llama": "LlamaForCausalLM",
     "ministral": "MinistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",

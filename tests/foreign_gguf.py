@@ -12,8 +12,8 @@ from elutq_formats.stored_weights import open_weights
 
 ARCHITECTURE_NUMBERS = {name: number for number, name in MODEL_ARCH_NAMES.items()}
 
-ARCHITECTURES = {"mistral": "llama", "ministral": None, "gemma3_text": "gemma3", "olmo3": "olmo2"}
-"""Llama.cpp's name of a family, where it is another; None: a GGUF file does not say which layers have a window."""
+ARCHITECTURES = {"mistral": "llama", "ministral": None, "ministral3": None, "gemma3_text": "gemma3", "olmo3": "olmo2"}
+"""Llama.cpp's name of a family, where it is another; None: such files are not read."""
 
 PERMUTED = ("llama", "smollm3", "granite")
 """Architectures whose queries and keys the converter permutes."""

@@ -18,7 +18,7 @@ from elutq_formats.family import InGGUF, Settings
 from elutq_formats.gguf import TensorInfo
 from elutq_formats.gguf_keys import Keys
 from elutq_formats.metadata import Metadata
-from elutq_formats.model_metadata import ARCHITECTURE, SLIDING_LAYERS
+from elutq_formats.model_metadata import ARCHITECTURE, ATTENTION_FACTOR, SLIDING_LAYERS
 from elutq_formats.names import ROPE_FREQUENCIES, ROPE_LONG, ROPE_SHORT, TOKEN_EMBEDDING
 from elutq_formats.rope import BETA_FAST, BETA_SLOW, KINDS, RopeScaling
 
@@ -26,8 +26,6 @@ Divisors: TypeAlias = npt.NDArray[np.float32]
 
 PARTIAL = "rope.dimension_count"
 """What a family lists among its own keys if part of a head may turn."""
-
-ATTENTION_FACTOR = "rope.scaling.attn_factor"
 
 READERS: Mapping[str, str] = {
     family.architecture: model_type

@@ -1,6 +1,7 @@
 """Metadata of a model file: hyper-parameters as llama.cpp's keys, and back."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ ARCHITECTURE = "general.architecture"
 MODEL_TYPE = "elutq.model_type"
 ROPE_SCALING = "elutq.rope_scaling"
 SLIDING_LAYERS, ROPE_LAYERS = "attention.sliding_window_pattern", "rope.layers"
+ATTENTION_FACTOR, LONG_CONTEXT = "rope.scaling.attn_factor", "rope.scaling.original_context_length"
 LOCAL_BASE, ACTIVATION = "rope.freq_base_swa", "hidden_activation"
 
 _KNOWN = (
@@ -24,7 +26,7 @@ _KNOWN = (
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "attention.sliding_window", SLIDING_LAYERS),
     *("rope.dimension_count", "rope.freq_base", LOCAL_BASE, ROPE_LAYERS),
-    *("rope.scaling.attn_factor", "rope.scaling.original_context_length", ACTIVATION),
+    *(ATTENTION_FACTOR, LONG_CONTEXT, ACTIVATION),
 )
 """Keys of an architecture in a model file, as the C runtime has them; another may change what the model computes."""
 EOS_TOKEN_IDS = "elutq.eos_token_ids"
@@ -77,10 +79,10 @@ def _describe_layers(config: ModelConfig, prefix: str) -> Iterator[MetadataEntry
     if config.local_rope_theta is not None:
         yield f"{prefix}.{LOCAL_BASE}", config.local_rope_theta, ValueType.FLOAT32
     if config.rope.attention_factor != 1.0:
-        yield f"{prefix}.rope.scaling.attn_factor", config.rope.attention_factor, ValueType.FLOAT32
+        yield f"{prefix}.{ATTENTION_FACTOR}", config.rope.attention_factor, ValueType.FLOAT32
     if config.rope_scaling is not None and config.rope_scaling.rope_type == "longrope":
         context = config.rope_scaling.original_max_position_embeddings
-        yield f"{prefix}.rope.scaling.original_context_length", context, ValueType.UINT32
+        yield f"{prefix}.{LONG_CONTEXT}", context, ValueType.UINT32
     if config.hidden_act != "silu":
         yield f"{prefix}.{ACTIVATION}", config.hidden_act, ValueType.STRING
 
@@ -113,7 +115,7 @@ def read_config(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelC
     if not all(0 <= token < vocab_size for token in bos + eos):
         metadata.refuse(f"a special token is not among the {vocab_size} of the vocabulary")
     try:
-        return ModelConfig(
+        config = ModelConfig(
             model_type=model_type,
             hidden_size=metadata.integer(f"{prefix}.embedding_length"),
             intermediate_size=metadata.integer(f"{prefix}.feed_forward_length"),
@@ -138,6 +140,21 @@ def read_config(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelC
         )
     except CheckpointError as error:
         metadata.refuse(str(error))
+    _check_rope(metadata, prefix, config)
+    return config
+
+
+def _check_rope(metadata: Metadata, prefix: str, config: ModelConfig) -> None:
+    """Check that what the runtime reads of RoPE scaling is what ``ROPE_SCALING`` says."""
+    factor, context = f"{prefix}.{ATTENTION_FACTOR}", f"{prefix}.{LONG_CONTEXT}"
+    scaling = config.rope_scaling
+    is_long = scaling is not None and scaling.rope_type == "longrope"
+    wanted = scaling.original_max_position_embeddings if scaling is not None and is_long else None
+    if (metadata.integer(context) if context in metadata else None) != wanted:
+        metadata.refuse(f"{context} differs from what {ROPE_SCALING} says")
+    found = metadata.number(factor) if factor in metadata else 1.0
+    if not math.isclose(found, config.rope.attention_factor, rel_tol=1e-5):
+        metadata.refuse(f"{factor} differs from what {ROPE_SCALING} says")
 
 
 def _read_layers(metadata: Metadata, prefix: str) -> dict[str, Any]:

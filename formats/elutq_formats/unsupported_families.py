@@ -39,7 +39,6 @@ _MISSING: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("nemotron", "arcee", "apertus"), ("an MLP without a gate", "llama")),
     "glm": ("its order of norms", "glm4"),
     **dict.fromkeys(("internlm2", "baichuan", "qwen"), ("code of its own", "llama")),
-    "ministral3": ("scores that grow with the position", "ministral"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), (_IMAGES, "qwen2")),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), (_IMAGES, "qwen3")),
     **dict.fromkeys(("bert", "roberta", "t5", "whisper", "vit", "clip", "modernbert"), (_NO_DECODER, "llama")),

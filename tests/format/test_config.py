@@ -221,6 +221,11 @@ FAMILIES = {
         {**LLAMA, "model_type": "seed_oss", "num_attention_heads": 80, "hidden_size": 5120},
         {"head_dim": 128, "attention_bias": True, "attention_output_bias": False},
     ),
+    "ministral 3": (
+        {**LLAMA, "model_type": "ministral3", "max_position_embeddings": 262144},
+        {"max_position_embeddings": 16384, "head_dim": 128, "rope_theta": 1e6}
+        | {"rope_scaling": RopeScaling("yarn", 16, original_max_position_embeddings=16384)},
+    ),
     "granite": ({**LLAMA, "model_type": "granite", "attention_multiplier": 0.015625}, {"rope_theta": 1e4}),
     "transformers 5": (
         {**LLAMA3, "rope_theta": None, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 250000.0}},

@@ -39,7 +39,7 @@ def test_the_worked_example_read_by_itself_is_the_family():
     sources = [path for folder in ("formats", "elutq_cli", "native") for path in (ROOT / folder).rglob("*.*")]
     texts = {path.name: path.read_text() for path in sources if path.suffix in (".py", ".c", ".h")}
     naming = {name for name, text in texts.items() if "ministral" in text.lower()}
-    assert naming == {"ministral.py", "unsupported_families.py"}  # the latter names Ministral 3, and its nearest
+    assert naming == {"ministral.py", "ministral3.py"}
 
 
 def test_the_steps_of_the_worked_example_are_taken():

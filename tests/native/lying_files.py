@@ -3,7 +3,7 @@
 import math
 import struct
 
-from gguf_container import ARRAY, INT32, STRING, UINT32, text
+from gguf_container import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT32, text
 from lies import (
     add_entry,
     add_extra,
@@ -86,6 +86,31 @@ LYING = {
         add_entry(b"llama.attention.sinks", UINT32, bytes(4)),
         "llama.attention.sinks is not known here: a newer elutq may run this model",
         "'llama.attention.sinks' is not known here: a newer elutq may read it",
+    ),
+    "flags of too few layers": (
+        add_entry(b"llama.attention.sliding_window_pattern", ARRAY, struct.pack("<IQ?", BOOL, 1, True)),
+        "sliding_window_pattern is not an array of BOOL, one for each layer",
+        "there are 2 layers, and sliding_layers names 1",
+    ),
+    "flags that are numbers": (
+        add_entry(b"llama.rope.layers", ARRAY, struct.pack("<IQ2I", UINT32, 2, 1, 1)),
+        "rope.layers is not an array of BOOL",
+        "rope.layers is not an ARRAY of BOOL",
+    ),
+    "an activation from the future": (
+        add_entry(b"llama.hidden_activation", STRING, text(b"relu2")),
+        "hidden_activation names an activation that is not known here",
+        "hidden_activation 'relu2' is unknown",
+    ),
+    "long divisors that are not there": (
+        add_entry(b"llama.rope.scaling.original_context_length", UINT32, struct.pack("<I", 64)),
+        "rope_factors_short.weight is missing",
+        "original_context_length differs from what elutq.rope_scaling says",
+    ),
+    "another attention factor": (
+        add_entry(b"llama.rope.scaling.attn_factor", FLOAT32, struct.pack("<f", 0.0)),
+        "attn_factor is out of range",
+        "attn_factor is 0.0, not a positive number",
     ),
     "half of a pair turns": (
         integer_of("rope.dimension_count", 7),

@@ -99,7 +99,7 @@ def test_gradient_of_a_prediction_is_that_of_torch(variant):
     ]
     (-scores[np.arange(len(x)), labels].sum()).backward()
     assert found.dtype == np.float32
-    assert relative_error(found, input.grad.numpy()) < 1e-5
+    assert relative_error(found, input.grad.numpy()) < 2e-5
 
 
 @pytest.mark.parametrize("variant", ["qwen3-biases", "mistral-sliding-window"])

@@ -112,6 +112,8 @@ def test_logits_are_those_of_transformers(variant):
         ("exaone4", {"rope_layers": None}),
         ("exaone4", {"sliding_layers": None}),
         ("exaone4", {"qk_norm": False}),
+        ("ministral3", {"rope_scaling": None}),
+        ("ministral3", {"rope_scaling": YARN}),
         ("ministral", {"sliding_layers": None}),
         ("ministral", {"sliding_window": None}),
         ("seed-oss", {"attention_bias": False}),
