@@ -23,8 +23,8 @@ from elutq_cli.text_input import decode, decode_file, read_json, read_template, 
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
-    from elutq_cli.generation import ChatTemplate, GeneratedToken, LanguageModel, SamplingOptions, TextOptions
-    from elutq_cli.generation.grammar import Grammar
+    from elutq_cli.generation import Conversation, GeneratedToken, LanguageModel, SamplingOptions, TextOptions
+    from elutq_cli.generation.constraint import Rule
 
 DEFAULT_N_PREDICT = 128
 """Tokens of a plain text, which has no end of its own."""
@@ -97,6 +97,9 @@ def run_command(
     grammar: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The text matches this grammar (GBNF, or Lark's notation).")
     ] = None,
+    reasoning_budget: Annotated[
+        int, typer.Option(help="Most tokens of a reply's thoughts, after which it answers; -1: no limit.", min=-1)
+    ] = -1,
     conversation: Annotated[
         bool | None,
         typer.Option("-cnv/-no-cnv", help="Chat, or one answer. Default: chat on a terminal without -p and -f."),
@@ -124,8 +127,9 @@ def run_command(
     configure_blas(1)
     begin = time.perf_counter()
     from elutq_cli.api import load
-    from elutq_cli.generation import SamplingOptions, TextOptions
+    from elutq_cli.generation import Conversation, SamplingOptions, TextOptions
     from elutq_cli.generation.terminal import prepare_stream
+    from elutq_cli.generation.thinking import Thinking, check_budget
 
     if raw and (chat_template is not None or system_prompt is not None):
         raise ElutqError("--raw means no chat template: leave out --chat-template and -sys")
@@ -171,9 +175,11 @@ def run_command(
         template = None if raw else language_model.chat_template
         if template is None and not raw and (chatting or system_prompt is not None):
             raise ElutqError(f"{path} has no chat template: give one with --chat-template, or use --raw for plain text")
-        form = language_model.compile_grammar(schema, grammar_text)
+        check_budget(reasoning_budget, template)
+        form: Rule | None = language_model.compile_grammar(schema, grammar_text)
         if chatting:
-            chat(language_model, template, system_prompt, text, ctx_size, prompt_cache, sampling, options, form)
+            dialogue = Conversation(language_model, template, system_prompt, reasoning_budget)
+            chat(dialogue, text, ctx_size, prompt_cache, sampling, options, form)
             return
         if text is None:
             raise ElutqError(HOW_TO_PROMPT)
@@ -181,6 +187,10 @@ def run_command(
         if template is not None:
             options = replace(options, reply=True)
             text = template.render([{"role": role, "content": part} for role, part in messages if part is not None])
+            tokenizer, vocab_size = language_model.tokenizer, language_model.native.vocab_size
+            thinking = Thinking.for_reply(template, text, reasoning_budget, form, tokenizer, vocab_size)
+            if thinking is not None:
+                form, options = thinking, replace(options, shown_token_ids=thinking.marks.special(tokenizer))
         if n_predict is None and template is None and form is None:
             options = replace(options, n_predict=DEFAULT_N_PREDICT)
         tokens = language_model.encode_text(text, add_special_tokens=template is None)
@@ -201,24 +211,23 @@ def why_no_chat(json_output: bool, logprobs: int | None) -> str | None:
 
 
 def chat(
-    model: LanguageModel,
-    template: ChatTemplate | None,
-    system_prompt: str | None,
+    conversation: Conversation,
     first: str | None,
     ctx_size: int | None,
     prompt_cache: Path | None,
     sampling: SamplingOptions,
     options: TextOptions,
-    form: Grammar | None,
+    form: Rule | None,
 ) -> None:
     """Chat at a terminal."""
-    from elutq_cli.generation import Conversation, Sampler
+    from elutq_cli.generation import Sampler
     from elutq_cli.generation.prompt_cache import PromptCache
     from elutq_cli.generation.terminal import Chat
 
+    model = conversation.model
     model.start(ctx_size)
     cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
-    Chat(Conversation(model, template, system_prompt), Sampler(sampling), options, cache, form).run(first)
+    Chat(conversation, Sampler(sampling), options, cache, form).run(first)
 
 
 def one_shot(
@@ -228,7 +237,7 @@ def one_shot(
     prompt_cache: Path | None,
     sampling: SamplingOptions,
     options: TextOptions,
-    form: Grammar | None,
+    form: Rule | None,
     json_output: bool,
     begin: float,
 ) -> None:

@@ -42,6 +42,9 @@ def serve_command(
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of one text; default: what the context has room for.", min=1)
     ] = None,
+    reasoning_budget: Annotated[
+        int, typer.Option(help="Most tokens of a text's thoughts, after which it answers; -1: no limit.", min=-1)
+    ] = -1,
     max_seconds: Annotated[
         float | None, typer.Option(help="Most seconds of one text; default: as long as it takes.")
     ] = None,
@@ -94,6 +97,7 @@ def serve_command(
         raise ElutqError(f"elutq serve needs {error.name}: pip install 'elutq[serve]'") from error
     from elutq_cli.api import load
     from elutq_cli.generation.statistics import describe_context
+    from elutq_cli.generation.thinking import check_budget
 
     api_key = checked_key(api_key)
     names = checked_hosts(name for name in allowed_host or () if name != "*")
@@ -108,6 +112,7 @@ def serve_command(
         language_model.start(ctx_size)
         name = printable(alias or language_model.file.name)
         template = language_model.chat_template  # a broken one is told now, not to the first client
+        check_budget(reasoning_budget, template)
         n_slots = len(language_model.scheduler.contexts)
         context = describe_context(language_model.ctx_size, language_model.kv_bytes, n_slots)
         lines = [f"{shown_line(name)}: {url(listener)}, {context}"]
@@ -128,5 +133,6 @@ def serve_command(
                 origins=origins,
                 ui=ui,
                 pooling=pooling,
+                reasoning_budget=reasoning_budget,
             )
             run(app, engine, listener, verbose, lambda: print(*lines, sep="\n", file=sys.stderr))

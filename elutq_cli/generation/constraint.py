@@ -5,7 +5,7 @@ It knows nothing of grammars: llguidance's matcher does. Its state is a text's o
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,50 @@ LARGE_VOCABULARY = 1 << 14
 """Tokens from which a mask takes longer than to hand it to another thread."""
 
 
+class Rule(Protocol):
+    """What bounds the choice of tokens; each text under it starts a state of its own."""
+
+    def start(self) -> "RuleState":
+        """Return the state of a text at its start."""
+
+
+class RuleState(Protocol):
+    """The state of one text under a rule."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text is whole and nothing can follow."""
+
+    @property
+    def thought_tokens(self) -> int:
+        """Tokens of thoughts so far."""
+
+    def allowed(self, may_end: bool) -> Tokens | None:
+        """Return the tokens that may come next, as (n,) int64 in ascending order, one at least; None: all.
+
+        Args:
+            may_end: whether the tokens that end a text are among them where it is whole.
+
+        Raises:
+            ElutqError: there are none.
+        """
+
+    def advance(self, token: int) -> None:
+        """Append a token that was allowed."""
+
+
 class Constraint:
-    """The state of one text under a grammar.
+    """The state of one text under a grammar; see ``RuleState``.
 
     The next mask of a large vocabulary is computed in another thread while the model's pass runs: both are out of
     Python then.
 
     Attributes:
         complete: whether the text matches and nothing can follow.
+        thought_tokens: none.
     """
+
+    thought_tokens = 0
 
     def __init__(self, matcher: Any, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:  # noqa: ANN401
         """Begin a text.

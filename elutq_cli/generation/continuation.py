@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.generation import Generation
-from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.scheduler import Scheduler
@@ -27,7 +27,7 @@ class Continuation(Generation, Iterator[GeneratedToken]):
         prompt: Sequence[int],
         sampler: Sampler,
         options: TextOptions | None = None,
-        grammar: Grammar | None = None,
+        rule: Rule | None = None,
     ) -> None:
         """Prepare; nothing is computed before the first token is asked for.
 
@@ -36,14 +36,14 @@ class Continuation(Generation, Iterator[GeneratedToken]):
             prompt: one or more token ids: the whole context, from its first token.
             sampler: chooses the tokens.
             options: where the text ends; None: at the model's end-of-text token, or the context's end.
-            grammar: what the text has to match, if anything.
+            rule: what the text has to match, if anything.
 
         Raises:
             ElutqError: the prompt is empty or longer than the context, or the options name a token that is not there.
         """
         options = options or TextOptions()
         model.check_text(prompt, sampler.options, options)
-        super().__init__(list(prompt), sampler, options, model.tokenizer, model.ctx_size, grammar)
+        super().__init__(list(prompt), sampler, options, model.tokenizer, model.ctx_size, rule)
         self._model = model
         self._scheduler: Scheduler | None = None
         self.companions: Sequence[Continuation] = ()

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.continuation import Continuation
 from elutq_cli.generation.generation import Generation
-from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.template import ChatTemplate, Message
 from elutq_cli.generation.text import TextOptions
+from elutq_cli.generation.thinking import NO_BUDGET, Thinking, ThoughtReader
 from elutq_formats.errors import ElutqError
 
 
@@ -30,9 +31,16 @@ class Conversation:
     Attributes:
         model: replies.
         messages: what was said, oldest first.
+        thoughts: tells the thoughts of the reply under way from its answer; None: it has none.
     """
 
-    def __init__(self, model: LanguageModel, template: ChatTemplate | None, system_prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        template: ChatTemplate | None,
+        system_prompt: str | None = None,
+        reasoning_budget: int = NO_BUDGET,
+    ) -> None:
         """Begin.
 
         Args:
@@ -40,6 +48,7 @@ class Conversation:
             template: makes text of messages. None: there are no roles; what is typed and what the model writes make
                 one text, of which a message is the next piece.
             system_prompt: the message before the first.
+            reasoning_budget: tokens of a reply's thoughts, where the template marks them.
 
         Raises:
             ElutqError: there is a system prompt and no template.
@@ -47,9 +56,10 @@ class Conversation:
         if template is None and system_prompt is not None:
             raise ElutqError("a system prompt needs a chat template: leave out -sys, or give --chat-template FILE")
         self.model = model
-        self._template = template
+        self._template, self._budget = template, reasoning_budget
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self.messages: list[Message] = []
+        self.thoughts: ThoughtReader | None = None
         self._seen = _Seen("", ())
 
     def clear(self) -> None:
@@ -57,7 +67,7 @@ class Conversation:
         self.messages = []
 
     def ask(
-        self, content: str, sampler: Sampler, options: TextOptions | None = None, grammar: Grammar | None = None
+        self, content: str, sampler: Sampler, options: TextOptions | None = None, rule: Rule | None = None
     ) -> Continuation:
         """Add a message of the user; the reply is to be iterated over and then handed to ``keep``.
 
@@ -65,7 +75,7 @@ class Conversation:
             content: the message.
             sampler: chooses the reply's tokens.
             options: where it ends.
-            grammar: what it has to match, if anything.
+            rule: what it has to match, if anything.
 
         Raises:
             ElutqError: the context cannot hold it, or the template refuses it; the conversation is left as it was.
@@ -74,7 +84,14 @@ class Conversation:
         text = self.text(messages)
         tokens = self._encode(text)
         options = replace(options or TextOptions(), reply=self._template is not None)
-        generation = Continuation(self.model, tokens, sampler, options, grammar)
+        model = self.model
+        thinking = Thinking.for_reply(
+            self._template, text, self._budget, rule, model.tokenizer, model.native.vocab_size
+        )
+        if thinking is not None:
+            options = replace(options, shown_token_ids=thinking.marks.special(model.tokenizer))
+        generation = Continuation(model, tokens, sampler, options, thinking or rule)
+        self.thoughts = None if thinking is None else thinking.reader
         self.messages = messages
         self._pending = _Seen(text, tuple(tokens))
         return generation

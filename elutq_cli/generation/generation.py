@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.generation.constraint import Constraint
-from elutq_cli.generation.grammar import Grammar
+from elutq_cli.generation.constraint import Rule, RuleState
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.scoring import TokenMaker, scored
 from elutq_cli.generation.stopping import StoppableText
@@ -32,6 +31,7 @@ class Generation:
         reused_tokens: tokens of the prompt that the context held already.
         prompt_seconds: time that the others took.
         tokens: token ids generated, the one that ended the text included.
+        thought_tokens: how many of them were thoughts, where a rule tells them from the answer.
         text: text handed out so far.
         seconds: time from the first generated token to the last.
         finish_reason: ``stop`` (the model or a stop string ended the text), ``length`` (as many tokens as asked for),
@@ -49,7 +49,7 @@ class Generation:
         options: TextOptions,
         tokenizer: Tokenizer,
         ctx_size: int,
-        grammar: Grammar | None = None,
+        rule: Rule | None = None,
     ) -> None:
         """Begin with a prompt.
 
@@ -59,7 +59,7 @@ class Generation:
             options: where the text ends.
             tokenizer: makes text of them.
             ctx_size: tokens that a context holds.
-            grammar: what the text has to match: only tokens that it allows are drawn, and the text ends when nothing
+            rule: what the text has to match: only tokens that it allows are drawn, and the text ends when nothing
                 can follow, before ``min_tokens`` and under ``ignore_eos`` too. All else that ends a text may end it in
                 the middle.
 
@@ -72,8 +72,8 @@ class Generation:
         self._prompt = prompt
         self._history = prompt
         self._tokenizer, self._ctx_size = tokenizer, ctx_size
-        self._grammar = grammar
-        self._constraint: Constraint | None = None
+        self._rule = rule
+        self._constraint: RuleState | None = None
         self._last_tokens = frozenset[int]()
         self._stream: StoppableText | None = None
         self._held_back: deque[TokenMaker] = deque()
@@ -86,6 +86,7 @@ class Generation:
         self.reused_tokens = 0
         self.prompt_seconds = 0.0
         self.tokens: list[int] = []
+        self.thought_tokens = 0
         self.text = ""
         self.seconds = 0.0
         self.finish_reason: FinishReason | None = None
@@ -149,8 +150,8 @@ class Generation:
         # Special tokens alone are no text that could go on.
         continues = not options.reply and not all(map(tokenizer.is_hidden, reversed(self._prompt)))
         self._stream = StoppableText(tokenizer, options.stop, continues, frozenset(options.shown_token_ids))
-        if self._grammar is not None:
-            self._constraint = self._grammar.start()
+        if self._rule is not None:
+            self._constraint = self._rule.start()
         self._history = list(self._prompt)
         if options.echo:
             echoed = StoppableText(tokenizer, ())
@@ -194,6 +195,7 @@ class Generation:
             return
         if self._constraint is not None:
             self._constraint.advance(last)
+            self.thought_tokens = self._constraint.thought_tokens
         self._history.append(last)
         self._held_back.append(self._scored(last, logits))
         if self._stream is not None:
@@ -249,14 +251,15 @@ class Generation:
         self._made.extend(self._held_back.popleft()(text) for text in texts)
 
     def _allowed(self, vocab_size: int) -> NDArray[np.int64] | None:
-        """Return the tokens that may come next, where not all may: by the grammar, and none that ends it too early."""
+        """Return the tokens that may come next, where not all may: by the rule, and none that ends it too early."""
         early = len(self.tokens) < self.options.min_tokens
-        if self._constraint is None:
-            everything = np.arange(vocab_size, dtype=np.int64)
-            return self._without_ends(everything) if early else None
-        allowed = self._constraint.allowed(may_end=not (early or self.options.ignore_eos))
-        later = self._without_ends(allowed) if early else allowed
-        return later if len(later) else allowed
+        allowed = None
+        if self._constraint is not None:
+            allowed = self._constraint.allowed(may_end=not (early or self.options.ignore_eos))
+        if not early:
+            return allowed
+        later = self._without_ends(np.arange(vocab_size, dtype=np.int64) if allowed is None else allowed)
+        return later if len(later) or allowed is None else allowed
 
     def _without_ends(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         return tokens[~np.isin(tokens, list(self._last_tokens))]

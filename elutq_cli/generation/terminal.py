@@ -2,23 +2,27 @@
 
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.generation.continuation import Continuation
 from elutq_cli.generation.conversation import Conversation
-from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.interruption import interruptible
 from elutq_cli.generation.prompt_cache import PromptCache
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.statistics import describe_context, more_room, reply_note
 from elutq_cli.generation.text import GeneratedToken, TextOptions
+from elutq_cli.generation.thinking import Piece, ThoughtReader
 from elutq_cli.streams import shown_line, shown_text
 from elutq_cli.text_input import read_text
 from elutq_formats.errors import ElutqError
+
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+"""What a terminal is told before and after what is of less weight."""
 
 COMMANDS = """/help         show this
 /exit         leave (also Ctrl-D)
@@ -40,28 +44,40 @@ def prepare_stream(stream: TextIO) -> None:
         reconfigure(encoding="utf-8", errors="replace")
 
 
-def write_text(text: str) -> None:
+def write_text(text: str, dimmed: bool = False) -> None:
     """Write a piece of a model's text to stdout at once."""
     if text:
-        print(shown_text(text) if sys.stdout.isatty() else text, end="", flush=True)
+        shown = shown_text(text) if sys.stdout.isatty() else text
+        print(f"{DIM}{shown}{NORMAL}" if dimmed else shown, end="", flush=True)
 
 
-def stream_text(generation: Continuation, quiet: bool = False) -> list[GeneratedToken]:
+def stream_text(
+    generation: Continuation, quiet: bool = False, thoughts: ThoughtReader | None = None
+) -> list[GeneratedToken]:
     """Write a text while it is made; Ctrl-C ends it, a second one raises KeyboardInterrupt.
 
     Args:
         generation: the text.
         quiet: do not write it.
+        thoughts: tells its thoughts from the answer, which are dimmed then; None: it is written as it is.
 
     Returns:
         Its tokens.
     """
     made = []
+    was_thought = False
+
+    def write(pieces: Iterable[Piece]) -> None:
+        nonlocal was_thought
+        for is_thought, text in pieces if not quiet else ():
+            write_text(f"\n\n{text}" if was_thought and not is_thought else text, is_thought)
+            was_thought = is_thought
+
     with interruptible(generation.cancel):
         for token in generation:
             made.append(token)
-            if not quiet:
-                write_text(token.text)
+            write([(False, token.text)] if thoughts is None else thoughts.put(token.text))
+    write(() if thoughts is None else thoughts.finish())
     if not quiet:
         print(flush=True)
     return made
@@ -76,7 +92,7 @@ class Chat:
         sampler: Sampler,
         options: TextOptions,
         cache: PromptCache | None = None,
-        grammar: Grammar | None = None,
+        rule: Rule | None = None,
     ) -> None:
         """Prepare.
 
@@ -85,12 +101,12 @@ class Chat:
             sampler: of all replies.
             options: of all replies.
             cache: where the keys and values of the first message, and all before it, are kept.
-            grammar: what every reply has to match, if anything.
+            rule: what every reply has to match, if anything.
         """
         self._conversation = conversation
         self._sampler = sampler
         self._options = options
-        self._cache, self._grammar = cache, grammar
+        self._cache, self._rule = cache, rule
         self._attached = ""
 
     def run(self, first: str | None = None) -> None:
@@ -148,7 +164,7 @@ class Chat:
     def _reply(self, message: str) -> None:
         conversation = self._conversation
         try:
-            generation = conversation.ask(message, self._sampler, self._options, self._grammar)
+            generation = conversation.ask(message, self._sampler, self._options, self._rule)
         except ContextOverflowError as error:
             _say(
                 f"[the conversation needs {error.amount} tokens and the context holds {error.ctx_size}: "
@@ -160,7 +176,7 @@ class Chat:
             return
         try:
             with unseen_keyboard():
-                stream_text(generation)
+                stream_text(generation, thoughts=conversation.thoughts)
         finally:
             conversation.keep(generation)
         _say(reply_note(generation, conversation.model))

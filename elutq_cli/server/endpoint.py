@@ -16,6 +16,7 @@ from starlette.routing import Route
 from elutq_cli.generation import GeneratedToken, LanguageModel
 from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.embedding import Pooling
+from elutq_cli.generation.thinking import NO_BUDGET
 from elutq_cli.server import routes
 from elutq_cli.server.access import Access
 from elutq_cli.server.dialects.dialect import Dialect
@@ -23,6 +24,7 @@ from elutq_cli.server.dialects.embeddings import EmbeddingRequest
 from elutq_cli.server.engine import Engine, Job
 from elutq_cli.server.errors import ErrorBodies, ErrorResponses, UnknownModelError, explain
 from elutq_cli.server.fields import parse_json
+from elutq_cli.server.limits import Limits
 from elutq_cli.server.metrics import CONTENT_TYPE
 from elutq_cli.server.page import page_routes
 from elutq_cli.server.request import TextRequest
@@ -49,6 +51,7 @@ def make_app(
     origins: Sequence[str] = (),
     ui: bool = True,
     pooling: Pooling = "mean",
+    reasoning_budget: int = NO_BUDGET,
 ) -> Starlette:
     """Return the application.
 
@@ -61,8 +64,9 @@ def make_app(
         origins: of web pages, beside the server's own, that a browser lets ask and read; ``*``: of all.
         ui: whether there is a page to chat on.
         pooling: how embeddings are made.
+        reasoning_budget: tokens of one text's thoughts; NO_BUDGET: as many as the model likes.
     """
-    endpoint = Endpoint(engine, name, max_tokens)
+    endpoint = Endpoint(engine, name, Limits(max_tokens, reasoning_budget))
     responses = ErrorResponses(routes.ERRORS)
     return Starlette(
         routes=[
@@ -95,9 +99,9 @@ def make_app(
 class Endpoint:
     """The routes."""
 
-    def __init__(self, engine: Engine, name: str, max_tokens: int | None) -> None:
+    def __init__(self, engine: Engine, name: str, limits: Limits) -> None:
         self._engine = engine
-        self._max_tokens = max_tokens
+        self._limits = limits
         self._large_body = asyncio.Lock()
         self._entry = _describe(engine.model, name)
 
@@ -193,11 +197,11 @@ class Endpoint:
             raise ClientDisconnect
         return made
 
-    async def _read(self, body: bytes, read: Callable[[object, int | None], Result]) -> Result:
+    async def _read(self, body: bytes, read: Callable[[object, Limits], Result]) -> Result:
         """Read a body; templates and tokenizers take their time: not in the loop that serves everybody."""
 
         def work() -> Result:
-            return read(parse_json(body), self._max_tokens)
+            return read(parse_json(body), self._limits)
 
         if len(body) < LARGE_BODY_BYTES:
             return await asyncio.to_thread(work)

@@ -40,6 +40,11 @@ def render(fields: Fields, template: ChatTemplate, tools: Sequence[Mapping[str, 
         raise RequestError(f"{wrong[0]} is no variable: give it as a field of the body", "chat_template_kwargs")
     if tools:
         variables = {**variables, "tools": tools}
+    if (thinks := fields.get("enable_thinking")) is not None:
+        variables = {"enable_thinking": fields.flag("enable_thinking"), **variables}
+        if "enable_thinking" not in template.source:
+            message = f"enable_thinking is {thinks}: this model's chat template knows of no such switch"
+            raise RequestError(message, "enable_thinking")
     for name in ("documents", "reasoning_effort"):
         if (value := fields.get(name)) is not None:
             variables = {name: value, **variables}

@@ -1,10 +1,11 @@
-"""A reply in OpenAI's form: its text, and calls of tools, told apart while it comes."""
+"""A reply in OpenAI's form: its thoughts, its text and calls of tools, told apart while it comes."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from elutq_cli.server.calls.notation import Call
 from elutq_cli.server.calls.reader import CallReader, Part
+from elutq_cli.server.thinking import Thoughts
 from elutq_cli.server.tools import ToolUse
 
 Delta = dict[str, Any]
@@ -17,12 +18,16 @@ class Reply:
         calls_tools: whether there is a whole call.
     """
 
-    def __init__(self, tools: ToolUse | None = None) -> None:
+    def __init__(self, tools: ToolUse | None = None, thoughts: Thoughts | None = None) -> None:
         """Begin.
 
         Args:
-            tools: that it may call; None: all of it is text.
+            tools: that it may call; None: none.
+            thoughts: that it may begin with; None: none.
         """
+        self._shows_thoughts = thoughts is not None and thoughts.shown
+        self._thoughts = None if thoughts is None else thoughts.reader()
+        self._reasoning = ""
         self._tools = tools
         self._reader = None if tools is None else CallReader(tools.notation, tools.names)
         self._content = ""
@@ -38,6 +43,8 @@ class Reply:
     def message(self) -> Delta:
         """The whole message, as far as it came."""
         message: Delta = {"role": "assistant", "content": self._content, "refusal": None}
+        if self._reasoning:
+            message["reasoning_content"] = self._reasoning
         if self._calls:
             message["content"] = self._content or None
             message["tool_calls"] = [
@@ -48,11 +55,21 @@ class Reply:
 
     def put(self, text: str) -> Iterator[Delta]:
         """Append text; yield the deltas that it settles."""
-        return self._deltas([text] if self._reader is None else self._reader.put(text))
+        for is_thought, part in [(False, text)] if self._thoughts is None else self._thoughts.put(text):
+            yield from self._piece(is_thought, part)
 
     def finish(self) -> Iterator[Delta]:
         """Yield the deltas that were held back."""
-        return self._deltas(() if self._reader is None else self._reader.finish())
+        for is_thought, part in () if self._thoughts is None else self._thoughts.finish():
+            yield from self._piece(is_thought, part)
+        yield from self._deltas(() if self._reader is None else self._reader.finish())
+
+    def _piece(self, is_thought: bool, text: str) -> Iterator[Delta]:
+        if not is_thought:
+            yield from self._deltas([text] if self._reader is None else self._reader.put(text))
+        elif self._shows_thoughts:
+            self._reasoning += text
+            yield {"reasoning_content": text}
 
     def _deltas(self, parts: Iterable[Part]) -> Iterator[Delta]:
         for part in parts:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.generation.grammar import Grammar
@@ -14,18 +15,17 @@ from elutq_cli.generation.sampling import NEW_SEED
 from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
+from elutq_cli.server.limits import NO_LIMIT, Limits
 from elutq_cli.server.messages import render
 from elutq_cli.server.reply import Reply
 from elutq_cli.server.structure import read_structure
+from elutq_cli.server.thinking import read_thoughts
 from elutq_cli.server.tools import ToolUse, read_tools
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import ALL_TOKENS
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions; a reply in a chat goes on to its end."""
-
-NO_LIMIT = -1
-"""Front ends of other servers write no limit and every token as -1."""
 
 MOST_LOGPROBS = 20
 MOST_TEXTS = 1024
@@ -73,13 +73,13 @@ class TextRequest:
     include_usage: bool
 
 
-def read_chat(body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
+def read_chat(body: object, model: LanguageModel, limits: Limits) -> TextRequest:
     """Read the body of /v1/chat/completions.
 
     Args:
         body: parsed.
         model: answers.
-        max_tokens: of any text on this server.
+        limits: of any text on this server.
 
     Raises:
         RequestError: it is wrong.
@@ -93,18 +93,22 @@ def read_chat(body: object, model: LanguageModel, max_tokens: int | None) -> Tex
     if top and logprobs is None:
         raise RequestError("top_logprobs needs logprobs", "top_logprobs")
     tools = read_tools(fields, model)
-    tokens = model.encode_text(render(fields, model.required_chat_template, tools.described if tools else None))
+    prompt = render(fields, model.required_chat_template, tools.described if tools else None)
+    thoughts = read_thoughts(fields, model, prompt, limits)
+    tokens = model.encode_text(prompt)
     n_choices = fields.integer("n", 1, MOST_TEXTS) or 1
-    options = _options(fields, model, _most_tokens(fields, NO_LIMIT, max_tokens), logprobs)
+    options = _options(fields, model, limits.most_tokens(fields, NO_LIMIT), logprobs)
     options = replace(options, reply=not fields.flag("continue_final_message"))
-    if tools is not None:
-        options = replace(options, shown_token_ids=tuple(tools.notation.marks(model.tokenizer).values()))
-    grammar = _reply_grammar(read_structure(fields, model), tools)
-    wanted = _request(fields, model, [tokens], options, n_choices, n_choices, "messages", grammar)
-    return replace(wanted, begin_reply=partial(Reply, tools))
+    marks = [] if tools is None else [*tools.notation.marks(model.tokenizer).values()]
+    marks += [] if thoughts is None else thoughts.marks.special(model.tokenizer)
+    options = replace(options, shown_token_ids=tuple(marks))
+    rule: Rule | None = _reply_grammar(read_structure(fields, model), tools)
+    rule = rule if thoughts is None else thoughts.rule(model, rule)
+    wanted = _request(fields, model, [tokens], options, n_choices, n_choices, "messages", rule)
+    return replace(wanted, begin_reply=partial(Reply, tools, thoughts))
 
 
-def read_completion(body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
+def read_completion(body: object, model: LanguageModel, limits: Limits) -> TextRequest:
     """Read the body of /v1/completions; arguments and errors as those of ``read_chat``."""
     fields = Fields(body)
     fields.refuse(unsupported.COMPLETION)
@@ -116,7 +120,7 @@ def read_completion(body: object, model: LanguageModel, max_tokens: int | None) 
     if len(prompts) * n_candidates > MOST_TEXTS:
         raise RequestError(f"a request may have at most {MOST_TEXTS} texts", "prompt" if len(prompts) > 1 else "n")
     logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
-    options = _options(fields, model, _most_tokens(fields, DEFAULT_COMPLETION_TOKENS, max_tokens), logprobs)
+    options = _options(fields, model, limits.most_tokens(fields, DEFAULT_COMPLETION_TOKENS), logprobs)
     options = replace(options, echo=fields.flag("echo"))
     tokens = [encode_prompt(prompt, model, "prompt") for prompt in prompts]
     grammar = read_structure(fields, model)
@@ -181,7 +185,7 @@ def _request(
     n_candidates: int,
     n_choices: int,
     source: str,
-    grammar: Grammar | None,
+    rule: Rule | None,
 ) -> TextRequest:
     """Read what both kinds of request share, and make their texts."""
     if not all(prompts):
@@ -199,7 +203,7 @@ def _request(
 
     def text(tokens: list[int], candidate: int) -> Generation:
         own = seed if seed == NEW_SEED else (seed + candidate) % SEEDS
-        return Generation(tokens, Sampler(sampling(own)), options, model.tokenizer, model.ctx_size, grammar)
+        return Generation(tokens, Sampler(sampling(own)), options, model.tokenizer, model.ctx_size, rule)
 
     sampling = _sampling(fields, model)
     # The same request with a seed is to give the same text again.
@@ -216,15 +220,6 @@ def _request(
         stream=stream,
         include_usage=Fields(fields.mapping("stream_options")).flag("include_usage"),
     )
-
-
-def _most_tokens(fields: Fields, default: int, limit: int | None) -> int:
-    """Return how many tokens a text may have: as asked for, but no more than the server's limit."""
-    asked = fields.integer("max_tokens", NO_LIMIT, 1 << 31)
-    n_predict = default if asked is None else asked
-    if limit is None:
-        return n_predict
-    return limit if n_predict == NO_LIMIT else min(n_predict, limit)
 
 
 def _sampling(fields: Fields, model: LanguageModel) -> Callable[[int], SamplingOptions]:

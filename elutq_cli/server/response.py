@@ -42,6 +42,7 @@ def usage(generations: Sequence[Generation], n_candidates: int) -> Body:
         "prompt_tokens": n_prompt,
         "completion_tokens": n_made,
         "total_tokens": n_prompt + n_made,
+        "completion_tokens_details": {"reasoning_tokens": sum(generation.thought_tokens for generation in generations)},
         "prompt_tokens_details": {"cached_tokens": sum(generation.reused_tokens for generation in firsts)},
     }
 

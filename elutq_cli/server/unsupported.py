@@ -90,13 +90,7 @@ _PROMPT: Unsupported = {
 _REASONING: Unsupported = {
     "think": (),
     "thinking": (),
-    "enable_thinking": (),
     "reasoning": ({},),
-    "reasoning_format": ("none", "auto"),
-    "include_reasoning": (True,),
-    "thinking_budget": (-1,),
-    "thinking_budget_tokens": (-1,),
-    "thinking_token_budget": (-1,),
     "verbosity": ("medium",),
 }
 
@@ -133,6 +127,10 @@ CHAT: Unsupported = {**_BOTH, "best_of": (1,), "echo": (False,), "prompt": ("",)
 COMPLETION: Unsupported = {
     **_BOTH,
     "messages": ([],),
+    "enable_thinking": (),
+    "reasoning_format": ("none", "auto"),
+    "include_reasoning": (True,),
+    "thinking_budget_tokens": (-1,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "add_special_tokens": (True,),

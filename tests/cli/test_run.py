@@ -294,6 +294,15 @@ def test_a_schema_or_a_grammar_binds_the_text(novels_2bit, tmp_path):
     assert (values["text"] in ("yes", "no"), values["finish_reason"]) == (True, "stop")
 
 
+def test_thoughts_have_a_budget(novels_2bit):
+    template = "{{ messages[0].content }}<think>{# </think> #}"
+    flags = ("-p", PROMPT, "-n", 30, "--temp", 0, "--reasoning-budget", 5)
+    assert "</think>" in text_of(elutq(novels_2bit, *flags, "--chat-template", template))
+    result = elutq(novels_2bit, *flags)
+    assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
+    assert b"--reasoning-budget needs a chat template that marks thoughts" in result.stderr
+
+
 def test_a_wrong_schema_is_told_in_one_line(novels_2bit, tmp_path):
     schema = tmp_path / "schema.json"
     for text, word in (("{", "not JSON"), ('{"items": {"not": {}}}', "(at items)"), ("[]", "cannot be honoured")):

@@ -8,6 +8,7 @@ from served import Server
 
 from elutq_cli.generation import ChatTemplate
 from elutq_cli.server.dialects.ollama import Chat, Generate
+from elutq_cli.server.limits import Limits
 
 TURNS = [{"role": "user", "content": "How do you do?"}]
 OPTIONS = {"seed": 1, "num_predict": 12, "temperature": 0.7, "top_k": 30, "num_ctx": 256, "num_gpu": 1}
@@ -195,7 +196,7 @@ DELTAS = [
 
 def test_thoughts_and_calls_come_as_the_client_has_them(local, ollama):
     dialect = Chat(local.model, "tested")
-    dialect.read({"messages": TURNS}, None)
+    dialect.read({"messages": TURNS}, Limits())
     choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in DELTAS]
     choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
     chunks = [*({"choices": [choice]} for choice in choices), {"choices": [], "usage": USAGE}]

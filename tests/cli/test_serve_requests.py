@@ -61,7 +61,7 @@ def tokens(client, **body):
         *("use_beam_search", "length_penalty", "typical_p", "mirostat", "dry_multiplier"),
         *("xtc_probability", "dynatemp_range", "samplers", "top_n_sigma", "top_a", "prompt_logprobs", "n_probs"),
         *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "chat_template"),
-        *("min_keep", "lora", "options", "enable_thinking", "add_special_tokens", "return_token_ids"),
+        *("min_keep", "lora", "options", "add_special_tokens", "return_token_ids"),
         *("suffix", "functions", "function_call", "audio", "modalities"),
     ],
 )

@@ -11,6 +11,7 @@ from served import Server
 
 from elutq_cli.generation import ChatTemplate
 from elutq_cli.server.dialects.responses import Responses
+from elutq_cli.server.limits import Limits
 
 TURNS = [{"role": "user", "content": "How do you do?"}]
 ASKED = {"model": "any", "input": "How do you do?", "max_output_tokens": 12, "temperature": 0.7}
@@ -173,7 +174,7 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16, "prompt
 
 def test_thoughts_and_calls_are_items_that_the_client_understands(local):
     dialect = Responses(local.model, "tested")
-    dialect.read(ASKED, None)
+    dialect.read(ASKED, Limits())
     frame = {"id": "chatcmpl-1", "created": 5}
     choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in DELTAS]
     choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
@@ -193,6 +194,6 @@ def test_thoughts_and_calls_are_items_that_the_client_understands(local):
     calls = [{"id": "t1", "function": {"name": "clock", "arguments": '{"zone": "UTC"}'}}]
     message = {"reasoning_content": "Hm.", "content": "I look.", "tool_calls": calls}
     again = Responses(local.model, "tested")
-    again.read(ASKED, None)
+    again.read(ASKED, Limits())
     whole = again.whole({**frame, "choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE})
     assert whole["output"] == [item.to_dict() for item in ended.output]

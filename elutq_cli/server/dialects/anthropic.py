@@ -8,6 +8,7 @@ from elutq_cli.server.dialects.blocks import Block, Blocks, Change, arguments_of
 from elutq_cli.server.dialects.dialect import Dialect, thinking_variables, typed_event
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
+from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import TextRequest
 from elutq_cli.server.response import Body
 
@@ -116,9 +117,9 @@ class Messages(Dialect):
 class CountTokens(Messages):
     """A request of /v1/messages/count_tokens."""
 
-    def read(self, body: object, max_tokens: int | None) -> TextRequest | None:
+    def read(self, body: object, limits: Limits) -> TextRequest | None:
         """Read the request, and ask for no text."""
-        super().read(body, max_tokens)
+        super().read(body, limits)
         return None
 
     def nothing(self) -> Body:

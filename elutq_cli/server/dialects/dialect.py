@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from elutq_cli.generation import Generation, LanguageModel
 from elutq_cli.server.errors import Fault, RequestError
+from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import TextRequest, read_chat, read_completion
 from elutq_cli.server.response import Body, ChatResponder, CompletionResponder, Responder
 
@@ -16,7 +17,7 @@ from elutq_cli.server.response import Body, ChatResponder, CompletionResponder, 
 class Reader(Protocol):
     """Reads a body; see ``read_chat``."""
 
-    def __call__(self, body: object, model: LanguageModel, max_tokens: int | None) -> TextRequest:
+    def __call__(self, body: object, model: LanguageModel, limits: Limits) -> TextRequest:
         """Return what it asks for."""
 
 
@@ -60,12 +61,12 @@ class Dialect(ABC):
         self.model, self.name = model, name
         self.generations: Sequence[Generation] = ()
 
-    def read(self, body: object, max_tokens: int | None) -> TextRequest | None:
+    def read(self, body: object, limits: Limits) -> TextRequest | None:
         """Return what a parsed body asks for; None: no text, and ``nothing`` is the answer.
 
         Args:
             body: parsed.
-            max_tokens: of any text on this server.
+            limits: of any text on this server.
 
         Raises:
             ElutqError: see ``read_chat``.
@@ -74,7 +75,7 @@ class Dialect(ABC):
         if translated is None:
             return None
         try:
-            wanted = self.kind.read(translated, self.model, max_tokens)
+            wanted = self.kind.read(translated, self.model, limits)
         except RequestError as error:
             raise self._in_own_names(error) from error
         self.generations = wanted.generations

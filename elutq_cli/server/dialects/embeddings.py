@@ -9,6 +9,7 @@ from elutq_cli.generation.embedding import Embedding, Pooling
 from elutq_cli.server.dialects.ollama import check_context
 from elutq_cli.server.errors import RequestError, TextFailedError
 from elutq_cli.server.fields import Fields
+from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import encode_prompt, prompts_of
 from elutq_cli.server.response import Body
 
@@ -34,7 +35,7 @@ class EmbeddingRequest(ABC):
         self.model, self.name, self.pooling = model, name, pooling
         self.embeddings: list[Embedding] = []
 
-    def read(self, body: object, _: int | None) -> list[Embedding]:
+    def read(self, body: object, _: Limits) -> list[Embedding]:
         """Return what a parsed body asks for.
 
         Raises:
