@@ -73,7 +73,7 @@ def serve_command(
     ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Whether there is a page to chat on, at /.")] = True,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log every request to stderr.")] = False,
 ) -> None:
-    """Serve a model to OpenAI clients.
+    """Serve a model to the clients of OpenAI, Anthropic and Ollama.
 
     The routes are /v1/models, /v1/completions and /v1/chat/completions; at / is a page to chat on in a browser.
     Several texts are made at a time, each in a slot with a context of its own. Unless told otherwise the server can be

@@ -221,7 +221,7 @@ def _tool_choice(choice: Mapping[str, Any]) -> Body:
     kind = choice.get("type")
     if kind == "tool" and isinstance(choice.get("name"), str):
         chosen: object = {"type": "function", "function": {"name": choice["name"]}}
-    elif kind in TOOL_CHOICES:
+    elif isinstance(kind, str) and kind in TOOL_CHOICES:
         chosen = TOOL_CHOICES[kind]
     else:
         raise RequestError("tool_choice must be of type auto, any, none, or tool with a name", "tool_choice")
