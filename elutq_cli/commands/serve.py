@@ -1,4 +1,4 @@
-"""`elutq serve`: an endpoint for OpenAI's clients."""
+"""`elutq serve`: an endpoint for the clients of OpenAI, Anthropic and Ollama."""
 
 from __future__ import annotations
 
@@ -75,9 +75,10 @@ def serve_command(
 ) -> None:
     """Serve a model to the clients of OpenAI, Anthropic and Ollama.
 
-    The routes are /v1/models, /v1/completions and /v1/chat/completions; at / is a page to chat on in a browser.
-    Several texts are made at a time, each in a slot with a context of its own. Unless told otherwise the server can be
-    reached from this machine only.
+    The routes are those of OpenAI (/v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings), Anthropic
+    (/v1/messages) and Ollama (/api/chat, /api/generate, /api/embed); at / is a page to chat on in a browser. Several
+    texts are made at a time, each in a slot with a context of its own. Unless told otherwise the server can be reached
+    from this machine only.
 
     Example: elutq serve model.gguf --port 8080
     """
