@@ -82,7 +82,13 @@ class _Tokens:
 
 
 class Grammar:
-    """A compiled grammar: each text that has to match it starts a ``Constraint``."""
+    """A compiled grammar: each text that has to match it starts a ``Constraint``.
+
+    Attributes:
+        schema: the JSON schema that it was made from, if it was.
+    """
+
+    schema: Schema | None = None
 
     def __init__(self, vocabulary: Vocabulary, source: str) -> None:
         """Compile; the classmethods make sources.
@@ -117,10 +123,12 @@ class Grammar:
             GrammarError: it cannot be honoured; the message names the part.
         """
         try:
-            return cls(vocabulary, json_schema_source(schema))
+            grammar = cls(vocabulary, json_schema_source(schema))
         except GrammarError as error:
             place = _place(vocabulary, schema)
             raise GrammarError(f"the JSON schema cannot be honoured{place}: {error}") from error
+        grammar.schema = schema
+        return grammar
 
     @classmethod
     def of_text(cls, vocabulary: Vocabulary, text: str) -> "Grammar":

@@ -10,7 +10,6 @@ from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOpt
 from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.context_size import ContextOverflowError
-from elutq_cli.generation.grammar import Grammar
 from elutq_cli.generation.sampling import NEW_SEED
 from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
@@ -20,7 +19,7 @@ from elutq_cli.server.messages import render
 from elutq_cli.server.reply import Reply
 from elutq_cli.server.structure import read_structure
 from elutq_cli.server.thinking import read_thoughts
-from elutq_cli.server.tools import ToolUse, read_tools
+from elutq_cli.server.tools import read_tools
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import ALL_TOKENS
 
@@ -92,7 +91,8 @@ def read_chat(body: object, model: LanguageModel, limits: Limits) -> TextRequest
     logprobs = top if fields.flag("logprobs") else None
     if top and logprobs is None:
         raise RequestError("top_logprobs needs logprobs", "top_logprobs")
-    tools = read_tools(fields, model)
+    structure = read_structure(fields, model)
+    tools = read_tools(fields, model, structure)
     prompt = render(fields, model.required_chat_template, tools.described if tools else None)
     thoughts = read_thoughts(fields, model, prompt, limits)
     tokens = model.encode_text(prompt)
@@ -102,7 +102,7 @@ def read_chat(body: object, model: LanguageModel, limits: Limits) -> TextRequest
     marks = [] if tools is None else [*tools.notation.marks(model.tokenizer).values()]
     marks += [] if thoughts is None else thoughts.marks.special(model.tokenizer)
     options = replace(options, shown_token_ids=tuple(marks))
-    rule: Rule | None = _reply_grammar(read_structure(fields, model), tools)
+    rule: Rule | None = structure if tools is None else tools.grammar
     rule = rule if thoughts is None else thoughts.rule(model, rule)
     wanted = _request(fields, model, [tokens], options, n_choices, n_choices, "messages", rule)
     return replace(wanted, begin_reply=partial(Reply, tools, thoughts))
@@ -125,13 +125,6 @@ def read_completion(body: object, model: LanguageModel, limits: Limits) -> TextR
     tokens = [encode_prompt(prompt, model, "prompt") for prompt in prompts]
     grammar = read_structure(fields, model)
     return _request(fields, model, tokens, options, n_candidates, n_choices, "prompt", grammar)
-
-
-def _reply_grammar(structure: Grammar | None, tools: ToolUse | None) -> Grammar | None:
-    """Return what a reply has to match."""
-    if structure is not None and tools is not None:
-        raise RequestError("a reply cannot both match a grammar and call tools: leave one out", "tools")
-    return structure if tools is None else tools.grammar
 
 
 def prompts_of(value: object) -> Sequence[object]:

@@ -25,7 +25,7 @@ class ToolUse:
         described: the tools, as the client described them, for the chat template.
         names: of the tools.
         notation: of the model's calls.
-        grammar: of a reply that has to be calls; None: it may be.
+        grammar: of a reply that has to be calls, or calls or an answer of a given form; None: it may be anything.
         parallel: whether a reply may have several.
     """
 
@@ -36,8 +36,13 @@ class ToolUse:
     parallel: bool
 
 
-def read_tools(fields: Fields, model: LanguageModel) -> ToolUse | None:
+def read_tools(fields: Fields, model: LanguageModel, structure: Grammar | None = None) -> ToolUse | None:
     """Return what a reply may call; None: nothing.
+
+    Args:
+        fields: of the body.
+        model: replies.
+        structure: what the reply has to match where it does not call.
 
     Raises:
         RequestError: the tools or the choice are wrong, or this model cannot call.
@@ -57,11 +62,14 @@ def read_tools(fields: Fields, model: LanguageModel) -> ToolUse | None:
     how = spoken(model.required_chat_template, model.tokenizer)
     if how is None:
         raise RequestError("tools are not supported by this model: its chat template does not know of them", "tools")
+    if not chosen and structure is not None and structure.schema is None:
+        raise RequestError("a reply matches a JSON schema or calls tools, but no other grammar: leave one out", "tools")
     grammar = None
-    if chosen:
-        many = parallel and how.many and chosen == tools
+    if chosen or structure is not None:
+        many = parallel and how.many and not isinstance(fields.get("tool_choice"), dict)
+        answer = None if chosen or structure is None else structure.schema
         try:
-            grammar = how.notation.forced(model.vocabulary, model.tokenizer, chosen, many)
+            grammar = how.notation.grammar(model.vocabulary, model.tokenizer, chosen or tools, many, answer)
         except GrammarError as error:
             raise RequestError(str(error), "tools") from error
     return ToolUse(described, names, how.notation, grammar, parallel)

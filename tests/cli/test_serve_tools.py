@@ -150,13 +150,31 @@ def test_text_of_a_model_that_does_not_call_is_the_same_with_auto(client):
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "none of"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tools": TOOLS, "parallel_tool_calls": "yes"}, "parallel_tool_calls", "true or false"),
-        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "tools", "leave one out"),
+        ({"tools": TOOLS, "regex": "a"}, "tools", "leave one out"),
     ],
 )
 def test_wrong_tools_are_refused_by_name(client, asked, name, word):
     error = refusal(client.chat(MESSAGES, **asked))
     assert error.param == name
     assert word in error.message
+
+
+def test_a_reply_with_tools_and_a_schema_is_calls_or_an_answer_of_that_schema(client, template):
+    schema = {"enum": [{"colour": "red"}]}
+    asked = {**WILD, "tools": TOOLS[:2], "parallel_tool_calls": False}
+    asked["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+    kinds = set()
+    for name in ("hermes", "llama3", "mistral"):
+        template(TEMPLATES[name])
+        for choice in client.chat(MESSAGES, **asked, n=6, seed=1).json["choices"]:
+            kinds.add(choice["finish_reason"])
+            if choice["finish_reason"] == "tool_calls":
+                assert len(checked(choice["message"])) == 1
+            else:
+                assert json.loads(choice["message"]["content"]) == {"colour": "red"}
+    assert kinds == {"tool_calls", "stop"}
+    forced = client.chat(MESSAGES, **asked, tool_choice=NAMED).json["choices"][0]
+    assert checked(forced["message"]) == ["set_level"]
 
 
 def test_parameters_that_cannot_be_enforced_are_refused_with_their_place_where_calls_are_forced(client):

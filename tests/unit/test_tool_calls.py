@@ -158,7 +158,7 @@ def test_a_special_token_that_marks_calls_is_shown_and_forced(chat_model):
     with elutq.load(chat_model, ctx_size=128) as model:
         marks = notation.marks(model.tokenizer)
         assert marks == {mark: model.tokenizer.bos_token_id}
-        grammar = notation.forced(model.vocabulary, model.tokenizer, tools, many=False)
+        grammar = notation.grammar(model.vocabulary, model.tokenizer, tools, many=False)
         options = TextOptions(reply=True, shown_token_ids=tuple(marks.values()))
         text = Continuation(model, [5], Sampler(SamplingOptions(temp=1.5)), options, grammar)
         reply = text.read()

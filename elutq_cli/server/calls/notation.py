@@ -2,11 +2,19 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elutq_cli.generation.grammar import COMPACT_LAYOUT, Grammar, GrammarError, Vocabulary, lark_string
+from elutq_cli.generation.grammar import (
+    COMPACT_LAYOUT,
+    JSON_LAYOUT,
+    Grammar,
+    GrammarError,
+    Schema,
+    Vocabulary,
+    lark_string,
+)
 from elutq_formats.tokenizer import Tokenizer
 
 MOST_CALLS = 16
@@ -84,7 +92,14 @@ class Notation:
         ids = {mark: tokenizer.token_id(mark) for mark in (*self.openings, *self.first, *self.skipped)}
         return {mark: token for mark, token in ids.items() if token is not None and tokenizer.is_hidden(token)}
 
-    def forced(self, vocabulary: Vocabulary, tokenizer: Tokenizer, tools: Sequence[Tool], many: bool) -> Grammar:
+    def grammar(
+        self,
+        vocabulary: Vocabulary,
+        tokenizer: Tokenizer,
+        tools: Sequence[Tool],
+        many: bool,
+        answer: Schema | None = None,
+    ) -> Grammar:
         """Return the grammar of a reply that is calls of these tools and nothing else.
 
         Args:
@@ -92,13 +107,17 @@ class Notation:
             tokenizer: the model's.
             tools: one or more.
             many: whether it may be several calls.
+            answer: a JSON schema of what the reply may be instead; None: nothing.
 
         Raises:
             GrammarError: the schema of a tool cannot be honoured; the message names the tool and the part.
         """
         marks = self.marks(tokenizer)
         again = f"({_written(self.separator, marks)} call){{0,{MOST_CALLS - 1}}}" if many else ""
-        rules = [f"start: {_written(self.begin, marks)} call {again} {_written(self.end, marks)}"]
+        rules = [f"calls: {_written(self.begin, marks)} call {again} {_written(self.end, marks)}"]
+        rules.append("start: calls" if answer is None else "start: calls | answer")
+        if answer is not None:
+            rules.append(f"answer: %json {json.dumps(_with_layout(answer, JSON_LAYOUT))}")
         rules.append("call: " + " | ".join(f"call_{at}" for at in range(len(tools))))
         for at, tool in enumerate(tools):
             try:
@@ -107,9 +126,12 @@ class Notation:
                 raise GrammarError(f"{tool.place}: {error}") from error
             head = self.head.replace("NAME", json.dumps(tool.name, ensure_ascii=False)).replace("BARE", tool.name)
             rules.append(f"call_{at}: {_written(head, marks)} arguments_{at} {_written(self.tail, marks)}")
-            schema = {**tool.parameters, "x-guidance": COMPACT_LAYOUT}
-            rules.append(f"arguments_{at}: %json {json.dumps(schema)}")
+            rules.append(f"arguments_{at}: %json {json.dumps(_with_layout(tool.parameters, COMPACT_LAYOUT))}")
         return Grammar.of_lark(vocabulary, "\n".join(rules))
+
+
+def _with_layout(schema: Schema, layout: Mapping[str, object]) -> Schema:
+    return {**({} if isinstance(schema, bool) else schema), "x-guidance": layout}
 
 
 def _written(text: str, marks: dict[str, int]) -> str:
