@@ -220,6 +220,38 @@ VARIANTS = (
             "query_pre_attn_scalar": 40,
         },
     ),
+    # Gemma 1: the same gate, embedding and norms, and one key.
+    Variant(
+        "gemma",
+        {
+            "model_type": "gemma",
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    # Gemma 2: softcaps that both bite.
+    Variant(
+        "gemma2",
+        {
+            "model_type": "gemma2",
+            "hidden_act": None,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 40,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
     # OLMo 2: grouped queries, so that the two norms of heads are of two widths.
     Variant("olmo2", {"model_type": "olmo2", "num_hidden_layers": 2}),
     # OLMo 3: yarn in the layers without a window alone.
@@ -386,6 +418,8 @@ VARIANTS = (
 
 ARCHITECTURES = {
     "exaone4": "Exaone4ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "granite": "GraniteForCausalLM",

@@ -12,7 +12,13 @@ from elutq_formats.stored_weights import open_weights
 
 ARCHITECTURE_NUMBERS = {name: number for number, name in MODEL_ARCH_NAMES.items()}
 
-ARCHITECTURES = {"mistral": "llama", "ministral": None, "ministral3": None, "gemma3_text": "gemma3", "olmo3": "olmo2"}
+ARCHITECTURES = {
+    "mistral": "llama",
+    "ministral": None,
+    "ministral3": None,
+    "gemma3_text": "gemma3",
+    "olmo3": "olmo2",
+}
 """Llama.cpp's name of a family, where it is another; None: such files are not read."""
 
 PERMUTED = ("llama", "smollm3", "granite")
@@ -114,7 +120,7 @@ def describe(folder, kind=GGMLQuantizationType.F32):
             array = permute(array, heads)
         if architecture in PERMUTED and ".k_proj." in name:
             array = permute(array, kv_heads)
-        if architecture == "gemma3" and name.endswith("norm.weight"):
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
             array = array + 1
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = encode(array, kind)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -180,8 +186,12 @@ def own_keys(config, architecture, head_dim, rope):
         found["attention.sliding_window"] = config["sliding_window"]
     if config["model_type"] in ("gemma3_text", "olmo3", "exaone4"):
         found["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config["layer_types"]]
-    if architecture == "gemma3":
+    if "query_pre_attn_scalar" in config:
         found["attention.scale"] = config["query_pre_attn_scalar"] ** -0.5
+    if architecture == "gemma2":
+        found |= {name: config[name] for name in ("attn_logit_softcapping", "final_logit_softcapping")}
+        found["attention.sliding_window_pattern"] = [True, False]
+    if architecture == "gemma3":
         found["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
     if architecture == "granite":
         found |= {

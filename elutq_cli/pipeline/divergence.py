@@ -17,6 +17,7 @@ from elutq_cli.pipeline.products import map_few, multiply, pieces, quiet
 from elutq_cli.pipeline.stage import Backend
 from elutq_cli.pipeline.streams import Pair, Streams
 from elutq_cli.reference import Array, Namespace
+from elutq_cli.reference.attention import soften
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,11 @@ class Divergence:
 
 
 def measure_divergence(
-    streams: Streams, head_input: Callable[[Array], Array], head: Iterable[HeadRows], backend: Backend
+    streams: Streams,
+    head_input: Callable[[Array], Array],
+    head: Iterable[HeadRows],
+    backend: Backend,
+    softcap: float | None = None,
 ) -> Divergence | None:
     """Compare predictions on the calibration sequences that are compared and on those that are held out.
 
@@ -55,13 +60,14 @@ def measure_divergence(
         head_input: applies the last norm.
         head: all rows of it, in runs.
         backend: runs the products.
+        softcap: of the logits; None: none.
 
     Returns:
         None where the predictions are not finite, with a warning.
     """
     seen = streams.compared()
     held_out = [] if streams.held_out_pair is None else list(zip(*streams.held_out_pair, strict=True))
-    found = divergences([*seen, *held_out], head_input, head, backend)
+    found = divergences([*seen, *held_out], head_input, head, backend, softcap)
     if not np.isfinite(found).all():
         log.warning("the model's predictions on the calibration text are not finite: it cannot be used on such text")
         return None
@@ -70,7 +76,11 @@ def measure_divergence(
 
 
 def divergences(
-    sequences: Sequence[Pair], head_input: Callable[[Array], Array], head: Iterable[HeadRows], backend: Backend
+    sequences: Sequence[Pair],
+    head_input: Callable[[Array], Array],
+    head: Iterable[HeadRows],
+    backend: Backend,
+    softcap: float | None = None,
 ) -> DoubleArray:
     """Return KL(exact || quantized) of each sequence's predictions, in nats a token: (sequences,).
 
@@ -80,6 +90,7 @@ def divergences(
         head_input: applies the last norm.
         head: all rows of it, in runs.
         backend: runs the products.
+        softcap: of the logits; None: none.
     """
     tallies = [
         _Tally(hidden[tokens], exact[tokens])
@@ -88,7 +99,7 @@ def divergences(
     ]
     for rows in head:
         exact_rows, quantized_rows = map(backend.place, rows)
-        add = partial(_add_rows, head_input, exact_rows, quantized_rows, backend)
+        add = partial(_add_rows, head_input, exact_rows, quantized_rows, backend, softcap)
         map_few(quiet(add), tallies, backend)
     of_tokens = np.concatenate([tally.divergence() for tally in tallies])
     return np.asarray(of_tokens.reshape(len(sequences), -1).mean(axis=1))
@@ -118,11 +129,16 @@ class _Tally:
 
 
 def _add_rows(
-    head_input: Callable[[Array], Array], exact_rows: Array, quantized_rows: Array, backend: Backend, tally: _Tally
+    head_input: Callable[[Array], Array],
+    exact_rows: Array,
+    quantized_rows: Array,
+    backend: Backend,
+    softcap: float | None,
+    tally: _Tally,
 ) -> None:
     xp = backend.xp
-    a = multiply(head_input(backend.place(tally.exact)), exact_rows.T, backend)
-    b = multiply(head_input(backend.place(tally.hidden)), quantized_rows.T, backend)
+    a = soften(multiply(head_input(backend.place(tally.exact)), exact_rows.T, backend), softcap, xp)
+    b = soften(multiply(head_input(backend.place(tally.hidden)), quantized_rows.T, backend), softcap, xp)
     weights_a, log_a = _exponentials(a, xp)
     _, log_b = _exponentials(b, xp)
     gap = xp.sum(weights_a * (a - b), axis=-1) / xp.sum(weights_a, axis=-1)

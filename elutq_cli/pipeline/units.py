@@ -88,7 +88,9 @@ class Run:
             sources, streams = self.tune_end_to_end(self.text, streams, state)
         self.progress.note("comparing predictions")
         head_input = self.head_input(self.tensors.load(FINAL_NORM))
-        return sources, measure_divergence(streams, head_input, self.tensors.head_rows(), self.backend)
+        return sources, measure_divergence(
+            streams, head_input, self.tensors.head_rows(), self.backend, self.config.logit_softcap
+        )
 
     def open_streams(self) -> tuple[Streams | None, list[FloatArray]]:
         """Return the streams that the last unit left, None without a text, and what it left beside them."""

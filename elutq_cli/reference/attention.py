@@ -79,6 +79,11 @@ def rotate(x: Array, cos: Array, sin: Array, xp: Namespace) -> Array:
     return xp.concatenate(parts if x.shape[-1] == 2 * half else [*parts, x[..., 2 * half :]], axis=-1)
 
 
+def soften(x: Array, softcap: float | None, xp: Namespace) -> Array:
+    """Keep x below a softcap, by tanh; None: it is as it is."""
+    return x if softcap is None else softcap * xp.tanh(x / softcap)
+
+
 def by_kv_head(x: Array, n_kv_heads: int, xp: Namespace) -> Array:
     """Heads under the KV head that serves them: (..., n, heads, d) -> (..., kv_heads, heads / kv_heads, n, d)."""
     *tokens, n_heads, head_dim = x.shape
@@ -92,7 +97,7 @@ def by_token(x: Array, xp: Namespace) -> Array:
 
 
 def attention_pieces(
-    q: Array, k: Array, positions: Positions, window: int | None, xp: Namespace
+    q: Array, k: Array, positions: Positions, window: int | None, xp: Namespace, softcap: float | None = None
 ) -> Iterator[tuple[slice, slice, Array]]:
     """Yield queries QUERY_ROWS at a time, the keys of which they see some, and exp(scores - the row's largest).
 
@@ -102,6 +107,7 @@ def attention_pieces(
         positions: of the n queries.
         window: a query sees itself and the window - 1 keys before it; None: all before it.
         xp: numpy or torch.
+        softcap: of the scores; None: none.
     """
     n_tokens = q.shape[-2]
     for row in range(0, n_tokens, QUERY_ROWS):
@@ -112,11 +118,14 @@ def attention_pieces(
         masked = keys > queries
         if window is not None:
             masked = masked | (keys <= queries - window)
-        scores = xp.where(masked, -np.inf, q[..., rows, :] @ k[..., begin:end, :].swapaxes(-1, -2))
+        scores = soften(q[..., rows, :] @ k[..., begin:end, :].swapaxes(-1, -2), softcap, xp)
+        scores = xp.where(masked, -np.inf, scores)
         yield rows, slice(begin, end), xp.exp(scores - xp.amax(scores, axis=-1, keepdims=True))
 
 
-def attend(q: Array, k: Array, v: Array, positions: Positions, window: int | None, xp: Namespace) -> Array:
+def attend(
+    q: Array, k: Array, v: Array, positions: Positions, window: int | None, xp: Namespace, softcap: float | None = None
+) -> Array:
     """Causal scaled dot-product attention; every KV head serves heads / kv_heads consecutive query heads.
 
     Args:
@@ -126,6 +135,7 @@ def attend(q: Array, k: Array, v: Array, positions: Positions, window: int | Non
         positions: of the n queries.
         window: see `attention_pieces`.
         xp: numpy or torch.
+        softcap: of the scores; None: none.
 
     Returns:
         (..., n, heads * head_dim)
@@ -134,6 +144,6 @@ def attend(q: Array, k: Array, v: Array, positions: Positions, window: int | Non
     q, k, v = (by_kv_head(x, n_kv_heads, xp) for x in (q * head_dim**-0.5, k, v))
     outputs = [
         (weights @ v[..., keys, :]) / xp.sum(weights, axis=-1, keepdims=True)
-        for _, keys, weights in attention_pieces(q, k, positions, window, xp)
+        for _, keys, weights in attention_pieces(q, k, positions, window, xp, softcap)
     ]
     return by_token(xp.concatenate(outputs, axis=-2), xp)

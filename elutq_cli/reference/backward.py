@@ -21,6 +21,7 @@ from elutq_cli.reference.attention import (
     by_kv_head,
     by_token,
     rotate,
+    soften,
 )
 from elutq_cli.reference.transformer import Block, Head, Observe
 from elutq_formats.block import Branch
@@ -94,9 +95,17 @@ def prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
         weights = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))
         of_logits = weights / xp.sum(weights, axis=-1, keepdims=True)
         of_logits[xp.arange(len(rows)), draw(weights, uniform[row : row + LOGIT_ROWS], xp)] -= 1.0
+        if head.config.logit_softcap is not None:
+            of_logits = of_logits * softcap_slope(logits, head.config.logit_softcap)
         of_normalised = head.multiply(of_logits, head.weight)
         gradients.append(rms_norm_gradient(rows, head.norm, epsilon, of_normalised, xp))
     return xp.concatenate(gradients, axis=0)
+
+
+def softcap_slope(softened: Array, softcap: float) -> Array:
+    """Return the derivative of `soften`, from its value."""
+    share = softened / softcap
+    return 1.0 - share * share
 
 
 def draw(weights: Array, uniform: Array, xp: Namespace) -> Array:
@@ -150,7 +159,9 @@ def attention_gradient(block: Block, back: Back, x: Array, gradient: Array, posi
     """Go back through ``block.attention_values(x, positions)``: (..., n, heads * head_dim) -> (..., n, hidden_size)."""
     raw_q, raw_k, v = (block.heads(name, x) for name in ("q", "k", "v"))
     q, k = block.positioned("q", raw_q, positions), block.positioned("k", raw_k, positions)
-    of_q, of_k, of_v = attention_gradients(q, k, v, gradient.reshape(q.shape), positions, block.data.window, block.xp)
+    of_q, of_k, of_v = attention_gradients(
+        q, k, v, gradient.reshape(q.shape), positions, block.data.window, block.xp, block.config.attention_softcap
+    )
     of_q = positioned_gradient(block, "q", raw_q, of_q, positions)
     of_k = positioned_gradient(block, "k", raw_k, of_k, positions)
     return heads_gradient(back, "q", of_q) + heads_gradient(back, "k", of_k) + heads_gradient(back, "v", of_v)
@@ -164,9 +175,16 @@ def gated_gradient(block: Block, branch: Branch, back: Back, x: Array, gradient:
 
 
 def attention_gradients(
-    q: Array, k: Array, v: Array, gradient: Array, positions: Positions, window: int | None, xp: Namespace
+    q: Array,
+    k: Array,
+    v: Array,
+    gradient: Array,
+    positions: Positions,
+    window: int | None,
+    xp: Namespace,
+    softcap: float | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Go back through ``attend(q, k, v, positions, window, xp)``.
+    """Go back through ``attend(q, k, v, positions, window, xp, softcap)``.
 
     Args:
         q: (..., n, heads, head_dim), rotated.
@@ -176,6 +194,7 @@ def attention_gradients(
         positions: of the n tokens, from 0 on.
         window: see `attention_pieces`.
         xp: numpy or torch.
+        softcap: of the scores; None: none.
 
     Returns:
         The gradients with respect to q, k and v, in their shapes.
@@ -183,10 +202,13 @@ def attention_gradients(
     shape, kv_shape, scale = q.shape, k.shape, q.shape[-1] ** -0.5
     q, k, v, gradient = (by_kv_head(each, kv_shape[-2], xp) for each in (q * scale, k, v, gradient))
     of_q, of_k, of_v = [], xp.zeros_like(k), xp.zeros_like(v)
-    for rows, keys, weights in attention_pieces(q, k, positions, window, xp):
+    for rows, keys, weights in attention_pieces(q, k, positions, window, xp, softcap):
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
         of_weights = gradient[..., rows, :] @ v[..., keys, :].swapaxes(-1, -2)
         of_scores = weights * (of_weights - xp.sum(weights * of_weights, axis=-1, keepdims=True))
+        if softcap is not None:
+            scores = soften(q[..., rows, :] @ k[..., keys, :].swapaxes(-1, -2), softcap, xp)
+            of_scores = of_scores * softcap_slope(scores, softcap)
         of_q.append(of_scores @ k[..., keys, :])
         of_k[..., keys, :] += product_over_queries(of_scores, q[..., rows, :])
         of_v[..., keys, :] += product_over_queries(weights, gradient[..., rows, :])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.reference.activation import activate
-from elutq_cli.reference.attention import Array, Namespace, Positions, attend, rotate
+from elutq_cli.reference.attention import Array, Namespace, Positions, attend, rotate, soften
 from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
 
@@ -146,7 +146,7 @@ class Block:
                 past_k, past_v = cache[self.layer]
                 k, v = xp.concatenate((past_k, k), axis=-3), xp.concatenate((past_v, v), axis=-3)
             cache[self.layer] = (k, v)
-        return attend(q, k, v, positions, self.data.window, xp)
+        return attend(q, k, v, positions, self.data.window, xp, self.config.attention_softcap)
 
     def heads(self, name: str, x: Array) -> Array:
         """Project the normalised x: (..., n, hidden_size) to q, k or v: (..., n, heads or kv_heads, head_dim)."""
@@ -204,7 +204,8 @@ class Head:
 
     def __call__(self, x: Array) -> Array:
         """Turn the last block's output x: (..., hidden_size) into logits (..., vocab_size)."""
-        return self.multiply(rms_norm(x, self.norm, self.config.rms_norm_eps, self.xp), self.weight.T)
+        logits = self.multiply(rms_norm(x, self.norm, self.config.rms_norm_eps, self.xp), self.weight.T)
+        return soften(logits, self.config.logit_softcap, self.xp)
 
 
 class Transformer:

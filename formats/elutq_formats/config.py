@@ -57,6 +57,8 @@ class ModelConfig:
         norm_before: what a branch reads of the residual stream passes an RMSNorm.
         norm_after: what a branch writes to it does.
         hidden_act: of the MLP's gate.
+        attention_softcap: scores s are softcap * tanh(s / softcap); None: as they are.
+        logit_softcap: the same of logits.
         bos_token_id: first token of a text, if the model has one: the tokenizer's, else what the configuration says.
         eos_token_ids: every token that ends a text, by the tokenizer or the configuration; the tokenizer's own first.
     """
@@ -87,6 +89,8 @@ class ModelConfig:
     norm_before: bool = True
     norm_after: bool = False
     hidden_act: Activation = "silu"
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 

@@ -19,6 +19,7 @@ MODEL_TYPE = "elutq.model_type"
 ROPE_SCALING = "elutq.rope_scaling"
 SLIDING_LAYERS, ROPE_LAYERS = "attention.sliding_window_pattern", "rope.layers"
 ATTENTION_FACTOR, LONG_CONTEXT = "rope.scaling.attn_factor", "rope.scaling.original_context_length"
+ATTENTION_SOFTCAP, LOGIT_SOFTCAP = "attn_logit_softcapping", "final_logit_softcapping"
 LOCAL_BASE, ACTIVATION = "rope.freq_base_swa", "hidden_activation"
 
 _KNOWN = (
@@ -26,7 +27,7 @@ _KNOWN = (
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "attention.sliding_window", SLIDING_LAYERS),
     *("rope.dimension_count", "rope.freq_base", LOCAL_BASE, ROPE_LAYERS),
-    *(ATTENTION_FACTOR, LONG_CONTEXT, ACTIVATION),
+    *(ATTENTION_FACTOR, LONG_CONTEXT, ACTIVATION, ATTENTION_SOFTCAP, LOGIT_SOFTCAP),
 )
 """Keys of an architecture in a model file, as the C runtime has them; another may change what the model computes."""
 EOS_TOKEN_IDS = "elutq.eos_token_ids"
@@ -83,6 +84,9 @@ def _describe_layers(config: ModelConfig, prefix: str) -> Iterator[MetadataEntry
     if config.rope_scaling is not None and config.rope_scaling.rope_type == "longrope":
         context = config.rope_scaling.original_max_position_embeddings
         yield f"{prefix}.{LONG_CONTEXT}", context, ValueType.UINT32
+    for name, value in ((ATTENTION_SOFTCAP, config.attention_softcap), (LOGIT_SOFTCAP, config.logit_softcap)):
+        if value is not None:
+            yield f"{prefix}.{name}", value, ValueType.FLOAT32
     if config.hidden_act != "silu":
         yield f"{prefix}.{ACTIVATION}", config.hidden_act, ValueType.STRING
 
@@ -167,6 +171,9 @@ def _read_layers(metadata: Metadata, prefix: str) -> dict[str, Any]:
             found[name] = tuple(metadata.array(f"{prefix}.{key}", ValueType.BOOL))
     if f"{prefix}.{LOCAL_BASE}" in metadata:
         found["local_rope_theta"] = metadata.number(f"{prefix}.{LOCAL_BASE}")
+    for name, key in (("attention_softcap", ATTENTION_SOFTCAP), ("logit_softcap", LOGIT_SOFTCAP)):
+        if f"{prefix}.{key}" in metadata:
+            found[name] = metadata.number(f"{prefix}.{key}")
     if f"{prefix}.{ACTIVATION}" in metadata:
         found["hidden_act"] = metadata.string(f"{prefix}.{ACTIVATION}")
         if found["hidden_act"] not in get_args(Activation):

@@ -12,7 +12,6 @@ _LAYER_NORM = "LayerNorm with biases"
 _STATES = "layers with a state in the place of keys and values"
 _PARALLEL = "attention and MLP side by side, after one LayerNorm"
 _LATENT = "latent attention and mixtures of experts"
-_SOFTCAP = "softcaps of scores and logits"
 _IMAGES = "images, and positions in three dimensions"
 _NO_DECODER = "anything but a decoder of text"
 
@@ -29,8 +28,6 @@ _MISSING: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "jamba", "zamba2", "bamba", "rwkv"), (_STATES, "llama")),
     **dict.fromkeys(("nemotron_h", "falcon_h1", "lfm2", "lfm2_moe", "recurrent_gemma"), (_STATES, "llama")),
     "granitemoehybrid": (_STATES, "granite"),
-    "gemma": ("its plain GELU gate", "gemma3_text"),
-    "gemma2": (_SOFTCAP, "gemma3_text"),
     **dict.fromkeys(("gemma3n", "gemma3n_text"), ("embeddings for each layer", "gemma3_text")),
     **dict.fromkeys(("gemma4", "gemma4_text"), ("keys that layers share", "gemma3_text")),
     **dict.fromkeys(("cohere", "cohere2", "falcon", "gpt_neox", "gptj", "phi", "stablelm"), (_PARALLEL, "llama")),

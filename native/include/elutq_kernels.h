@@ -90,12 +90,12 @@ struct elutq_cache_kernels {
     /*
      * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head, as far as
      * part `part` of the keys goes, those from ELUTQ_ATTEND_KEYS * part on: y = sum exp(score - largest) * value, where
-     * score = scale * query . key. The last token sees all n_keys keys, each one before it one key less.
+     * score = scale * query . key, or softcap * tanh(that / softcap) where softcap is not 0. The last token sees all n_keys keys, each one before it one key less.
      * queries, y: [n_tokens][n_queries][head_dim]; weighings: [n_tokens][n_queries]; keys, values: n_keys rows, one behind
      * the other, finite; n_keys >= n_tokens; scores: scratch [n_tokens][n_queries][ELUTQ_ATTEND_STRIDE].
      */
     void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,
-                   uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float *scores,
+                   uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float softcap, float *scores,
                    struct elutq_weighing *weighings, float *y);
 };
 
@@ -145,6 +145,9 @@ struct elutq_kernels {
 
     /* y[n] = GELU(gate), by its approximation with tanh, * up; y may be gate or up. */
     void (*geglu)(const float *gate, const float *up, uint32_t n, float *y);
+
+    /* x[n] = cap * tanh(x / cap), cap > 0. */
+    void (*soften)(float *x, uint32_t n, float cap);
 
     /* y[n] += x[n]. */
     void (*add)(const float *x, uint32_t n, float *y);

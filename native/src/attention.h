@@ -302,7 +302,7 @@ INLINE void add_values(enum elutq_cache_type type, float *weights, uint32_t n_ro
 
 INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_tokens, uint32_t n_queries,
                    const uint8_t *keys, const uint8_t *values, uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale,
-                   float *scores, struct elutq_weighing *weighings, float *y) {
+                   float softcap, float *scores, struct elutq_weighing *weighings, float *y) {
     const size_t row_bytes = elutq_cache_row_bytes(type, head_dim);
     const uint32_t n_rows = n_tokens * n_queries, first = part * ELUTQ_ATTEND_KEYS, left = n_keys - first;
     const uint32_t n = left < ELUTQ_ATTEND_KEYS ? left : ELUTQ_ATTEND_KEYS;
@@ -311,6 +311,8 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
         float *weights = scores + (size_t)q * ELUTQ_ATTEND_STRIDE;
         const uint32_t all = n_keys - (n_tokens - 1 - q / n_queries); /* that this query sees, from the first */
         const uint32_t after = all > first ? all - first : 0, n_seen = after < n ? after : n;
+        if (softcap != 0)
+            soften(weights, n_seen, softcap);
         weighings[q] = n_seen > 0 ? weigh(weights, n_seen) : (struct elutq_weighing){-INFINITY, 0};
         memset(weights + n_seen, 0, (n - n_seen) * sizeof *weights);
     }
@@ -320,9 +322,10 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
 
 #define ATTEND(name, type)                                                                                                     \
     KERNEL void name(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,        \
-                     uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float *scores,                            \
+                     uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float softcap, float *scores,             \
                      struct elutq_weighing *weighings, float *y) {                                                             \
-        attend(type, queries, n_tokens, n_queries, keys, values, n_keys, part, head_dim, scale, scores, weighings, y);         \
+        attend(type, queries, n_tokens, n_queries, keys, values, n_keys, part, head_dim, scale, softcap, scores, weighings,    \
+               y);                                                                                                             \
     }
 ATTEND(attend_f16, ELUTQ_CACHE_F16)
 ATTEND(attend_q8, ELUTQ_CACHE_Q8)

@@ -47,6 +47,21 @@ INLINE v16 v16_exp(v16 x) {
     return v16_scale2(p, n);
 }
 
+/* tanh(u) = 1 - 2 / (exp(2 u) + 1): off by no more than 2^-23 and the error of exp. */
+INLINE v16 soften_lanes(v16 x, v16 cap, v16 twice_inverse) {
+    v16 one = v16_set1(1), e = v16_exp(v16_mul(x, twice_inverse));
+    return v16_mul(cap, v16_sub(one, v16_div(v16_set1(2), v16_add(e, one))));
+}
+
+KERNEL void soften(float *x, uint32_t n, float cap) {
+    const v16 caps = v16_set1(cap), twice_inverse = v16_set1(2.0f / cap);
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(x + i, soften_lanes(v16_load(x + i), caps, twice_inverse));
+    if (i < n)
+        store_first(x + i, soften_lanes(load_first(x + i, n - i), caps, twice_inverse), n - i);
+}
+
 #include "activation_kernels.h"
 #include "stored_row.h"
 #include "f16_gemm.h"
@@ -140,7 +155,7 @@ KERNEL float read_floats(const float *bytes, size_t n) {
 /* The members of struct elutq_kernels that this file and its parts define, for its initialiser. */
 #define ELUTQ_FLOAT_KERNELS                                                                                                    \
     .build_tables = build_tables, .gemm_f16 = gemm_f16, .rms_scale = rms_scale, .scale_by = scale_by, .rope = rope,           \
-    .swiglu = swiglu, .geglu = geglu, .add = add, .join_parts = join_parts, .finish_parts = finish_parts,                     \
+    .swiglu = swiglu, .geglu = geglu, .soften = soften, .add = add, .join_parts = join_parts, .finish_parts = finish_parts,                     \
     .read_floats = read_floats,                                                                                               \
     .cache = {[ELUTQ_CACHE_F16] = {store_f16, attend_f16}, [ELUTQ_CACHE_Q8] = {store_q8, attend_q8}}
 

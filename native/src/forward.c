@@ -197,6 +197,16 @@ static void hand_out_hidden(const struct elutq_pass *pass, unsigned thread) {
     elutq_pool_barrier(engine->pool, thread);
 }
 
+/* Items: a row of logits. */
+static void soften_logits(const struct elutq_pass *pass, unsigned thread) {
+    const struct elutq_engine *engine = pass->engine;
+    const struct elutq_config *config = &engine->model->config;
+    unsigned item;
+    while (elutq_take(pass, thread, engine->wanted.n_rows, &item))
+        engine->model->kernels->soften(engine->logits[item], config->vocab_size, config->logit_softcap);
+    elutq_pool_barrier(engine->pool, thread);
+}
+
 static void head(struct elutq_pass *pass, unsigned thread) {
     const struct elutq_engine *engine = pass->engine;
     const struct elutq_model *model = engine->model;
@@ -205,6 +215,8 @@ static void head(struct elutq_pass *pass, unsigned thread) {
     elutq_prepare_input(pass, thread, &normed, &engine->wanted, model->config.hidden_size, &project, 1);
     mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, &engine->wanted, &project, 1);
+    if (model->config.logit_softcap != 0)
+        soften_logits(pass, thread);
     mark(pass, thread, ELUTQ_HEAD);
 }
 

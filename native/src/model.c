@@ -62,6 +62,8 @@ static const char *const CONFIG_KEYS[] = {
     "rope.scaling.attn_factor",
     "rope.scaling.original_context_length",
     "hidden_activation",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
 };
 
 static void refuse_unknown_keys(struct loader *loader) {
@@ -125,6 +127,10 @@ static void load_config(struct loader *loader) {
         config_u32(loader, "attention.sliding_window", ELUTQ_MAX_CONTEXT, &config->sliding_window);
     if (has_config(loader, "rope.freq_base_swa"))
         config_f32(loader, "rope.freq_base_swa", &config->local_rope_theta);
+    if (has_config(loader, "attn_logit_softcapping"))
+        config_f32(loader, "attn_logit_softcapping", &config->attention_softcap);
+    if (has_config(loader, "final_logit_softcapping"))
+        config_f32(loader, "final_logit_softcapping", &config->logit_softcap);
     config->rope_factor = 1;
     if (has_config(loader, "rope.scaling.attn_factor"))
         config_f32(loader, "rope.scaling.attn_factor", &config->rope_factor);

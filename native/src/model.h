@@ -23,6 +23,8 @@ struct elutq_config {
     float rope_theta;
     float local_rope_theta; /* of layers that slide; 0: the same */
     float rope_factor;      /* of cosines and sines, not of local ones */
+    float attention_softcap; /* of scores; 0: none */
+    float logit_softcap;     /* the same of logits */
     bool gelu;              /* the MLP's gate is a GELU, not a SiLU */
     bool norm_spans_heads;  /* queries and keys are normed whole, not each head by itself */
 };

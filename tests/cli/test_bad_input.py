@@ -113,7 +113,7 @@ def truncated_shard(folder):
 
 
 def unsupported_architecture(folder):
-    change_config(folder, model_type="gemma2")
+    change_config(folder, model_type="gpt2")
 
 
 def mixture_of_experts(folder):
@@ -143,7 +143,7 @@ def no_tokenizer(folder):
     [
         (missing_shard, "model-00002-of-00002.safetensors"),
         (truncated_shard, "model-00002-of-00002.safetensors"),
-        (unsupported_architecture, "gemma2"),
+        (unsupported_architecture, "gpt2"),
         (mixture_of_experts, "mixtral"),
         (quantized_already, "quantiz"),
         (broken_config, "config.json"),

@@ -192,7 +192,7 @@ def missing_tensor(hub):
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        (lambda hub: change_config(hub, model_type="gemma2"), {}, "model type 'gemma2' is not supported"),
+        (lambda hub: change_config(hub, model_type="gpt2"), {}, "model type 'gpt2' is not supported"),
         (lambda hub: change_config(hub, vocab_size=77), {}, "embed_tokens.weight has shape"),
         (lambda hub: hub.files.update({"tokenizer.json": b"<html>"}), {}, "tokenizer.json is damaged"),
         (lambda hub: hub.files.update({"chat_template.jinja": b"{% if %}"}), {}, "template is not valid Jinja"),

@@ -266,7 +266,7 @@ REFUSED = {
         {"model_type": "mixtral"},
         "'mixtral' is not supported: it needs mixtures of experts; the nearest that is supported is mistral$",
     ),
-    "gemma2": ({"model_type": "gemma2"}, "it needs softcaps of scores and logits; .* is gemma3_text$"),
+    "gpt2": ({"model_type": "gpt2"}, "it needs LayerNorm with biases; .* is llama$"),
     "multimodal": (
         {"model_type": "llava", "text_config": {"model_type": "qwen2"}},
         r"'llava' is not supported: it needs more than text \(text_config\); the nearest that is supported is qwen2$",

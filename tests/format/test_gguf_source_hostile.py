@@ -36,7 +36,7 @@ def one_line(path):
 # ---- metadata: key, value (None: without it), what is said
 
 METADATA = [
-    ("general.architecture", "gemma2", "architecture 'gemma2' is not supported: exaone4, gemma3"),
+    ("general.architecture", "gpt2", "architecture 'gpt2' is not supported: exaone4, gemma"),
     ("general.architecture", "elutq\x00", "architecture 'elutq\\x00' is not supported"),
     ("llama.expert_count", 8, "mixtures of experts (expert_count) are not supported"),
     ("llama.block_count", None, "it has no llama.block_count"),

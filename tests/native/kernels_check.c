@@ -277,6 +277,7 @@ static void check_elementwise(const struct elutq_kernels *kernels, uint32_t n) {
     COMPARE("scale_by", n, set->scale_by(a, 0.7f, b, n, y));
     COMPARE("swiglu", n, set->swiglu(b, a, n, y));
     COMPARE("geglu", n, set->geglu(b, a, n, y));
+    COMPARE("soften", n, (memcpy(y, b, n * sizeof *y), set->soften(y, n, 30)));
     COMPARE("add", n, (memcpy(y, a, n * sizeof *y), set->add(b, n, y)));
     if (n % 2 == 0)
         COMPARE("rope", n, (memcpy(y, a, n * sizeof *y), set->rope(y, c, d, n)));
@@ -327,9 +328,9 @@ static void check_attend(const struct elutq_kernels *kernels, enum elutq_cache_t
     struct elutq_weighing *weighings = guarded(2 * n_rows * sizeof *weighings);
     float *part = guarded(n_rows * head_dim * sizeof *part);
     COMPARE("attend", n_rows * head_dim, {
-        set->cache[type].attend(queries, n_tokens, n_queries, keys, values, n_keys, 0, head_dim, 0.2f, scores, weighings, y);
+        set->cache[type].attend(queries, n_tokens, n_queries, keys, values, n_keys, 0, head_dim, 0.2f, 0, scores, weighings, y);
         if (n_keys > ELUTQ_ATTEND_KEYS) {
-            set->cache[type].attend(queries, n_tokens, n_queries, keys, values, n_keys, 1, head_dim, 0.2f, scores,
+            set->cache[type].attend(queries, n_tokens, n_queries, keys, values, n_keys, 1, head_dim, 0.2f, 0, scores,
                                     weighings + n_rows, part);
             set->join_parts(weighings + n_rows, part, (uint32_t)n_rows, head_dim, weighings, y);
         }

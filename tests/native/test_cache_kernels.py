@@ -48,7 +48,7 @@ def stored(kernels, cache_type, x, memory):
     return rows, rows[:, :head_dim].view(np.int8) * scales
 
 
-def attend(kernels, cache_type, queries, rows, n_keys, memory):
+def attend(kernels, cache_type, queries, rows, n_keys, memory, softcap=0):
     """What queries (n_tokens, n_queries, head_dim) attend to in rows of keys and of values, their parts joined."""
     n_tokens, n_queries, head_dim = queries.shape
     n_rows, found = n_tokens * n_queries, []
@@ -56,7 +56,7 @@ def attend(kernels, cache_type, queries, rows, n_keys, memory):
         scores = memory.array((n_rows, lib.ELUTQ_ATTEND_STRIDE), np.float32)
         weighings, y = memory.array((n_rows, 2), np.float32), memory.array(queries.shape, np.float32)
         caches = [ffi.from_buffer(array) for array in rows]
-        arguments = (floats(memory.copy(queries)), n_tokens, n_queries, *caches, n_keys, part, head_dim, 0.3)
+        arguments = (floats(memory.copy(queries)), n_tokens, n_queries, *caches, n_keys, part, head_dim, 0.3, softcap)
         weighing = ffi.from_buffer("struct elutq_weighing[]", weighings)
         kernels.cache[cache_type].attend(*arguments, floats(scores), weighing, floats(y))
         found.append((weighing, y))
@@ -87,6 +87,19 @@ def test_attention(name, cache_type, head_dim, n_keys, n_tokens, n_queries, memo
     exact = exact / exact.sum(axis=-1, keepdims=True) @ v
     assert np.allclose(y, exact, atol=2e-6)
     assert np.array_equal(y, attend(SCALAR, cache_type, q, rows, n_keys, memory))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("n_keys", [4, 37, 259])
+def test_scores_have_a_softcap(name, n_keys, memory, rng):
+    q = memory.copy(rng.normal(0, 3, (2, 3, 20)).astype(np.float32))
+    pairs = [stored(SETS[name], F16, rng.normal(0, 3, (n_keys, 20)).astype(np.float32), memory) for _ in range(2)]
+    (key_rows, k), (value_rows, v) = pairs
+    y = attend(SETS[name], F16, q, (key_rows, value_rows), n_keys, memory, 2.5)
+    exact = np.exp(2.5 * np.tanh(0.3 * q.astype(np.float64) @ k.T / 2.5))
+    exact = np.where(np.arange(n_keys) <= (n_keys - 2 + np.arange(2))[:, None, None], exact, 0)
+    assert np.allclose(y, exact / exact.sum(axis=-1, keepdims=True) @ v, atol=2e-5)
+    assert np.array_equal(y, attend(SCALAR, F16, q, (key_rows, value_rows), n_keys, memory, 2.5))
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -70,6 +70,11 @@ def test_elementwise_kernels(name, n, memory, rng):
     activated = 0.5 * exact * (1 + np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3)))
     assert np.allclose(y, activated * w, rtol=2e-5, atol=2e-6)
 
+    y[:] = x
+    kernels.soften(floats(y), n, 2.5)
+    assert np.allclose(y, 2.5 * np.tanh(exact / 2.5), atol=1e-6)
+
+    y[:] = x
     before = y.copy()
     kernels.add(floats(x), n, floats(y))
     assert np.array_equal(y, before + x)

@@ -76,10 +76,10 @@ def test_gradients_of_a_block_are_those_of_torch(variant, query_rows, monkeypatc
         for name in (shared, *others):  # the weight's gradient is the sum of the output's times the input
             of_output, of_input = (each.reshape(-1, each.shape[-1]) for each in (of_outputs[name], inputs[shared]))
             of_weight = of_output.T @ of_input
-            assert relative_error(of_weight, exact[f"{name}.weight"].grad.numpy()) < 1e-5
+            assert relative_error(of_weight, exact[f"{name}.weight"].grad.numpy()) < 2e-5
     for found, wanted in zip(into, (into_block, into_mlp), strict=True):
         assert found.dtype == np.float32
-        assert relative_error(found, wanted.grad.numpy()) < 1e-5
+        assert relative_error(found, wanted.grad.numpy()) < 2e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

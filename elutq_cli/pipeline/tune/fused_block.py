@@ -22,6 +22,8 @@ class FusedBlock(Block):
     def attention_values(self, x: Array, positions: Positions, cache: KeyValueCache | None = None) -> Array:
         """See ``Block``; there is no cache."""
         assert cache is None
+        if self.config.attention_softcap is not None:
+            return super().attention_values(x, positions)  # which torch has no operation for
         q, k, v = (self.heads(name, x) for name in ("q", "k", "v"))
         q, k = self.positioned("q", q, positions), self.positioned("k", k, positions)
         shared = q.shape[-2] // k.shape[-2]

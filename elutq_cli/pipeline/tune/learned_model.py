@@ -22,6 +22,8 @@ from elutq_cli.pipeline.tune.budget import LOGIT_ROWS
 from elutq_cli.pipeline.tune.fused_block import FusedBlock
 from elutq_cli.pipeline.tune.matrix import LearnedLevels
 from elutq_cli.reference import Block, Positions, block_tensor_names
+from elutq_cli.reference.attention import soften
+from elutq_cli.reference.backward import softcap_slope
 from elutq_formats.config import ModelConfig
 from elutq_formats.hlq import HLQTensor, pack, unpack
 from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM, HEAD
@@ -136,7 +138,7 @@ class LearnedModel:
         The gradient of KL(p || q) for the logits of q is q - p: it is written down, so that no graph keeps logits.
         """
         x.requires_grad_(learn)
-        norm = self._norm
+        norm, softcap = self._norm, self.config.logit_softcap
         n_rows, total = x[..., 0].numel(), 0.0
         for first in range(0, n_rows, LOGIT_ROWS):
             rows = slice(first, min(first + LOGIT_ROWS, n_rows))
@@ -144,12 +146,16 @@ class LearnedModel:
                 normed = functional.rms_norm(x.flatten(0, -2)[rows], norm.shape, norm, self.config.rms_norm_eps)
             with torch.no_grad():
                 expected = torch.log_softmax(exact(rows), dim=-1)
-                found = torch.log_softmax(normed @ self._head.T, dim=-1)
+                logits = soften(normed @ self._head.T, softcap, torch)
+                found = torch.log_softmax(logits, dim=-1)
                 p = expected.exp()
                 total += float(torch.dot(p.flatten(), expected.sub_(found).flatten()))
                 if learn:
-                    slope = found.exp_().sub_(p).div_(n_rows) @ self._head
-                del expected, found, p
+                    of_logits = found.exp_().sub_(p).div_(n_rows)
+                    if softcap is not None:
+                        of_logits *= softcap_slope(logits, softcap)
+                    slope = of_logits @ self._head
+                del expected, found, p, logits
             if learn:
                 normed.backward(slope)
         return total / n_rows, x.grad

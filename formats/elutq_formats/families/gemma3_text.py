@@ -89,7 +89,12 @@ def read_gguf(keys: Keys) -> Settings:
 
 def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
     """The norms are whole there; of the scales of scores llama.cpp knows that of the largest model by its layers."""
-    usual = config.hidden_size / config.num_attention_heads if config.num_hidden_layers == 62 else config.head_dim
+    return scaled(keys, config, config.num_hidden_layers == 62)
+
+
+def scaled(keys: Keys, config: ModelConfig, is_largest: bool) -> Parts:
+    """Return the embedding and queries, multiplied; in the largest model by a head's share of the stream."""
+    usual = config.hidden_size / config.num_attention_heads if is_largest else config.head_dim
     queries = keys.number("attention.scale", usual**-0.5) * config.head_dim**0.5
     return multiplied(config, {}, embedding=config.hidden_size**0.5, queries=queries)
 
