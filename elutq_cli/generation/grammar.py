@@ -21,8 +21,8 @@ ANY_OBJECT: Schema = {"type": "object"}
 LARGEST_SOURCE = 1 << 18
 """Characters of the longest grammar."""
 
-MOST_PARTS = 1024
-"""Parts of a schema that are looked at to find the one at fault."""
+MOST_LOOKED_AT = 1 << 20
+"""Characters of the parts of a schema that are compiled to find the one at fault."""
 
 JSON_LAYOUT = {"whitespace_pattern": r" ?|\n[ \t]{0,32}", "lenient": False}
 """A space, or a line end and an indentation, where JSON may have white space: a text of nothing else would not end."""
@@ -200,11 +200,14 @@ def lark_string(text: str) -> str:
 def _place(vocabulary: Vocabulary, schema: Schema) -> str:
     """Return where in a schema the smallest part is that cannot be honoured by itself, for a message."""
     path: list[str] = []
-    n_left = MOST_PARTS
+    n_left = MOST_LOOKED_AT
     part: object = schema
     while isinstance(part, Mapping):
         for names, inner in _parts(part):
-            n_left -= 1
+            try:
+                n_left -= len(json.dumps(inner))
+            except RecursionError:
+                return _spelled(path)
             if n_left < 0:
                 return _spelled(path)
             if isinstance(inner, Mapping) and not _holds(vocabulary, inner):

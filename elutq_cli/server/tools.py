@@ -59,7 +59,7 @@ def read_tools(fields: Fields, model: LanguageModel, structure: Grammar | None =
     parallel = fields.flag("parallel_tool_calls", True)
     if not tools or chosen is None:
         return None
-    how = spoken(model.required_chat_template, model.tokenizer)
+    how = spoken(model.required_chat_template)
     if how is None:
         raise RequestError("tools are not supported by this model: its chat template does not know of them", "tools")
     if not chosen and structure is not None and structure.schema is None:

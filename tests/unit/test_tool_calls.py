@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from conftest import DATA
 from tool_templates import SILENT, TEMPLATES, TOLD
 
 import elutq
@@ -17,18 +18,6 @@ from elutq_cli.server.tools import ToolUse
 KNOWN = {notation.name: notation for notation in NOTATIONS}
 NAMES = ("weather", "now")
 
-
-class Vocabulary:
-    """As much of a tokenizer as it takes."""
-
-    eos_token_ids = (0,)
-    special_tokens = {}  # noqa: RUF012 (not changed)
-
-    def token(self, _):
-        return "<|end_of_text|>"
-
-
-TOKENIZER = Vocabulary()
 
 WEATHER = ("weather", {"city": 'Oslo "}" <b>', "days": [1, {"a": None}]})
 ARGUMENTS = json.dumps(WEATHER[1])
@@ -126,7 +115,7 @@ def test_a_call_that_was_cut_is_not_complete():
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_shows_its_notation(name):
     template = ChatTemplate(TEMPLATES[name])
-    how = spoken(template, TOKENIZER)
+    how = spoken(template)
     assert (how.notation.name, how.many) == (name.partition(",")[0], name != "llama3")
     calls = [
         {"id": "123456789", "type": "function", "function": {"name": made, "arguments": arguments}}
@@ -142,12 +131,27 @@ def test_a_template_shows_its_notation(name):
 
 
 def test_a_template_that_tells_of_a_notation_and_leaves_calls_out_is_believed():
-    assert spoken(ChatTemplate(TOLD), TOKENIZER).notation.name == "granite"
+    assert spoken(ChatTemplate(TOLD)).notation.name == "granite"
+
+
+@pytest.mark.parametrize(
+    ("name", "notation", "begin", "separator", "end"),
+    [
+        ("hermes", "the template's own", "<call>\n", "\n</call>\n<call>\n", "\n</call>"),
+        ("qwen25", "the template's own", "<call>\n", "\n</call>\n<call>\n", "\n</call>"),
+        ("mistral-tools", "the template's own", "[CALLS][", ", ", "]"),
+        ("llama3-tools", "llama3", "", "; ", ""),
+    ],
+)
+def test_templates_written_like_known_ones_with_other_marks_are_understood(name, notation, begin, separator, end):
+    how = spoken(ChatTemplate((DATA / "templates" / f"{name}.jinja").read_text(), {"eos_token": "</s>"}))
+    assert how.notation.name == notation
+    assert (how.notation.begin, how.notation.separator, how.notation.end) == (begin, separator, end)
 
 
 @pytest.mark.parametrize("template", [SILENT, "{{ messages[0].content }}"])
 def test_a_template_that_does_not_know_of_tools_has_no_notation(template):
-    assert spoken(ChatTemplate(template), TOKENIZER) is None
+    assert spoken(ChatTemplate(template)) is None
 
 
 def test_a_special_token_that_marks_calls_is_shown_and_forced(chat_model):

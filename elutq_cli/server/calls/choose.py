@@ -16,11 +16,11 @@ from elutq_cli.server.calls.notation import Notation
 from elutq_cli.server.calls.reader import CallReader
 from elutq_cli.token_prefix import common_length
 from elutq_formats.errors import ElutqError
-from elutq_formats.tokenizer import Tokenizer
 
 NOTATIONS = (LLAMA3, HERMES, MISTRAL, MISTRAL_NAMED, GRANITE)
 """Known ones; the first has no marks, and Hermes's may be left out."""
 
+_ANSWER = "An answer."
 _ARGUMENTS = {"key": "value"}
 _NAMES = ("first_tool", "second_tool")
 _TOOLS = [
@@ -54,7 +54,7 @@ class Spoken:
 
 
 @lru_cache(8)
-def spoken(template: ChatTemplate, tokenizer: Tokenizer) -> Spoken | None:
+def spoken(template: ChatTemplate) -> Spoken | None:
     """Return how a model calls tools, as its chat template shows; None: the template does not know of tools."""
     question: list[Mapping[str, Any]] = [{"role": "user", "content": "A question."}]
     prompt = _render(template, question, begins=True)
@@ -66,8 +66,8 @@ def spoken(template: ChatTemplate, tokenizer: Tokenizer) -> Spoken | None:
         for notation in NOTATIONS:
             if _reads(notation, one):
                 return Spoken(notation, many)
-        ends = [token for token in map(tokenizer.token, tokenizer.eos_token_ids) if token]
-        own = learn(one, two if many else None, [*ends, *tokenizer.special_tokens.values()])
+        answered = _render(template, [*question, {"role": "assistant", "content": _ANSWER}], begins=False)
+        own = learn(one, two if many else None, (answered or "").rpartition(_ANSWER)[2])
         if own is not None and _reads(own, one):
             return Spoken(own, many)
     # A template may tell the model how to call, and leave calls that were made out.

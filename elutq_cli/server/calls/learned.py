@@ -4,25 +4,23 @@ Gemma 3 has none of its own, and the templates for it that know of tools do not 
 """
 
 import re
-from collections.abc import Sequence
 
 from elutq_cli.server.calls.json_end import JsonEnd
 from elutq_cli.server.calls.notation import NAMED_OBJECT, Notation
 
 
-def learn(one: str, two: str | None, ends: Sequence[str]) -> Notation | None:
+def learn(one: str, two: str | None, closing: str) -> Notation | None:
     """Return the notation of replies that a template wrote; None where calls are not objects with a name.
 
     Args:
         one: a reply that is a call.
         two: a reply that is two; None: the template allows one only.
-        ends: special tokens that may end a reply.
+        closing: what the template writes after a reply that is text.
     """
     (objects, pieces), (_, apart) = _taken_apart(one), _taken_apart(two or "")
     if len(objects) != 1:
         return None
-    begin, end = pieces[0].lstrip(), pieces[1]
-    end = end[: min((end.find(token) for token in ends if token in end), default=len(end))].rstrip()
+    begin, end = pieces[0].lstrip(), pieces[1].removesuffix(closing).rstrip()
     separator = apart[1] if len(apart) == 3 else ""
     found = re.match(NAMED_OBJECT, objects[0])
     assert found is not None
