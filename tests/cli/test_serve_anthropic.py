@@ -168,7 +168,11 @@ def test_thinking_is_the_templates_switch(local, template):
         body = translated(local, thinking={"type": kind})
         assert body["chat_template_kwargs"] == {"enable_thinking": switched}
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "disabled"}}).status == 200
-    template("<think>{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert local.post("/v1/messages", {**ASKED, "context_management": {"edits": []}}).status == 200
+    template("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "adaptive"}}).status == 200
+    assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "enabled"}}).status == 400
+    template("<think></think>{% for m in messages %}{{ m.content }}{% endfor %}")
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "disabled"}}).status == 400
 
 

@@ -169,6 +169,9 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(client, monkeypatch, str
     answer = client.complete(stream=stream)
     assert refusal(answer, 429).code == "rate_limit_exceeded"
     assert answer.headers["retry-after"] == "5"
+    for path, told in (("/v1/messages", "rate_limit_error"), ("/api/chat", "requests are waiting")):
+        answer = client.post(path, {"messages": MESSAGES, "max_tokens": 1, "stream": stream})
+        assert (answer.status, answer.headers["retry-after"], told in str(answer.json)) == (429, "5", True)
 
 
 def test_a_stream_that_waits_for_its_first_token_says_that_it_lives(client, monkeypatch):
@@ -180,6 +183,9 @@ def test_a_stream_that_waits_for_its_first_token_says_that_it_lives(client, monk
     comments, _, rest = answer.body.partition(b"data: ")
     assert comments == b": still at work\n\n" * 3
     assert rest.endswith(b"data: [DONE]\n\n")
+    held.clear()
+    body = {"messages": MESSAGES, "max_tokens": 1, "stream": True, "cache_prompt": False}
+    assert client.post("/v1/messages", body).body.count(b'event: ping\ndata: {"type": "ping"}\n\n') == 3
 
 
 def releasing(stream, event):

@@ -129,3 +129,23 @@ def test_what_a_model_that_does_not_think_cannot_do_is_refused_by_name(client, t
 )
 def test_wrong_fields_are_refused_by_name(client, asked):
     assert refusal(client.chat(MESSAGES, **asked)).param == next(iter(asked))
+
+
+def test_other_apis_have_thoughts_in_their_own_places(client):
+    asked = {"logit_bias": no_lines(client), "seed": 1, "temperature": 0, "thinking_budget_tokens": 6}
+    expected = ask(client, thinking_budget_tokens=6)["choices"][0]["message"]
+    thought, text = expected["reasoning_content"], expected["content"]
+    message = {"messages": MESSAGES, "max_tokens": 30, **asked}
+    content = client.post("/v1/messages", message).json["content"]
+    assert [(block["type"], block.get("thinking", block.get("text"))) for block in content] == [
+        ("thinking", thought),
+        ("text", text),
+    ]
+    body = {"messages": MESSAGES, "think": True, "stream": False, "options": {"num_predict": 30}, **asked}
+    reply = client.post("/api/chat", body).json["message"]
+    assert (reply["thinking"], reply["content"]) == (thought, text)
+    response = client.post("/v1/responses", {"input": MESSAGES, "max_output_tokens": 30, **asked}).json
+    assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+    assert [item["content"][0]["text"] for item in response["output"]] == [thought, text]
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 6}
+    assert client.post("/api/show", {"model": "tested"}).json["capabilities"] == ["completion", "thinking"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects.blocks import Block, Blocks, Change, arguments_of, blocks_of
-from elutq_cli.server.dialects.dialect import Dialect, thinking_variables, typed_event
+from elutq_cli.server.dialects.dialect import Dialect, may_think, thinking_variables, typed_event
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.limits import Limits
@@ -31,7 +31,7 @@ NO_PLACE = {
     "top_logprobs": (0,),
     "container": (),
     "mcp_servers": ([],),
-    "context_management": (),
+    "context_management": ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
     "response_format": (),
 }
 """Fields of Anthropic's that are not here, and of OpenAI's that its answer has no place for."""
@@ -74,6 +74,8 @@ class Messages(Dialect):
         kind = fields.get("type")
         if kind not in ("enabled", "adaptive", "disabled"):
             raise RequestError("thinking must be of type enabled, adaptive or disabled", "thinking")
+        if kind == "adaptive" and not may_think(self.model):
+            return {}  # the model is to think as it sees fit
         variables = thinking_variables(self.model, kind != "disabled", "thinking")
         return {"chat_template_kwargs": variables, "thinking_budget_tokens": fields.get("budget_tokens")}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from elutq_cli.generation import Generation, LanguageModel
+from elutq_cli.generation.thinking import marks_of
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import TextRequest, read_chat, read_completion
@@ -148,6 +149,12 @@ def thinking_variables(model: LanguageModel, on: bool, field: str) -> dict[str, 
     source = model.required_chat_template.source
     if "enable_thinking" in source:
         return {"enable_thinking": on}
-    if on or "<think>" in source:
+    if on != (marks_of(source) is not None):
         raise RequestError(f"{field} is not supported by this model's chat template", field, "unsupported_parameter")
     return {}
+
+
+def may_think(model: LanguageModel) -> bool:
+    """Return whether a model's template knows of thoughts."""
+    source = model.required_chat_template.source
+    return "enable_thinking" in source or marks_of(source) is not None

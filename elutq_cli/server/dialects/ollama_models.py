@@ -5,6 +5,7 @@ import math
 from datetime import datetime, timezone
 
 from elutq_cli.generation import LanguageModel
+from elutq_cli.server.dialects.dialect import may_think
 from elutq_cli.server.errors import RequestError, UnknownModelError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
@@ -65,12 +66,9 @@ def show(body: object, model: LanguageModel, name: str) -> Body:
 
 def _capabilities(model: LanguageModel) -> list[str]:
     """Return what clients look at before they offer it."""
-    source = "" if model.chat_template is None else model.chat_template.source
     capabilities = ["completion"]
-    if "tools" in source:
-        capabilities.append("tools")
-    if "enable_thinking" in source:
-        capabilities.append("thinking")
+    if model.chat_template is not None:
+        capabilities += ["tools"] * ("tools" in model.chat_template.source) + ["thinking"] * may_think(model)
     return capabilities
 
 
