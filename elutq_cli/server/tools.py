@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from elutq_cli.generation import LanguageModel
+from elutq_cli.generation.after_mark import AfterMark
+from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.grammar import Grammar, GrammarError
 from elutq_cli.server.calls.choose import spoken
 from elutq_cli.server.calls.notation import Notation, Tool
@@ -25,14 +27,15 @@ class ToolUse:
         described: the tools, as the client described them, for the chat template.
         names: of the tools.
         notation: of the model's calls.
-        grammar: of a reply that has to be calls, or calls or an answer of a given form; None: it may be anything.
+        grammar: of a reply that has to be calls, or calls or an answer of a given form, or whose
+            calls are strict; None: it may be anything.
         parallel: whether a reply may have several.
     """
 
     described: list[dict[str, Any]]
     names: frozenset[str]
     notation: Notation
-    grammar: Grammar | None
+    grammar: Rule | None
     parallel: bool
 
 
@@ -64,14 +67,18 @@ def read_tools(fields: Fields, model: LanguageModel, structure: Grammar | None =
         raise RequestError("tools are not supported by this model: its chat template does not know of them", "tools")
     if not chosen and structure is not None and structure.schema is None:
         raise RequestError("a reply matches a JSON schema or calls tools, but no other grammar: leave one out", "tools")
-    grammar = None
-    if chosen or structure is not None:
+    grammar: Rule | None = None
+    strict = bool(how.notation.openings) and any(tool.strict for tool in tools)
+    if chosen or structure is not None or strict:
         many = parallel and how.many and not isinstance(fields.get("tool_choice"), dict)
         answer = None if chosen or structure is None else structure.schema
+        opening = how.notation.openings[0] if not chosen and structure is None else ""
         try:
-            grammar = how.notation.grammar(model.vocabulary, model.tokenizer, chosen or tools, many, answer)
+            grammar = how.notation.grammar(model.vocabulary, model.tokenizer, chosen or tools, many, answer, opening)
         except GrammarError as error:
             raise RequestError(str(error), "tools") from error
+        if opening:
+            grammar = AfterMark((opening,), grammar, model.tokenizer)
     return ToolUse(described, names, how.notation, grammar, parallel)
 
 
@@ -91,7 +98,7 @@ def _tool(entry: object, place: str) -> Tool:
     # Nobody wants arguments that were not described, though a schema that does not forbid them has them.
     closed = {"type": "object", "properties": {}, "additionalProperties": False}
     closed = closed if not {"allOf", "anyOf", "oneOf", "$ref"} & set(parameters) else {"type": "object"}
-    return Tool(function["name"], closed | parameters, f"{place}.function.parameters")
+    return Tool(function["name"], closed | parameters, f"{place}.function.parameters", function.get("strict") is True)
 
 
 def _choice(value: object, tools: list[Tool]) -> list[Tool] | None:

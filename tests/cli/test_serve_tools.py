@@ -10,7 +10,7 @@ from asgi import refusal, serving
 from served import Server
 from tool_templates import SILENT, TEMPLATES
 
-from elutq_cli.generation import ChatTemplate
+from elutq_cli.generation import ChatTemplate, Sampler
 
 MESSAGES = [{"role": "user", "content": "How do you do?"}]
 WILD = {"temperature": 1.5, "top_k": -1, "top_p": 1, "min_p": 0, "max_tokens": 2000}
@@ -175,6 +175,31 @@ def test_a_reply_with_tools_and_a_schema_is_calls_or_an_answer_of_that_schema(cl
     assert kinds == {"tool_calls", "stop"}
     forced = client.chat(MESSAGES, **asked, tool_choice=NAMED).json["choices"][0]
     assert checked(forced["message"]) == ["set_level"]
+
+
+def test_strict_tools_bind_calls_that_the_model_makes_of_its_own_accord(client, monkeypatch):
+    """The first tokens, which are the beginning of a call, are put into its mouth; it would go on with a novel."""
+    script, sample, n_drawn = client.model.tokenizer.encode("I ask. <tool_call>"), Sampler.sample, {}
+
+    def draw(sampler, logits, history, allowed=None):
+        n_drawn[sampler] = n_drawn.get(sampler, 0) + 1
+        drawn = sample(sampler, logits, history, allowed)
+        return script[n_drawn[sampler] - 1] if n_drawn[sampler] <= len(script) else drawn
+
+    monkeypatch.setattr(Sampler, "sample", draw)
+    for strict in (True, False):
+        tools = [{"type": "function", "function": {**TOOLS[1]["function"], "strict": strict}}]
+        message = client.chat(MESSAGES, **{**WILD, "max_tokens": 60}, tools=tools).json["choices"][0]["message"]
+        assert message["content"].startswith("I ask.")
+        assert ("tool_calls" in message) == strict
+        if strict:
+            assert checked({**message, "content": None}) == ["set_level"]
+
+
+def test_a_strict_tool_that_cannot_be_enforced_is_refused(client):
+    parameters = {"type": "object", "properties": {"a": {"not": {}}}}
+    odd = {"type": "function", "function": {"name": "odd", "parameters": parameters, "strict": True}}
+    assert "properties.a" in refusal(client.chat(MESSAGES, tools=[odd])).message
 
 
 def test_parameters_that_cannot_be_enforced_are_refused_with_their_place_where_calls_are_forced(client):

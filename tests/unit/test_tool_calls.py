@@ -9,6 +9,7 @@ from tool_templates import SILENT, TEMPLATES, TOLD
 
 import elutq
 from elutq_cli.generation import ChatTemplate, Continuation, Sampler, SamplingOptions, TextOptions
+from elutq_cli.generation.after_mark import AfterMark
 from elutq_cli.server.calls.choose import NOTATIONS, spoken
 from elutq_cli.server.calls.notation import Tool
 from elutq_cli.server.calls.reader import CallReader
@@ -179,3 +180,24 @@ def test_of_several_calls_one_is_told_where_one_may_be():
     assert [set(delta) for delta in deltas] == [{"content"}, {"tool_calls"}, {"tool_calls"}]
     assert len(reply.message["tool_calls"]) == 1
     assert (reply.message["content"], reply.calls_tools) == ("Yes.", True)
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-named", "granite"])
+def test_strict_calls_are_bound_from_their_mark_on(chat_model, name):
+    """The text before it is the model's own; here a bias makes it write the mark."""
+    notation = KNOWN[name]
+    (opening,) = notation.openings
+    tools = [Tool(own, {"type": "object", "properties": {}, "additionalProperties": False}) for own in NAMES]
+    with elutq.load(chat_model, ctx_size=256) as model:
+        grammar = notation.grammar(model.vocabulary, model.tokenizer, tools, many=False, opening=opening)
+        state = AfterMark((opening,), grammar, model.tokenizer).start()
+        written = model.tokenizer.encode(f"I ask. {opening}")
+        for token in written:
+            assert state.allowed(True) is None and not state.complete
+            state.advance(token)
+        rest = []
+        while not state.complete and len(rest) < 60:
+            rest.append(int(state.allowed(False)[0]))
+            state.advance(rest[-1])
+        text, calls, _ = read(notation, [model.tokenizer.decode([*written, *rest])])
+    assert (text.strip(), [call in (NOW, ("weather", {})) for call in calls]) == ("I ask.", [True])

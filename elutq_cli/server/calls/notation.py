@@ -32,11 +32,13 @@ class Tool:
         name: of the function.
         parameters: a JSON schema of its arguments.
         place: where the client described it, for messages.
+        strict: whether the model may not depart from the schema, though it calls of its own accord.
     """
 
     name: str
     parameters: dict[str, Any]
     place: str = ""
+    strict: bool = False
 
 
 @dataclass
@@ -99,6 +101,7 @@ class Notation:
         tools: Sequence[Tool],
         many: bool,
         answer: Schema | None = None,
+        opening: str = "",
     ) -> Grammar:
         """Return the grammar of a reply that is calls of these tools and nothing else.
 
@@ -108,13 +111,21 @@ class Notation:
             tools: one or more.
             many: whether it may be several calls.
             answer: a JSON schema of what the reply may be instead; None: nothing.
+            opening: what of the first call is there already.
 
         Raises:
             GrammarError: the schema of a tool cannot be honoured; the message names the tool and the part.
         """
         marks = self.marks(tokenizer)
         again = f"({_written(self.separator, marks)} call){{0,{MOST_CALLS - 1}}}" if many else ""
-        rules = [f"calls: {_written(self.begin, marks)} call {again} {_written(self.end, marks)}"]
+        begin, first = self.begin.removeprefix(opening), "call"
+        if opening and begin == self.begin:
+            first = "first"
+            rules = ["first: " + " | ".join(f"first_{at}" for at in range(len(tools)))]
+        else:
+            rules = []
+        space = "/[ \\n]{0,2}/" if opening else ""
+        rules.append(f"calls: {space} {_written(begin, marks)} {first} {again} {_written(self.end, marks)}")
         rules.append("start: calls" if answer is None else "start: calls | answer")
         if answer is not None:
             rules.append(f"answer: %json {json.dumps(_with_layout(answer, JSON_LAYOUT))}")
@@ -126,6 +137,9 @@ class Notation:
                 raise GrammarError(f"{tool.place}: {error}") from error
             head = self.head.replace("NAME", json.dumps(tool.name, ensure_ascii=False)).replace("BARE", tool.name)
             rules.append(f"call_{at}: {_written(head, marks)} arguments_{at} {_written(self.tail, marks)}")
+            if first == "first":
+                opened = _written(head.removeprefix(opening).lstrip(), marks)
+                rules.append(f"first_{at}: {opened} arguments_{at} {_written(self.tail, marks)}")
             rules.append(f"arguments_{at}: %json {json.dumps(_with_layout(tool.parameters, COMPACT_LAYOUT))}")
         return Grammar.of_lark(vocabulary, "\n".join(rules))
 
