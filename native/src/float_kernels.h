@@ -155,7 +155,7 @@ KERNEL float read_floats(const float *bytes, size_t n) {
 /* The members of struct elutq_kernels that this file and its parts define, for its initialiser. */
 #define ELUTQ_FLOAT_KERNELS                                                                                                    \
     .build_tables = build_tables, .gemm_f16 = gemm_f16, .rms_scale = rms_scale, .scale_by = scale_by, .rope = rope,           \
-    .swiglu = swiglu, .geglu = geglu, .soften = soften, .add = add, .join_parts = join_parts, .finish_parts = finish_parts,                     \
+    .swiglu = swiglu, .geglu = geglu, .soften = soften, .add = add, .join_parts = join_parts, .finish_parts = finish_parts,   \
     .read_floats = read_floats,                                                                                               \
     .cache = {[ELUTQ_CACHE_F16] = {store_f16, attend_f16}, [ELUTQ_CACHE_Q8] = {store_q8, attend_q8}}
 

@@ -8,183 +8,7 @@
 
 #include "hlq_block.h"
 #include "kernel_sets.h"
-
-#define NAME_BYTES 128
-#define ARCHITECTURE_BYTES 32
-
-struct loader {
-    struct elutq_model *model;
-    const struct elutq_error *error;
-    char architecture[ARCHITECTURE_BYTES];
-    bool *used; /* [n_tensors] whether the model has that tensor */
-    uint32_t version; /* hlq.version */
-    int status; /* the first failure; later steps do nothing */
-};
-
-static bool fail(struct loader *loader, const char *what, const char *name) {
-    if (loader->status == ELUTQ_OK)
-        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT, "%s %s", name, what);
-    return false;
-}
-
-/* ---- configuration ---- */
-
-/*
- * Its name is the prefix of the keys and nothing more: what a model computes, its keys and tensors say. So a key that is
- * not known here is refused, for it may change that.
- */
-static void find_architecture(struct loader *loader) {
-    struct elutq_text name = {"", 0};
-    elutq_gguf_string(&loader->model->gguf, "general.architecture", &name);
-    if (name.n_bytes > 0 && name.n_bytes < ARCHITECTURE_BYTES && elutq_text_is_printable(name))
-        memcpy(loader->architecture, name.bytes, name.n_bytes);
-    else
-        fail(loader, "is missing, or no name of an architecture", "general.architecture");
-}
-
-static const char *const CONFIG_KEYS[] = {
-    "vocab_size",
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window",
-    "attention.sliding_window_pattern",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.freq_base_swa",
-    "rope.layers",
-    "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length",
-    "hidden_activation",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-};
-
-static void refuse_unknown_keys(struct loader *loader) {
-    const struct elutq_gguf *gguf = &loader->model->gguf;
-    const size_t n_prefix = strlen(loader->architecture);
-    for (uint64_t i = 0; i < gguf->n_metadata && loader->status == ELUTQ_OK; i++) {
-        const struct elutq_text key = gguf->metadata[i].key;
-        if (key.n_bytes <= n_prefix || memcmp(key.bytes, loader->architecture, n_prefix) != 0 || key.bytes[n_prefix] != '.')
-            continue;
-        const struct elutq_text suffix = {key.bytes + n_prefix + 1, key.n_bytes - n_prefix - 1};
-        size_t known = 0;
-        while (known < sizeof CONFIG_KEYS / sizeof CONFIG_KEYS[0] && !elutq_text_equals(suffix, CONFIG_KEYS[known]))
-            known++;
-        if (known == sizeof CONFIG_KEYS / sizeof CONFIG_KEYS[0])
-            loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT,
-                                        "%.*s is not known here: a newer elutq may run this model",
-                                        elutq_text_is_printable(key) && key.n_bytes < 200 ? (int)key.n_bytes : 0, key.bytes);
-    }
-}
-
-static void config_u32(struct loader *loader, const char *suffix, uint32_t maximum, uint32_t *value) {
-    char key[NAME_BYTES];
-    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
-    if (!elutq_gguf_u32(&loader->model->gguf, key, value))
-        fail(loader, "is missing from the metadata or has the wrong type", key);
-    else if (*value < 1 || *value > maximum)
-        fail(loader, "is out of range", key);
-}
-
-static void config_f32(struct loader *loader, const char *suffix, float *value) {
-    char key[NAME_BYTES];
-    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
-    if (!elutq_gguf_f32(&loader->model->gguf, key, value))
-        fail(loader, "is missing from the metadata or has the wrong type", key);
-    else if (!isfinite(*value) || *value <= 0)
-        fail(loader, "is out of range", key);
-}
-
-static bool has_config(const struct loader *loader, const char *suffix) {
-    char key[NAME_BYTES];
-    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
-    return elutq_gguf_metadata(&loader->model->gguf, key) != NULL;
-}
-
-static void load_config(struct loader *loader) {
-    struct elutq_config *config = &loader->model->config;
-    uint32_t value_length = 0;
-    config_u32(loader, "vocab_size", ELUTQ_MAX_VOCABULARY, &config->vocab_size);
-    config_u32(loader, "context_length", ELUTQ_MAX_CONTEXT, &config->context_length);
-    config_u32(loader, "embedding_length", ELUTQ_MAX_WIDTH, &config->hidden_size);
-    config_u32(loader, "block_count", ELUTQ_MAX_LAYERS, &config->n_layers);
-    config_u32(loader, "feed_forward_length", ELUTQ_MAX_WIDTH, &config->intermediate_size);
-    config_u32(loader, "attention.head_count", ELUTQ_MAX_HEADS, &config->n_heads);
-    config_u32(loader, "attention.head_count_kv", ELUTQ_MAX_HEADS, &config->n_kv_heads);
-    config_u32(loader, "attention.key_length", ELUTQ_MAX_HEAD_DIM, &config->head_dim);
-    config_u32(loader, "attention.value_length", ELUTQ_MAX_HEAD_DIM, &value_length);
-    config_u32(loader, "rope.dimension_count", ELUTQ_MAX_HEAD_DIM, &config->rope_dim);
-    config_f32(loader, "attention.layer_norm_rms_epsilon", &config->rms_norm_eps);
-    config_f32(loader, "rope.freq_base", &config->rope_theta);
-    if (has_config(loader, "attention.sliding_window"))
-        config_u32(loader, "attention.sliding_window", ELUTQ_MAX_CONTEXT, &config->sliding_window);
-    if (has_config(loader, "rope.freq_base_swa"))
-        config_f32(loader, "rope.freq_base_swa", &config->local_rope_theta);
-    if (has_config(loader, "attn_logit_softcapping"))
-        config_f32(loader, "attn_logit_softcapping", &config->attention_softcap);
-    if (has_config(loader, "final_logit_softcapping"))
-        config_f32(loader, "final_logit_softcapping", &config->logit_softcap);
-    config->rope_factor = 1;
-    if (has_config(loader, "rope.scaling.attn_factor"))
-        config_f32(loader, "rope.scaling.attn_factor", &config->rope_factor);
-    if (has_config(loader, "rope.scaling.original_context_length"))
-        config_u32(loader, "rope.scaling.original_context_length", ELUTQ_MAX_CONTEXT, &config->rope_context);
-    if (loader->status != ELUTQ_OK)
-        return;
-    if (config->n_heads % config->n_kv_heads != 0)
-        fail(loader, "is not divisible by attention.head_count_kv", "attention.head_count");
-    else if (config->head_dim % 2 != 0 || value_length != config->head_dim)
-        fail(loader, "must be even and equal attention.value_length", "attention.key_length");
-    else if (config->rope_dim % 2 != 0 || config->rope_dim > config->head_dim)
-        fail(loader, "must be even and no more than attention.key_length", "rope.dimension_count");
-}
-
-static void load_activation(struct loader *loader) {
-    char key[NAME_BYTES];
-    struct elutq_text name;
-    snprintf(key, sizeof key, "%s.hidden_activation", loader->architecture);
-    if (elutq_gguf_metadata(&loader->model->gguf, key) == NULL)
-        return;
-    loader->model->config.gelu = elutq_gguf_string(&loader->model->gguf, key, &name) &&
-                                 elutq_text_equals(name, "gelu_pytorch_tanh");
-    if (!loader->model->config.gelu)
-        fail(loader, "names an activation that is not known here: a newer elutq may run this model", key);
-}
-
-/* Flags of all layers; NULL when there are none. */
-static const uint8_t *layer_flags(struct loader *loader, const char *suffix) {
-    char key[NAME_BYTES];
-    const uint8_t *flags;
-    uint64_t n_flags;
-    snprintf(key, sizeof key, "%s.%s", loader->architecture, suffix);
-    if (!has_config(loader, suffix))
-        return NULL;
-    if (elutq_gguf_bool_array(&loader->model->gguf, key, &flags, &n_flags) && n_flags == loader->model->config.n_layers)
-        return flags;
-    fail(loader, "is not an array of BOOL, one for each layer", key);
-    return NULL;
-}
-
-/* Which layers have a window, and how their heads turn. */
-static void load_layer_kinds(struct loader *loader) {
-    const struct elutq_config *config = &loader->model->config;
-    const uint8_t *slide = layer_flags(loader, "attention.sliding_window_pattern");
-    const uint8_t *turn = layer_flags(loader, "rope.layers");
-    for (uint32_t i = 0; i < config->n_layers; i++) {
-        struct elutq_layer *layer = &loader->model->layers[i];
-        layer->window = slide == NULL || slide[i] != 0 ? config->sliding_window : 0;
-        layer->rope = layer->window != 0 && config->local_rope_theta != 0 ? ELUTQ_LOCAL_ROPE : ELUTQ_ROPE;
-        if (turn != NULL && turn[i] == 0)
-            layer->rope = ELUTQ_NO_ROPE;
-    }
-}
+#include "loader.h"
 
 /* ---- tensors ---- */
 
@@ -197,23 +21,23 @@ static const char *const HLQ_KEYS[N_HLQ_KEYS] = {
 };
 
 /* Finds the arrays and, among their names, a matrix's place in them. */
-static bool find_hlq_entry(struct loader *loader, const char *name, uint32_t values[N_HLQ_KEYS]) {
+static bool find_hlq_entry(struct elutq_loader *loader, const char *name, uint32_t values[N_HLQ_KEYS]) {
     const struct elutq_gguf *gguf = &loader->model->gguf;
     const uint8_t *cursor, *columns[N_HLQ_KEYS];
     const int n_keys = loader->version == 1 ? KINDS : N_HLQ_KEYS;
     uint64_t n_names, n_values, i = 0;
     if (!elutq_gguf_string_array(gguf, "hlq.tensor.names", &cursor, &n_names))
-        return fail(loader, "is missing from the metadata or has the wrong type", "hlq.tensor.names");
+        return elutq_load_fail(loader, "is missing from the metadata or has the wrong type", "hlq.tensor.names");
     for (int key = 0; key < n_keys; key++) {
         const bool found = key == CENTERS ? elutq_gguf_i32_array(gguf, HLQ_KEYS[key], &columns[key], &n_values)
                                           : elutq_gguf_u32_array(gguf, HLQ_KEYS[key], &columns[key], &n_values);
         if (!found || n_values != n_names)
-            return fail(loader, "is missing, or has not one integer for each of hlq.tensor.names", HLQ_KEYS[key]);
+            return elutq_load_fail(loader, "is missing, or has not one integer for each of hlq.tensor.names", HLQ_KEYS[key]);
     }
     while (i < n_names && !elutq_text_equals(elutq_gguf_next_string(gguf, &cursor), name))
         i++;
     if (i == n_names)
-        return fail(loader, "is not among hlq.tensor.names", name);
+        return elutq_load_fail(loader, "is not among hlq.tensor.names", name);
     for (int key = 0; key < N_HLQ_KEYS; key++)
         values[key] = key < n_keys ? elutq_read_u32(columns[key] + 4 * i) : 0;
     return true;
@@ -230,7 +54,7 @@ static bool is_sound_kind(const struct elutq_matrix *matrix) {
 }
 
 /* Fills in what the hlq.tensor arrays say of a matrix, and checks that they tell the shape that is needed. */
-static bool hlq_entry(struct loader *loader, const char *name, struct elutq_matrix *matrix) {
+static bool hlq_entry(struct elutq_loader *loader, const char *name, struct elutq_matrix *matrix) {
     uint32_t values[N_HLQ_KEYS];
     if (!find_hlq_entry(loader, name, values))
         return false;
@@ -240,86 +64,87 @@ static bool hlq_entry(struct loader *loader, const char *name, struct elutq_matr
     matrix->exponent = values[EXPONENTS];
     matrix->center = (int32_t)values[CENTERS];
     if (values[ROWS] != matrix->n_rows || values[COLUMNS] != matrix->n_columns)
-        return fail(loader, "does not have the shape the metadata gives it", name);
+        return elutq_load_fail(loader, "does not have the shape the metadata gives it", name);
     if (matrix->bits < ELUTQ_HLQ_MIN_BITS || matrix->bits > ELUTQ_HLQ_MAX_BITS)
-        return fail(loader, "has a number of bits that no HLQ matrix has", name);
+        return elutq_load_fail(loader, "has a number of bits that no HLQ matrix has", name);
     const uint32_t largest = loader->version == 1 ? 128 : ELUTQ_HLQ_MAX_GROUP_SIZE;
     if ((matrix->group_size != 32 && matrix->group_size != 64 && matrix->group_size != 128 && matrix->group_size != 256) ||
         matrix->group_size > largest || matrix->n_columns % matrix->group_size != 0)
-        return fail(loader, "has a group size that is not 32, 64, 128 or in version 2 256, or that does not divide its columns",
-                    name);
-    return is_sound_kind(matrix) || fail(loader, "has a kind, exponent or center that no HLQ matrix has", name);
+        return elutq_load_fail(
+            loader, "has a group size that is not 32, 64, 128 or in version 2 256, or that does not divide its columns", name);
+    return is_sound_kind(matrix) || elutq_load_fail(loader, "has a kind, exponent or center that no HLQ matrix has", name);
 }
 
 /* A tensor of the model; NULL when the file lacks it. */
-static const struct elutq_tensor *find_tensor(struct loader *loader, const char *name) {
+static const struct elutq_tensor *find_tensor(struct elutq_loader *loader, const char *name) {
     const struct elutq_tensor *tensor = elutq_gguf_tensor(&loader->model->gguf, name);
     if (tensor != NULL)
         loader->used[tensor - loader->model->gguf.tensors] = true;
     return tensor;
 }
 
-static bool load_matrix(struct loader *loader, const char *name, uint32_t n_rows, uint32_t n_columns,
+static bool load_matrix(struct elutq_loader *loader, const char *name, uint32_t n_rows, uint32_t n_columns,
                         struct elutq_matrix *matrix) {
     const struct elutq_tensor *tensor = find_tensor(loader, name);
     *matrix = (struct elutq_matrix){.n_rows = n_rows, .n_columns = n_columns};
     if (tensor == NULL)
-        return fail(loader, "is missing", name);
+        return elutq_load_fail(loader, "is missing", name);
     matrix->data = tensor->data;
     if (tensor->type == ELUTQ_GGML_TYPE_F16) {
         matrix->bits = 16;
         if (tensor->n_dims != 2 || tensor->dims[0] != n_columns || tensor->dims[1] != n_rows)
-            return fail(loader, "does not have the shape the metadata gives it", name);
+            return elutq_load_fail(loader, "does not have the shape the metadata gives it", name);
         return true;
     }
     if (tensor->type != ELUTQ_GGML_TYPE_I8)
-        return fail(loader, "is neither an HLQ nor an fp16 matrix", name);
+        return elutq_load_fail(loader, "is neither an HLQ nor an fp16 matrix", name);
     if (!hlq_entry(loader, name, matrix))
         return false;
     uint64_t n_blocks = (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix);
     if (tensor->dims[0] != elutq_matrix_block_bytes(matrix) || tensor->dims[1] != n_blocks ||
         tensor->n_bytes != tensor->dims[0] * n_blocks)
-        return fail(loader, "does not have the number of bytes that its shape, bits and group size need", name);
+        return elutq_load_fail(loader, "does not have the number of bytes that its shape, bits and group size need", name);
     return true;
 }
 
 /* A vector of floats; NULL and no error when it is optional and absent. */
-static const float *load_vector(struct loader *loader, const char *name, uint32_t n, bool required) {
+static const float *load_vector(struct elutq_loader *loader, const char *name, uint32_t n, bool required) {
     const struct elutq_tensor *tensor = find_tensor(loader, name);
     if (tensor == NULL) {
         if (required)
-            fail(loader, "is missing", name);
+            elutq_load_fail(loader, "is missing", name);
         return NULL;
     }
     if (tensor->type != ELUTQ_GGML_TYPE_F32 || tensor->n_dims != 1 || tensor->dims[0] != n) {
-        fail(loader, "is not a float vector of the length the model needs", name);
+        elutq_load_fail(loader, "is not a float vector of the length the model needs", name);
         return NULL;
     }
     const float *values = (const float *)tensor->data;
     for (uint32_t i = 0; i < n; i++)
         if (!isfinite(values[i])) {
-            fail(loader, "holds a value that is not a finite number", name);
+            elutq_load_fail(loader, "holds a value that is not a finite number", name);
             return NULL;
         }
     return values;
 }
 
-static const float *load_layer_vector(struct loader *loader, uint32_t layer, const char *name, uint32_t n, bool required) {
-    char full_name[NAME_BYTES];
+static const float *load_layer_vector(struct elutq_loader *loader, uint32_t layer, const char *name, uint32_t n,
+                                      bool required) {
+    char full_name[ELUTQ_KEY_BYTES];
     snprintf(full_name, sizeof full_name, "blk.%u.%s", layer, name);
     return load_vector(loader, full_name, n, required);
 }
 
-static void load_linear(struct loader *loader, uint32_t layer, const char *name, uint32_t n_rows, uint32_t n_columns,
+static void load_linear(struct elutq_loader *loader, uint32_t layer, const char *name, uint32_t n_rows, uint32_t n_columns,
                         struct elutq_linear *linear) {
-    char full_name[NAME_BYTES];
+    char full_name[ELUTQ_KEY_BYTES];
     snprintf(full_name, sizeof full_name, "blk.%u.%s.weight", layer, name);
     load_matrix(loader, full_name, n_rows, n_columns, &linear->weight);
     snprintf(full_name, sizeof full_name, "blk.%u.%s.bias", layer, name);
     linear->bias = load_vector(loader, full_name, n_rows, false);
 }
 
-static void load_layer(struct loader *loader, uint32_t i) {
+static void load_layer(struct elutq_loader *loader, uint32_t i) {
     const struct elutq_config *config = &loader->model->config;
     struct elutq_layer *layer = &loader->model->layers[i];
     const uint32_t hidden = config->hidden_size, inner = config->intermediate_size;
@@ -340,16 +165,16 @@ static void load_layer(struct loader *loader, uint32_t i) {
     load_linear(loader, i, "ffn_down", hidden, inner, &layer->down);
 }
 
-static const float *load_divisors(struct loader *loader, const char *name, bool required) {
+static const float *load_divisors(struct elutq_loader *loader, const char *name, bool required) {
     const uint32_t n = loader->model->config.rope_dim / 2;
     const float *divisors = load_vector(loader, name, n, required);
     for (uint32_t i = 0; divisors != NULL && i < n; i++)
         if (!(divisors[i] > 0))
-            fail(loader, "holds a divisor that is not positive", name);
+            elutq_load_fail(loader, "holds a divisor that is not positive", name);
     return divisors;
 }
 
-static void load_rope_divisors(struct loader *loader) {
+static void load_rope_divisors(struct elutq_loader *loader) {
     struct elutq_model *model = loader->model;
     if (model->config.rope_context == 0) {
         model->rope_divisors = load_divisors(loader, "rope_freqs.weight", false);
@@ -360,7 +185,7 @@ static void load_rope_divisors(struct loader *loader) {
 }
 
 /* Whether the norm of the first block's queries is as wide as all of its heads. */
-static bool find_wide_norm(const struct loader *loader) {
+static bool find_wide_norm(const struct elutq_loader *loader) {
     const struct elutq_tensor *norm = elutq_gguf_tensor(&loader->model->gguf, "blk.0.attn_q_norm.weight");
     return norm != NULL && loader->model->config.n_heads > 1 && norm->dims[0] != loader->model->config.head_dim;
 }
@@ -374,17 +199,18 @@ static bool hlq_arrays_fit(const struct elutq_gguf *gguf) {
     return (elutq_gguf_string_array(gguf, "hlq.tensor.names", &names, &n_names) || n_matrices == 0) && n_names == n_matrices;
 }
 
-static void load_tensors(struct loader *loader) {
+static void load_tensors(struct elutq_loader *loader) {
     struct elutq_model *model = loader->model;
     const struct elutq_config *config = &model->config;
     if (!elutq_gguf_u32(&model->gguf, "hlq.version", &loader->version) || loader->version < 1 ||
         loader->version > ELUTQ_HLQ_VERSION) {
-        fail(loader, "is missing or not 1 or 2; this file was written by another version of elutq, or by another tool",
-             "hlq.version");
+        elutq_load_fail(
+            loader, "is missing or not 1 or 2; this file was written by another version of elutq, or by another tool",
+            "hlq.version");
         return;
     }
     if (!hlq_arrays_fit(&model->gguf)) {
-        fail(loader, "does not name as many tensors as there are HLQ matrices", "hlq.tensor.names");
+        elutq_load_fail(loader, "does not name as many tensors as there are HLQ matrices", "hlq.tensor.names");
         return;
     }
     loader->used = calloc(model->gguf.n_tensors + 1, sizeof *loader->used);
@@ -400,13 +226,13 @@ static void load_tensors(struct loader *loader) {
         model->head.weight = model->embedding;
     model->output_norm = load_vector(loader, "output_norm.weight", config->hidden_size, true);
     load_rope_divisors(loader);
-    load_layer_kinds(loader);
+    elutq_load_layer_kinds(loader);
     model->config.norm_spans_heads = find_wide_norm(loader);
     for (uint32_t i = 0; i < config->n_layers && loader->status == ELUTQ_OK; i++)
         load_layer(loader, i);
 }
 
-static void refuse_unknown_tensors(struct loader *loader) {
+static void refuse_unknown_tensors(struct elutq_loader *loader) {
     const struct elutq_gguf *gguf = &loader->model->gguf;
     for (uint64_t i = 0; i < gguf->n_tensors && loader->status == ELUTQ_OK; i++)
         if (!loader->used[i])
@@ -439,16 +265,10 @@ int elutq_model_open(const char *path, const char *isa, elutq_model **out, char 
     model->gguf.mapping = ELUTQ_NO_MAPPING;
     model->kernels = kernels;
     atomic_init(&model->n_owners, 1);
-    struct loader loader = {.model = model, .error = &report};
+    struct elutq_loader loader = {.model = model, .error = &report};
     loader.status = elutq_gguf_open(path, &model->gguf, &report);
     if (loader.status == ELUTQ_OK)
-        find_architecture(&loader);
-    if (loader.status == ELUTQ_OK)
-        refuse_unknown_keys(&loader);
-    if (loader.status == ELUTQ_OK)
-        load_config(&loader);
-    if (loader.status == ELUTQ_OK)
-        load_activation(&loader);
+        elutq_load_config(&loader);
     if (loader.status == ELUTQ_OK)
         load_tensors(&loader);
     if (loader.status == ELUTQ_OK)
