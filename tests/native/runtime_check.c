@@ -74,7 +74,7 @@ static void check_pool(unsigned n_threads) {
 
 struct run {
     elutq_model *model;
-    uint32_t vocab_size;
+    uint32_t vocab_size, hidden_size;
     enum elutq_cache_type cache_type;
     unsigned n_threads;
     size_t step;   /* tokens a call */
@@ -113,7 +113,8 @@ static void check_same(const struct run *found, const struct run *wanted, const 
 static struct run new_run(elutq_model *model, enum elutq_cache_type cache_type, unsigned n_threads, size_t step) {
     struct elutq_model_info info;
     elutq_model_describe(model, &info);
-    struct run run = {model, info.vocab_size, cache_type, n_threads, step, calloc((size_t)N_TOKENS * info.vocab_size, 4)};
+    float *logits = calloc((size_t)N_TOKENS * info.vocab_size, sizeof *logits);
+    struct run run = {model, info.vocab_size, info.hidden_size, cache_type, n_threads, step, logits};
     if (run.logits == NULL)
         exit(1);
     return run;
@@ -190,6 +191,7 @@ struct together {
     elutq_sequence *sequences[N_TOGETHER];
     size_t done[N_TOGETHER];
     float *logits[N_TOGETHER]; /* of the last token so far, [vocab_size] */
+    float *hidden[N_TOGETHER]; /* of all tokens, [N_TOKENS][hidden_size]; NULL of the first text */
 };
 
 /* Tokens that text i takes next: prompts of one to nine tokens, token by token, or nothing for a while. */
@@ -212,8 +214,9 @@ static void advance(elutq_engine *engine, const struct run *run, struct together
             const size_t n = next_tokens(together, i, round);
             if (n == 0 || !(chosen >> i & 1))
                 continue;
+            float *hidden = i == 0 ? NULL : together->hidden[i] + together->done[i] * run->hidden_size;
             runs[n_runs++] =
-                (struct elutq_run){together->sequences[i], tokens + together->done[i], n, together->logits[i], 1, NULL};
+                (struct elutq_run){together->sequences[i], tokens + together->done[i], n, together->logits[i], 1, hidden};
             together->done[i] += n;
         }
         if (n_runs > 0)
@@ -222,11 +225,13 @@ static void advance(elutq_engine *engine, const struct run *run, struct together
 }
 
 static void start_together(const struct run *run, struct together *together) {
-    *together = (struct together){{NULL}, {0}, {NULL}};
+    *together = (struct together){{NULL}, {0}, {NULL}, {NULL}};
     for (unsigned i = 0; i < N_TOGETHER; i++) {
         const enum elutq_cache_type type = i % 2 ? ELUTQ_CACHE_Q8 : ELUTQ_CACHE_F16;
         together->logits[i] = calloc(run->vocab_size, sizeof *together->logits[i]);
-        if (together->logits[i] == NULL ||
+        if (i > 0)
+            together->hidden[i] = calloc((size_t)N_TOKENS * run->hidden_size, sizeof *together->hidden[i]);
+        if (together->logits[i] == NULL || (i > 0 && together->hidden[i] == NULL) ||
             elutq_sequence_create(run->model, N_TOKENS, type, &together->sequences[i], NULL, 0) != ELUTQ_OK)
             exit(1);
     }
@@ -236,6 +241,7 @@ static void stop_together(struct together *together) {
     for (unsigned i = 0; i < N_TOGETHER; i++) {
         check(elutq_sequence_destroy(together->sequences[i]) == ELUTQ_OK, "a sequence that nobody uses is not freed");
         free(together->logits[i]);
+        free(together->hidden[i]);
     }
 }
 
@@ -253,7 +259,7 @@ static void *come_and_go(void *argument) {
 static void check_together(elutq_model *model, const char *isa) {
     struct elutq_model_info info;
     elutq_model_describe(model, &info);
-    struct run run = {.model = model, .vocab_size = info.vocab_size};
+    struct run run = {.model = model, .vocab_size = info.vocab_size, .hidden_size = info.hidden_size};
     struct together alone, together;
     elutq_engine *engine, *small;
     pthread_t thread;
@@ -268,6 +274,9 @@ static void check_together(elutq_model *model, const char *isa) {
     for (unsigned i = 0; i < N_TOGETHER; i++)
         check(together.done[i] == N_TOKENS && memcmp(together.logits[i], alone.logits[i], info.vocab_size * sizeof(float)) == 0,
               "%s: text %u differs beside others", isa, i);
+    for (unsigned i = 1; i < N_TOGETHER; i++)
+        check(memcmp(together.hidden[i], alone.hidden[i], N_TOKENS * info.hidden_size * sizeof(float)) == 0,
+              "%s: hidden states of text %u differ beside others", isa, i);
     pthread_join(thread, NULL);
 
     const int32_t token = 0;
