@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from elutq_formats.errors import CheckpointError
 from elutq_formats.lfs_pointer import refuse_pointer
@@ -69,6 +68,8 @@ class SafetensorsFile:
         Raises:
             CheckpointError: the file cannot be read, is truncated, or its header is damaged.
         """
+        from safetensors import SafetensorError, safe_open  # 10 ms that what reads no checkpoint need not wait for
+
         self.path = path
         try:
             with path.open("rb", buffering=0) as file:
