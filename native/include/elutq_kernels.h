@@ -90,7 +90,8 @@ struct elutq_cache_kernels {
     /*
      * Causal attention of n_tokens consecutive tokens, each with n_queries query heads, over one key-value head, as far as
      * part `part` of the keys goes, those from ELUTQ_ATTEND_KEYS * part on: y = sum exp(score - largest) * value, where
-     * score = scale * query . key, or softcap * tanh(that / softcap) where softcap is not 0. The last token sees all n_keys keys, each one before it one key less.
+     * score = scale * query . key, or softcap * tanh(that / softcap) where softcap is not 0. The last token sees all n_keys
+     * keys, each one before it one key less.
      * queries, y: [n_tokens][n_queries][head_dim]; weighings: [n_tokens][n_queries]; keys, values: n_keys rows, one behind
      * the other, finite; n_keys >= n_tokens; scores: scratch [n_tokens][n_queries][ELUTQ_ATTEND_STRIDE].
      */

@@ -154,7 +154,8 @@ static void check_parts(const struct elutq_kernels *kernels, uint32_t n_rows, st
     const float *x = random_floats(matrix.n_columns, 2), *whole = gemv(kernels, &matrix, x);
     const struct elutq_tables tables = tables_of(kernels, x, &matrix);
     for (uint32_t tile = 0, n; tile < elutq_matrix_tiles(&matrix); tile += n) {
-        const uint32_t left = elutq_matrix_tiles(&matrix) - tile, within = ELUTQ_SUPERBLOCK_TILES - tile % ELUTQ_SUPERBLOCK_TILES;
+        const uint32_t left = elutq_matrix_tiles(&matrix) - tile;
+        const uint32_t within = ELUTQ_SUPERBLOCK_TILES - tile % ELUTQ_SUPERBLOCK_TILES;
         n = 1 + random_bits() % (left < within ? left : within);
         float *y = guarded(n * ELUTQ_TILE_ROWS * sizeof *y);
         kernels->gemv(&matrix, &tables, (struct elutq_part){tile, n}, y);
@@ -251,7 +252,8 @@ static void check_gemm_f16(const struct elutq_kernels *kernels, uint32_t n_rows,
         kernels->gemm_f16(&matrix, x, n_columns, n_tokens, elutq_chunk_part(&matrix, chunk), found);
         for (size_t i = 0; i < n; i++)
             if (i % ELUTQ_CHUNK_STRIDE < rows)
-                check(memcmp(&found[i], &expected[i], sizeof *found) == 0, "%s gemm_f16 %u x %u, %u tokens: [%zu] is %a, scalar has %a",
+                check(memcmp(&found[i], &expected[i], sizeof *found) == 0,
+                      "%s gemm_f16 %u x %u, %u tokens: [%zu] is %a, scalar has %a",
                       kernels->name, n_rows, n_columns, n_tokens, i, found[i], expected[i]);
     }
     free_guarded();

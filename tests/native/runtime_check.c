@@ -1,6 +1,7 @@
 /*
  * Runs model files through the C interface the way programs do, so that sanitizers and emulators can watch it: every
- * kernel set, numbers of threads, texts side by side and in one pass, rewinding, cancelling, and arguments that must be refused.
+ * kernel set, numbers of threads, texts side by side and in one pass, rewinding, cancelling, and arguments that must be
+ * refused.
  *
  *     runtime_check MODEL...
  *
@@ -332,7 +333,8 @@ static void check_in_use(elutq_model *model, uint32_t n_tokens, const char *isa)
               "%s: a second thread's call returned %d", isa, status);
         uint8_t state;
         const int exported = elutq_sequence_export(evaluation.text.sequence, 0, 0, &state);
-        check(exported == ELUTQ_OK || exported == ELUTQ_ERROR_IN_USE, "%s: a second thread's export returned %d", isa, exported);
+        check(exported == ELUTQ_OK || exported == ELUTQ_ERROR_IN_USE, "%s: a second thread's export returned %d", isa,
+              exported);
     }
     pthread_join(thread, NULL);
     check(evaluation.status == ELUTQ_OK && elutq_sequence_position(evaluation.text.sequence) == n_tokens,
