@@ -1,8 +1,9 @@
 """A prompt's keys and values in a file, so that a later run need not compute them again.
 
-The file, little-endian: MAGIC, the model's fingerprint, the type of cache and the number of tokens (uint32), their ids
-(uint32 each), the state of the context (``Context.export_state``) in pieces of PIECE_TOKENS tokens, and the SHA-256 of
-all that. The checksum finds accidents; whoever writes such a file decides what the model believes to have read.
+The file, little-endian: MAGIC, the model's fingerprint, the type of cache (and LONG) and the number of tokens (uint32),
+their ids (uint32 each), the state of the context (``Context.export_state``) in pieces of PIECE_TOKENS tokens, and the
+SHA-256 of all that. The checksum finds accidents; whoever writes such a file decides what the model believes to have
+read.
 """
 
 import hashlib
@@ -22,6 +23,8 @@ from elutq_native import CACHE_TYPES, NativeError
 MAGIC = b"elutqkv3"
 DIGEST_BYTES = hashlib.sha256().digest_size
 PIECE_TOKENS = 64
+LONG = 256
+"""Added to the type of cache where keys were turned as in contexts beyond the original one (longrope)."""
 ENOUGH = 0.75
 """A file that holds this share of a prompt is left as it is: flash memory wears, and a gigabyte takes its time."""
 
@@ -69,6 +72,11 @@ class PromptCache:
                 self._save(file, tokens)
         self._done = True
 
+    def _form(self) -> int:
+        scaling = self._model.file.config.rope_scaling
+        is_long = scaling is not None and scaling.is_long(self._model.ctx_size)
+        return int(CACHE_TYPES[self._model.cache_type]) + (LONG if is_long else 0)
+
     def _save(self, file: BinaryIO, tokens: tuple[int, ...]) -> None:
         digest = hashlib.sha256()
 
@@ -76,8 +84,7 @@ class PromptCache:
             digest.update(piece)
             file.write(piece)
 
-        cache_type = CACHE_TYPES[self._model.cache_type]
-        write(MAGIC + self._fingerprint + np.array([cache_type, len(tokens), *tokens], "<u4").tobytes())
+        write(MAGIC + self._fingerprint + np.array([self._form(), len(tokens), *tokens], "<u4").tobytes())
         for start in range(0, len(tokens), PIECE_TOKENS):
             n_tokens = min(PIECE_TOKENS, len(tokens) - start)
             write(self._model.context.export_state(start, n_tokens).data.cast("B"))
@@ -98,8 +105,10 @@ class PromptCache:
             raise ElutqError("not a prompt cache of elutq")
         if read(DIGEST_BYTES) != self._fingerprint:
             raise ElutqError("made with another model")
-        if int.from_bytes(read(4), "little") != CACHE_TYPES[model.cache_type]:
-            raise ElutqError("made with another cache type")
+        if (form := int.from_bytes(read(4), "little")) != self._form():
+            turned = abs(form - self._form()) == LONG
+            other = "size of context, in which positions turn otherwise" if turned else "cache type"
+            raise ElutqError(f"made with another {other}")
         n_tokens = int.from_bytes(read(4), "little")
         token_bytes = model.native.kv_bytes_per_token(model.cache_type)
         size = len(MAGIC) + 2 * DIGEST_BYTES + 8 + n_tokens * (4 + token_bytes)

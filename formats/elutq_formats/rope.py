@@ -104,10 +104,13 @@ class RopeScaling:
         if self.rope_type == "linear":
             return np.full(dimensions // 2, self.factor, dtype=np.float32)
         if self.rope_type == "longrope":
-            is_long = n_tokens > self.original_max_position_embeddings
-            return np.array(self.long_factor if is_long else self.short_factor, dtype=np.float32)
+            return np.array(self.long_factor if self.is_long(n_tokens) else self.short_factor, dtype=np.float32)
         kept = self._kept(dimensions, rope_theta)
         return (1 / (kept + (1 - kept) / self.factor)).astype(np.float32)
+
+    def is_long(self, n_tokens: int) -> bool:
+        """Whether a sequence of so many tokens turns in another way than shorter ones."""
+        return self.rope_type == "longrope" and n_tokens > self.original_max_position_embeddings
 
     def _kept(self, dimensions: int, rope_theta: float) -> npt.NDArray[np.float64]:
         """Return how much of each frequency stays as it is, beside what is divided by the factor: (dimensions / 2,).

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import GOLDEN
 
 import elutq
 from elutq_cli.generation.prompt_cache import MAGIC, PromptCache
@@ -175,3 +176,13 @@ def test_through_the_command_line(novels_2bit, tmp_path):
         for _ in range(2)
     )
     assert (first["n_reused"], second["n_reused"]) == (0, first["n_prompt"] - 1)
+
+
+def test_keys_that_turned_for_a_longer_context_are_not_taken_for_a_shorter_one(load, make_model, tmp_path, capsys):
+    """Phi-3's longrope: contexts of up to 64 tokens turn by other numbers than those beyond."""
+    model, path = make_model(GOLDEN / "phi3-short", bits=4, group_size=32), tmp_path / "prompt.cache"
+    load(path, "hello there", model=model, ctx_size=40)
+    assert load(path, "hello there", model=model, ctx_size=64).reused_tokens == 10
+    assert load(path, "hello there", model=model, ctx_size=65).reused_tokens == 0
+    assert "made with another size of context, in which positions turn otherwise" in capsys.readouterr().err
+    assert load(path, "hello there", model=model, ctx_size=100).reused_tokens == 10
