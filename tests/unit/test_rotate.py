@@ -17,7 +17,7 @@ DATA = Path(__file__).parent.parent / "data"
 FAMILIES = sorted(path for path in (DATA / "golden").iterdir() if path.is_dir())
 
 
-UNROTATED = {path for path in FAMILIES if path.name in ("exaone4", "gemma2", "gemma3", "glm4", "olmo2", "olmo3")}
+UNROTATED = [path for path in FAMILIES if path.name in ("exaone4", "gemma2", "gemma3", "glm4", "olmo2", "olmo3")]
 """Those that norm what a block adds to the residual stream."""
 
 ROTATED = [*(path for path in FAMILIES if path not in UNROTATED), DATA / "novels-6m"]
