@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import elutq
 from elutq_cli.app import app
 from elutq_cli.generation import SamplingOptions
+from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import read_completion
 from elutq_formats.errors import ElutqError
 
@@ -70,9 +71,9 @@ def test_run_takes_the_authors_sampling_below_its_flags(greedy_file):
 
 def test_the_server_takes_the_authors_sampling_below_a_requests_fields(greedy):
     body = {"prompt": PROMPT, "seed": 0}
-    (own,) = read_completion(body, greedy, None).generations
+    (own,) = read_completion(body, greedy, Limits()).generations
     assert own.sampler.options == SamplingOptions(temp=0.0, top_k=7, repeat_penalty=1.3)
-    (other,) = read_completion(body | {"temperature": 0.5, "top_k": 0, "top_p": 0.9}, greedy, None).generations
+    (other,) = read_completion(body | {"temperature": 0.5, "top_k": 0, "top_p": 0.9}, greedy, Limits()).generations
     asked = other.sampler.options
     assert asked == SamplingOptions(temp=0.5, top_k=0, top_p=0.9, repeat_penalty=1.3)
 
