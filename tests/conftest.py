@@ -130,3 +130,23 @@ def sentencepiece_tokenizer(config, decoder, **parts):
         if part is not None:
             setattr(backend, name, part)
     return Tokenizer(backend, config)
+
+
+@pytest.fixture(scope="module")
+def local(chat_model):
+    """A client of a server within this process."""
+    from asgi import serving
+
+    with serving(chat_model) as client:
+        yield client
+
+
+@pytest.fixture
+def template(local, monkeypatch):
+    """Returns a function that gives the model of ``local`` another template."""
+    from elutq_cli.generation.template import ChatTemplate
+
+    def use(source):
+        monkeypatch.setitem(local.model.__dict__, "chat_template", ChatTemplate(source))
+
+    return use

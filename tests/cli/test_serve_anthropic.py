@@ -4,10 +4,8 @@ import importlib
 import json
 
 import pytest
-from asgi import serving
 from served import DEADLINE, Server
 
-from elutq_cli.generation import ChatTemplate
 from elutq_cli.server.dialects.anthropic import Messages
 
 TURNS = [{"role": "user", "content": "How do you do?"}]
@@ -27,22 +25,6 @@ def client(chat_model, anthropic):
     with anthropic.Anthropic(base_url=address, api_key="secret", max_retries=0, timeout=DEADLINE) as client:
         yield client
     assert server.stop() == (0, "")
-
-
-@pytest.fixture(scope="module")
-def local(chat_model):
-    with serving(chat_model) as client:
-        yield client
-
-
-@pytest.fixture
-def template(local, monkeypatch):
-    """Returns a function that gives the model another template."""
-
-    def use(source):
-        monkeypatch.setitem(local.model.__dict__, "chat_template", ChatTemplate(source))
-
-    return use
 
 
 def test_a_message_comes_whole_and_as_a_stream(client):

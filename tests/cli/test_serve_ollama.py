@@ -3,10 +3,8 @@
 import json
 
 import pytest
-from asgi import serving
 from served import Server
 
-from elutq_cli.generation import ChatTemplate
 from elutq_cli.server.dialects.ollama import Chat, Generate
 from elutq_cli.server.limits import Limits
 
@@ -24,22 +22,6 @@ def client(chat_model, ollama):
     server = Server(chat_model, "-c", 512, "--parallel", 2)
     yield ollama.Client(host=f"http://{server.host}:{server.port}")
     assert server.stop() == (0, "")
-
-
-@pytest.fixture(scope="module")
-def local(chat_model):
-    with serving(chat_model) as client:
-        yield client
-
-
-@pytest.fixture
-def template(local, monkeypatch):
-    """Returns a function that gives the model another template."""
-
-    def use(source):
-        monkeypatch.setitem(local.model.__dict__, "chat_template", ChatTemplate(source))
-
-    return use
 
 
 def test_the_model_is_found_and_described(client):

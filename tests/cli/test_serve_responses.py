@@ -5,7 +5,7 @@ import json
 import openai
 import pydantic
 import pytest
-from asgi import refusal, serving
+from asgi import refusal
 from openai.types.responses import ResponseStreamEvent
 from served import Server
 
@@ -24,12 +24,6 @@ def client(chat_model):
     with server.client() as client:
         yield client
     assert server.stop() == (0, "")
-
-
-@pytest.fixture(scope="module")
-def local(chat_model):
-    with serving(chat_model) as client:
-        yield client
 
 
 def test_a_response_comes_whole_and_as_a_stream(client):

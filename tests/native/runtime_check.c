@@ -9,35 +9,21 @@
  */
 #include <math.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "checking.h"
 #include "elutq.h"
 #include "elutq_kernels.h"
 #include "one_text.h"
 #include "threads.h"
+#include "together.h"
 
 #define N_TOKENS 21
 #define N_SIDE_BY_SIDE 3
-
-static unsigned n_failures;
-
-__attribute__((format(printf, 2, 3))) static bool check(bool right, const char *format, ...) {
-    if (right)
-        return true;
-    n_failures++;
-    va_list arguments;
-    va_start(arguments, format);
-    printf("WRONG ");
-    vprintf(format, arguments);
-    printf("\n");
-    va_end(arguments);
-    return false;
-}
 
 /* ---- the pool ---- */
 
@@ -181,115 +167,6 @@ static void check_one_text(elutq_model *model, const struct run *alone, const ch
     check(text_eval(&text, tokens, 1, logits, 2, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: logits of no token", isa);
     text_destroy(&text);
     free(logits);
-}
-
-/* ---- many texts in one pass ---- */
-
-#define N_TOGETHER 3
-
-/* Texts that begin at different tokens, appended to by pieces of different sizes; `alone` has what the whole one gives. */
-struct together {
-    elutq_sequence *sequences[N_TOGETHER];
-    size_t done[N_TOGETHER];
-    float *logits[N_TOGETHER]; /* of the last token so far, [vocab_size] */
-    float *hidden[N_TOGETHER]; /* of all tokens, [N_TOKENS][hidden_size]; NULL of the first text */
-};
-
-/* Tokens that text i takes next: prompts of one to nine tokens, token by token, or nothing for a while. */
-static size_t next_tokens(const struct together *together, unsigned i, unsigned round) {
-    const size_t left = N_TOKENS - together->done[i];
-    const size_t wanted = i == 0 ? 1 : (i + round) % 3 == 0 ? 0 : together->done[i] == 0 ? 4 * i + 1 : 1;
-    return wanted < left ? wanted : left;
-}
-
-/* Evaluates the texts in `chosen` round by round, and checks what a text alone has: the same bits. */
-static void advance(elutq_engine *engine, const struct run *run, struct together *together, unsigned chosen) {
-    char error[256] = "";
-    int32_t tokens[N_TOKENS];
-    for (size_t i = 0; i < N_TOKENS; i++)
-        tokens[i] = token_at(run, i);
-    for (unsigned round = 0; round < 3 * N_TOKENS; round++) {
-        struct elutq_run runs[N_TOGETHER];
-        size_t n_runs = 0;
-        for (unsigned i = 0; i < N_TOGETHER; i++) {
-            const size_t n = next_tokens(together, i, round);
-            if (n == 0 || !(chosen >> i & 1))
-                continue;
-            float *hidden = i == 0 ? NULL : together->hidden[i] + together->done[i] * run->hidden_size;
-            runs[n_runs++] =
-                (struct elutq_run){together->sequences[i], tokens + together->done[i], n, together->logits[i], 1, hidden};
-            together->done[i] += n;
-        }
-        if (n_runs > 0)
-            check(elutq_engine_eval(engine, runs, n_runs, error, sizeof error) == ELUTQ_OK, "together: %s", error);
-    }
-}
-
-static void start_together(const struct run *run, struct together *together) {
-    *together = (struct together){{NULL}, {0}, {NULL}, {NULL}};
-    for (unsigned i = 0; i < N_TOGETHER; i++) {
-        const enum elutq_cache_type type = i % 2 ? ELUTQ_CACHE_Q8 : ELUTQ_CACHE_F16;
-        together->logits[i] = calloc(run->vocab_size, sizeof *together->logits[i]);
-        if (i > 0)
-            together->hidden[i] = calloc((size_t)N_TOKENS * run->hidden_size, sizeof *together->hidden[i]);
-        if (together->logits[i] == NULL || (i > 0 && together->hidden[i] == NULL) ||
-            elutq_sequence_create(run->model, N_TOKENS, type, &together->sequences[i], NULL, 0) != ELUTQ_OK)
-            exit(1);
-    }
-}
-
-static void stop_together(struct together *together) {
-    for (unsigned i = 0; i < N_TOGETHER; i++) {
-        check(elutq_sequence_destroy(together->sequences[i]) == ELUTQ_OK, "a sequence that nobody uses is not freed");
-        free(together->logits[i]);
-        free(together->hidden[i]);
-    }
-}
-
-/* Sequences that come and go, and cancelling, while an engine evaluates others. */
-static void *come_and_go(void *argument) {
-    const struct run *run = argument;
-    for (unsigned i = 0; i < 5; i++) {
-        struct together others;
-        start_together(run, &others);
-        stop_together(&others);
-    }
-    return NULL;
-}
-
-static void check_together(elutq_model *model, const char *isa) {
-    struct elutq_model_info info;
-    elutq_model_describe(model, &info);
-    struct run run = {.model = model, .vocab_size = info.vocab_size, .hidden_size = info.hidden_size};
-    struct together alone, together;
-    elutq_engine *engine, *small;
-    pthread_t thread;
-    if (elutq_engine_create(model, N_TOGETHER, 2, &engine, NULL, 0) != ELUTQ_OK ||
-        elutq_engine_create(model, 1, 1, &small, NULL, 0) != ELUTQ_OK || pthread_create(&thread, NULL, come_and_go, &run) != 0)
-        exit(1);
-    start_together(&run, &alone);
-    start_together(&run, &together);
-    for (unsigned i = 0; i < N_TOGETHER; i++)
-        advance(small, &run, &alone, 1u << i);
-    advance(engine, &run, &together, (1u << N_TOGETHER) - 1);
-    for (unsigned i = 0; i < N_TOGETHER; i++)
-        check(together.done[i] == N_TOKENS && memcmp(together.logits[i], alone.logits[i], info.vocab_size * sizeof(float)) == 0,
-              "%s: text %u differs beside others", isa, i);
-    for (unsigned i = 1; i < N_TOGETHER; i++)
-        check(memcmp(together.hidden[i], alone.hidden[i], N_TOKENS * info.hidden_size * sizeof(float)) == 0,
-              "%s: hidden states of text %u differ beside others", isa, i);
-    pthread_join(thread, NULL);
-
-    const int32_t token = 0;
-    const struct elutq_run once = {alone.sequences[0], &token, 1, NULL, 0, NULL}, twice[] = {once, once};
-    check(elutq_sequence_rewind(alone.sequences[0], 0) == ELUTQ_OK, "%s: rewind", isa);
-    check(elutq_engine_eval(engine, twice, 2, NULL, 0) == ELUTQ_ERROR_IN_USE, "%s: a sequence was taken twice", isa);
-    check(elutq_engine_eval(engine, twice, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: nothing was evaluated", isa);
-    check(elutq_engine_eval(engine, twice, 1, NULL, 0) == ELUTQ_OK && elutq_sequence_position(alone.sequences[0]) == 1,
-          "%s: a refused sequence stays in use", isa);
-    check(elutq_engine_destroy(engine) == ELUTQ_OK && elutq_engine_destroy(small) == ELUTQ_OK, "%s: an engine stays", isa);
-    stop_together(&alone);
-    stop_together(&together);
 }
 
 /* ---- used where it cannot be ---- */

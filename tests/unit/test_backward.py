@@ -50,6 +50,11 @@ def relative_error(actual, wanted):
     return np.abs(actual - wanted).max() / np.sqrt(np.mean(np.square(wanted)))
 
 
+def noise(variant):
+    """What float32 may lose: of the Gemmas, whose norms multiply twice a branch, up to 1.4e-5 was seen."""
+    return 2e-5 if variant.startswith("gemma") else 1e-5
+
+
 @pytest.mark.parametrize("query_rows", [5, 256])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_of_a_block_are_those_of_torch(variant, query_rows, monkeypatch):
@@ -76,10 +81,10 @@ def test_gradients_of_a_block_are_those_of_torch(variant, query_rows, monkeypatc
         for name in (shared, *others):  # the weight's gradient is the sum of the output's times the input
             of_output, of_input = (each.reshape(-1, each.shape[-1]) for each in (of_outputs[name], inputs[shared]))
             of_weight = of_output.T @ of_input
-            assert relative_error(of_weight, exact[f"{name}.weight"].grad.numpy()) < 2e-5
+            assert relative_error(of_weight, exact[f"{name}.weight"].grad.numpy()) < noise(variant)
     for found, wanted in zip(into, (into_block, into_mlp), strict=True):
         assert found.dtype == np.float32
-        assert relative_error(found, wanted.grad.numpy()) < 2e-5
+        assert relative_error(found, wanted.grad.numpy()) < noise(variant)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -99,7 +104,7 @@ def test_gradient_of_a_prediction_is_that_of_torch(variant):
     ]
     (-scores[np.arange(len(x)), labels].sum()).backward()
     assert found.dtype == np.float32
-    assert relative_error(found, input.grad.numpy()) < 2e-5
+    assert relative_error(found, input.grad.numpy()) < noise(variant)
 
 
 @pytest.mark.parametrize("variant", ["qwen3-biases", "mistral-sliding-window"])

@@ -2,8 +2,8 @@
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
-from elutq_formats.families.gemma3_text import NAMES, scaled
-from elutq_formats.family import Family, InGGUF, Parts, Settings, layers_of_kind, multiplied, one_more, renamed
+from elutq_formats.families.gemma3_text import parts, scaled
+from elutq_formats.family import Family, InGGUF, Parts, Settings, layers_of_kind
 from elutq_formats.fields import Fields
 from elutq_formats.gguf_keys import Keys
 
@@ -37,13 +37,6 @@ def read(fields: Fields) -> Settings:
         **layers_of_kind(fields, tuple(at % 2 == 0 for at in range(fields.integer("num_hidden_layers")))),
         **{ours: None if fields[theirs] is None else fields.number(theirs) for ours, theirs in caps.items()},
     }
-
-
-def parts(fields: Fields, config: ModelConfig) -> Parts:
-    """Norms are stored less one; the embedding is multiplied by the root of its width, and queries by a scale."""
-    queries = (config.head_dim / fields.number("query_pre_attn_scalar")) ** 0.5
-    stored = one_more(config, renamed(config, NAMES))
-    return multiplied(config, stored, embedding=config.hidden_size**0.5, queries=queries)
 
 
 GGUF_KEYS = (
