@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_golden import BASE, random_tensor, tokenizer_json, write_json
+from golden_variants import BASE
+from make_golden import random_tensor, tokenizer_json, write_json
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_golden import BASE, N_TOKENS, random_tensor, tokenizer_json, write_json
+from golden_variants import BASE
+from make_golden import N_TOKENS, random_tensor, tokenizer_json, write_json
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.integrations.bitnet import WeightQuant, pack_weights, unpack_weights

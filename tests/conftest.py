@@ -150,3 +150,12 @@ def template(local, monkeypatch):
         monkeypatch.setitem(local.model.__dict__, "chat_template", ChatTemplate(source))
 
     return use
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """Selenium's driver of a headless Chromium; tests are skipped where there is none."""
+    from browser import chromium
+
+    with chromium("--window-size=1000,700") as driver:
+        yield driver

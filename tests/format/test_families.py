@@ -46,6 +46,6 @@ def test_the_steps_of_the_worked_example_are_taken():
     config = json.loads((GOLDEN / "ministral" / "config.json").read_text())
     assert config["model_type"] == "ministral"
     assert (GOLDEN / "ministral" / "expected.npz").exists()
-    assert '"ministral",' in (ROOT / "scripts" / "make_golden.py").read_text()
+    assert '"ministral",' in (ROOT / "scripts" / "golden_variants.py").read_text()
     assert '("ministral", {' in (ROOT / "tests" / "unit" / "test_reference.py").read_text()
     assert "Ministral" in (ROOT / "README.md").read_text()
