@@ -31,6 +31,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	awk 'length > 128 {print FILENAME ":" FNR ": more than 128 columns"; bad = 1} END {exit bad}' $(filter-out %.py,$(NATIVE_SOURCES)) $(wildcard tests/*/*.c)
 
 # Wheel and sdist, installed in fresh environments of the lowest and the newest dependencies: needs a package index.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from elutq_cli.generation import Continuation, LanguageModel, Message
     from elutq_cli.pipeline.progress import Progress
-    from elutq_cli.pipeline.quantize import Summary
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_cli.pipeline.run.quantize import Summary
     from elutq_formats.source import ModelSource
 
     Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
@@ -253,11 +253,11 @@ def quantize(
         NativeError: the threads cannot be started.
     """
     from elutq_cli.hub_sources import find_checkpoint
-    from elutq_cli.pipeline.backend import make_backend
-    from elutq_cli.pipeline.calibration_text import CalibrationText
-    from elutq_cli.pipeline.preparation import prepare
-    from elutq_cli.pipeline.quantize import quantize as run_pipeline
+    from elutq_cli.pipeline.compute.backend import make_backend
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_cli.pipeline.run.calibration_text import CalibrationText
+    from elutq_cli.pipeline.run.preparation import prepare
+    from elutq_cli.pipeline.run.quantize import quantize as run_pipeline
     from elutq_formats.atomic import check_output
     from elutq_formats.open_source import open_source
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.levels import CodeArray, FloatArray, HalfArray, levels, nearest
+from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.levels import CodeArray, FloatArray, HalfArray, levels, nearest
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.config import ModelConfig

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 
 configure_blas(None)  # before numpy: its products use --threads, those of the pipeline one thread each
 
@@ -40,12 +40,12 @@ from numpy.typing import NDArray  # noqa: E402
 
 from elutq_cli.evaluation import Windows, evaluate, evaluate_all, split_windows  # noqa: E402
 from elutq_cli.evaluation.models import open_dequantized, open_model  # noqa: E402
-from elutq_cli.pipeline.backend import NativeBackend, make_backend  # noqa: E402
-from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
-from elutq_cli.pipeline.fingerprint import code_digest  # noqa: E402
-from elutq_cli.pipeline.quantize import quantize  # noqa: E402
+from elutq_cli.pipeline.compute.backend import NativeBackend, make_backend  # noqa: E402
 from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
-from elutq_cli.pipeline.spool import work_folder  # noqa: E402
+from elutq_cli.pipeline.run.calibration_text import CalibrationText  # noqa: E402
+from elutq_cli.pipeline.run.fingerprint import code_digest  # noqa: E402
+from elutq_cli.pipeline.run.quantize import quantize  # noqa: E402
+from elutq_cli.pipeline.run.spool import work_folder  # noqa: E402
 from elutq_cli.reference import Transformer  # noqa: E402
 from elutq_cli.text_input import read_bytes, read_text  # noqa: E402
 from elutq_formats.errors import ElutqError  # noqa: E402

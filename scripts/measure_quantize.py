@@ -23,34 +23,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 
 ALLOCATE, GRADIENTS = "allocate, errors", "allocate, gradients"
 WRITE, TUNE_ALL = "write the file", "tune, end to end"
 STAGES = {
-    "load": (("tensors", "Tensors.load"),),
-    "calibration forward": (("calibrate", "block_statistics"), ("calibrate", "input_statistics")),
-    "Hessian products": (("calibrate", "add_gram"), ("calibrate", "add_product"), ("calibrate", "mirror_upper")),
-    ALLOCATE: (("quantize", "allocate"),),
-    GRADIENTS: (("allocate", "gradient_squares"),),
-    "Cholesky factor": (("tensors", "inverse_factor"),),
-    "correction": (("units", "correct"),),
-    "fit levels": (("backend", "NativeBackend.fit_groups"),),
-    "feedback, columns": (("backend", "NativeBackend.feedback_columns"),),
-    "feedback, rest of the row": (("tensors", "feedback"),),
-    "refine, residual": (("tensors", "refine"),),
-    "refine, groups": (("backend", "NativeBackend.refine_group"),),
-    "tune, block": (("units", "Run.tune_block"),),
-    TUNE_ALL: (("units", "Run.tune_end_to_end"),),
-    "held out, forward": (("units", "run_block"),),
-    "compare predictions": (("units", "measure_divergence"),),
-    "error": (("tensors", "measure"), ("by_rows", "measure"), ("measure", "measure")),
-    "dequantize": (("linear", "dequantize"), ("by_rows", "dequantize")),
-    "pack": (("backend", "NativeBackend.pack"),),
-    "scratch files": (("spool", "Spool.add"), ("spool", "Spool.finish_unit"), ("spool", "Spool.open_streams")),
-    WRITE: (("quantize", "write_model"),),
+    "load": (("run.tensors", "Tensors.load"),),
+    "calibration forward": (("stages.calibrate", "block_statistics"), ("stages.calibrate", "input_statistics")),
+    "Hessian products": (
+        ("stages.calibrate", "add_gram"),
+        ("stages.calibrate", "add_product"),
+        ("stages.calibrate", "mirror_upper"),
+    ),
+    ALLOCATE: (("run.quantize", "allocate"),),
+    GRADIENTS: (("stages.allocate", "gradient_squares"),),
+    "Cholesky factor": (("run.tensors", "inverse_factor"),),
+    "correction": (("run.units", "correct"),),
+    "fit levels": (("compute.backend", "NativeBackend.fit_groups"),),
+    "feedback, columns": (("compute.backend", "NativeBackend.feedback_columns"),),
+    "feedback, rest of the row": (("run.tensors", "feedback"),),
+    "refine, residual": (("run.tensors", "refine"),),
+    "refine, groups": (("compute.backend", "NativeBackend.refine_group"),),
+    "tune, block": (("run.units", "Run.tune_block"),),
+    TUNE_ALL: (("run.units", "Run.tune_end_to_end"),),
+    "held out, forward": (("run.units", "run_block"),),
+    "compare predictions": (("run.units", "measure_divergence"),),
+    "error": (("run.tensors", "measure"), ("stages.by_rows", "measure"), ("stages.measure", "measure")),
+    "dequantize": (("stages.linear", "dequantize"), ("stages.by_rows", "dequantize")),
+    "pack": (("compute.backend", "NativeBackend.pack"),),
+    "scratch files": (
+        ("run.spool", "Spool.add"),
+        ("run.spool", "Spool.finish_unit"),
+        ("run.spool", "Spool.open_streams"),
+    ),
+    WRITE: (("run.quantize", "write_model"),),
 }
-CALLERS = tuple(f"elutq_cli.pipeline.{module}" for module in ("quantize", "units", "tensors"))
+CALLERS = tuple(f"elutq_cli.pipeline.{module}" for module in ("run.quantize", "run.units", "run.tensors"))
 OTHER = "all else"
 OF_BLOCKS = (ALLOCATE, GRADIENTS, TUNE_ALL)  # in proportion to the blocks, though not of one block
 SERIAL = ("scratch files", WRITE, OTHER)
@@ -251,9 +259,9 @@ def main() -> None:
     arguments = parser.parse_args()
     configure_blas(1)
     from elutq_cli.api import quantize
-    from elutq_cli.pipeline.forecast import Forecast
     from elutq_cli.pipeline.recipe import Plan, Recipe
-    from elutq_cli.pipeline.tune.budget import end_to_end_products
+    from elutq_cli.pipeline.run.forecast import Forecast
+    from elutq_cli.pipeline.stages.tune.budget import end_to_end_products
     from elutq_formats.open_source import open_source
     from elutq_native import default_threads
 

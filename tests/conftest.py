@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored, and its children too
 configure_blas(1)  # before anything imports numpy: spinning BLAS threads starve tests that share the cores
@@ -61,9 +61,9 @@ def text(tmp_path):
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
     """Returns a function that quantizes a checkpoint (weights only), once for each set of options."""
-    from elutq_cli.pipeline.backend import NativeBackend
-    from elutq_cli.pipeline.quantize import quantize
+    from elutq_cli.pipeline.compute.backend import NativeBackend
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_cli.pipeline.run.quantize import quantize
     from elutq_formats.checkpoint import Checkpoint
 
     folder, made = tmp_path_factory.mktemp("models"), {}

@@ -10,14 +10,14 @@ import sys
 import threading
 from pathlib import Path
 
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 
 configure_blas(1)
 
-from elutq_cli.pipeline import preparation, quantize  # noqa: E402 (BLAS first)
-from elutq_cli.pipeline.backend import NativeBackend  # noqa: E402
-from elutq_cli.pipeline.calibration_text import CalibrationText  # noqa: E402
+from elutq_cli.pipeline.compute.backend import NativeBackend  # noqa: E402
 from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
+from elutq_cli.pipeline.run import preparation, quantize  # noqa: E402 (BLAS first)
+from elutq_cli.pipeline.run.calibration_text import CalibrationText  # noqa: E402
 from elutq_formats.open_source import open_source  # noqa: E402
 
 
@@ -27,7 +27,7 @@ def resident():
 
 
 def few_steps():
-    from elutq_cli.pipeline.tune import block
+    from elutq_cli.pipeline.stages.tune import block
 
     block.BLOCK_STEPS = 2
 

@@ -13,7 +13,7 @@ from elutq_cli.commands.eval_report import print_json, print_text
 from elutq_cli.commands.model_argument import Offline
 from elutq_cli.commands.options import CacheType, Threads, one_of
 from elutq_cli.commands.runtime import prepare_runtime
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import printable, shown_line
 from elutq_cli.text_input import read_text
 from elutq_formats.errors import ElutqError

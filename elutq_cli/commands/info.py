@@ -12,7 +12,7 @@ import typer
 
 from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.commands.runtime import prepare_runtime
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import printable, shown_line
 
 if TYPE_CHECKING:

@@ -120,12 +120,12 @@ def print_forecast(
     Raises:
         ElutqError: it would be refused.
     """
-    from elutq_cli.pipeline.backend import make_backend
-    from elutq_cli.pipeline.calibration_text import CalibrationText
-    from elutq_cli.pipeline.forecast import estimate_seconds
-    from elutq_cli.pipeline.imported import describe_others
-    from elutq_cli.pipeline.preparation import prepare
+    from elutq_cli.pipeline.compute.backend import make_backend
     from elutq_cli.pipeline.recipe import IMPORT
+    from elutq_cli.pipeline.run.calibration_text import CalibrationText
+    from elutq_cli.pipeline.run.forecast import estimate_seconds
+    from elutq_cli.pipeline.run.imported import describe_others
+    from elutq_cli.pipeline.run.preparation import prepare
 
     for note in checkpoint.notes_on(recipe.method == IMPORT):
         print(shown_line(note), file=sys.stderr)

@@ -9,7 +9,7 @@ import typer
 
 from elutq_cli.commands.making import make_file, print_forecast
 from elutq_cli.commands.options import ForceOutput, GGUFFile, MaxMemory, PoolThreads, Resume, one_of
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_formats.errors import ElutqError
 
 

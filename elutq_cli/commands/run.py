@@ -17,7 +17,7 @@ import typer
 from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import shown_text
 from elutq_cli.text_input import decode, decode_file, read_json, read_template, read_text
 from elutq_formats.errors import ElutqError

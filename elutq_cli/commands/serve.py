@@ -11,7 +11,7 @@ import typer
 from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
 from elutq_cli.commands.runtime import prepare_runtime
-from elutq_cli.pipeline.blas import configure_blas
+from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import printable, shown_line
 from elutq_cli.text_input import read_template
 from elutq_formats.errors import ElutqError

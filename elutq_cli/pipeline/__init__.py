@@ -1,1 +1,1 @@
-"""The stages that turn a checkpoint into a model file, one file each, in the order data flows."""
+"""The quantizer: recipes, and three wings of which each knows only the next: run, stages, compute."""

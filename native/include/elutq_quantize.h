@@ -1,6 +1,6 @@
 /*
- * The quantizer's hot loops. elutq_cli/pipeline holds a numpy twin of each that defines the result; given the same finite
- * input both return the same bits, with any number of threads.
+ * The quantizer's hot loops. elutq_cli/pipeline/compute/loops holds a numpy twin of each that defines the result; given
+ * the same finite input both return the same bits, with any number of threads.
  *
  * A group of `group_size` consecutive columns of a row shares its levels c + sum_k (+-h_k); bit k - 1 of a code is the
  * sign of h_k. Half scales are float16 as integers. No function keeps a pointer after it returns. Beside what

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.forecast import Forecast
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
-from elutq_cli.pipeline.spool import Spool
+from elutq_cli.pipeline.run.forecast import Forecast
+from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.run.spool import Spool
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, ElutqError
 from elutq_formats.model_file import ModelFile

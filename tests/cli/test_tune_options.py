@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from processes import paused_quantize
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.run.forecast import Forecast, estimate_seconds
 from elutq_formats.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent.parent / "data"

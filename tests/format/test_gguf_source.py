@@ -13,9 +13,9 @@ from foreign_gguf import CONVERTED, describe, write_part
 from gguf import GGMLQuantizationType
 from safetensors.numpy import save_file
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, UnsupportedModelError

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.quantize import quantize
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, ElutqError, UnsupportedModelError
 

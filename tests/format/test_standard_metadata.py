@@ -10,10 +10,10 @@ from samples import write_random_model
 from test_gguf_tokenizer import SOME_PIECES, SOME_TOKENS
 from vocabularies import golden, read_vocabulary
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.provenance import printable_origin
-from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.provenance import printable_origin
+from elutq_cli.pipeline.run.quantize import quantize
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf_reader import GGUFReader

@@ -7,10 +7,10 @@ scales, centers, codes and errors is compared.
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.fit import ITERATIONS, PROXIMITY, fit_groups, starting_points
+from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.loops.fit_groups import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
+from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
 from elutq_formats.block_kind import FREE16, KIND_NUMBERS, BlockKind
 from elutq_formats.constants import KIND_BYTES, KIND_CENTERS, KIND_EVEN, MAX_EXPONENT
 from elutq_formats.errors import FormatError

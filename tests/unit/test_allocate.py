@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline import allocate as stage
-from elutq_cli.pipeline.allocate import Candidate, RowErrors, allocate, measure_candidates, measure_errors, spend
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
-from elutq_cli.pipeline.preparation import prepare
-from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Plan, Recipe
-from elutq_cli.pipeline.sensitivity import gradient_squares
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.preparation import prepare
+from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages import allocate as stage
+from elutq_cli.pipeline.stages.allocate import Candidate, RowErrors, allocate, measure_candidates, measure_errors, spend
+from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.stages.sensitivity import gradient_squares
 from elutq_cli.reference import Block, Transformer
 from elutq_cli.reference.backward import draw
 from elutq_formats.block_kind import FREE16
@@ -92,7 +92,7 @@ def test_a_budget_is_kept_and_spent_nearly_as_well_as_possible():
 def test_a_total_that_cannot_be_reached_is_refused_before_anything_is_measured(
     backend, monkeypatch, target, types, message
 ):
-    monkeypatch.setattr("elutq_cli.pipeline.allocate.measure_candidates", refuse_to_measure)
+    monkeypatch.setattr("elutq_cli.pipeline.stages.allocate.measure_candidates", refuse_to_measure)
     recipe = replace(RECIPE, target_bpw=target, tensor_types=types)
     with Checkpoint.open(TINY) as checkpoint:
         with pytest.raises(ElutqError, match=message):
@@ -301,7 +301,7 @@ def refuse_to_measure(*arguments):
 
 
 def test_when_every_linear_is_fixed_nothing_is_measured(tmp_path, backend, monkeypatch):
-    monkeypatch.setattr("elutq_cli.pipeline.allocate.measure_candidates", refuse_to_measure)
+    monkeypatch.setattr("elutq_cli.pipeline.stages.allocate.measure_candidates", refuse_to_measure)
     recipe = replace(RECIPE, tensor_types=(r"^blk=3g32", r"ffn=2g32"), target_bpw=None)
     text = tmp_path / "text.txt"
     text.write_text("A quick brown fox and some dogs. " * 40)

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline import by_rows
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.by_rows import MatrixByRows, embed, look_up, runs_of_rows
-from elutq_cli.pipeline.checked_weights import CheckedWeights
-from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
-from elutq_cli.pipeline.rotate import RotatedCheckpoint
+from elutq_cli.pipeline.run.checked_weights import CheckedWeights
+from elutq_cli.pipeline.stages import by_rows
+from elutq_cli.pipeline.stages.by_rows import MatrixByRows, embed, look_up, runs_of_rows
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.model_tensors import EMBEDDING
 
@@ -77,7 +77,7 @@ def test_an_embedding_is_read_only_where_there_are_tokens(backend, monkeypatch, 
 
 
 def test_the_head_and_the_embedding_are_never_read_whole(backend, monkeypatch, tmp_path):
-    from elutq_cli.pipeline.quantize import quantize
+    from elutq_cli.pipeline.run.quantize import quantize
 
     monkeypatch.setattr(by_rows, "ROWS_AT_ONCE", 512)
     with Checkpoint.open(NOVELS) as checkpoint:

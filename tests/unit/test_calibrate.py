@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from conftest import needs_rounded_products
 
-from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.calibrate import TOKENS_AT_ONCE, block_statistics
-from elutq_cli.pipeline.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.products import AT_ONCE, multiply_rounded
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.products import AT_ONCE, multiply_rounded
-from elutq_cli.pipeline.refine import refine
+from elutq_cli.pipeline.stages.calibrate import TOKENS_AT_ONCE, block_statistics
+from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.reference import Block, Transformer
 from elutq_formats.checkpoint import Checkpoint
 

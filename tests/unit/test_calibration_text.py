@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import TEXT
 
-from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.tokenizer import Tokenizer

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.backend import NumpyBackend
-from elutq_cli.pipeline.calibrate import block_statistics
-from elutq_cli.pipeline.correct import correct
-from elutq_cli.pipeline.feedback import inverse_factor
+from elutq_cli.pipeline.compute.backend import NumpyBackend
+from elutq_cli.pipeline.stages.calibrate import block_statistics
+from elutq_cli.pipeline.stages.correct import correct
+from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from elutq_cli.pipeline.crew import Crew
+from elutq_cli.pipeline.compute.crew import Crew
 
 
 @pytest.fixture(params=[1, 2, 5])

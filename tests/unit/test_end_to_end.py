@@ -9,16 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.by_rows import embed
-from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.fingerprint import fingerprint
-from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.layout import FREE8, Layout
-from elutq_cli.pipeline.preparation import prepare
-from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe
-from elutq_cli.pipeline.tune.budget import KEPT_BYTES, keeps_activations, tuning_bytes, tuning_scratch, tuning_seconds
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.fingerprint import fingerprint
+from elutq_cli.pipeline.run.preparation import prepare
+from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages.by_rows import embed
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.tune.budget import (
+    KEPT_BYTES,
+    keeps_activations,
+    tuning_bytes,
+    tuning_scratch,
+    tuning_seconds,
+)
 from elutq_cli.reference import Block, Transformer, block_tensor_names
 from elutq_cli.shapes import named_shape
 from elutq_formats.checkpoint import Checkpoint
@@ -30,12 +36,12 @@ from elutq_formats.tensor_record import TensorRecord
 
 torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
 
-from elutq_cli.pipeline.torch_device import prepare_torch  # noqa: E402
-from elutq_cli.pipeline.tune import end_to_end  # noqa: E402
-from elutq_cli.pipeline.tune.end_to_end import Budget, Curriculum  # noqa: E402
-from elutq_cli.pipeline.tune.exact_model import ExactModel  # noqa: E402
-from elutq_cli.pipeline.tune.fused_block import FusedBlock, fast_products, multiply_halves  # noqa: E402
-from elutq_cli.pipeline.tune.learned_model import LearnedModel  # noqa: E402
+from elutq_cli.pipeline.compute.torch_device import prepare_torch  # noqa: E402
+from elutq_cli.pipeline.stages.tune import end_to_end  # noqa: E402
+from elutq_cli.pipeline.stages.tune.end_to_end import Budget, Curriculum  # noqa: E402
+from elutq_cli.pipeline.stages.tune.exact_model import ExactModel  # noqa: E402
+from elutq_cli.pipeline.stages.tune.fused_block import FusedBlock, fast_products, multiply_halves  # noqa: E402
+from elutq_cli.pipeline.stages.tune.learned_model import LearnedModel  # noqa: E402
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "some", "walls"]

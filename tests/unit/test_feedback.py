@@ -5,14 +5,16 @@ import logging
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline import feedback as stage
-from elutq_cli.pipeline.backend import NumpyBackend
-from elutq_cli.pipeline.feedback import feedback, feedback_columns, inverse_factor, invert_to_factor, quantize_group
-from elutq_cli.pipeline.fit import fit, fit_groups
+from elutq_cli.pipeline.compute.backend import NumpyBackend
+from elutq_cli.pipeline.compute.levels import levels
+from elutq_cli.pipeline.compute.loops.feedback_columns import feedback_columns
+from elutq_cli.pipeline.compute.loops.fit_groups import fit_groups
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.levels import levels
-from elutq_cli.pipeline.measure import measure
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.stages import feedback as stage
+from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor, invert_to_factor, quantize_group
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.measure import measure
 from elutq_formats.errors import ElutqError
 from elutq_formats.hlq import HLQTensor
 

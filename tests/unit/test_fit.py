@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.backend import NumpyBackend
-from elutq_cli.pipeline.fit import SortedGroups, descend, fit, fit_groups, fit_sorted, starting_points
+from elutq_cli.pipeline.compute.backend import NumpyBackend
+from elutq_cli.pipeline.compute.levels import levels, nearest, signs
+from elutq_cli.pipeline.compute.loops.fit_groups import SortedGroups, descend, fit_groups, fit_sorted, starting_points
 from elutq_cli.pipeline.layout import EVEN8C, Layout
-from elutq_cli.pipeline.levels import levels, nearest, signs
-from elutq_cli.pipeline.measure import measure
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.measure import measure
 from elutq_formats.block_kind import CENTER_UNIT
 from elutq_formats.hlq import HLQTensor
 

@@ -12,11 +12,11 @@ from foreign_gguf import describe
 from gguf import GGMLQuantizationType
 from safetensors.numpy import save_file
 
-from elutq_cli.pipeline import preparation
-from elutq_cli.pipeline.backend import NumpyBackend
-from elutq_cli.pipeline.forecast import Forecast
-from elutq_cli.pipeline.peak_memory import PROCESS_BYTES, THREAD_BYTES
+from elutq_cli.pipeline.compute.backend import NumpyBackend
 from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.run import preparation
+from elutq_cli.pipeline.run.forecast import Forecast
+from elutq_cli.pipeline.run.peak_memory import PROCESS_BYTES, THREAD_BYTES
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError

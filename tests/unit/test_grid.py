@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.fit import fit_groups
+from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.loops.fit_groups import fit_groups
 from elutq_cli.pipeline.layout import FREE8, bytes_reaching
 from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import HLQTensor

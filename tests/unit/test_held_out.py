@@ -10,21 +10,23 @@ import pytest
 
 from elutq_cli.commands.making import describe_divergence
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline import by_rows, divergence, forecast
-from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.by_rows import MatrixByRows, read_rows, runs_of_rows
-from elutq_cli.pipeline.calibration_text import CalibrationText, n_held_out
-from elutq_cli.pipeline.divergence import divergences
-from elutq_cli.pipeline.fingerprint import explain_difference, fingerprint
-from elutq_cli.pipeline.fit import fit
-from elutq_cli.pipeline.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.preparation import prepare
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
-from elutq_cli.pipeline.rotate import RotatedCheckpoint
-from elutq_cli.pipeline.streams import Streams, compared_sequences
+from elutq_cli.pipeline.run import forecast
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.fingerprint import explain_difference, fingerprint
+from elutq_cli.pipeline.run.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.run.preparation import prepare
+from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages import by_rows, divergence
+from elutq_cli.pipeline.stages.by_rows import MatrixByRows, read_rows, runs_of_rows
+from elutq_cli.pipeline.stages.divergence import divergences
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.held_out import n_held_out
+from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
+from elutq_cli.pipeline.stages.streams import Streams, compared_sequences
 from elutq_cli.reference import Transformer
 from elutq_cli.shapes import named_shape
 from elutq_formats.checkpoint import Checkpoint

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from elutq_cli.app import app
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import IMPORT, Recipe
+from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.reference import Transformer
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from random_damage import looking
 from ternary_folders import write_gguf
 
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import IMPORT, Recipe
+from elutq_cli.pipeline.run.quantize import quantize
 from elutq_formats.errors import ElutqError
 from elutq_formats.gguf_reader import GGUFReader
 from elutq_formats.open_source import open_source

@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline import by_rows, tensors
-from elutq_cli.pipeline.allocate import measure_errors
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.feedback import inverse_factor
-from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, KIND_OF_SCALES, Layout, bytes_reaching
-from elutq_cli.pipeline.linear import LinearInputs
-from elutq_cli.pipeline.measure import sample_rows
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
-from elutq_cli.pipeline.tensors import Tensors
+from elutq_cli.pipeline.run import tensors
+from elutq_cli.pipeline.run.tensors import Tensors
+from elutq_cli.pipeline.stages import by_rows
+from elutq_cli.pipeline.stages.allocate import measure_errors
+from elutq_cli.pipeline.stages.feedback import inverse_factor
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.linear import LinearInputs
+from elutq_cli.pipeline.stages.measure import sample_rows
 from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import unpack
 from elutq_formats.model_tensors import EMBEDDING

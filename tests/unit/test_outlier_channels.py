@@ -16,10 +16,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.model_file import ModelFile

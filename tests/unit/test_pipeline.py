@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 
 from elutq_cli.app import app
 from elutq_cli.evaluation import evaluate, split_windows
-from elutq_cli.pipeline import tensors
-from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
 from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
-from elutq_cli.pipeline.rotate import RotatedCheckpoint
+from elutq_cli.pipeline.run import tensors
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError

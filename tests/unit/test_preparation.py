@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from elutq_cli.commands.making import print_forecast
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.preparation import prepare
-from elutq_cli.pipeline.quantize import quantize
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.preparation import prepare
+from elutq_cli.pipeline.run.quantize import quantize
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.safetensors_file import SafetensorsFile

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import needs_rounded_products
 
-from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.products import (
+from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.products import (
     add_gram,
     add_product,
     all_of_it,

@@ -5,13 +5,21 @@ import itertools
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.backend import NativeBackend, NumpyBackend
-from elutq_cli.pipeline.even import round_even, spread_even
-from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.fit import fit, fit_groups
+from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.levels import levels
+from elutq_cli.pipeline.compute.loops.even import round_even, spread_even
+from elutq_cli.pipeline.compute.loops.fit_groups import fit_groups
+from elutq_cli.pipeline.compute.loops.refine_group import (
+    descend_codes,
+    ordered_product,
+    refine_group,
+    signs_of,
+    solve_levels,
+)
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
-from elutq_cli.pipeline.levels import levels
-from elutq_cli.pipeline.refine import descend_codes, ordered_product, refine, refine_group, signs_of, solve_levels
+from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.refine import refine
 from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import HLQTensor
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline import rotate
-from elutq_cli.pipeline.rotate import RotatedCheckpoint, Rotation
+from elutq_cli.pipeline.stages import rotate
+from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint, Rotation
 from elutq_cli.reference import Transformer
 from elutq_formats import safetensors_file
 from elutq_formats.checkpoint import Checkpoint

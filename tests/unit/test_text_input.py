@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from elutq_cli.commands import run as run_module
 from elutq_cli.commands.eval import eval_command
 from elutq_cli.generation.terminal import Chat
-from elutq_cli.pipeline.calibration_text import CalibrationText
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.streams import shown_line
 from elutq_cli.text_input import read_template, read_text
 from elutq_formats.checkpoint import Checkpoint

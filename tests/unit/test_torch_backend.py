@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from elutq_cli.api import quantize
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.forecast import estimate_seconds
+from elutq_cli.pipeline.compute.backend import NativeBackend
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.quantize import quantize as run_pipeline
 from elutq_cli.pipeline.recipe import METHODS, Plan, Recipe
-from elutq_cli.pipeline.refine import refine
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.forecast import estimate_seconds
+from elutq_cli.pipeline.run.quantize import quantize as run_pipeline
+from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.stages.refine import refine
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
@@ -51,7 +51,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
 @pytest.fixture(scope="module", params=["cpu", "cuda"])
 def on_torch(request):
     torch = pytest.importorskip("torch", reason="needs torch: pip install 'elutq[torch]'")
-    from elutq_cli.pipeline.torch_backend import TorchBackend
+    from elutq_cli.pipeline.compute.torch_backend import TorchBackend
 
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")

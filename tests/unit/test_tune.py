@@ -9,15 +9,15 @@ import pytest
 from recorded_errors import assert_recorded_errors_are_true
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.backend import NativeBackend
-from elutq_cli.pipeline.calibration_text import CalibrationText
-from elutq_cli.pipeline.fit import fit
+from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.levels import levels, nearest, signs
 from elutq_cli.pipeline.layout import FREE8, Layout
-from elutq_cli.pipeline.levels import levels, nearest, signs
 from elutq_cli.pipeline.progress import Progress
-from elutq_cli.pipeline.quantize import quantize
 from elutq_cli.pipeline.recipe import Recipe
-from elutq_cli.pipeline.streams import compared_sequences
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.streams import compared_sequences
 from elutq_cli.reference import Block, Transformer, block_tensor_names
 from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.checkpoint import Checkpoint
@@ -36,11 +36,11 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "a
 
 torch = pytest.importorskip("torch", reason="tuning needs torch: pip install 'elutq[torch]'")
 
-from elutq_cli.pipeline.torch_device import prepare_torch  # noqa: E402
-from elutq_cli.pipeline.tune import block as block_tuning  # noqa: E402
-from elutq_cli.pipeline.tune import descent, end_to_end  # noqa: E402
-from elutq_cli.pipeline.tune import matrix as learned_matrix  # noqa: E402
-from elutq_cli.pipeline.tune.matrix import LearnedLevels, LearnedMatrix  # noqa: E402
+from elutq_cli.pipeline.compute.torch_device import prepare_torch  # noqa: E402
+from elutq_cli.pipeline.stages.tune import block as block_tuning  # noqa: E402
+from elutq_cli.pipeline.stages.tune import descent, end_to_end  # noqa: E402
+from elutq_cli.pipeline.stages.tune import matrix as learned_matrix  # noqa: E402
+from elutq_cli.pipeline.stages.tune.matrix import LearnedLevels, LearnedMatrix  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 /*
  * Evenly spaced levels: all of a group follow from one half scale, a byte, and a center counted in quarters of it.
- * elutq_cli/pipeline/even.py is the twin that explains and defines it.
+ * elutq_cli/pipeline/compute/loops/even.py is the twin that explains and defines it.
  */
 #ifndef ELUTQ_QUANTIZE_EVEN_H
 #define ELUTQ_QUANTIZE_EVEN_H

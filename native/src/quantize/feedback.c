@@ -1,5 +1,6 @@
 /*
- * The inner loop of error feedback; elutq_cli/pipeline/feedback.py is the twin that explains and defines it.
+ * The inner loop of error feedback; elutq_cli/pipeline/compute/loops/feedback_columns.py is the twin that explains
+ * and defines it.
  *
  * A tile of rows is transposed so that its rows lie side by side: every operation is then the same on all lanes, and
  * compilers turn each loop over lanes into a few vector instructions.

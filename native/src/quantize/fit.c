@@ -1,5 +1,6 @@
 /*
- * Levels of a group by alternating optimisation; elutq_cli/pipeline/fit.py is the twin that explains and defines it.
+ * Levels of a group by alternating optimisation; elutq_cli/pipeline/compute/loops/fit_groups.py is the twin that
+ * explains and defines it.
  *
  * A group's weights are sorted once. Any assignment of nearest levels is then a list of bounds in the sorted weights, and
  * with running sums of importance and importance * weight one round costs a few binary searches and a small solve,

@@ -1,6 +1,6 @@
 /*
  * One group's step of the refine stage: levels solved for with the codes held, then descent on the codes;
- * elutq_cli/pipeline/refine.py is the twin that explains and defines it.
+ * elutq_cli/pipeline/compute/loops/refine_group.py is the twin that explains and defines it.
  *
  * A tile of rows is transposed so that its rows lie side by side: every operation is then the same on all lanes, and
  * compilers turn each loop over lanes into a few vector instructions.

@@ -1,0 +1,1 @@
+"""Where stages compute: arrays, large products in tiles, threads, and inner loops."""

@@ -1,0 +1,123 @@
+"""What can be checked before a weight is read: a run that cannot succeed is refused before it takes hours."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from elutq_cli.generation.template import ChatTemplate
+from elutq_cli.machine.memory import available_memory
+from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.torch_device import prepare_torch
+from elutq_cli.pipeline.recipe import IMPORT, Plan, Recipe
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.forecast import Forecast
+from elutq_cli.pipeline.run.imported import kept_layouts
+from elutq_cli.pipeline.stages.allocate import check_target
+from elutq_cli.pipeline.stages.rotate import check_rotatable
+from elutq_formats.config import ModelConfig
+from elutq_formats.errors import ElutqError
+from elutq_formats.source import ModelSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A run that may begin.
+
+    Attributes:
+        config: of the model that is quantized: the checkpoint's, or that of the rotated one.
+        plan: what becomes of its matrices.
+        n_tokens: to calibrate on; 0 for weights alone.
+        held_out_tokens: beside them.
+        forecast: what the run will make and take.
+    """
+
+    config: ModelConfig
+    plan: Plan
+    n_tokens: int
+    held_out_tokens: int
+    forecast: Forecast
+
+
+def prepare(
+    checkpoint: ModelSource,
+    output: Path | None,
+    recipe: Recipe,
+    calibration: CalibrationText | None,
+    backend: Backend,
+    max_memory: float | None,
+    device: str,
+) -> Preparation:
+    """Check and plan a run; warn of one that may take more memory than can be had.
+
+    Args:
+        checkpoint: the model; its weights are not read.
+        output: the file to make; None: the disk is not looked at.
+        recipe: how.
+        calibration: sequences to calibrate on, or None: weights alone are fitted.
+        backend: runs the inner loops.
+        max_memory: refuse a run that may take more memory than so many GB; None: none.
+        device: torch's name of where to tune.
+
+    Raises:
+        ElutqError: the recipe does not fit the model or the text, a tokenizer or template cannot be used, memory or
+            disk are short, or the output would replace what the run reads.
+    """
+    _check_output_is_no_input(output, checkpoint, calibration)
+    _check_texts(checkpoint)
+    config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
+    if recipe.rotate:
+        check_rotatable(config)
+    recipe = recipe.resolved(calibration is not None)
+    plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint, backend.map) if recipe.method == IMPORT else {})
+    check_target(config, recipe)
+    held_out = None if calibration is None else calibration.held_out
+    if recipe.tune and calibration is not None:
+        prepare_torch(device, backend.threads, "--tune")
+        from elutq_cli.pipeline.stages.tune.descent import split_sequences
+
+        split_sequences(len(calibration.tokens), 0 if held_out is None else len(held_out))
+        fresh = 0 if calibration.fresh is None else calibration.fresh.size
+        if recipe.tune_tokens is not None and fresh < recipe.tune_tokens:
+            log.warning(
+                "the text has %d tokens that calibration leaves, fewer than the %d to tune on: those that it uses "
+                "follow, and then all of them again",
+                fresh,
+                recipe.tune_tokens,
+            )
+    n_tokens = 0 if calibration is None else calibration.tokens.size
+    held_out_tokens = 0 if held_out is None else held_out.size
+    encoding = 0 if calibration is None else calibration.encoding_bytes
+    forecast = Forecast.make(
+        config, plan, recipe, n_tokens, backend.threads, encoding, checkpoint.package_bytes(), held_out_tokens
+    )
+    forecast.check(output, max_memory)
+    shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None
+    if shortage is not None:
+        log.warning("%s", shortage)
+    return Preparation(config, plan, n_tokens, held_out_tokens, forecast)
+
+
+def _check_texts(checkpoint: ModelSource) -> None:
+    """Refuse a tokenizer and a chat template that those who run the file could not use."""
+    tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
+    if source is None:
+        return
+    try:
+        ChatTemplate.for_tokenizer(source, tokenizer)
+        if "messages" not in source:
+            raise ElutqError("the chat template writes no messages, it is something else")
+    except ElutqError as error:
+        raise ElutqError(f"{checkpoint.chat_template_place}: {error}: mend it, or take it away") from error
+
+
+def _check_output_is_no_input(output: Path | None, checkpoint: ModelSource, text: CalibrationText | None) -> None:
+    """Refuse to replace a file of the checkpoint, or a text, with ``--force`` too; model files beside it may be."""
+    if output is None or not output.exists():
+        return
+    inputs = [*checkpoint.weight_files(), *(text.files if text is not None else ())]
+    if checkpoint.path.is_dir():
+        inputs += [file for file in checkpoint.path.iterdir() if file.suffix != ".gguf"]
+    if any(file.exists() and output.samefile(file) for file in inputs):
+        raise ElutqError(f"cannot write {output}: this run reads it; choose another name")

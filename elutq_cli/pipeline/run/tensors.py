@@ -1,0 +1,195 @@
+"""Tensors of a checkpoint on their way through the stages into the spool, one matrix or some rows of one at a time."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.levels import FloatArray
+from elutq_cli.pipeline.compute.products import ROWS_AT_ONCE, pieces
+from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.progress import Progress
+from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
+from elutq_cli.pipeline.run.checked_weights import CheckedWeights
+from elutq_cli.pipeline.run.spool import Spool
+from elutq_cli.pipeline.stages.by_rows import MatrixByRows, embed, read_rows
+from elutq_cli.pipeline.stages.calibrate import InputStatistics
+from elutq_cli.pipeline.stages.feedback import check_finite, feedback, inverse_factor
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix
+from elutq_cli.pipeline.stages.measure import measure, measured_rows
+from elutq_cli.pipeline.stages.refine import refine
+from elutq_cli.reference import Array
+from elutq_formats.block_kind import BlockKind
+from elutq_formats.hlq import HLQTensor
+from elutq_formats.model_tensors import EMBEDDING, HEAD
+from elutq_formats.names import gguf_name
+from elutq_formats.tensor_record import TensorRecord
+
+log = logging.getLogger(__name__)
+
+
+class Tensors:
+    """Takes tensors from a checkpoint to a spool, through the stages of a recipe.
+
+    Attributes:
+        config: hyper-parameters of the model.
+    """
+
+    def __init__(
+        self, source: CheckedWeights, recipe: Recipe, backend: Backend, spool: Spool, progress: Progress
+    ) -> None:
+        """Read nothing yet."""
+        self.config = source.config
+        self._source = source
+        self._recipe = recipe
+        self._backend = backend
+        self._spool = spool
+        self._progress = progress
+
+    def load(self, name: str) -> FloatArray:
+        """Load a tensor of the checkpoint; a tied head is the embedding."""
+        return self._source.load(self._stored_name(name))
+
+    def embed(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
+        """Return the checkpoint's embedding of tokens (sequences, n): (sequences, n, hidden_size) float32."""
+        return embed(self._source, tokens)
+
+    def n_weights(self, name: str) -> int:
+        """Return the weights of a matrix of the plan."""
+        return math.prod(self._source.shape(self._stored_name(name)))
+
+    def head_rows(self) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Yield the finished head some rows at a time: the checkpoint's, and dequantized."""
+        finished = {record.name: (record, contents) for record, contents in self._spool.sources()}
+        record, contents = finished.get(gguf_name(HEAD)) or finished[gguf_name(EMBEDDING)]
+        for rows, weights in self._source.load_by_rows(self._stored_name(HEAD)):
+            yield weights, read_rows(record, contents(), rows, self._backend)
+
+    def add_vector(self, name: str) -> FloatArray:
+        """Copy a norm or a bias."""
+        vector = self.load(name)
+        self._spool.add(TensorRecord(gguf_name(name), 32, len(vector)), vector)
+        return vector
+
+    def prepare(self, name: str, statistics: InputStatistics) -> LinearInputs:
+        """Return what the stages use of an input that linears share.
+
+        Args:
+            name: of one of them, for messages.
+            statistics: of the input.
+
+        Raises:
+            ElutqError: the inputs overflow.
+        """
+        if self._recipe.method == "fit":
+            check_finite(statistics.hessian, self._backend, gguf_name(name))
+            return LinearInputs(statistics.hessian, None)
+        factor = inverse_factor(statistics.hessian, self._recipe.damping, self._backend, gguf_name(name))
+        return LinearInputs(statistics.hessian, factor)
+
+    def add_by_rows(
+        self,
+        plan: MatrixPlan,
+        inputs: LinearInputs | None = None,
+        use: Callable[[slice, FloatArray, Callable[[], FloatArray]], None] | None = None,
+    ) -> None:
+        """Quantize a matrix, some rows at a time, and put it into the spool.
+
+        Args:
+            plan: what becomes of it.
+            inputs: what is known of its input; None: nothing.
+            use: called with the place of some rows, what they were, and a function that dequantizes them.
+        """
+        if plan.kept:
+            self._add_kept(plan)
+            return
+        begin = time.perf_counter()
+        name = self._stored_name(plan.name)
+        plan, kind = plan.settle(self._backend.place(weights) for _, weights in self._source.load_by_rows(name))
+        quantize = partial(self._run_stages, plan.layout, kind, inputs)
+        matrix = MatrixByRows(plan, self._source.shape(name), self._backend)
+        for rows, weights in self._source.load_by_rows(name):
+            placed = self._backend.place(weights)
+            restore = matrix.add(rows, placed, quantize)
+            if use is not None:
+                use(rows, weights, restore)
+            self._progress.advance(weights.size)
+            del weights, placed, restore
+        record = matrix.record(None if inputs is None else inputs.hessian)
+        _log_done(record, begin)
+        self._spool.add(record, matrix.contents)
+
+    def _add_kept(self, plan: MatrixPlan) -> None:
+        """Put a matrix that others have quantized into the spool with their levels."""
+        begin, name = time.perf_counter(), self._stored_name(plan.name)
+        tensor = self._source.levels(name)
+        sample = self._source.load(name, measured_rows(tensor.rows))
+        error = measure(sample, tensor, None, self._backend)
+        shape = tensor.rows, tensor.columns
+        record = TensorRecord(gguf_name(plan.name), tensor.bits, *shape, tensor.group_size, error, tensor.kind)
+        _log_done(record, begin)
+        self._spool.add(record, self._backend.pack(tensor))
+        self._progress.advance(math.prod(shape))
+
+    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None, sample: Array) -> Matrix:
+        """Quantize a matrix.
+
+        Args:
+            plan: what is to become of it.
+            weights: (rows, columns) float32, what it is to be near.
+            inputs: what is known of its input.
+            sample: ``sample_rows`` of the checkpoint's weights.
+        """
+        shape = tuple(weights.shape)
+        begin = time.perf_counter()
+        plan, kind = plan.settle([weights])
+        if plan.layout is None:
+            matrix = Matrix(plan.record(shape), self._backend.fetch(weights).astype(np.float16))
+        else:
+            tensor = self._run_stages(plan.layout, kind, inputs, weights)
+            error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
+            matrix = Matrix(plan.record(shape, error, tensor.kind), tensor)
+        _log_done(matrix.record, begin)
+        self._progress.advance(math.prod(shape))
+        return matrix
+
+    def add_matrix(self, matrix: Matrix) -> None:
+        """Put a quantized matrix into the spool."""
+        contents = matrix.contents
+        if isinstance(contents, HLQTensor):
+            self._spool.add(matrix.record, self._backend.pack(contents))
+        else:
+            self._spool.add(matrix.record, contents)
+
+    def _run_stages(
+        self, layout: Layout | None, kind: BlockKind, inputs: LinearInputs | None, weights: Array
+    ) -> HLQTensor:
+        """Run the stages that the recipe and the calibration call for, on rows of a matrix that is to be quantized."""
+        assert layout is not None
+        if inputs is None or inputs.factor is None:
+            hessian = None if inputs is None else inputs.hessian
+            return fit(self._backend.fetch(weights), hessian, layout, self._backend, kind)
+        parts = []
+        for rows in pieces(len(weights), ROWS_AT_ONCE):
+            part = feedback(weights[rows], inputs.factor, layout, self._backend, kind)
+            if self._recipe.method != "feedback":
+                part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend, kind)
+            parts.append(part)
+        return HLQTensor.concatenate(parts)
+
+    def _stored_name(self, name: str) -> str:
+        """Return the name of the tensor that a matrix of the plan is made from."""
+        return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
+
+
+def _log_done(record: TensorRecord, begin: float) -> None:
+    how = "float16"
+    if record.group_size is not None:
+        how = f"{record.bits} bits, groups of {record.group_size}, {record.kind}, error {record.error:.4f}"
+    log.info("%s: %s (%.2f s)", record.name, how, time.perf_counter() - begin)

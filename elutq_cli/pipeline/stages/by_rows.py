@@ -1,0 +1,133 @@
+"""Matrices with a row for each token of the vocabulary, some rows at a time: they need no more memory than others."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.levels import FloatArray
+from elutq_cli.pipeline.compute.products import ROWS_AT_ONCE, dequantize, pieces
+from elutq_cli.pipeline.recipe import MatrixPlan
+from elutq_cli.pipeline.stages.measure import measure, measured_rows
+from elutq_cli.reference import Array
+from elutq_cli.reference.transformer import WeightSource
+from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
+from elutq_formats.hlq import HLQTensor, block_bytes, block_count, unpack
+from elutq_formats.model_tensors import EMBEDDING
+from elutq_formats.safetensors_file import ALL_ROWS
+from elutq_formats.tensor_record import TensorRecord
+
+SUPERBLOCK_ROWS = SUPERBLOCK_TILES * TILE_ROWS
+"""Rows whose blocks lie together in a file."""
+
+
+class RowSource(WeightSource, Protocol):
+    """Weights of which some rows can be read without the others."""
+
+    def load(self, name: str, *, rows: slice = ALL_ROWS) -> FloatArray:
+        """Return rows of a tensor, in one run."""
+
+
+def runs_of_rows(n_rows: int) -> list[slice]:
+    """Cut the rows of a matrix into runs that go through the stages one after the other."""
+    return pieces(n_rows, max(1, ROWS_AT_ONCE // SUPERBLOCK_ROWS) * SUPERBLOCK_ROWS)
+
+
+def look_up(out: FloatArray, tokens: npt.NDArray[np.int64], rows: slice, values: FloatArray) -> None:
+    """Fill in the rows of a matrix that tokens stand for, as far as they are here.
+
+    Args:
+        out: (sequences, n, columns) float32.
+        tokens: (sequences, n) rows of the matrix.
+        rows: those that are here.
+        values: (rows, columns) float32, what they hold.
+    """
+    for sequence, place in zip(tokens, out, strict=True):
+        here = (sequence >= rows.start) & (sequence < rows.stop)
+        place[here] = values[sequence[here] - rows.start]
+
+
+def embed(source: RowSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
+    """Return what the embedding makes of tokens (sequences, n): (sequences, n, hidden_size) float32."""
+    config = source.config
+    found = np.empty((*tokens.shape, config.hidden_size), dtype=np.float32)
+    for rows in runs_of_rows(config.vocab_size):
+        if ((tokens >= rows.start) & (tokens < rows.stop)).any():
+            look_up(found, tokens, rows, source.load(EMBEDDING, rows=rows))
+    return found
+
+
+def read_rows(record: TensorRecord, contents: npt.NDArray[Any], rows: slice, backend: Backend) -> FloatArray:
+    """Return rows of a finished matrix, dequantized: (rows, columns) float32.
+
+    Args:
+        record: of the matrix.
+        contents: what the file holds of it: blocks uint8 (n_blocks, block_bytes), or (rows, columns) float16.
+        rows: which, one of ``runs_of_rows``.
+        backend: dequantizes.
+    """
+    if record.group_size is None:
+        return contents[rows].astype(np.float32)
+    first, end = (block_count(row, record.columns, record.group_size) for row in (rows.start, rows.stop))
+    n_rows = rows.stop - rows.start
+    tensor = unpack(contents[first:end], n_rows, record.columns, record.bits, record.group_size, record.kind)
+    return dequantize(tensor, backend)
+
+
+class MatrixByRows:
+    """A matrix on its way into a file, some rows after the others.
+
+    Attributes:
+        contents: what the file will hold, the rows added so far: blocks uint8, or (rows, columns) float16.
+    """
+
+    def __init__(self, plan: MatrixPlan, shape: tuple[int, ...], backend: Backend) -> None:
+        """Make room for a matrix (rows, columns)."""
+        self.plan = plan
+        self.shape = rows, columns = shape
+        self.backend = backend
+        self.contents: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
+        if plan.layout is None:
+            self.contents = np.empty(shape, dtype=np.float16)
+        else:
+            group_size = plan.layout.group_size
+            n_bytes = block_bytes(plan.layout.bits, group_size, plan.layout.block_kind)
+            blocks = block_count(rows, columns, group_size), n_bytes
+            self.contents = np.empty(blocks, dtype=np.uint8)
+        self._measured: list[tuple[Array, HLQTensor]] = []
+
+    def add(self, rows: slice, weights: Array, quantize: Callable[[Array], HLQTensor]) -> Callable[[], FloatArray]:
+        """Quantize rows that ``runs_of_rows`` has named.
+
+        Args:
+            rows: which.
+            weights: (rows, columns) float32.
+            quantize: the stages.
+
+        Returns:
+            A function that returns them dequantized: (rows, columns) float32.
+        """
+        if self.plan.layout is None:
+            halves = self.contents[rows] = self.backend.fetch(weights).astype(np.float16)
+            return lambda: halves.astype(np.float32)
+        tensor = quantize(weights)
+        blocks = self.backend.pack(tensor)
+        first = block_count(rows.start, self.shape[1], tensor.group_size)
+        self.contents[first : first + len(blocks)] = blocks
+        measured = np.arange(*measured_rows(self.shape[0]).indices(self.shape[0]))
+        own = measured[(measured >= rows.start) & (measured < rows.stop)] - rows.start
+        if own.size:
+            parts = tensor.half_scales[own], tensor.centers[own], tensor.codes[own]
+            chosen = HLQTensor(*parts, tensor.group_size, tensor.kind)
+            self._measured.append((weights[own], chosen))
+        return lambda: dequantize(tensor, self.backend)
+
+    def record(self, hessian: Array | None) -> TensorRecord:
+        """Return the file's record, with the error under the Hessian of the inputs, if there is one."""
+        if self.plan.layout is None:
+            return self.plan.record(self.shape)
+        weights = self.backend.xp.concatenate([weights for weights, _ in self._measured])
+        tensor = HLQTensor.concatenate([tensor for _, tensor in self._measured])
+        return self.plan.record(self.shape, measure(weights, tensor, hessian, self.backend), tensor.kind)

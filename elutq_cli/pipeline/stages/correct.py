@@ -1,0 +1,30 @@
+"""The correct stage: weights to aim for, so that the residual stream gets back what quantization took from it."""
+
+from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.products import multiply, right_lower, right_upper
+from elutq_cli.reference import Array
+
+
+def correct(weights: Array, lack: Array, factor: Array, backend: Backend) -> Array:
+    """Return what a linear whose output is added to the residual stream should be near.
+
+    With x its inputs and s the stream on the quantized prefix, x' and s' the exact model's, the error
+    |s + x T^T - s' - x' W^T|^2 + |T - W|^2 weighted by the ridge is least for
+
+        T = W + L (H + ridge)^-1        L = (s' + x' W^T - s - x W^T)^T x
+
+    Source: asymmetric calibration (GPTAQ, Li et al. 2025), which aims at x' W^T, as a plain least squares target, and
+    at the stream in its place.
+
+    Args:
+        weights: (rows, columns) float32.
+        lack: (rows, columns) float32, L of ``InputStatistics``.
+        factor: (columns, columns) float32, U with U^T U = (H + ridge)^-1, from ``inverse_factor``.
+        backend: runs the products.
+
+    Returns:
+        (rows, columns) float32; the weights as they are where that is not finite.
+    """
+    target = multiply(multiply(lack, factor.T, backend, right_lower), factor, backend, right_upper)
+    target += weights
+    return target if bool(backend.xp.isfinite(target).all()) else weights

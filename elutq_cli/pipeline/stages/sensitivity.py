@@ -1,0 +1,107 @@
+"""How much the model's predictions mind an error in each output of its linears: one pass back through the exact model.
+
+With ``g`` the gradient of ``-log p`` at a linear's output, for a token that the model itself draws, errors ``D`` of its
+rows move the predictions by a KL divergence of about
+
+    sum over rows r of  E[g_r^2] (D H D^T)_rr / 2
+
+to second order, where gradients do not depend on inputs and errors, as those of rounding do not, on other rows': the
+diagonal of a Kronecker-factored Fisher information (Martens and Grosse 2015). (D H D^T, not W H W^T times a relative
+error: what most of a row's output is made of, the mean of the inputs, feedback keeps exact.)
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.levels import FloatArray
+from elutq_cli.pipeline.compute.products import map_few, quiet
+from elutq_cli.reference import Array, Block, Head, Positions, Transformer, block_gradients, prediction_gradient
+from elutq_formats.errors import CalibrationError
+from elutq_formats.names import gguf_name
+
+BACK_AT_ONCE = 2
+"""Sequences on their way back through a block together: each takes twice what it does on its way forwards."""
+
+Squares: TypeAlias = dict[str, npt.NDArray[np.float64]]
+"""By a linear's name, for each of its rows."""
+
+
+def gradient_squares(
+    model: Transformer,
+    inputs: FloatArray,
+    outputs: FloatArray,
+    seed: int,
+    backend: Backend,
+    note: Callable[[str], None] = lambda text: None,
+) -> Squares:
+    """Return the mean square of every output's gradient, over all tokens.
+
+    Args:
+        model: the exact one; its blocks are read from the last to the first, one in memory at a time.
+        inputs: (layers, sequences, n, hidden_size) float32, the stream before every block.
+        outputs: (sequences, n, hidden_size) float32, the stream after the last.
+        seed: of the tokens that the model draws.
+        backend: runs the products, one sequence a thread.
+        note: is told how far it is.
+
+    Returns:
+        (rows,) float64 for each of the blocks' linears, by the name of its weights in the checkpoint.
+
+    Raises:
+        CalibrationError: gradients overflow; the message names the linear.
+    """
+    n_sequences, n_tokens, _ = outputs.shape
+    positions = Positions.of(model.config, n_tokens, convert=backend.place)
+    numbers = [np.random.default_rng((seed, index)).random(n_tokens, np.float32) for index in range(n_sequences)]
+    predict = quiet(partial(_of_predictions, model.load_head(), backend))
+    gradients = map_few(predict, list(zip(outputs, numbers, strict=True)), backend)
+    del predict
+    found: Squares = {}
+    for layer in reversed(range(len(inputs))):
+        note(f"backwards through block {layer}")
+        back = quiet(partial(_of_block, model.block(layer), positions, backend))
+        passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend, BACK_AT_ONCE)
+        del back
+        gradients = [gradient for gradient, _ in passed]
+        for linear in passed[0][1]:
+            name = f"model.layers.{layer}.{linear}.weight"
+            total = np.sum([squares[linear] for _, squares in passed], axis=0)
+            if not np.isfinite(total).all():
+                raise CalibrationError(
+                    f"{gguf_name(name)}: gradients overflow on the calibration text: use other text, or none"
+                )
+            found[name] = total / (n_sequences * n_tokens)
+    return found
+
+
+def _of_predictions(head: Head, backend: Backend, sequence: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Return the gradient at the last block's output, from that and the numbers that draw the tokens."""
+    x, uniform = (backend.place(part) for part in sequence)
+    return backend.fetch(prediction_gradient(head, x, uniform))
+
+
+def _of_block(
+    block: Block, positions: Positions, backend: Backend, sequence: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, Squares]:
+    """Return the gradient at a block's input, and the sums of squares over tokens at its linears' outputs.
+
+    Args:
+        block: the exact one.
+        positions: of the tokens.
+        backend: has the arrays.
+        sequence: (n, hidden_size) float32, the stream before the block, and the gradient after it.
+    """
+    sums: Squares = {}
+
+    def observe(name: str, gradient: Array) -> None:
+        squares = (gradient * gradient).reshape(-1, gradient.shape[-1])
+        total = squares.sum(axis=0, dtype=backend.xp.float64)  # so that not all of it has to leave a device
+        sums[name] = backend.fetch(total).astype(np.float64)
+
+    x, gradient = (backend.place(np.array(part)) for part in sequence)
+    return backend.fetch(block_gradients(block, x, gradient, positions, observe)[0]), sums
