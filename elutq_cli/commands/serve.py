@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -52,6 +53,9 @@ def serve_command(
         Literal["mean", "last"], typer.Option(help="How an embedding is made of the hidden states of a text's tokens.")
     ] = "mean",
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 429.", min=1)] = 512,
+    shutdown_timeout: Annotated[
+        int, typer.Option(help="Seconds that texts have to come to their end after SIGTERM.", min=0, max=86_400)
+    ] = 25,
     api_key: Annotated[
         str | None, typer.Option(envvar=API_KEY_VARIABLE, help="What clients must present as a bearer token.")
     ] = None,
@@ -136,4 +140,5 @@ def serve_command(
                 pooling=pooling,
                 reasoning_budget=reasoning_budget,
             )
-            run(app, engine, listener, verbose, lambda: print(*lines, sep="\n", file=sys.stderr))
+            announce = partial(print, *lines, sep="\n", file=sys.stderr)
+            run(app, engine, listener, verbose, announce, shutdown_timeout)

@@ -1,7 +1,7 @@
-"""The HTTP endpoint: routes and streams."""
+"""The HTTP endpoint: what is answered at which route."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
@@ -9,11 +9,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from elutq_cli.generation import GeneratedToken, LanguageModel
+from elutq_cli.generation import LanguageModel
 from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.embedding import Pooling
 from elutq_cli.generation.thinking import NO_BUDGET
@@ -21,14 +21,14 @@ from elutq_cli.server import routes
 from elutq_cli.server.access import Access
 from elutq_cli.server.dialects.dialect import Dialect
 from elutq_cli.server.dialects.embeddings import EmbeddingRequest
-from elutq_cli.server.engine import Engine, Job
-from elutq_cli.server.errors import ErrorBodies, ErrorResponses, UnknownModelError, explain
+from elutq_cli.server.engine import Engine
+from elutq_cli.server.errors import RETRY_LATER, ErrorBodies, ErrorResponses, UnknownModelError
 from elutq_cli.server.fields import parse_json
 from elutq_cli.server.limits import Limits
 from elutq_cli.server.metrics import CONTENT_TYPE
 from elutq_cli.server.page import page_routes
-from elutq_cli.server.request import TextRequest
-from elutq_cli.server.response import Body, Choice, Responder, best_choices, usage
+from elutq_cli.server.response import Body, best_choices, usage
+from elutq_cli.server.sending import begin, events, make
 
 MOST_BODY_BYTES = 8 << 20
 
@@ -37,6 +37,9 @@ LARGE_BODY_BYTES = 1 << 18
 
 SILENT_SECONDS = 10.0
 """A stream is silent at the longest, so that nothing on its way takes it for dead while a long prompt is read."""
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Of streams, which nothing on their way is to keep or to collect; the second is what nginx and its like look at."""
 
 Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -119,10 +122,12 @@ class Endpoint:
         return JSONResponse(self._entry)
 
     async def health(self, _: Request) -> Response:
-        """Tell that the server is there, how many slots it has, how many are busy, and how many requests wait."""
+        """Tell whether requests are taken, how many slots there are, how many are busy, and how many requests wait."""
         engine = self._engine
-        slots = {"slots": engine.n_slots, "busy": engine.n_busy}
-        return JSONResponse({"status": "ok", "waiting": engine.n_waiting} | slots)
+        told = {"waiting": engine.n_waiting, "slots": engine.n_slots, "busy": engine.n_busy}
+        if engine.leaving:
+            return JSONResponse({"status": "draining"} | told, 503, headers=RETRY_LATER)
+        return JSONResponse({"status": "ok"} | told)
 
     async def metrics(self, _: Request) -> Response:
         """Tell Prometheus what was counted and measured."""
@@ -160,7 +165,7 @@ class Endpoint:
         async def answer(request: Request) -> Response:
             asked = kind(self._engine.model, self._entry["id"], pooling)
             embeddings = await self._read(await _read_body(request), asked.read)
-            await self._make(request, self._engine.submit(embeddings, Reuse.NOTHING))
+            await make(request, self._engine.submit(embeddings, Reuse.NOTHING))
             return JSONResponse(asked.answer())
 
         return answer
@@ -173,29 +178,14 @@ class Endpoint:
         responder = dialect.kind.responder(self._entry["id"], engine.model.tokenizer, wanted.scored, wanted.begin_reply)
         job = engine.submit(wanted.generations, wanted.reuse)
         if wanted.stream:
+            begun = await begin(request, job, SILENT_SECONDS)
             return StreamingResponse(
-                _events(job, responder, wanted, dialect),
-                media_type=dialect.media_type,
-                headers={"Cache-Control": "no-cache"},
+                events(begun, job, responder, wanted, dialect), media_type=dialect.media_type, headers=STREAM_HEADERS
             )
-        made = await self._make(request, job)
+        made = await make(request, job)
         choices = best_choices(made, wanted.n_candidates, wanted.n_choices)
         answer = responder.whole(choices, usage(wanted.generations, wanted.n_candidates))
         return JSONResponse(dialect.whole(answer))
-
-    async def _make(self, request: Request, job: Job) -> list[Choice]:
-        """Return the texts of a job, once all are made.
-
-        Raises:
-            ClientDisconnect: the client has left.
-        """
-        try:
-            made = await _unless_gone(request, _collect(job))
-        finally:
-            job.cancel()
-        if made is None:
-            raise ClientDisconnect
-        return made
 
     async def _read(self, body: bytes, read: Callable[[object, Limits], Result]) -> Result:
         """Read a body; templates and tokenizers take their time: not in the loop that serves everybody."""
@@ -250,62 +240,3 @@ async def _read_body(request: Request) -> bytes:
         if size > MOST_BODY_BYTES:
             raise HTTPException(413, f"the body is larger than {MOST_BODY_BYTES} bytes")
     return b"".join(parts)
-
-
-async def _collect(job: Job) -> list[Choice]:
-    made: list[list[GeneratedToken]] = [[] for _ in job.generations]
-    async for item in job.stream():
-        if item is not None and item[1] is not None:
-            made[item[0]].append(item[1])
-    return list(zip(job.generations, made, strict=True))
-
-
-async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result | None:
-    """Return what work returns, or None as soon as the client has left."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _events(job: Job, responder: Responder, wanted: TextRequest, dialect: Dialect) -> AsyncIterator[bytes]:
-    """Yield what a stream says; Starlette closes it when the client leaves."""
-    made = job.stream(SILENT_SECONDS)
-    try:
-        for part in dialect.opening():
-            yield part
-        for body in responder.opening(len(job.generations)):
-            for part in dialect.piece(body):
-                yield part
-        try:
-            async for item in made:
-                if item is None:
-                    yield dialect.silence
-                    continue
-                index, token = item
-                if token is None:
-                    bodies = responder.end(index, job.generations[index])
-                else:
-                    bodies = responder.pieces(index, token)
-                for body in bodies:
-                    for part in dialect.piece(body):
-                        yield part
-        except Exception as error:  # the status has gone out: what is wrong now is the stream's last event
-            yield dialect.failure(explain(error))
-            return
-        if wanted.include_usage:
-            for part in dialect.piece(responder.closing(usage(job.generations, wanted.n_candidates))):
-                yield part
-        for part in dialect.closing():
-            yield part
-    finally:
-        job.cancel()

@@ -142,14 +142,37 @@ class Engine:
         self.end_texts()
         self._thread.join()
 
+    def drain(self, seconds: float) -> None:
+        """Refuse all requests that come, and wait for those that are there. Safe in any thread.
+
+        Args:
+            seconds: after which the texts that are left are ended.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._jobs, seconds)
+        self.end_texts()
+
     def end_texts(self) -> None:
         """End the texts under way and those that wait, and refuse all that come. Safe in any thread."""
         with self._changed:
             self._closing = True
             jobs = list(self._jobs)
-            self._changed.notify()
+            self._changed.notify_all()
         for job in jobs:
             job.cancel()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether requests that come are refused, because the server is told to leave."""
+        return self._closing
+
+    @property
+    def n_requests(self) -> int:
+        """Requests that are not over."""
+        with self._changed:
+            return len(self._jobs)
 
     @property
     def n_slots(self) -> int:
@@ -186,7 +209,7 @@ class Engine:
             job = Job(self._scheduler, self.metrics, generations, reuse)
             self._jobs.append(job)
             self._queue.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
         return job
 
     def _work(self) -> None:
@@ -207,6 +230,7 @@ class Engine:
             self._going = [(job, index) for job, index in self._going if not job.deliver(index)]
             with self._changed:
                 self._jobs = [job for job in self._jobs if not job.over]
+                self._changed.notify_all()
 
     def _fill_slots(self) -> None:
         """Give free slots to texts that wait, one of each request in turn; those that were cancelled need none."""

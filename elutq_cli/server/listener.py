@@ -4,7 +4,9 @@ import contextlib
 import ipaddress
 import json
 import logging
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -19,7 +21,7 @@ from elutq_cli.server.errors import Fault
 from elutq_formats.errors import ElutqError
 
 SHUTDOWN_SECONDS = 5
-"""How long connections may take to close after Ctrl-C; texts end at once."""
+"""How long connections may take to close once their texts are over."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,8 +51,15 @@ def url(listener: socket.socket) -> str:
     return f"http://[{address}]:{port}/v1" if ":" in address else f"http://{address}:{port}/v1"
 
 
-def run(app: Starlette, engine: Engine, listener: socket.socket, verbose: bool, announce: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM.
+def run(
+    app: Starlette,
+    engine: Engine,
+    listener: socket.socket,
+    verbose: bool,
+    announce: Callable[[], None],
+    shutdown_timeout: int,
+) -> None:
+    """Serve until SIGINT, which ends all texts, or until those are over that are under way at SIGTERM.
 
     Args:
         app: from ``make_app``.
@@ -58,6 +67,7 @@ def run(app: Starlette, engine: Engine, listener: socket.socket, verbose: bool, 
         listener: where clients connect.
         verbose: log every request to stderr.
         announce: called once requests are answered and signals heeded.
+        shutdown_timeout: seconds after SIGTERM in which texts may come to their end.
     """
     config = uvicorn.Config(
         app,
@@ -70,16 +80,23 @@ def run(app: Starlette, engine: Engine, listener: socket.socket, verbose: bool, 
     # A piece of text that is on its way when its client leaves is not worth a line of asyncio's.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on after it has shut down in good order
-        _Server(config, engine, announce).run(sockets=[listener])
+        _Server(config, engine, announce, shutdown_timeout).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """A server that ends its texts when it is told to leave, so that their streams close as they should."""
+    """A server whose streams close as they should when it is told to leave.
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, announce: Callable[[], None]) -> None:
+    SIGTERM lets them come to their end, while requests that come are refused; SIGINT, or a second signal, ends them.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, announce: Callable[[], None], shutdown_timeout: int
+    ) -> None:
         super().__init__(config)
         self._engine = engine
         self._announce = announce
+        self._shutdown_timeout = shutdown_timeout
+        self._draining = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -87,8 +104,20 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not here in the signal handler, which may have interrupted whoever holds the queue's lock.
-        threading.Thread(target=self._engine.end_texts).start()
-        super().handle_exit(sig, frame)
+        if sig == signal.SIGTERM and not self._draining:
+            self._draining = True
+            threading.Thread(target=self._drain).start()
+        else:
+            threading.Thread(target=self._engine.end_texts).start()
+            super().handle_exit(signal.SIGINT, frame)
+
+    def _drain(self) -> None:
+        """Leave when the texts are over; until then the socket stays open, to refuse requests and tell why."""
+        if n_requests := self._engine.n_requests:
+            noun = "request has" if n_requests == 1 else "requests have"
+            print(f"leaving: {n_requests} {noun} {self._shutdown_timeout} s to end", file=sys.stderr, flush=True)
+        self._engine.drain(self._shutdown_timeout)
+        self.should_exit = True
 
 
 class _Protocol(H11Protocol):

@@ -79,12 +79,25 @@ def test_a_bug_while_a_stream_runs_ends_it_with_an_error(client, monkeypatch):
 def test_logits_that_are_no_numbers_are_the_servers_fault(client, monkeypatch, stream):
     logits = np.full((1, client.model.native.vocab_size), np.nan, np.float32)
     monkeypatch.setattr(client.model.scheduler.engine, "eval", lambda runs: [logits for _ in runs])
-    answer = client.complete(seed=1, stream=stream)
-    error = json.loads(answer.body.removeprefix(b"data: "))["error"]
-    assert answer.status == (200 if stream else 500)
-    assert (error["type"], "damaged" in error["message"]) == ("server_error", True)
+    error = refusal(client.complete(seed=1, stream=stream), 500)
+    assert (error.type, "damaged" in error.message) == ("server_error", True)
     monkeypatch.undo()
     assert client.complete(seed=1).status == 200
+
+
+def test_a_stream_that_has_begun_ends_with_the_error(client, monkeypatch):
+    passes, evaluate = [], client.model.scheduler.engine.eval
+
+    def fail_second(runs):
+        passes.append(runs)
+        return evaluate(runs) if len(passes) == 1 else [np.full_like(logits, np.nan) for logits in evaluate(runs)]
+
+    monkeypatch.setattr(client.model.scheduler.engine, "eval", fail_second)
+    answer = client.complete(seed=1, stream=True, cache_prompt=False)
+    text, error = (json.loads(event.removeprefix(b"data: ")) for event in answer.body.strip().split(b"\n\n"))
+    assert answer.status == 200
+    assert text["choices"][0]["text"]
+    assert "damaged" in error["error"]["message"]
 
 
 def test_a_bug_in_the_scheduler_ends_a_request_and_not_the_server(client, monkeypatch, caplog):
