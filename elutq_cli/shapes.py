@@ -32,6 +32,19 @@ def _gemma3(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
 
 _LLAMA3 = {"max_position_embeddings": 8192, "rope_theta": 500000.0}
 
+_QWEN3_MOE = _llama(
+    *(2048, 6144, 48, 32, 4, 151936),
+    model_type="qwen3_moe",
+    head_dim=128,
+    max_position_embeddings=40960,
+    rms_norm_eps=1e-6,
+    rope_theta=1000000.0,
+    num_experts=128,
+    num_experts_per_tok=8,
+    moe_intermediate_size=768,
+    norm_topk_prob=True,
+)
+
 SHAPES: dict[str, dict[str, Any]] = {
     "llama2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
     "llama2-13b": _llama(5120, 13824, 40, 40, 40, 32000),
@@ -47,6 +60,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma3-270m": _gemma3(640, 2048, 18, 4),
     "gemma3-1b": _gemma3(1152, 6912, 26, 4),
     "smollm3-3b": _llama(2048, 11008, 36, 16, 4, 128256, model_type="smollm3", tie_word_embeddings=True),
+    "qwen3-30b-a3b": _QWEN3_MOE,
     "qwen3-8b": _llama(4096, 12288, 36, 32, 8, 151936, model_type="qwen3", head_dim=128),
 }
 

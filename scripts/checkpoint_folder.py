@@ -26,6 +26,8 @@ CLASSES = {
 OURS = (
     *("sliding_layers", "rope_layers", "rotary_dim", "local_rope_theta"),
     *("qk_norm", "qk_norm_spans_heads", "norm_before", "norm_after"),
+    *("n_experts", "n_experts_used", "expert_intermediate_size", "shared_expert_intermediate_size"),
+    *("normalize_expert_weights", "expert_layers"),
 )
 """Fields of a configuration that no ``config.json`` has: they follow from the family."""
 

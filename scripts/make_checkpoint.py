@@ -21,8 +21,10 @@ from checkpoint_folder import WEIGHTS_AT_ONCE, write_safetensors
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+from elutq_formats.expert_stack import expert_names
 from elutq_formats.huggingface_config import read_parts
 from elutq_formats.part import Part
+from elutq_formats.tensor_record import STACK_DIMENSIONS
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "novels-6m" / "tokenizer.json"
 
@@ -73,9 +75,18 @@ def split_shards(shapes: dict[str, tuple[int, ...]], shard_bytes: int) -> list[l
     return shards
 
 
+def single_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the model's tensors, each expert's by itself."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in config.tensor_shapes().items():
+        is_stack = len(shape) == STACK_DIMENSIONS
+        found |= dict.fromkeys(expert_names(name, shape[0]), shape[1:]) if is_stack else {name: shape}
+    return found
+
+
 def write_shard(path: Path, parts: dict[str, Part], config: ModelConfig, seed: int) -> None:
     """Write one safetensors file: what is stored for tensors of the model, by their names there."""
-    shapes = config.tensor_shapes()
+    shapes = single_shapes(config)
     names = {part.name: name for name, part in parts.items()}
 
     def rows(stored: str) -> Iterator[npt.NDArray[np.uint16]]:
@@ -96,7 +107,7 @@ def make_checkpoint(shape: str, blocks: int | None, folder: Path, seed: int, sha
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ElutqError(f"{folder} is not empty")
-    shapes = config.tensor_shapes()
+    shapes = single_shapes(config)
     n_bytes = 2 * sum(map(math.prod, shapes.values()))
     if shutil.disk_usage(folder).free < n_bytes:
         raise ElutqError(f"{shape} takes {n_bytes / 1e9:.1f} GB, more than is free in {folder}")

@@ -1,6 +1,8 @@
 """Model files of a given shape with random weights, written directly in the format. Speed does not depend on values."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import TILE_ROWS
-from elutq_formats.hlq import block_bytes, block_count, check_geometry
+from elutq_formats.hlq import block_bytes, check_geometry
 from elutq_formats.model_writer import TensorSource, write_model
 from elutq_formats.names import gguf_name
 from elutq_formats.origin import Origin
@@ -40,14 +42,16 @@ def plan_records(config: ModelConfig, layout: Layout = LAYOUT) -> list[TensorRec
         FormatError: The group size or the kind is none of the format's, or the size does not divide a matrix's columns.
     """
     records = []
-    kind = BlockKind.fitting(layout.kind, SPREAD * LARGEST)
+    kind, plain = BlockKind.fitting(layout.kind, SPREAD * LARGEST), config.float_names()
     for name, shape in config.tensor_shapes().items():
-        if len(shape) == 1:
-            records.append(TensorRecord(gguf_name(name), 32, shape[0]))
-        else:
-            planes = HEAD_BITS if name in ("model.embed_tokens.weight", "lm_head.weight") else layout.bits
-            check_geometry(shape[0], shape[1], planes, layout.group_size)
-            records.append(TensorRecord(gguf_name(name), planes, shape[0], shape[1], layout.group_size, kind=kind))
+        if name in plain:
+            records.append(TensorRecord.of_floats(gguf_name(name), shape))
+            continue
+        planes = HEAD_BITS if name in ("model.embed_tokens.weight", "lm_head.weight") else layout.bits
+        *stack, rows, columns = shape
+        check_geometry(rows, columns, planes, layout.group_size)
+        record = TensorRecord(gguf_name(name), planes, rows, columns, layout.group_size, kind=kind)
+        records.append(replace(record, n_experts=stack[0] if stack else None))
     return records
 
 
@@ -73,17 +77,20 @@ def write_synthetic(path: Path, config: ModelConfig, layout: Layout = LAYOUT, se
     kind, group_size = BlockKind.fitting(layout.kind, SPREAD * LARGEST), layout.group_size
     blocks = {planes: _random_blocks(random, planes, group_size, kind) for planes in {layout.bits, HEAD_BITS}}
     sources: list[TensorSource] = [
-        (record, _ones(record.rows))
+        (record, _floats(record.shape, [seed, *record.name.encode()]))
         if record.group_size is None
-        else (record, _repeated(blocks[record.bits], block_count(record.rows, record.columns, group_size)))
+        else (record, _repeated(blocks[record.bits], math.prod(record.dims[1:])))
         for record in plan_records(config, layout)
     ]
     origin = Origin("synthetic", f"synthetic-{layout.bits}bit")
     write_model(path, config, sources, origin=origin, tokenizer_json=None, force=True)
 
 
-def _ones(n: int) -> Callable[[], NDArray[np.float32]]:
-    return lambda: np.ones(n, np.float32)
+def _floats(shape: tuple[int, ...], seed: list[int]) -> Callable[[], NDArray[np.float32]]:
+    """Ones, as norms are; what chooses among experts is random, so that it chooses all of them."""
+    if len(shape) == 1:
+        return lambda: np.ones(shape, np.float32)
+    return lambda: np.random.default_rng(seed).standard_normal(shape, np.float32) / math.sqrt(shape[-1])
 
 
 def _repeated(blocks: NDArray[np.uint8], n_blocks: int) -> Callable[[], NDArray[np.uint8]]:

@@ -255,16 +255,16 @@ class MatrixPlan:
         """Return what the file says about it.
 
         Args:
-            shape: (rows, columns).
+            shape: (rows, columns), of a stack of experts (n_experts, rows, columns).
             error: that was measured.
             kind: of its blocks; None: that of the layout, as long as there is no exponent.
         """
-        name, (rows, columns) = gguf_name(self.name), shape
+        name, (*stack, rows, columns) = gguf_name(self.name), shape
+        n_experts = stack[0] if stack else None
         if self.layout is None:
-            return TensorRecord(name, HALF_BITS, rows, columns)
-        return TensorRecord(
-            name, self.layout.bits, rows, columns, self.layout.group_size, error, kind or self.layout.block_kind
-        )
+            return TensorRecord(name, HALF_BITS, rows, columns, n_experts=n_experts)
+        bits, group_size, kind = self.layout.bits, self.layout.group_size, kind or self.layout.block_kind
+        return TensorRecord(name, bits, rows, columns, group_size, error, kind, n_experts)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Literal, TypeAlias
 
 from elutq_formats.rope import Rope
 
-Mixer: TypeAlias = Literal["attention", "gated"]
-"""``attention`` of queries, keys and values; ``gated``: the first reader's output, activated, times the second's."""
+Mixer: TypeAlias = Literal["attention", "gated", "experts"]
+"""``attention`` of queries, keys and values; ``gated``: the first reader's output, activated, times the second's;
+``experts``: the same in each expert that a token is sent to, times what the router gives that expert."""
 
 
 Activation: TypeAlias = Literal["silu", "gelu_pytorch_tanh"]
@@ -31,6 +32,11 @@ class Branch:
         readers: linears that share an input.
         writer: the linear whose output goes onto the stream.
         after: the RMSNorm that this output passes first; None: it is added as it is.
+        router: of ``experts``, whose readers and writer are stacks of matrices, one for each expert: the matrix in
+            float32 whose outputs say how much each of them has to say.
+        shared: beside ``experts``: the expert that all tokens are sent to, which reads what they read; None: there is
+            none.
+        gate: of a shared expert: the vector in float32 whose product with the input, squashed, multiplies its output.
     """
 
     mixer: Mixer
@@ -38,6 +44,15 @@ class Branch:
     readers: tuple[str, ...]
     writer: str
     after: str | None = None
+    router: str | None = None
+    shared: "Branch | None" = None
+    gate: str | None = None
+
+    @property
+    def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
+        """The linears, those together that take the same input, in the order of their computation."""
+        own = (self.readers, (self.writer,))
+        return own if self.shared is None else (*own, *self.shared.shared_inputs)
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Layer:
     @property
     def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
         """The linears, those together that take the same input, in the order of their computation."""
-        return tuple(linears for branch in self.branches for linears in (branch.readers, (branch.writer,)))
+        return tuple(linears for branch in self.branches for linears in branch.shared_inputs)
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -69,3 +84,8 @@ class Layer:
         """The norms of the stream, then those of what is added to it."""
         found = [branch.before for branch in self.branches] + [branch.after for branch in self.branches]
         return tuple(name for name in found if name is not None)
+
+    @property
+    def routed(self) -> Branch | None:
+        """The branch that has experts, if one does."""
+        return next((branch for branch in self.branches if branch.mixer == "experts"), None)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from elutq_formats.bitnet import rounds_online
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
+from elutq_formats.expert_stack import gather_experts
 from elutq_formats.family import Parts
 from elutq_formats.folder_texts import (
     card_base_models,
@@ -66,12 +67,14 @@ class Checkpoint(ModelSource):
         prefix = name_prefix(tensors)
         names = model_names(tensors, prefix)
         stored = {names[name]: tensor for name, tensor in tensors.items()}
-        found: dict[str, Tensor] = dict(stored)
+        found: dict[str, Tensor] = gather_experts(stored, path) if config.n_experts else dict(stored)
         notes = []
         if quantization is not None and are_plain(found, config) and not rounds_online(quantization):
             method = quantization.method
             notes.append(f"config.json names a quantization ({method!r:.40}), but no tensor is quantized")
         elif quantization is not None:
+            if config.n_experts:
+                quantization.refuse("experts that others have quantized are not read: use the original")
             found = assemble(stored, config, quantization, path)
             self.coarseness = describe_coarseness(found, quantization)
         if prefix != _MODEL:

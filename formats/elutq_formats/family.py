@@ -249,6 +249,41 @@ def layers_of_kind(fields: Fields, default: int | tuple[bool, ...]) -> Settings:
     return window if all(slides) else {**window, "sliding_layers": slides}
 
 
+def read_experts(fields: Fields, n_experts: int, n_used: int, width: str, normalized: bool) -> Settings:
+    """Read how many experts there are, and which layers have them: all, or as ``decoder_sparse_step`` says.
+
+    Args:
+        fields: of ``config.json``.
+        n_experts: in a layer, where it does not say.
+        n_used: for a token, where it does not say.
+        width: the name of the field that has the width of one.
+        normalized: whether their weights come to one.
+
+    Raises:
+        CheckpointError: a field is impossible, or two contradict each other.
+    """
+    said = {
+        fields.integer(name, minimum=0) for name in ("num_experts", "num_local_experts") if fields[name] is not None
+    }
+    if len(said) > 1:
+        raise CheckpointError("config.json: num_experts and num_local_experts differ")
+    found = next(iter(said), n_experts)
+    layers, step = range(fields.integer("num_hidden_layers")), fields.integer("decoder_sparse_step", 1)
+    dense = [] if (value := fields["mlp_only_layers"]) is None else value
+    if not isinstance(dense, list) or not all(type(layer) is int for layer in dense):
+        raise CheckpointError(f"config.json: mlp_only_layers must be a list of layers, found {value!r:.60}")
+    has_experts = tuple(layer not in dense and (layer + 1) % step == 0 for layer in layers)
+    if found == 0 or not any(has_experts):
+        return {"n_experts": 0}
+    return {
+        "n_experts": found,
+        "n_experts_used": fields.integer("num_experts_per_tok", n_used),
+        "expert_intermediate_size": fields.integer(width),
+        "normalize_expert_weights": normalized,
+        "expert_layers": None if all(has_experts) else has_experts,
+    }
+
+
 def head_dim(fields: Fields) -> int:
     """Return the features of a head."""
     return fields.integer("head_dim", max(1, fields.integer("hidden_size") // fields.integer("num_attention_heads")))

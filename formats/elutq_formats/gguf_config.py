@@ -18,7 +18,17 @@ from elutq_formats.family import InGGUF, Settings
 from elutq_formats.gguf import TensorInfo
 from elutq_formats.gguf_keys import Keys
 from elutq_formats.metadata import Metadata
-from elutq_formats.model_metadata import ARCHITECTURE, ATTENTION_FACTOR, SLIDING_LAYERS
+from elutq_formats.model_metadata import (
+    ARCHITECTURE,
+    ATTENTION_FACTOR,
+    EXPERT_NORM,
+    EXPERT_WIDTH,
+    EXPERTS,
+    EXPERTS_USED,
+    SHARED_WIDTH,
+    SLIDING_LAYERS,
+    expert_layers,
+)
 from elutq_formats.names import ROPE_FREQUENCIES, ROPE_LONG, ROPE_SHORT, TOKEN_EMBEDDING
 from elutq_formats.rope import BETA_FAST, BETA_SLOW, KINDS, RopeScaling
 
@@ -26,6 +36,12 @@ Divisors: TypeAlias = npt.NDArray[np.float32]
 
 PARTIAL = "rope.dimension_count"
 """What a family lists among its own keys if part of a head may turn."""
+
+EXPERT_WEIGHTS = "normalize_expert_weights"
+"""What a family settles that may have experts: llama.cpp has it in its code."""
+
+SOFTMAX = 1
+"""llama.cpp's number of the function that turns a router's outputs into weights."""
 
 READERS: Mapping[str, str] = {
     family.architecture: model_type
@@ -36,7 +52,7 @@ READERS: Mapping[str, str] = {
 
 _KNOWN = (
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
-    *("expert_count", "expert_used_count", "tensor_data_layout"),
+    *(EXPERTS, EXPERTS_USED, EXPERT_WIDTH, SHARED_WIDTH, EXPERT_NORM, "expert_gating_func", "tensor_data_layout"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
@@ -96,8 +112,6 @@ def read_gguf_config(
     keys = Keys(metadata, read_architecture(metadata))
     family = reader_of(keys.architecture)
     _refuse_unknown(keys, family)
-    if keys.integer("expert_count", 0, minimum=0):
-        raise UnsupportedModelError("mixtures of experts (expert_count) are not supported")
     hidden, heads = metadata.integer(keys.full("embedding_length")), metadata.integer(keys.full("attention.head_count"))
     if "attention.key_length" not in keys and hidden % heads:
         metadata.refuse(f"{keys.full('embedding_length')} {hidden} is not a multiple of {heads} heads")
@@ -130,11 +144,35 @@ def read_gguf_config(
             "bos_token_id": bos_token_id,
             "eos_token_ids": eos_token_ids,
         }
-        return ModelConfig(**(settings | family.settings(keys)))
+        settings |= family.settings(keys)
+        if keys.integer(EXPERTS, 0, minimum=0):
+            settings |= _read_experts(keys, tensors, settings)
+        return ModelConfig(**settings)
     except CheckpointError as error:
         if isinstance(error, UnsupportedModelError):
             raise
         metadata.refuse(str(error))
+
+
+def _read_experts(keys: Keys, tensors: Mapping[str, TensorInfo], settings: Settings) -> Settings:
+    """Read the sizes of experts, where no key says from their tensors, and which layers have them."""
+    if EXPERT_WEIGHTS not in settings:
+        raise UnsupportedModelError(f"mixtures of experts ({EXPERTS}) are not supported in {keys.architecture}")
+    if keys.integer("expert_gating_func", SOFTMAX) != SOFTMAX:
+        raise UnsupportedModelError(f"{keys.full('expert_gating_func')} that is no softmax is not supported")
+
+    def width(key: str, name: str) -> int:
+        dims = next((info.dims for stored, info in tensors.items() if stored.endswith(f".{name}.weight")), ())
+        return keys.integer(key, dims[1] if len(dims) > 1 else 0)
+
+    return {
+        "n_experts": keys.integer(EXPERTS, 0),
+        "n_experts_used": keys.integer(EXPERTS_USED, 0),
+        "expert_intermediate_size": width(EXPERT_WIDTH, "ffn_up_exps"),
+        "shared_expert_intermediate_size": width(SHARED_WIDTH, "ffn_up_shexp"),
+        EXPERT_WEIGHTS: keys.metadata.boolean(keys.full(EXPERT_NORM), settings[EXPERT_WEIGHTS]),
+        "expert_layers": expert_layers(tensors, settings["num_hidden_layers"]),
+    }
 
 
 def _vocab_size(keys: Keys, tensors: Mapping[str, TensorInfo]) -> int:

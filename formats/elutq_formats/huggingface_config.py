@@ -38,6 +38,11 @@ def read_config(
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", False),
     }
     settings |= family.settings(fields)
+    for key in ("num_experts", "num_local_experts"):
+        if fields[key] and "n_experts" not in settings:
+            raise UnsupportedModelError(
+                f"mixtures of experts ({key}) are not supported in {model_type}: it is, where it is dense"
+            )
     if "hidden_act" not in settings:
         _check_silu(fields["hidden_act"])
     if "rope_theta" not in settings:
@@ -86,9 +91,4 @@ def _family(config: Mapping[str, Any]) -> tuple[str, Family]:
     family = find_family(model_type) if isinstance(model_type, str) else None
     if not isinstance(model_type, str) or family is None:
         raise refuse_family(config)
-    for key in ("num_experts", "num_local_experts"):
-        if config.get(key):
-            raise UnsupportedModelError(
-                f"mixtures of experts ({key}) are not supported: {model_type} is, where it is dense"
-            )
     return model_type, family

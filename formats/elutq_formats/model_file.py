@@ -22,7 +22,7 @@ from elutq_formats.model_metadata import (
     read_special_tokens,
 )
 from elutq_formats.names import ROPE_TENSORS, gguf_name
-from elutq_formats.tensor_record import HLQ_VERSION_KEY, TensorRecord, read_records
+from elutq_formats.tensor_record import HLQ_VERSION_KEY, VECTOR_BITS, TensorRecord, read_records
 from elutq_formats.tokenizer import Tokenizer
 
 VOCABULARY_PREFIX = "tokenizer.ggml."
@@ -113,24 +113,27 @@ class ModelFile:
         return gguf_name(name) in self.tensors
 
     def load(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a tensor, by its Hugging Face name, in a new float32 array: (rows, columns), or (rows,).
+        """Return a tensor, by its Hugging Face name, in a new float32 array of its shape in the model.
 
         Raises:
             FormatError: the tensor is not there, or holds values that no model has.
         """
         record = self._record(gguf_name(name))
         if record.group_size is not None:
-            return self.hlq(record.name).dequantize()
+            found = np.empty(record.shape, dtype=np.float32)
+            for number, matrix in enumerate(found.reshape(-1, record.rows, record.columns)):
+                matrix[...] = self.hlq(record.name, number).dequantize()
+            return found
         stored = self._reader.data(record.name)
-        if record.bits == 32:
-            return np.array(stored.view("<f4"), dtype=np.float32)
-        matrix = np.array(stored.view("<f2"), dtype=np.float32).reshape(record.rows, record.columns)
+        if record.bits == VECTOR_BITS:
+            return np.array(stored.view("<f4"), dtype=np.float32).reshape(record.shape)
+        matrix = np.array(stored.view("<f2"), dtype=np.float32).reshape(record.shape)
         if not np.isfinite(matrix).all():
             raise FormatError(f"{self.path}: tensor {record.name} holds a value that is not a finite number")
         return matrix
 
-    def hlq(self, name: str) -> HLQTensor:
-        """Return a quantized matrix, by its name in the file.
+    def hlq(self, name: str, expert: int = 0) -> HLQTensor:
+        """Return a quantized matrix, by its name in the file; of a stack that of an expert.
 
         Raises:
             FormatError: the tensor is not there or not HLQ, or holds impossible scales.
@@ -139,7 +142,8 @@ class ModelFile:
         if record.group_size is None:
             raise FormatError(f"{self.path}: tensor {name} is not an HLQ matrix")
         try:
-            stored = self._reader.data(name)
+            own = slice(expert * record.matrix_bytes, (expert + 1) * record.matrix_bytes)
+            stored = self._reader.data(name)[own]
             return unpack(stored, record.rows, record.columns, record.bits, record.group_size, record.kind)
         except FormatError as error:
             raise FormatError(f"{self.path}: tensor {name}: {error}") from error
@@ -167,15 +171,17 @@ class ModelFile:
         """Check that the tensors are those of the configuration, each of its shape."""
         expected = {gguf_name(name): shape for name, shape in self.config.tensor_shapes().items()}
         divisors = self.config.rope_divisors()
+        plain = {gguf_name(name) for name in self.config.float_names()} | divisors.keys()
         expected |= {name: values.shape for name, values in divisors.items()}
         for name, shape in expected.items():
             if name not in self.tensors:
                 self._metadata.refuse(f"tensor {name} is missing")
             record = self.tensors[name]
-            found = (record.rows,) if record.bits == 32 else (record.rows, record.columns)
-            if found != shape:
-                self._metadata.refuse(f"tensor {name} has shape {list(found)}, the metadata say {list(shape)}")
-            if record.bits == 32 and not np.isfinite(self._reader.data(name).view("<f4")).all():
+            if record.shape != shape:
+                self._metadata.refuse(f"tensor {name} has shape {list(record.shape)}, the metadata say {list(shape)}")
+            if (record.bits == VECTOR_BITS) != (name in plain):
+                self._metadata.refuse(f"tensor {name} has {record.bits} bits")
+            if record.bits == VECTOR_BITS and not np.isfinite(self._reader.data(name).view("<f4")).all():
                 self._metadata.refuse(f"tensor {name} holds a value that is not a finite number")
         if unknown := self.tensors.keys() - expected.keys():
             self._metadata.refuse(f"tensor {min(unknown)} is not part of the model that the metadata describe")

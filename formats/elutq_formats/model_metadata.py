@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, get_args
 
 from elutq_formats.block import Activation
 from elutq_formats.config import ModelConfig
+from elutq_formats.constants import MAX_LAYERS
 from elutq_formats.errors import CheckpointError
 from elutq_formats.families import find_family
 from elutq_formats.gguf import TensorInfo, ValueType
@@ -21,6 +22,9 @@ SLIDING_LAYERS, ROPE_LAYERS = "attention.sliding_window_pattern", "rope.layers"
 ATTENTION_FACTOR, LONG_CONTEXT = "rope.scaling.attn_factor", "rope.scaling.original_context_length"
 ATTENTION_SOFTCAP, LOGIT_SOFTCAP = "attn_logit_softcapping", "final_logit_softcapping"
 LOCAL_BASE, ACTIVATION = "rope.freq_base_swa", "hidden_activation"
+EXPERTS, EXPERTS_USED, EXPERT_WIDTH = "expert_count", "expert_used_count", "expert_feed_forward_length"
+SHARED_WIDTH, EXPERT_NORM = "expert_shared_feed_forward_length", "expert_weights_norm"
+ROUTER = "blk.{}.ffn_gate_inp.weight"
 
 _KNOWN = (
     *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"),
@@ -28,6 +32,7 @@ _KNOWN = (
     *("attention.layer_norm_rms_epsilon", "attention.sliding_window", SLIDING_LAYERS),
     *("rope.dimension_count", "rope.freq_base", LOCAL_BASE, ROPE_LAYERS),
     *(ATTENTION_FACTOR, LONG_CONTEXT, ACTIVATION, ATTENTION_SOFTCAP, LOGIT_SOFTCAP),
+    *(EXPERTS, EXPERTS_USED, EXPERT_WIDTH, SHARED_WIDTH, EXPERT_NORM),
 )
 """Keys of an architecture in a model file, as the C runtime has them; another may change what the model computes."""
 EOS_TOKEN_IDS = "elutq.eos_token_ids"
@@ -87,6 +92,16 @@ def _describe_layers(config: ModelConfig, prefix: str) -> Iterator[MetadataEntry
     for name, value in ((ATTENTION_SOFTCAP, config.attention_softcap), (LOGIT_SOFTCAP, config.logit_softcap)):
         if value is not None:
             yield f"{prefix}.{name}", value, ValueType.FLOAT32
+    if config.n_experts:
+        for name, size in (
+            (EXPERTS, config.n_experts),
+            (EXPERTS_USED, config.n_experts_used),
+            (EXPERT_WIDTH, config.expert_intermediate_size),
+            (SHARED_WIDTH, config.shared_expert_intermediate_size),
+        ):
+            if size:
+                yield f"{prefix}.{name}", size, ValueType.UINT32
+        yield f"{prefix}.{EXPERT_NORM}", config.normalize_expert_weights, ValueType.BOOL
     if config.hidden_act != "silu":
         yield f"{prefix}.{ACTIVATION}", config.hidden_act, ValueType.STRING
 
@@ -138,6 +153,7 @@ def read_config(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelC
             attention_output_bias="blk.0.attn_output.bias" in tensors,
             mlp_bias="blk.0.ffn_up.bias" in tensors,
             **_read_layers(metadata, prefix),
+            **_read_experts(metadata, prefix, tensors),
             **_read_norms(tensors, head_dim),
             bos_token_id=bos[0] if bos else None,
             eos_token_ids=tuple(eos),
@@ -179,6 +195,27 @@ def _read_layers(metadata: Metadata, prefix: str) -> dict[str, Any]:
         if found["hidden_act"] not in get_args(Activation):
             metadata.refuse(f"{prefix}.{ACTIVATION} {found['hidden_act']!r:.40} is unknown: a newer elutq may read it")
     return found
+
+
+def _read_experts(metadata: Metadata, prefix: str, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """Read the sizes of experts, and from the tensors which layers have them."""
+    if f"{prefix}.{EXPERTS}" not in metadata:
+        return {}
+    layers, shared = metadata.integer(f"{prefix}.block_count"), f"{prefix}.{SHARED_WIDTH}"
+    return {
+        "n_experts": metadata.integer(f"{prefix}.{EXPERTS}"),
+        "n_experts_used": metadata.integer(f"{prefix}.{EXPERTS_USED}"),
+        "expert_intermediate_size": metadata.integer(f"{prefix}.{EXPERT_WIDTH}"),
+        "shared_expert_intermediate_size": metadata.integer(shared) if shared in metadata else 0,
+        "normalize_expert_weights": metadata.boolean(f"{prefix}.{EXPERT_NORM}", False),
+        "expert_layers": expert_layers(tensors, layers),
+    }
+
+
+def expert_layers(tensors: Collection[str], n_layers: int) -> tuple[bool, ...] | None:
+    """Return which layers have a router, by the names of a file's tensors; None: all."""
+    flags = tuple(ROUTER.format(layer) in tensors for layer in range(min(n_layers, MAX_LAYERS)))
+    return None if all(flags) else flags
 
 
 def _read_norms(tensors: Mapping[str, TensorInfo], head_dim: int) -> dict[str, Any]:

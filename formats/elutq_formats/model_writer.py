@@ -67,7 +67,7 @@ def write_model(
     """
     sources = list(tensors)
     for name, divisors in config.rope_divisors().items():
-        sources.append((TensorRecord(name, 32, rows=divisors.size), partial(_itself, divisors)))
+        sources.append((TensorRecord.of_floats(name, divisors.shape), partial(_itself, divisors)))
     records = [record for record, _ in sources]
     _check_records(config, records)
     with atomic_output(path, force) as temporary, GGUFWriter(temporary) as writer:

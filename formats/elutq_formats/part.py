@@ -1,5 +1,6 @@
 """Tensors of a model that a checkpoint stores in its own way: as rows of another, less a one, or before a factor."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Part:
         factor: that multiplies the sum.
         neighbours: a head's rows, and how many of them turn, where RoPE turns pairs (2 i, 2 i + 1) of the stored rows;
             the model's are in the order in which it turns pairs (i, i + half). None: the stored are, too.
+        flat: it is a vector, whatever the dimensions of the stored tensor.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Part:
     added: float = 0.0
     factor: float = 1.0
     neighbours: tuple[int, int] | None = None
+    flat: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the model's tensor from the stored one."""
@@ -51,6 +54,8 @@ class PartOfTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
+        if self.part.flat:
+            return (math.prod(self.tensor.shape),)
         rows, *others = self.tensor.shape
         return (rows if self.part.rows is None else len(self.part.rows), *others)
 
@@ -66,6 +71,8 @@ class PartOfTensor:
 
     def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return it, or some of its rows, in a new float32 array."""
+        if self.part.flat:
+            return self.tensor.load(run).reshape(-1)[rows]
         wanted = self._stored_rows()[rows]
         lowest, end = (int(wanted.min()), int(wanted.max()) + 1) if wanted.size else (0, 0)
         found = self.tensor.load(run, slice(lowest, end))

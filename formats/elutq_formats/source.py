@@ -26,6 +26,8 @@ from elutq_formats.sampling_defaults import SamplingDefaults
 from elutq_formats.stored_weights import StoredTensor, Tensor, WeightFile
 from elutq_formats.tokenizer import Tokenizer
 
+MATRIX_DIMENSIONS = 2
+
 Source = TypeVar("Source", bound="ModelSource")
 
 
@@ -162,7 +164,7 @@ class ModelSource(ABC):
             CheckpointError: see ``load``.
         """
         tensor = self._tensor(name)
-        if isinstance(tensor, StoredTensor):
+        if isinstance(tensor, StoredTensor) and len(tensor.shape) == MATRIX_DIMENSIONS:
             self._tensors[name] = find_levels(name, tensor, run) or tensor
         return self.quantized(name) is not None
 

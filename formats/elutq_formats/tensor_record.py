@@ -24,6 +24,11 @@ HLQ_KINDS = "hlq.tensor.kinds"
 HLQ_EXPONENTS = "hlq.tensor.exponents"
 HLQ_CENTERS = "hlq.tensor.centers"
 
+VECTOR_BITS = 32
+"""Of norms, biases and what chooses among experts."""
+
+STACK_DIMENSIONS = 3
+
 FIRST_VERSION_GROUP_SIZE = 128
 """Largest groups of version 1, whose only kind is free16."""
 
@@ -34,13 +39,14 @@ class TensorRecord:
 
     Attributes:
         name: its name in the file.
-        bits: 1 to 4 for an HLQ matrix, 16 for an fp16 matrix, 32 for a vector.
-        rows: output features of a matrix, elements of a vector.
+        bits: 1 to 4 for an HLQ matrix, 16 for an fp16 matrix, 32 for a vector or a router.
+        rows: output features of a matrix, of a stack one expert's; elements of a vector.
         columns: input features of a matrix, 1 for a vector.
         group_size: columns that share scales, for an HLQ matrix.
         error: relative error against the checkpoint's weight, rotated where the model is, for an HLQ matrix whose error
             was measured; of a calibrated one what it does to its inputs on the calibration text.
         kind: of the blocks of an HLQ matrix.
+        n_experts: matrices of this size and storage that are stacked, one for each expert; None: it is one.
     """
 
     name: str
@@ -50,18 +56,37 @@ class TensorRecord:
     group_size: int | None = None
     error: float | None = None
     kind: BlockKind = FREE16
+    n_experts: int | None = None
+
+    @classmethod
+    def of_floats(cls, name: str, shape: tuple[int, ...]) -> "TensorRecord":
+        """Return that of a tensor which stays in float32: a vector, or a router (n_experts, hidden_size)."""
+        return cls(name, VECTOR_BITS, shape[0], shape[1] if len(shape) > 1 else 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape in the model: (n_experts, rows, columns), (rows, columns) or (rows,)."""
+        if self.bits == VECTOR_BITS and self.columns == 1:
+            return (self.rows,)
+        return (self.rows, self.columns) if self.n_experts is None else (self.n_experts, self.rows, self.columns)
 
     @property
     def n_weights(self) -> int:
         """Elements of the tensor."""
-        return self.rows * self.columns
+        return math.prod(self.shape)
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Size in the file of one matrix, of a stack an expert's."""
+        return self.n_bytes // (self.n_experts or 1)
 
     @property
     def n_bytes(self) -> int:
         """Size in the file, without padding."""
         if self.group_size is None:
             return self.n_weights * self.bits // 8
-        return tensor_bytes(self.rows, self.columns, self.bits, self.group_size, self.kind)
+        of_one = tensor_bytes(self.rows, self.columns, self.bits, self.group_size, self.kind)
+        return of_one * (self.n_experts or 1)
 
     @property
     def ggml_type(self) -> int:
@@ -71,10 +96,11 @@ class TensorRecord:
     @property
     def dims(self) -> tuple[int, ...]:
         """Dimensions in the container, the fastest first."""
-        if self.group_size is not None:
-            block = block_bytes(self.bits, self.group_size, self.kind)
-            return block, block_count(self.rows, self.columns, self.group_size)
-        return (self.columns, self.rows) if self.bits == 16 else (self.rows,)
+        if self.group_size is None:
+            return tuple(reversed(self.shape))
+        block = block_bytes(self.bits, self.group_size, self.kind)
+        of_one = block, block_count(self.rows, self.columns, self.group_size)
+        return of_one if self.n_experts is None else (*of_one, self.n_experts)
 
 
 def describe_records(records: Iterable[TensorRecord]) -> Iterator[MetadataEntry]:
@@ -118,6 +144,8 @@ def read_records(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> dict[
         if (info.ggml_type == GGML_TYPE_I8) != (name in matrices):
             metadata.refuse(f"tensor {name} is {GGML_TYPES[info.ggml_type].name}, but {HLQ_NAMES} says otherwise")
         record = matrices.get(name) or _plain_record(info)
+        if record.group_size is not None and len(info.dims) == STACK_DIMENSIONS:
+            record = replace(record, n_experts=info.dims[2])
         if record.dims != info.dims:
             metadata.refuse(f"tensor {name} has dimensions {list(info.dims)}, not {list(record.dims)}")
         records[name] = record
@@ -125,9 +153,11 @@ def read_records(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> dict[
 
 
 def _plain_record(info: TensorInfo) -> TensorRecord:
+    columns, rows = info.dims[:2] if len(info.dims) > 1 else (1, info.dims[0])
     if info.ggml_type == GGML_TYPE_F16:
-        return TensorRecord(info.name, 16, rows=info.dims[-1], columns=info.dims[0])
-    return TensorRecord(info.name, 32, rows=info.dims[0])
+        n_experts = info.dims[2] if len(info.dims) == STACK_DIMENSIONS else None
+        return TensorRecord(info.name, 16, rows, columns, n_experts=n_experts)
+    return TensorRecord(info.name, VECTOR_BITS, rows, columns)
 
 
 def _read_matrices(metadata: Metadata) -> dict[str, TensorRecord]:

@@ -7,22 +7,23 @@ from typing import Any
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.families import MODEL_TYPES, find_family
 
-_EXPERTS = "mixtures of experts"
+_EXPERTS = "a mixture of experts of its own"
 _LAYER_NORM = "LayerNorm with biases"
 _STATES = "layers with a state in the place of keys and values"
 _PARALLEL = "attention and MLP side by side, after one LayerNorm"
-_LATENT = "latent attention and mixtures of experts"
+_LATENT = "latent attention"
 _IMAGES = "images, and positions in three dimensions"
 _NO_DECODER = "anything but a decoder of text"
 
 _MISSING: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("mixtral", "phimoe"), (_EXPERTS, "mistral")),
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe"), (_EXPERTS, "qwen3")),
-    **dict.fromkeys(("gpt_oss", "ernie4_5_moe", "dbrx"), (_EXPERTS, "llama")),
-    **dict.fromkeys(("llama4", "llama4_text"), (_EXPERTS, "llama")),
-    **dict.fromkeys(("granitemoe", "granitemoeshared"), (_EXPERTS, "granite")),
-    **dict.fromkeys(("glm4_moe", "glm4v_moe"), (_EXPERTS, "glm4")),
-    **dict.fromkeys(("olmoe", "flex_olmo"), (_EXPERTS, "olmo2")),
+    "gpt_oss": ("attention sinks, and experts with biases in MXFP4", "mixtral"),
+    "phimoe": ("LayerNorm with biases, and a router of its own", "mixtral"),
+    "dbrx": ("LayerNorm, and queries, keys and values that are clipped", "mixtral"),
+    "ernie4_5_moe": ("a router whose choice is corrected", "qwen2_moe"),
+    **dict.fromkeys(("llama4", "llama4_text"), ("a router that multiplies what experts read", "mixtral")),
+    **dict.fromkeys(("granitemoe", "granitemoeshared"), ("the fused tensors of its experts", "granite")),
+    **dict.fromkeys(("glm4_moe", "glm4v_moe"), ("a router of sigmoids, whose choice is corrected", "qwen2_moe")),
+    "flex_olmo": ("experts between norms of what they add", "olmoe"),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "longcat_flash"), (_LATENT, "llama")),
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text"), (_STATES, "qwen3")),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "jamba", "zamba2", "bamba", "rwkv"), (_STATES, "llama")),

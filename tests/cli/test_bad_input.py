@@ -117,7 +117,7 @@ def unsupported_architecture(folder):
 
 
 def mixture_of_experts(folder):
-    change_config(folder, model_type="mixtral", num_local_experts=8)
+    change_config(folder, model_type="gpt_oss", num_local_experts=32)
 
 
 def quantized_already(folder):
@@ -144,7 +144,7 @@ def no_tokenizer(folder):
         (missing_shard, "model-00002-of-00002.safetensors"),
         (truncated_shard, "model-00002-of-00002.safetensors"),
         (unsupported_architecture, "gpt2"),
-        (mixture_of_experts, "mixtral"),
+        (mixture_of_experts, "attention sinks"),
         (quantized_already, "quantiz"),
         (broken_config, "config.json"),
         (no_config, "config.json"),

@@ -38,7 +38,7 @@ def one_line(path):
 METADATA = [
     ("general.architecture", "gpt2", "architecture 'gpt2' is not supported: exaone4, gemma"),
     ("general.architecture", "elutq\x00", "architecture 'elutq\\x00' is not supported"),
-    ("llama.expert_count", 8, "mixtures of experts (expert_count) are not supported"),
+    ("llama.expert_count", 8, "none of the layers has any of the 8 experts"),
     ("llama.block_count", None, "it has no llama.block_count"),
     ("llama.block_count", 0, "llama.block_count is 0, not an integer from 1"),
     ("llama.block_count", 3, "has no tensor model.layers.2.self_attn.q_proj.weight"),
@@ -130,7 +130,7 @@ TENSORS = [
     (LLAMA, replaced("token_embd.weight", ONES), "it has 128 tokens, but the embedding has 8 rows"),
     (LLAMA, without("blk.1.ffn_up.weight"), "has no tensor model.layers.1.mlp.up_proj.weight"),
     (LLAMA, without("output_norm.weight"), "has no tensor model.norm.weight"),
-    (LLAMA, replaced("blk.0.ffn_gate_inp.weight", ZEROS), "tensor 'blk.0.ffn_gate_inp.weight' is not part of a llama"),
+    (LLAMA, replaced("blk.0.ffn_gate_inp.weight", ZEROS), "tensor 'model.layers.0.mlp.gate.weight' is not part"),
     (LLAMA, replaced("blk.2.attn_q.weight", ZEROS), "'model.layers.2.self_attn.q_proj.weight' is not part"),
     (LLAMA, replaced("blk.0.attn_q.weight", ZEROS[:63]), "q_proj.weight has shape [63, 64], the configuration says"),
     (LLAMA, replaced("blk.0.attn_q.weight", ZEROS[0]), "q_proj.weight has shape [64], the configuration says"),

@@ -286,7 +286,7 @@ def test_damaged_tensors_are_refused(tmp_path, scaled_model):
         ({"drop_tensors": ["rope_freqs.weight"]}, r"tensor rope_freqs\.weight is missing"),
         ({"extra_tensors": [("blk.1.attn_output.bias", bias)]}, r"blk\.1\.attn_output\.bias is not part of the model"),
         ({"extra_tensors": [("blk.0.attn_output.bias", bias)]}, r"tensor blk\.1\.attn_output\.bias is missing"),
-        ({"dims": {"output_norm.weight": (8, 4)}}, r"output_norm\.weight has dimensions \[8, 4\], not \[8\]"),
+        ({"dims": {"output_norm.weight": (8, 4)}}, r"output_norm\.weight has shape \[4, 8\], the metadata say \[32\]"),
         ({"dims": {"token_embd.weight": (n_embedded,)}}, r"token_embd\.weight has dimensions"),
         ({"types": {"output_norm.weight": 1}, "dims": {"output_norm.weight": (2, 32)}}, "has shape"),
         ({"alignment": 32}, "its alignment is 32, not 64"),

@@ -167,7 +167,7 @@ def _shapes(config: ModelConfig, plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def _record(name: str, shape: tuple[int, ...], entry: MatrixPlan | None) -> TensorRecord:
     if entry is None:
-        return TensorRecord(gguf_name(name), 32, shape[0])
+        return TensorRecord.of_floats(gguf_name(name), shape)
     return entry.record(shape)
 
 

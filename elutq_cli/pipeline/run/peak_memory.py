@@ -54,6 +54,7 @@ def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe,
         n_tokens: of the calibration text; 0 without.
         threads: of the run.
     """
+    shapes = {name: shape[-2:] for name, shape in shapes.items()}
     rotation = ROTATED * max(WEIGHTS_AT_ONCE, config.head_dim * config.hidden_size) if recipe.rotate else 0.0
     outer = [plan.embedding, *([] if plan.head is None else [plan.head])]
     if n_tokens == 0:

@@ -66,6 +66,8 @@ def prepare(
     """
     _check_output_is_no_input(output, checkpoint, calibration)
     _check_texts(checkpoint)
+    if checkpoint.config.n_experts:
+        raise ElutqError(f"{checkpoint.config.model_type} is read and run, but not quantized yet")
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     if recipe.rotate:
         check_rotatable(config)

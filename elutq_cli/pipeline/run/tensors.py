@@ -74,7 +74,7 @@ class Tensors:
     def add_vector(self, name: str) -> FloatArray:
         """Copy a norm or a bias."""
         vector = self.load(name)
-        self._spool.add(TensorRecord(gguf_name(name), 32, len(vector)), vector)
+        self._spool.add(TensorRecord.of_floats(gguf_name(name), vector.shape), vector)
         return vector
 
     def prepare(self, name: str, statistics: InputStatistics) -> LinearInputs:

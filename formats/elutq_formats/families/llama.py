@@ -16,8 +16,10 @@ def read(fields: Fields) -> Settings:
 
 
 def read_gguf(keys: Keys) -> Settings:
-    """Read the window that makes a Mistral of it; without one nothing tells the two apart."""
+    """Read what makes a Mixtral of it, or a Mistral: experts, or a window; without one nothing tells the two apart."""
     window = keys.integer("attention.sliding_window", 0, minimum=0)
+    if keys.integer("expert_count", 0, minimum=0):
+        return {"model_type": "mixtral", "sliding_window": window or None, "normalize_expert_weights": True}
     return {"model_type": "mistral", "sliding_window": window} if window else {}
 
 
