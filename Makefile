@@ -31,6 +31,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/windows
 	$(BIN)/lint-imports --no-cache
 	awk 'length > 128 {print FILENAME ":" FNR ": more than 128 columns"; bad = 1} END {exit bad}' $(filter-out %.py,$(NATIVE_SOURCES)) $(wildcard tests/*/*.c)
 

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from elutq_cli.machine.console import prepare_console
+
 # A terminal obeys what it is sent, and a stranger's file or a model may hold anything: controls are shown as pictures.
 _CONTROLS = {code: 0x2400 + code for code in range(32)} | {
     code: ord("\N{REPLACEMENT CHARACTER}") for code in range(127, 160)
@@ -30,6 +32,7 @@ def prepare_streams() -> None:
     sys.stdin = sys.stdin or null.open("r", encoding="utf-8")
     sys.stdout = sys.stdout or null.open("w", encoding="utf-8")
     sys.stderr = sys.stderr or null.open("w", encoding="utf-8")
+    prepare_console((sys.stdin, sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")

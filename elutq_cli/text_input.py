@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from elutq_formats.errors import ElutqError
+from elutq_formats.file_system import reachable
 
 BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
@@ -26,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
         ElutqError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return reachable(path).read_bytes()
     except (OSError, ValueError) as error:  # the latter: no system has such a name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ElutqError(f"cannot read {path}: {reason}") from error

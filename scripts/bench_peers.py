@@ -23,8 +23,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from elutq_cli.benchmark.sensors import cpu_model
 from elutq_cli.benchmark.synthetic import LAYOUT, write_synthetic
+from elutq_cli.machine.processor import cpu_model
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.config import ModelConfig

@@ -9,7 +9,9 @@ from statistics import fmean, median, stdev
 
 import numpy as np
 
-from elutq_cli.benchmark import sensors
+from elutq_cli.machine import sensors
+from elutq_cli.machine.memory import peak_memory
+from elutq_cli.machine.processor import cpu_model
 from elutq_native import Engine, Model, NativeSequence, Run
 
 SEED = 1
@@ -73,7 +75,7 @@ class Result:
         """Returns the fields that ``-o json`` prints."""
         samples_ns, samples_ts = self.samples_ns, self.samples_ts
         fields: dict[str, object] = {
-            "cpu_info": sensors.cpu_model(),
+            "cpu_info": cpu_model(),
             "model_filename": filename,
             "model_size": model.info.file_bytes,
             "n_threads": self.test.n_threads,
@@ -164,7 +166,7 @@ def run_tests(
                     time_decode(texts, tokens[test.n_depth : -1], result, repetitions)
             result.operations = operations if profile else None
         result.frequency_mhz, result.temperature_c = sensors.frequency_mhz(), sensors.temperature_c()
-        result.peak_rss = sensors.peak_rss()
+        result.peak_rss = peak_memory()
         yield result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -164,11 +163,12 @@ def model_path(model: Path | None, synthetic: str | None, layout: Layout) -> Ite
         yield model
         return
     from elutq_cli.benchmark.synthetic import synthetic_bytes, write_synthetic
+    from elutq_cli.machine.disk import free_room
     from elutq_cli.shapes import named_shape
 
     config = named_shape(str(synthetic))
     with tempfile.TemporaryDirectory(prefix="elutq-bench-") as folder:
-        needed, free = synthetic_bytes(config, layout), shutil.disk_usage(folder).free
+        needed, free = synthetic_bytes(config, layout), free_room(Path(folder))
         if needed > free:
             raise ElutqError(
                 f"{folder} has {free / 1e9:.1f} GB free, the model needs {needed / 1e9:.1f} GB: "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from elutq_cli.machine.signals import leaving_in_order
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.streams import ShownLines, printable, shown_line
 
@@ -52,7 +52,7 @@ def make_file(
     log.setFormatter(ShownLines())
     logging.basicConfig(handlers=[log], level=logging.INFO if verbose else logging.WARNING)
     with ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _exit_on_signal))
+        stack.enter_context(leaving_in_order())
         stack.enter_context(logging_redirect_tqdm())
         summary = quantize(model, output, recipe, progress=stack.enter_context(ProgressBars()), **options)
     if json_output:
@@ -153,8 +153,3 @@ def print_forecast(
         print(f"of that      {forecast.tuning_bytes / 1e9:.2f} GB to tune, on --device")
     counted = ", tuning on them too" if recipe.tune else ""
     print(f"time         about {seconds / 60:.0f} minutes with {backend.threads} threads of this machine{counted}")
-
-
-def _exit_on_signal(number: int, frame: object) -> None:
-    """Leave by an exception, so that temporary files are removed on the way."""
-    raise SystemExit(128 + number)

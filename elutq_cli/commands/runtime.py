@@ -1,12 +1,10 @@
 """What a command does before it uses the C runtime, and what a library leaves to the program that imports it."""
 
 import os
-import platform
 import sys
 from functools import cache
 
-FAST_MACHINES = ("x86_64", "AMD64", "aarch64", "arm64")
-"""Architectures with vector kernels (``platform.machine()``)."""
+from elutq_cli.machine.processor import has_vector_kernels
 
 
 @cache
@@ -17,7 +15,7 @@ def prepare_runtime() -> None:
 
     survive_lost_pages()
     asked = os.environ.get("ELUTQ_ISA")
-    if not asked and platform.machine() in FAST_MACHINES and supported_kernels()[0] == "scalar":
+    if not asked and has_vector_kernels() and supported_kernels()[0] == "scalar":
         print(
             "elutq: only the scalar kernels run here, many times slower than vector ones: this processor (or the "
             "virtual machine) has no AVX2, FMA and F16C, or elutq was built without vector kernels",

@@ -1,16 +1,14 @@
 """What a generation cost: for ``--json``, and for a reader."""
 
-import resource
-import sys
 from typing import Any
 
 from elutq_cli.generation.generation import Generation
 from elutq_cli.generation.language_model import LanguageModel
+from elutq_cli.machine.memory import peak_memory
 
 
 def summarize(generation: Generation, model: LanguageModel, load_seconds: float) -> dict[str, Any]:
     """Return the statistics of one text; times in seconds, sizes in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "finish_reason": generation.finish_reason,
         "seed": generation.seed,
@@ -22,7 +20,7 @@ def summarize(generation: Generation, model: LanguageModel, load_seconds: float)
         "prompt_tokens_per_second": generation.prompt_tokens_per_second,
         "generation_seconds": generation.seconds,
         "generation_tokens_per_second": generation.tokens_per_second,
-        "peak_rss": peak if sys.platform == "darwin" else 1024 * peak,
+        "peak_rss": peak_memory(),
         "ctx_size": model.ctx_size,
         "kv_bytes": model.kv_bytes,
         "cache_type": model.cache_type,

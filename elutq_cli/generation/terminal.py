@@ -1,9 +1,7 @@
 """Text to and from a person: pieces of a reply on stdout, and the conversation at a prompt."""
 
 import sys
-import termios
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -11,12 +9,13 @@ from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.generation.continuation import Continuation
 from elutq_cli.generation.conversation import Conversation
-from elutq_cli.generation.interruption import interruptible
 from elutq_cli.generation.prompt_cache import PromptCache
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.statistics import describe_context, more_room, reply_note
 from elutq_cli.generation.text import GeneratedToken, TextOptions
 from elutq_cli.generation.thinking import Piece, ThoughtReader
+from elutq_cli.machine.keyboard import prepare_keyboard, unseen_keyboard
+from elutq_cli.machine.signals import interruptible
 from elutq_cli.streams import shown_line, shown_text
 from elutq_cli.text_input import read_text
 from elutq_formats.errors import ElutqError
@@ -190,28 +189,6 @@ def _path(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
-
-
-def prepare_keyboard() -> None:
-    """Give ``input`` line editing and history; several pasted lines are one message, Tab completes names of files."""
-    import readline  # here because it may write to stdout, which belongs to the text where there is no chat
-
-    readline.parse_and_bind("set enable-bracketed-paste on")
-    readline.parse_and_bind("tab: complete")
-
-
-@contextmanager
-def unseen_keyboard() -> Iterator[None]:
-    """Keep what is typed meanwhile out of the text on the screen; the next prompt shows it."""
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 def read_message() -> str | None:

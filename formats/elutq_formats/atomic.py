@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from elutq_formats.errors import ElutqError
+from elutq_formats.file_system import longest_name, reachable, sync
 
 _TEMPORARY = ".tmp"
 _AROUND = 32
@@ -18,7 +19,7 @@ _AROUND = 32
 def output_target(path: Path) -> Path:
     """Return where a file written to ``path`` lies: a symbolic link is written through, one that dangles too."""
     is_link = os.path.islink(path)  # noqa: PTH114 (Path's raises where a name is too long)
-    return Path(os.path.realpath(path)) if is_link else path
+    return reachable(Path(os.path.realpath(path)) if is_link else path)
 
 
 def derived(path: Path, before: str, after: str) -> Path:
@@ -32,7 +33,7 @@ def derived(path: Path, before: str, after: str) -> Path:
         after: what comes after it; both together at most 32 bytes.
     """
     name = os.fsencode(path.name)
-    if len(name) + _AROUND > _longest_name(path.parent):
+    if len(name) + _AROUND > longest_name(path.parent):
         return path.with_name(f"{before}elutq-{hashlib.sha256(name).hexdigest()[:16]}{after}")
     return path.with_name(before + path.name + after)
 
@@ -94,20 +95,3 @@ def remove_abandoned(path: Path) -> None:
     for other in target.parent.iterdir():
         if name.fullmatch(other.name):
             other.unlink(missing_ok=True)
-
-
-def _longest_name(folder: Path) -> int:
-    """Return the bytes that a file's name may have there."""
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except OSError:
-        return 255
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, onto the disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

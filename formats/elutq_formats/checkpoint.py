@@ -15,6 +15,7 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.expert_stack import gather_experts
 from elutq_formats.family import Parts
+from elutq_formats.file_system import reachable
 from elutq_formats.folder_texts import (
     card_base_models,
     card_license,
@@ -108,6 +109,7 @@ class Checkpoint(ModelSource):
             UnsupportedModelError: the model needs something that is not implemented.
             CheckpointError: a file is missing, truncated or damaged, or a tensor does not fit the configuration.
         """
+        path = reachable(path)
         if not path.is_dir():
             raise refuse_path(path)
         refuse_adapter(path, path)

@@ -21,6 +21,7 @@ from elutq_formats.constants import (
     MAX_TENSORS,
 )
 from elutq_formats.errors import FormatError
+from elutq_formats.file_system import reachable
 from elutq_formats.gguf import (
     ALIGNMENT_KEY,
     DEFAULT_ALIGNMENT,
@@ -72,12 +73,12 @@ class GGUFReader:
         """
         self.path = path
         try:
-            status = path.stat()
+            status = reachable(path).stat()
             if not stat.S_ISREG(status.st_mode):
                 raise FormatError(f"cannot read {path}: it is a folder, a pipe or a device")
             if status.st_size == 0:
                 raise FormatError(f"{path} is empty")
-            self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+            self._bytes: npt.NDArray[np.uint8] = np.memmap(reachable(path), dtype=np.uint8, mode="r")
         except OSError as error:
             raise FormatError(f"cannot read {path}: {error.strerror}") from error
         self.size_bytes = self._bytes.size

@@ -51,7 +51,8 @@ class UnchangedFile:
         piece = np.empty(end - begin, dtype=np.uint8)
         try:
             with self.path.open("rb", buffering=0) as file:
-                if os.preadv(file.fileno(), [piece.data], begin) != piece.size:
+                file.seek(begin)
+                if file.readinto(piece.data) != piece.size:
                     raise self._error()
                 self.check(file.fileno())
         except OSError as error:

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import threadpoolctl
+
+from elutq_cli.machine.processor import ROOT, processor_fields
 
 ZEN5 = 26
 """The processor family that OpenBLAS takes for an older one without AVX-512, at half the speed (its issue 6029)."""
@@ -24,21 +25,21 @@ def configure_blas(threads: int | None) -> None:
     if _is_zen5():
         os.environ.setdefault("OPENBLAS_CORETYPE", "SKYLAKEX")
     if threads is not None:
-        for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
             os.environ[variable] = str(threads)
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let products use one thread each inside the block, even where numpy was imported before it could be told."""
+    """Let products use one thread each inside the block, even where numpy was imported before it could be told.
+
+    Accelerate, the BLAS of macOS, cannot be told later: there a program that imports numpy before ``elutq`` sets
+    VECLIB_MAXIMUM_THREADS=1 itself, or products of several threads get in each other's way.
+    """
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         yield
 
 
 def _is_zen5() -> bool:
-    try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-    except OSError:
-        return False
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in processor.splitlines())}
-    return fields.get("cpu family") == str(ZEN5) and "avx512f" in fields.get("flags", "").split()
+    family, flags = (*processor_fields(ROOT, "cpu family", "flags"), "", "")[:2]  # of the first processor
+    return family == str(ZEN5) and "avx512f" in flags.split()

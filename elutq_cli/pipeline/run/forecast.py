@@ -1,7 +1,6 @@
 """What a run will make and take, before any of it: tensors, sizes, memory, scratch disk, and time by a short probe."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elutq_cli.machine.disk import free_room
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.peak_memory import MARGIN, peak_memory, process_bytes
@@ -132,7 +132,7 @@ class Forecast:
         if output is None:
             return
         work = work_folder(output)
-        free = shutil.disk_usage(work.absolute().parent).free
+        free = free_room(work.absolute().parent)
         there = sum(path.stat().st_size for path in work.iterdir()) if work.is_dir() else 0
         needed = self.output_bytes + self.scratch_bytes - there
         if needed > free:

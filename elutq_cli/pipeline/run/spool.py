@@ -4,7 +4,6 @@ A unit is the embedding, a block, or the head. What belongs to finished units su
 the same fingerprint goes on after them.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -20,11 +19,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from elutq_cli.machine.disk import open_nameless, reserve
+from elutq_cli.machine.file_lock import lock_file
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.run.fingerprint import explain_difference
-from elutq_formats.atomic import derived, output_target, remove_abandoned, sync
+from elutq_formats.atomic import derived, output_target, remove_abandoned
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.errors import ElutqError
+from elutq_formats.file_system import sync
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.tensor_record import TensorRecord
 
@@ -104,7 +106,7 @@ class Spool:
         except OSError as error:
             raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._lock)
         except OSError as error:
             self._lock.close()
             raise ElutqError(f"another run is writing {self.folder}: wait for it, or choose another output") from error
@@ -188,11 +190,9 @@ class Spool:
         Raises:
             ElutqError: the disk refuses.
         """
-        path = self.folder / ("activations" + _NEW)
         try:
-            with path.open("wb+") as file:
-                path.unlink()  # the disk has its space back as soon as the array is gone, however this process ends
-                os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+            with open_nameless(self.folder / ("activations" + _NEW)) as file:
+                reserve(file, 4 * math.prod(shape))
                 return np.asarray(np.memmap(file, np.float32, mode="r+", shape=shape))
         except OSError as error:
             raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
