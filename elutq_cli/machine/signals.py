@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+INTERRUPT, TERMINATE = signal.SIGINT, signal.SIGTERM
+"""Ctrl-C, and what a program is told that should leave."""
+
 
 @contextmanager
 def interruptible(cancel: Callable[[], None]) -> Iterator[None]:

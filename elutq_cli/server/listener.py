@@ -4,7 +4,6 @@ import contextlib
 import ipaddress
 import json
 import logging
-import signal
 import socket
 import sys
 import threading
@@ -16,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from elutq_cli.machine.signals import INTERRUPT, TERMINATE
 from elutq_cli.server.engine import Engine
 from elutq_cli.server.errors import Fault
 from elutq_formats.errors import ElutqError
@@ -104,12 +104,12 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not here in the signal handler, which may have interrupted whoever holds the queue's lock.
-        if sig == signal.SIGTERM and not self._draining:
+        if sig == TERMINATE and not self._draining:
             self._draining = True
             threading.Thread(target=self._drain).start()
         else:
             threading.Thread(target=self._engine.end_texts).start()
-            super().handle_exit(signal.SIGINT, frame)
+            super().handle_exit(INTERRUPT, frame)
 
     def _drain(self) -> None:
         """Leave when the texts are over; until then the socket stays open, to refuse requests and tell why."""
