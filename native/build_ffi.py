@@ -28,7 +28,7 @@ def declarations(header: Path) -> str:
 def sources() -> list[str]:
     """Returns the C files of the target's architecture, relative to the project's root (setuptools wants that)."""
     root = HERE / "src"
-    folders = [root, root / "quantize"]
+    folders = [root, root / "os", root / "quantize"]
     # What setuptools calls the target when it is not this machine, such as linux-aarch64.
     machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2]
     if machine in ISA_FOLDERS:

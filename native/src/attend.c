@@ -152,7 +152,7 @@ static bool reserve_slots(struct elutq_engine *engine, uint32_t n_slots) {
     float *parts = elutq_allocate_aligned(n_slots, slot_floats(&engine->model->config) * sizeof *parts);
     if (parts == NULL)
         return false;
-    free(engine->parts);
+    elutq_free_aligned(engine->parts);
     engine->parts = parts;
     engine->n_slots = n_slots;
     return true;

@@ -1,9 +1,4 @@
-#define _GNU_SOURCE
 #include "contents.h"
-
-#include <errno.h>
-#include <string.h>
-#include <unistd.h>
 
 #define PAGE_BYTES 4096
 #define WHOLE_PAGES 4096 /* files of up to so many pages are read to the end */
@@ -15,23 +10,17 @@ static uint64_t add_word(uint64_t digest, uint64_t word) {
     return digest ^ digest >> 32;
 }
 
-static bool add_page(int file, size_t n_bytes, size_t page, uint64_t *digest) {
+static bool add_page(elutq_file file, size_t n_bytes, size_t page, uint64_t *digest) {
     uint64_t words[PAGE_BYTES / sizeof(uint64_t)] = {0};
     const size_t left = n_bytes - page * PAGE_BYTES, wanted = left < PAGE_BYTES ? left : PAGE_BYTES;
-    for (size_t done = 0; done < wanted;) {
-        const ssize_t got = pread(file, (char *)words + done, wanted - done, (off_t)(page * PAGE_BYTES + done));
-        if (got == 0)
-            errno = EIO; /* it has become shorter */
-        if (got == 0 || (got < 0 && errno != EINTR))
-            return false;
-        done += got > 0 ? (size_t)got : 0;
-    }
+    if (!elutq_file_read(file, (uint64_t)page * PAGE_BYTES, words, wanted))
+        return false;
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         *digest = add_word(*digest, words[i]);
     return true;
 }
 
-bool elutq_contents_digest(int file, size_t n_bytes, size_t n_head_bytes, uint64_t *digest) {
+bool elutq_contents_digest(elutq_file file, size_t n_bytes, size_t n_head_bytes, uint64_t *digest) {
     const size_t n_pages = (n_bytes + PAGE_BYTES - 1) / PAGE_BYTES, n_head_pages = n_head_bytes / PAGE_BYTES + 1;
     const size_t step = n_pages <= WHOLE_PAGES ? 1 : n_pages / N_SAMPLES;
     *digest = n_bytes;

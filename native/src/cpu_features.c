@@ -74,37 +74,24 @@ bool elutq_cpu_has_avx512bf16(void) {
 
 #elif defined(__aarch64__)
 
-#if defined(__linux__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#elif defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
+#include "os/os.h"
 
 #ifdef ELUTQ_HAS_DOTPROD
 bool elutq_cpu_has_dotprod(void) {
-#if defined(__linux__)
-    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
-#elif defined(__ARM_FEATURE_DOTPROD) || defined(__APPLE__)
-    return true; /* what the compiler was told; every Apple CPU of this architecture has it */
+#if defined(__ARM_FEATURE_DOTPROD)
+    return true; /* what the compiler was told the whole build has */
 #else
-    return false;
+    return elutq_system_has_dotprod();
 #endif
 }
 #endif
 
 #ifdef ELUTQ_HAS_I8MM
 bool elutq_cpu_has_i8mm(void) {
-#if defined(__linux__)
-    return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; /* HWCAP2_I8MM, which headers before Linux 5.10 have no name for */
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
     return true;
-#elif defined(__APPLE__)
-    int has = 0;
-    size_t n_bytes = sizeof has;
-    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &n_bytes, NULL, 0) == 0 && has != 0;
 #else
-    return false;
+    return elutq_system_has_i8mm();
 #endif
 }
 #endif

@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "aligned.h"
@@ -208,8 +209,8 @@ int elutq_engine_destroy(elutq_engine *engine) {
         return ELUTQ_ERROR_IN_USE;
     elutq_pool_destroy(engine->pool);
     for (unsigned i = 0; i < engine->n_allocations; i++)
-        free(engine->allocations[i]);
-    free(engine->parts);
+        elutq_free_aligned(engine->allocations[i]);
+    elutq_free_aligned(engine->parts);
     elutq_model_close(engine->model);
     free(engine);
     return ELUTQ_OK;

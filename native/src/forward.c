@@ -7,22 +7,15 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "pass.h"
-
-static uint64_t nanoseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* Books the time since the last mark under an operation. */
 static void mark(struct elutq_pass *pass, unsigned thread, enum elutq_operation operation) {
     struct elutq_profile *profile = pass->engine->profile;
     if (thread != 0 || profile == NULL)
         return;
-    uint64_t now = nanoseconds();
+    uint64_t now = elutq_nanoseconds();
     profile->nanoseconds[operation] += now - pass->last_mark;
     pass->last_mark = now;
 }
@@ -304,7 +297,7 @@ int elutq_forward(struct elutq_engine *engine, uint32_t n_pieces) {
     struct elutq_pass pass = {.engine = engine, .n_pieces = n_pieces};
     if (engine->profile != NULL) {
         engine->profile->n_passes++;
-        pass.last_mark = nanoseconds();
+        pass.last_mark = elutq_nanoseconds();
     }
     const int status = elutq_pool_run(engine->pool, run_pass, &pass);
     return status == ELUTQ_OK && atomic_load(&engine->cancelled) ? ELUTQ_ERROR_CANCELLED : status;

@@ -1,27 +1,24 @@
 /*
  * A file mapped read-only for as long as a model is open, and what is done when it does not stay as it was: a file cut
- * short, or a disk that cannot be read, turns loads from the mapping into SIGBUS.
+ * short, or a disk that cannot be read, turns loads from the mapping into faults.
  */
 #ifndef ELUTQ_MAPPING_H
 #define ELUTQ_MAPPING_H
 
-#include <stdatomic.h>
-#include <stdint.h>
-#include <sys/types.h>
-
 #include "error.h"
+#include "os/os.h"
 
 struct elutq_mapping {
     const uint8_t *data; /* NULL: nothing is mapped */
     size_t n_bytes;
-    int file;                 /* kept open to look at the file's size and time; -1: none */
+    elutq_file file;          /* kept open to look at the file's size and time */
     _Atomic int64_t modified; /* the file's time when it was opened, or last found to hold the same; in ns */
     size_t n_head_bytes;      /* looked at in whole when it changes; the rest in places */
     uint64_t digest;          /* of what it held */
-    int slot;                 /* where the SIGBUS handler finds the mapping; -1: it does not */
+    int slot;                 /* by which lost pages are asked for; -1: they are not known */
 };
 
-#define ELUTQ_NO_MAPPING ((struct elutq_mapping){.file = -1, .slot = -1})
+#define ELUTQ_NO_MAPPING ((struct elutq_mapping){.file = ELUTQ_NO_FILE, .slot = -1})
 
 /* Maps a regular file of at least `smallest` bytes. On error *mapping holds nothing. */
 int elutq_mapping_open(const char *path, size_t smallest, struct elutq_mapping *mapping, const struct elutq_error *error);

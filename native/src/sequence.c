@@ -1,6 +1,7 @@
 #include "sequence.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "aligned.h"
@@ -62,9 +63,9 @@ int elutq_sequence_destroy(elutq_sequence *sequence) {
         return ELUTQ_OK;
     if (!elutq_begin_call(&sequence->in_use))
         return ELUTQ_ERROR_IN_USE;
-    free(sequence->keys);
-    free(sequence->values);
-    free(sequence->key_balance);
+    elutq_free_aligned(sequence->keys);
+    elutq_free_aligned(sequence->values);
+    elutq_free_aligned(sequence->key_balance);
     elutq_model_close(sequence->model);
     free(sequence);
     return ELUTQ_OK;

@@ -1,9 +1,8 @@
 #include "threads.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
-#include <unistd.h>
+
+#include "aligned.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #define CPU_RELAX() __builtin_ia32_pause()
@@ -31,17 +30,16 @@ struct elutq_pool {
     unsigned n_started;
     bool stopping;
     atomic_bool running;
-    pid_t process; /* that has the threads */
+    int64_t process; /* that has the threads */
     elutq_task task;
     void *context;
-    pthread_t *threads;        /* [n_threads - 1] */
+    elutq_thread *threads;     /* [n_threads - 1] */
     struct work_range *ranges; /* [n_threads] */
     _Alignas(CACHE_LINE) atomic_uint generation; /* a new value starts a task */
     _Alignas(CACHE_LINE) atomic_uint arrived;    /* threads waiting in the barrier */
     _Alignas(CACHE_LINE) atomic_uint phase;      /* a new value opens the barrier */
     _Alignas(CACHE_LINE) atomic_uint sleepers;
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    elutq_monitor *monitor; /* where sleepers sleep */
 };
 
 struct worker_start {
@@ -51,7 +49,7 @@ struct worker_start {
 
 /*
  * Waits until *word differs from `old`. Sleeping cannot miss a change: a sleeper announces itself before it looks at the
- * word again under the mutex, a publisher changes the word before it looks for sleepers, all sequentially consistent.
+ * word again under the lock, a publisher changes the word before it looks for sleepers, all sequentially consistent.
  * The change is an exchange, on x86 the same instruction as a store: QEMU on x86 lets AArch64's LDAR pass an earlier STLR.
  */
 static void wait_for_change(elutq_pool *pool, atomic_uint *word, unsigned old) {
@@ -60,21 +58,21 @@ static void wait_for_change(elutq_pool *pool, atomic_uint *word, unsigned old) {
             return;
         CPU_RELAX();
     }
-    pthread_mutex_lock(&pool->mutex);
+    elutq_monitor_lock(pool->monitor);
     atomic_fetch_add(&pool->sleepers, 1);
     while (atomic_load(word) == old)
-        pthread_cond_wait(&pool->wake, &pool->mutex);
+        elutq_monitor_wait(pool->monitor);
     atomic_fetch_sub(&pool->sleepers, 1);
-    pthread_mutex_unlock(&pool->mutex);
+    elutq_monitor_unlock(pool->monitor);
 }
 
 static void publish(elutq_pool *pool, atomic_uint *word, unsigned value) {
     (void)atomic_exchange(word, value);
     if (atomic_load(&pool->sleepers) == 0)
         return;
-    pthread_mutex_lock(&pool->mutex);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
+    elutq_monitor_lock(pool->monitor);
+    elutq_monitor_wake_all(pool->monitor);
+    elutq_monitor_unlock(pool->monitor);
 }
 
 static void *worker(void *argument) {
@@ -90,13 +88,13 @@ static void *worker(void *argument) {
     }
 }
 
-static int start_workers(elutq_pool *pool, const pthread_attr_t *attributes) {
+static int start_workers(elutq_pool *pool) {
     for (unsigned thread = 1; thread < pool->n_threads; thread++) {
         struct worker_start *start = malloc(sizeof *start);
         if (start == NULL)
             return ELUTQ_ERROR_MEMORY;
         *start = (struct worker_start){.pool = pool, .thread = thread};
-        if (pthread_create(&pool->threads[thread - 1], attributes, worker, start) != 0) {
+        if (!elutq_thread_start(&pool->threads[thread - 1], ELUTQ_STACK_BYTES, worker, start)) {
             free(start);
             return ELUTQ_ERROR_MEMORY;
         }
@@ -105,42 +103,30 @@ static int start_workers(elutq_pool *pool, const pthread_attr_t *attributes) {
     return ELUTQ_OK;
 }
 
-static int start_workers_with_stack(elutq_pool *pool) {
-    pthread_attr_t attributes;
-    if (pthread_attr_init(&attributes) != 0)
-        return ELUTQ_ERROR_MEMORY;
-    int status = ELUTQ_ERROR_MEMORY;
-    if (pthread_attr_setstacksize(&attributes, ELUTQ_STACK_BYTES) == 0)
-        status = start_workers(pool, &attributes);
-    pthread_attr_destroy(&attributes);
-    return status;
-}
-
 /* Whether this process came of a fork and has only the thread that forked. */
 static bool has_lost_threads(const elutq_pool *pool) {
-    return pool->n_threads > 1 && pool->process != getpid();
+    return pool->n_threads > 1 && pool->process != elutq_process();
 }
 
 int elutq_pool_create(unsigned n_threads, elutq_pool **out) {
     *out = NULL;
     if (n_threads < 1 || n_threads > ELUTQ_MAX_THREADS)
         return ELUTQ_ERROR_ARGUMENT;
-    elutq_pool *pool = aligned_alloc(CACHE_LINE, sizeof *pool);
+    elutq_pool *pool = elutq_allocate_aligned(1, sizeof *pool);
     if (pool == NULL)
         return ELUTQ_ERROR_MEMORY;
-    *pool = (elutq_pool){.n_threads = n_threads, .process = getpid()};
-    pthread_mutex_init(&pool->mutex, NULL);
-    pthread_cond_init(&pool->wake, NULL);
+    *pool = (elutq_pool){.n_threads = n_threads, .process = elutq_process()};
+    pool->monitor = elutq_monitor_create();
     pool->threads = calloc(n_threads, sizeof *pool->threads);
-    pool->ranges = aligned_alloc(CACHE_LINE, n_threads * sizeof *pool->ranges);
-    if (pool->threads == NULL || pool->ranges == NULL) {
+    pool->ranges = elutq_allocate_aligned(n_threads, sizeof *pool->ranges);
+    if (pool->monitor == NULL || pool->threads == NULL || pool->ranges == NULL) {
         elutq_pool_destroy(pool);
         return ELUTQ_ERROR_MEMORY;
     }
     for (unsigned thread = 0; thread < n_threads; thread++)
         for (unsigned parity = 0; parity < 2; parity++)
             atomic_init(&pool->ranges[thread].taken[parity], 0);
-    int status = start_workers_with_stack(pool);
+    int status = start_workers(pool);
     if (status != ELUTQ_OK) {
         elutq_pool_destroy(pool);
         return status;
@@ -153,9 +139,8 @@ static void stop_workers(elutq_pool *pool) {
     pool->stopping = true;
     publish(pool, &pool->generation, atomic_load(&pool->generation) + 1);
     for (unsigned i = 0; i < pool->n_started; i++)
-        pthread_join(pool->threads[i], NULL);
-    pthread_cond_destroy(&pool->wake);
-    pthread_mutex_destroy(&pool->mutex);
+        elutq_thread_join(pool->threads[i]);
+    elutq_monitor_destroy(pool->monitor);
 }
 
 int elutq_pool_destroy(elutq_pool *pool) {
@@ -163,12 +148,19 @@ int elutq_pool_destroy(elutq_pool *pool) {
         return ELUTQ_OK;
     if (atomic_exchange(&pool->running, true))
         return ELUTQ_ERROR_IN_USE;
-    if (!has_lost_threads(pool)) /* else there is nobody to stop, and the mutex may be held by one who is not there */
+    if (!has_lost_threads(pool))
         stop_workers(pool);
+    else /* there is nobody to stop, and the lock may be held by one who is not there */
+        elutq_monitor_forget(pool->monitor);
     free(pool->threads);
-    free(pool->ranges);
-    free(pool);
+    elutq_free_aligned(pool->ranges);
+    elutq_free_aligned(pool);
     return ELUTQ_OK;
+}
+
+unsigned elutq_default_threads(void) {
+    const unsigned n = elutq_cores();
+    return n < 1 ? 1 : n > ELUTQ_MAX_THREADS ? ELUTQ_MAX_THREADS : n;
 }
 
 unsigned elutq_pool_threads(const elutq_pool *pool) {

@@ -2,7 +2,7 @@
 CHECKS := build/checks
 CHECK_MODELS ?= $(CHECKS)/models
 CHECK_FLAGS := -std=gnu11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -I$(CURDIR)/native/include -I$(CURDIR)/native/src
-CHECK_SOURCES := $(wildcard native/src/*.c native/src/quantize/*.c)
+CHECK_SOURCES := $(wildcard native/src/*.c native/src/os/*.c native/src/quantize/*.c)
 CHECK_HEADERS := $(wildcard native/include/*.h native/src/*.h native/src/*/*.h tests/native/*.h)
 NATIVE_ISA := $(if $(filter aarch64 arm64,$(shell uname -m)),arm,x86)
 CORES := $(shell getconf _NPROCESSORS_ONLN)

@@ -20,7 +20,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     program = tmp_path_factory.mktemp("check") / "cgroup_check"
-    sources = [ROOT / "tests/native/cgroup_check.c", ROOT / "native/src/cgroup.c"]
+    sources = [ROOT / "tests/native/cgroup_check.c", ROOT / "native/src/os/cgroup.c"]
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/src'}"]
     subprocess.run(["cc", *flags, *map(str, sources), "-o", str(program)], check=True)
     return program

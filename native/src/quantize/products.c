@@ -14,7 +14,8 @@
 #ifdef ELUTQ_HAS_AVX512BF16
 
 #include <immintrin.h>
-#include <stdlib.h>
+
+#include "aligned.h"
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 
@@ -147,7 +148,7 @@ int elutq_add_rounded_product(const float *left, ptrdiff_t left_row, ptrdiff_t l
         !elutq_has_rounded_products())
         return ELUTQ_ERROR_ARGUMENT;
     const size_t panels = (BLOCK / PANEL) * PANEL_WORDS;
-    uint32_t *room = aligned_alloc(64, 2 * panels * sizeof *room);
+    uint32_t *room = elutq_allocate_aligned(2 * panels, sizeof *room);
     if (room == NULL)
         return ELUTQ_ERROR_MEMORY;
     for (size_t column = 0; column < n_columns; column += BLOCK)
@@ -162,7 +163,7 @@ int elutq_add_rounded_product(const float *left, ptrdiff_t left_row, ptrdiff_t l
                 add_block(room + panels, room, (along + 1) / 2, target + row * target_row + column, target_row, rows, columns);
             }
         }
-    free(room);
+    elutq_free_aligned(room);
     return ELUTQ_OK;
 }
 

@@ -1,14 +1,12 @@
+#if defined(__linux__)
+
 #define _GNU_SOURCE
-#include <limits.h>
+#include "os.h"
+
 #include <sched.h>
 #include <stdio.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "cgroup.h"
-#include "threads.h"
-
-#if defined(__linux__)
 
 /* The lowest-numbered SMT sibling of a CPU, the CPU itself where the system does not say. */
 static unsigned first_sibling(unsigned cpu) {
@@ -38,17 +36,24 @@ static unsigned allowed_cores(void) {
     return (unsigned)CPU_COUNT(&cores);
 }
 
-unsigned elutq_default_threads(void) {
-    unsigned cores = allowed_cores(), quota = elutq_cgroup_cpus("");
-    unsigned n = cores < quota ? cores : quota;
-    return n < 1 ? 1 : n > ELUTQ_MAX_THREADS ? ELUTQ_MAX_THREADS : n;
+unsigned elutq_cores(void) {
+    const unsigned cores = allowed_cores(), quota = elutq_cgroup_cpus("");
+    return cores < quota ? cores : quota;
 }
 
-#else
+#if defined(__aarch64__)
 
-unsigned elutq_default_threads(void) {
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > ELUTQ_MAX_THREADS ? ELUTQ_MAX_THREADS : (unsigned)n;
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+bool elutq_system_has_dotprod(void) {
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 }
+
+bool elutq_system_has_i8mm(void) {
+    return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; /* HWCAP2_I8MM, which headers before Linux 5.10 have no name for */
+}
+
+#endif
 
 #endif

@@ -1,3 +1,5 @@
+#if defined(__linux__)
+
 #define _GNU_SOURCE
 #include "cgroup.h"
 
@@ -137,3 +139,5 @@ unsigned elutq_cgroup_cpus(const char *root) {
     fclose(file);
     return least;
 }
+
+#endif

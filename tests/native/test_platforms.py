@@ -1,0 +1,27 @@
+"""The operating system has one room in the C code, and compilers one header."""
+
+import re
+from pathlib import Path
+
+NATIVE = Path(__file__).parents[2] / "native"
+STANDARD = {"inttypes", "math", "stdarg", "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "string"}
+"""Of the headers of C11, those that are used and that every platform has: Windows and macOS have no threads.h."""
+PROCESSORS = {"arm_neon", "cpuid", "immintrin"}
+"""Headers of compilers, for one kind of processor each."""
+
+
+def sources():
+    return [file for folder in ("include", "src") for file in sorted((NATIVE / folder).rglob("*.[ch]"))]
+
+
+def included(text):
+    return set(re.findall(r"^\s*#\s*include\s*<([^>]+)\.h>", text, re.M))
+
+
+def test_only_the_operating_systems_room_includes_headers_of_a_platform():
+    allowed = STANDARD | PROCESSORS
+    beyond = {str(file): found for file in sources() if (found := included(file.read_text()) - allowed)}
+    assert beyond
+    assert {Path(name).parent for name in beyond} == {NATIVE / "src" / "os"}
+    everything = set().union(*beyond.values())
+    assert {"pthread", "unistd", "sys/mman", "sched"} <= everything  # what the room is for is found
