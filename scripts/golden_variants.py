@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from golden_mixtures import MIXTURES
 
 VOCAB_SIZE = 128
 
@@ -383,6 +384,7 @@ VARIANTS = (
             "mlp_bias": True,
         },
     ),
+    *(Variant(name, config) for name, config in MIXTURES.items()),
 )
 
 ARCHITECTURES = {
@@ -395,12 +397,16 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "ministral": "MinistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "mistral": "MistralForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import string
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 from golden_variants import ARCHITECTURES, BASE, VARIANTS, Variant
+from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 N_TOKENS = 20
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "tests" / "data" / "golden"
@@ -86,6 +88,14 @@ def random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...], d
     return torch.from_numpy(values).to(dtype)
 
 
+def published_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Return what a published checkpoint stores: each expert by itself, which transformers has in one parameter."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        with safe_open(Path(folder) / "model.safetensors", "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+
+
 def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], n_shards: int) -> None:
     """Write one safetensors file, or shards of neighbouring tensors and their index."""
     if n_shards == 1:
@@ -122,7 +132,7 @@ def make_variant(folder: Path, variant: Variant) -> None:
 
     rng = np.random.default_rng(zlib.crc32(variant.name.encode()))
     skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    shapes = {name: tuple(parameter.shape) for name, parameter in sorted(skeleton.named_parameters())}
+    shapes = published_shapes(skeleton)
     shapes.update(variant.extra_tensors)
     tensors = {name: random_tensor(rng, name, shape, variant.dtype) for name, shape in shapes.items()}
     write_tensors(folder, tensors, variant.n_shards)

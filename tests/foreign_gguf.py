@@ -8,6 +8,7 @@ import numpy as np
 from conftest import GOLDEN
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFValueType, GGUFWriter, get_tensor_name_map
 
+from elutq_formats.names import gguf_name
 from elutq_formats.stored_weights import open_weights
 
 ARCHITECTURE_NUMBERS = {name: number for number, name in MODEL_ARCH_NAMES.items()}
@@ -18,8 +19,22 @@ ARCHITECTURES = {
     "ministral3": None,
     "gemma3_text": "gemma3",
     "olmo3": "olmo2",
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
 }
 """Llama.cpp's name of a family, where it is another; None: such files are not read."""
+
+MIXTURES = {
+    "mixtral": ("num_local_experts", None),
+    "olmoe": ("num_experts", None),
+    "qwen2_moe": ("num_experts", "moe_intermediate_size"),
+    "qwen3_moe": ("num_experts", "moe_intermediate_size"),
+}
+"""What a config.json calls the number of experts and the width of one, where the file has a key for that."""
+
+ROUTER = ".ffn_gate_inp"
+"""The converter keeps it in F32."""
 
 PERMUTED = ("llama", "smollm3", "granite")
 """Architectures whose queries and keys the converter permutes."""
@@ -33,7 +48,7 @@ def architecture_of(folder):
 CONVERTED = tuple(
     path.name
     for path in sorted(GOLDEN.iterdir())
-    if architecture_of(path) is not None and path.name not in ("qwen2-some-windows", "smollm3")
+    if architecture_of(path) is not None and path.name not in ("qwen2-some-windows", "qwen2-moe", "smollm3")
 )
 """The golden folders that a GGUF file can say all of; not which layers slide in the others."""
 
@@ -54,7 +69,9 @@ class ForeignGGUF:
         """The same with its matrices quantized, where the columns fit."""
         block = gguf.GGML_QUANT_SIZES[kind][0]
         tensors = {
-            name: (gguf.quantize(array, kind), kind) if array.ndim == 2 and array.shape[1] % block == 0 else array
+            name: (gguf.quantize(array, kind), kind)
+            if array.ndim > 1 and array.shape[-1] % block == 0 and ROUTER not in name
+            else array
             for name, array in self.tensors.items()
         }
         return ForeignGGUF(self.metadata, tensors)
@@ -112,8 +129,7 @@ def describe(folder, kind=GGMLQuantizationType.F32):
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads", config["num_attention_heads"])
     names = get_tensor_name_map(ARCHITECTURE_NUMBERS[architecture], config["num_hidden_layers"])
     tensors = {}
-    for name, tensor in open_weights(folder).items():
-        array = tensor.load()
+    for name, array in stacked(folder).items():
         if name.endswith("rotary_emb.inv_freq"):
             continue
         if architecture in PERMUTED and ".q_proj." in name:
@@ -122,7 +138,8 @@ def describe(folder, kind=GGMLQuantizationType.F32):
             array = permute(array, kv_heads)
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             array = array + 1
-        tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = encode(array, kind)
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or gguf_name(name)
+        tensors[stored] = encode(array, GGMLQuantizationType.F32 if ROUTER in stored else kind)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
     theta = config.get("rope_theta", rope.get("full_attention", rope).get("rope_theta", 10000.0))
@@ -144,11 +161,32 @@ def describe(folder, kind=GGMLQuantizationType.F32):
     values |= own_keys(config, architecture, head_dim, rope)
     if "head_dim" in config:
         values |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    if config["model_type"] == "mistral" and config["sliding_window"]:
+    if config["model_type"] in ("mistral", "mixtral") and config["sliding_window"]:
         values["attention.sliding_window"] = config["sliding_window"]
     metadata = {"general.architecture": architecture, "general.name": folder.name, "general.license": "apache-2.0"}
     metadata |= {f"{architecture}.{key}": value for key, value in values.items()}
     return ForeignGGUF(metadata | vocabulary(folder, config), tensors)
+
+
+def stacked(folder):
+    """A checkpoint's tensors, those of experts as the converter stacks them, the shared expert's gate a vector.
+
+    Source: convert_hf_to_gguf.py, Qwen2MoeModel.modify_tensors and LlamaModel's.
+    """
+    found = {}
+    for name, tensor in sorted(open_weights(folder).items()):
+        array = tensor.load()
+        module, _, rest = name.partition(".experts.")
+        if name.endswith("shared_expert_gate.weight"):
+            array = array[0]
+        if not rest:
+            found[name] = array
+            continue
+        if module.endswith(".block_sparse_moe"):
+            module = module.removeprefix("model.").replace("block_sparse_moe", "feed_forward")
+        stack = f"{module}.experts.{rest.partition('.')[2]}"
+        found[stack] = np.concatenate((found.get(stack, array[None][:0]), array[None]))
+    return found
 
 
 def vocabulary(folder, config):
@@ -200,6 +238,12 @@ def own_keys(config, architecture, head_dim, rope):
             "residual_scale": config["residual_multiplier"],
             "logit_scale": config["logits_scaling"],
         }
+    if config["model_type"] in MIXTURES:
+        experts, width = MIXTURES[config["model_type"]]
+        found |= {"expert_count": config[experts], "expert_used_count": config["num_experts_per_tok"]}
+        found |= {} if width is None else {"expert_feed_forward_length": config[width]}
+        if "shared_expert_intermediate_size" in config:
+            found["expert_shared_feed_forward_length"] = config["shared_expert_intermediate_size"]
     if "partial_rotary_factor" in config:
         found["rope.dimension_count"] = int(head_dim * config["partial_rotary_factor"])
     full = rope.get("full_attention", rope)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from elutq_cli.reference.activation import gated_gradients
 from elutq_cli.reference.attention import (
     Array,
     Namespace,
@@ -23,6 +22,7 @@ from elutq_cli.reference.attention import (
     rotate,
     soften,
 )
+from elutq_cli.reference.experts import experts_gradient, gated_gradient
 from elutq_cli.reference.transformer import Block, Head, Observe
 from elutq_formats.block import Branch
 
@@ -63,13 +63,13 @@ def branch_gradient(block: Block, branch: Branch, back: Back, x: Array, gradient
     """Go back through ``block.run(branch, x, positions)``: (..., n, hidden_size) -> (..., n, hidden_size)."""
     read = block.read(branch, x)
     if branch.after is not None:
-        written = block.linear(branch.writer, block.mix(branch, read, positions))
-        gradient = norm_gradient(block, branch.after, written, gradient)
-    of_mixed = back(branch.writer, gradient)
-    if branch.mixer == "attention":
-        of_read = attention_gradient(block, back, read, of_mixed, positions)
+        gradient = norm_gradient(block, branch.after, block.write(branch, read, positions), gradient)
+    if branch.mixer == "experts":
+        of_read = experts_gradient(block, branch, back, read, gradient)
+    elif branch.mixer == "attention":
+        of_read = attention_gradient(block, back, read, back(branch.writer, gradient), positions)
     else:
-        of_read = gated_gradient(block, branch, back, read, of_mixed)
+        of_read = gated_gradient(block, branch, back, read, back(branch.writer, gradient))
     return of_read if branch.before is None else norm_gradient(block, branch.before, x, of_read)
 
 
@@ -134,7 +134,7 @@ def linear_gradient(block: Block, observe: Observe | None, name: str, gradient: 
     """Go back through ``block.linear(name, ...)``: (..., out_features) -> (..., in_features)."""
     if observe is not None:
         observe(name, gradient)
-    weight = block.weights[f"{name}.weight"]
+    weight = block.weight(name)
     product = block.multiply(gradient.reshape(-1, gradient.shape[-1]), weight)
     return product.reshape(*gradient.shape[:-1], weight.shape[1])
 
@@ -165,13 +165,6 @@ def attention_gradient(block: Block, back: Back, x: Array, gradient: Array, posi
     of_q = positioned_gradient(block, "q", raw_q, of_q, positions)
     of_k = positioned_gradient(block, "k", raw_k, of_k, positions)
     return heads_gradient(back, "q", of_q) + heads_gradient(back, "k", of_k) + heads_gradient(back, "v", of_v)
-
-
-def gated_gradient(block: Block, branch: Branch, back: Back, x: Array, gradient: Array) -> Array:
-    """Go back through ``block.gated_values(x)``: (..., n, intermediate_size) -> (..., n, hidden_size)."""
-    gate, up = (block.linear(name, x) for name in branch.readers)
-    of_gate, of_up = gated_gradients(block.config.hidden_act, gate, up, gradient, block.xp)
-    return back(branch.readers[0], of_gate) + back(branch.readers[1], of_up)
 
 
 def attention_gradients(

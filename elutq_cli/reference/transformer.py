@@ -9,8 +9,10 @@ Source: Touvron et al. 2023 (LLaMA); Qwen2 and Qwen3 reports; see `attention` fo
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,8 +20,12 @@ from numpy.typing import NDArray
 
 from elutq_cli.reference.activation import activate
 from elutq_cli.reference.attention import Array, Namespace, Positions, attend, rotate, soften
+from elutq_cli.reference.experts import Stack, run_experts
 from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
+from elutq_formats.expert_stack import split_expert
+from elutq_formats.safetensors_file import ALL_ROWS
+from elutq_formats.tensor_record import STACK_DIMENSIONS
 
 Observe: TypeAlias = Callable[[str, Array], None]
 Multiply: TypeAlias = Callable[[Array, Array], Array]
@@ -29,6 +35,10 @@ KeyValueCache: TypeAlias = dict[int, tuple[Array, Array]]
 
 HIDDEN_BYTES = 1 << 28
 """Bytes of hidden state that `Transformer.window_logits` carries through the blocks at once."""
+
+
+STACK_BYTES = 1 << 28
+"""Bytes from which a stack of experts is not held: each is read when its turn comes."""
 
 
 class WeightSource(Protocol):
@@ -41,14 +51,17 @@ class WeightSource(Protocol):
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this Hugging Face name."""
 
-    def load(self, name: str) -> NDArray[np.float32]:
-        """Return one tensor by its Hugging Face name; matrices are (out_features, in_features)."""
+    def load(self, name: str, *, rows: slice = ALL_ROWS) -> NDArray[np.float32]:
+        """Return one tensor, or part of its first axis, by its Hugging Face name.
+
+        Matrices are (out_features, in_features), stacks of experts' (n_experts, out_features, in_features).
+        """
 
 
-def block_tensor_names(config: ModelConfig) -> tuple[str, ...]:
+def block_tensor_names(config: ModelConfig, layer: int) -> tuple[str, ...]:
     """Return the tensors of one block, named without the prefix ``model.layers.N.``."""
-    names = (*config.linear_shapes(0), *config.vector_shapes(0))
-    return tuple(name.removeprefix("model.layers.0.") for name in names)
+    names = (*config.linear_shapes(layer), *config.vector_shapes(layer))
+    return tuple(name.removeprefix(f"model.layers.{layer}.") for name in names)
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float, xp: Namespace) -> Array:
@@ -61,7 +74,8 @@ class Block:
 
     Attributes:
         data: what the block is made of.
-        weights: tensors by `block_tensor_names`; replace an entry to run with other (dequantized) weights.
+        weights: tensors by `block_tensor_names`; replace an entry to run with other (dequantized) weights. One under
+            an expert's own name, ``mlp.experts.3.up_proj.weight``, stands before the stack's.
     """
 
     def __init__(
@@ -117,13 +131,25 @@ class Block:
         cache: KeyValueCache | None = None,
     ) -> Array:
         """What a branch adds to the stream x: (..., n, hidden_size) -> (..., n, hidden_size)."""
-        read = self.read(branch, x)
+        return self.finish(branch, self.write(branch, self.read(branch, x), positions, observe, cache))
+
+    def write(
+        self,
+        branch: Branch,
+        read: Array,
+        positions: Positions,
+        observe: Observe | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Array:
+        """What a branch's writer makes of what its readers take: (..., n, hidden_size) -> (..., n, hidden_size)."""
+        if branch.mixer == "experts":
+            return run_experts(self, branch, read, observe)
         if observe is not None:
             observe(branch.readers[0], read)
         mixed = self.mix(branch, read, positions, cache)
         if observe is not None:
             observe(branch.writer, mixed)
-        return self.finish(branch, self.linear(branch.writer, mixed))
+        return self.linear(branch.writer, mixed)
 
     def read(self, branch: Branch, x: Array) -> Array:
         """What a branch's readers take of the stream x: (..., n, hidden_size) -> (..., n, hidden_size)."""
@@ -131,7 +157,9 @@ class Block:
 
     def mix(self, branch: Branch, x: Array, positions: Positions, cache: KeyValueCache | None = None) -> Array:
         """What a branch's writer takes, from its readers' input x: (..., n, hidden_size) -> (..., n, in_features)."""
-        return self.attention_values(x, positions, cache) if branch.mixer == "attention" else self.gated_values(x)
+        if branch.mixer == "attention":
+            return self.attention_values(x, positions, cache)
+        return self.gated_values(branch.readers, x)
 
     def finish(self, branch: Branch, x: Array) -> Array:
         """What is added to the stream, from the output x of a branch's writer: both (..., n, hidden_size)."""
@@ -162,19 +190,25 @@ class Block:
         """What the norm of q or k takes together: (..., n, heads, head_dim), or (..., n, heads * head_dim)."""
         return x.reshape(*x.shape[:-2], -1) if self.config.qk_norm_spans_heads else x
 
-    def gated_values(self, x: Array) -> Array:
-        """The gated hidden layer, before the down projection: (..., n, hidden_size) -> (..., n, intermediate_size)."""
-        return activate(self.config.hidden_act, self.linear("mlp.gate_proj", x), self.xp) * self.linear(
-            "mlp.up_proj", x
-        )
+    def gated_values(self, readers: tuple[str, ...], x: Array) -> Array:
+        """The gated hidden layer, before the down projection: (..., hidden_size) -> (..., intermediate_size)."""
+        gate, up = readers
+        return activate(self.config.hidden_act, self.linear(gate, x), self.xp) * self.linear(up, x)
 
     def norm(self, name: str, x: Array) -> Array:
         """RMS norm of the last axis of x by the weight of this name."""
         return rms_norm(x, self.weights[f"{name}.weight"], self.config.rms_norm_eps, self.xp)
 
+    def weight(self, name: str) -> Array:
+        """The weights of a linear: (out_features, in_features), those of an expert's own out of their stack."""
+        own = self.weights.get(f"{name}.weight")
+        if own is None and (found := split_expert(name)) is not None:
+            return self.weights[f"{found[0]}.weight"][found[1]]
+        return own
+
     def linear(self, name: str, x: Array) -> Array:
         """x: (..., in_features) times the transposed weight: (out_features, in_features), plus the bias if any."""
-        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        weight, bias = self.weight(name), self.weights.get(f"{name}.bias")
         y = self.multiply(x.reshape(-1, x.shape[-1]), weight.T)  # one matrix product for all sequences
         y = y.reshape(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
@@ -255,9 +289,17 @@ class Transformer:
 
     def block(self, layer: int) -> Block:
         """Read one block."""
-        names = block_tensor_names(self.config)
-        weights = {name: self.load(f"model.layers.{layer}.{name}") for name in names}
+        shapes = self.config.linear_shapes(layer)
+        weights: dict[str, Array] = {}
+        for name in block_tensor_names(self.config, layer):
+            full = f"model.layers.{layer}.{name}"
+            shape = shapes.get(full, ())
+            large = len(shape) == STACK_DIMENSIONS and 4 * math.prod(shape) > STACK_BYTES
+            weights[name] = Stack(shape, partial(self._expert, full)) if large and not self.keep else self.load(full)
         return Block(self.config, layer, weights, self.xp, self.multiply)
+
+    def _expert(self, name: str, number: int) -> Array:
+        return self.convert(self.source.load(name, rows=slice(number, number + 1))[0])
 
     def blocks(self) -> Iterator[Block]:
         """Read the blocks in order, one at a time."""

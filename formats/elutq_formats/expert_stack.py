@@ -55,10 +55,21 @@ class TensorStack:
             yield from tensor.pieces()
 
 
-def expert_names(stack: str, n_experts: int) -> list[str]:
-    """Return what a checkpoint calls the tensors of a stack, ``experts.w1.weight``: ``experts.0.w1.weight``, ..."""
+def of_expert(stack: str, number: int) -> str:
+    """Return the name of an expert's own of a stack, ``experts.w1.weight``: ``experts.3.w1.weight``."""
     module, _, rest = stack.rpartition(".experts.")
-    return [f"{module}.experts.{number}.{rest}" for number in range(n_experts)]
+    return f"{module}.experts.{number}.{rest}"
+
+
+def expert_names(stack: str, n_experts: int) -> list[str]:
+    """Return what a checkpoint calls the tensors of a stack."""
+    return [of_expert(stack, number) for number in range(n_experts)]
+
+
+def split_expert(name: str) -> tuple[str, int] | None:
+    """Return the stack that an expert's own belongs to, and the expert's number; None: it is no expert's."""
+    match = _OF_EXPERT.fullmatch(name)
+    return None if match is None else (f"{match[1]}.{match[3]}", int(match[2]))
 
 
 def gather_experts(tensors: Mapping[str, Tensor], place: object) -> dict[str, Tensor]:
@@ -74,10 +85,10 @@ def gather_experts(tensors: Mapping[str, Tensor], place: object) -> dict[str, Te
     found: dict[str, Tensor] = {}
     stacks: dict[str, dict[int, str]] = {}
     for name, tensor in tensors.items():
-        if (match := _OF_EXPERT.fullmatch(name)) is None:
+        if (place_in_stack := split_expert(name)) is None:
             found[name] = tensor
         else:
-            stacks.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = name
+            stacks.setdefault(place_in_stack[0], {})[place_in_stack[1]] = name
     for stack, names in stacks.items():
         for number, name in enumerate(expert_names(stack, len(names))):
             if number not in names:

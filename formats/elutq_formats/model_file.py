@@ -22,6 +22,7 @@ from elutq_formats.model_metadata import (
     read_special_tokens,
 )
 from elutq_formats.names import ROPE_TENSORS, gguf_name
+from elutq_formats.safetensors_file import ALL_ROWS
 from elutq_formats.tensor_record import HLQ_VERSION_KEY, VECTOR_BITS, TensorRecord, read_records
 from elutq_formats.tokenizer import Tokenizer
 
@@ -112,22 +113,21 @@ class ModelFile:
         """Whether the model has this tensor, by its Hugging Face name."""
         return gguf_name(name) in self.tensors
 
-    def load(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a tensor, by its Hugging Face name, in a new float32 array of its shape in the model.
+    def load(self, name: str, *, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """Return a tensor, by its Hugging Face name, or part of its first axis, in a new float32 array.
 
         Raises:
             FormatError: the tensor is not there, or holds values that no model has.
         """
         record = self._record(gguf_name(name))
         if record.group_size is not None:
-            found = np.empty(record.shape, dtype=np.float32)
-            for number, matrix in enumerate(found.reshape(-1, record.rows, record.columns)):
-                matrix[...] = self.hlq(record.name, number).dequantize()
-            return found
+            if record.n_experts is None:
+                return self.hlq(record.name).dequantize()[rows]
+            return np.stack([self.hlq(record.name, e).dequantize() for e in range(record.n_experts)[rows]])
         stored = self._reader.data(record.name)
         if record.bits == VECTOR_BITS:
-            return np.array(stored.view("<f4"), dtype=np.float32).reshape(record.shape)
-        matrix = np.array(stored.view("<f2"), dtype=np.float32).reshape(record.shape)
+            return np.array(stored.view("<f4"), dtype=np.float32).reshape(record.shape)[rows]
+        matrix = np.array(stored.view("<f2"), dtype=np.float32).reshape(record.shape)[rows]
         if not np.isfinite(matrix).all():
             raise FormatError(f"{self.path}: tensor {record.name} holds a value that is not a finite number")
         return matrix

@@ -35,13 +35,17 @@ def tensor_sources(checkpoint, bits=2, group_size=32):
     """Every tensor of a checkpoint for ``write_model``: projections as random HLQ matrices where the group allows."""
     for name in checkpoint.names:
         shape, stored = checkpoint.shape(name), gguf_name(name)
-        if len(shape) == 1:
-            yield TensorRecord(stored, 32, *shape), lambda name=name: checkpoint.load(name)
-        elif "_proj" in name and shape[1] % group_size == 0:
-            record = TensorRecord(stored, bits, *shape, group_size=group_size, error=0.25)
-            yield record, lambda shape=shape: pack(random_matrix(*shape, bits, group_size))
+        if name in checkpoint.config.float_names():
+            yield TensorRecord.of_floats(stored, shape), lambda name=name: checkpoint.load(name)
+            continue
+        *stack, rows, columns = shape
+        n_experts = stack[0] if stack else None
+        if "_proj" in name and columns % group_size == 0:
+            record = TensorRecord(stored, bits, rows, columns, group_size, error=0.25, n_experts=n_experts)
+            one = random_matrix(rows, columns, bits, group_size)
+            yield record, lambda one=one, n=n_experts or 1: np.concatenate([pack(one)] * n)
         else:
-            yield TensorRecord(stored, 16, *shape), lambda name=name: checkpoint.load(name)
+            yield TensorRecord(stored, 16, rows, columns, n_experts=n_experts), lambda name=name: checkpoint.load(name)
 
 
 def write_random_model(path, family):

@@ -74,8 +74,10 @@ def test_every_family_comes_back(tmp_path, family):
             loaded = model.load(name)
             assert (loaded.dtype, loaded.shape) == (np.float32, checkpoint.shape(name))
             if record.bits == 2:
-                expected = random_matrix(*loaded.shape, 2, 32)
-                np.testing.assert_array_equal(loaded, expected.dequantize())
+                expected = random_matrix(*loaded.shape[-2:], 2, 32)
+                for number, matrix in enumerate(loaded.reshape(-1, *loaded.shape[-2:])):
+                    np.testing.assert_array_equal(matrix, expected.dequantize())
+                    np.testing.assert_array_equal(model.hlq(record.name, number).codes, expected.codes)
                 np.testing.assert_array_equal(model.hlq(record.name).codes, expected.codes)
                 assert record.error == 0.25
             else:

@@ -126,7 +126,7 @@ def all_logits(checkpoint):
 def test_the_fused_block_is_the_reference_block(folder):
     with Checkpoint.open(folder) as checkpoint:
         config = checkpoint.config
-        weights = {name: checkpoint.load(f"model.layers.0.{name}") for name in block_tensor_names(config)}
+        weights = {name: checkpoint.load(f"model.layers.0.{name}") for name in block_tensor_names(config, 0)}
     x = np.random.default_rng(1).normal(size=(2, 19, config.hidden_size)).astype(np.float32)
     expected = Block(config, 0, weights)(x)
     fused = FusedBlock(config, 0, {name: torch.asarray(array) for name, array in weights.items()}, torch)

@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from single_linears import shared_inputs
 
-from elutq_cli.reference import Block, Positions, Transformer, attention, block_tensor_names, transformer
+from elutq_cli.reference import Block, Positions, Transformer, attention, block_tensor_names, experts, transformer
 from elutq_cli.reference.activation import activate
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.config import ModelConfig
 from elutq_formats.families import MODEL_TYPES
 from elutq_formats.rope import RopeScaling
+from elutq_formats.safetensors_file import ALL_ROWS
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 VARIANTS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -38,13 +40,16 @@ class Overridden:
         self.source = source
         self.config: ModelConfig = replace(source.config, **changes)
         self.reads = Counter()
+        self.rows = {}
+        self.changed = {}
 
     def has(self, name):
         return self.source.has(name)
 
-    def load(self, name):
+    def load(self, name, rows=ALL_ROWS):
         self.reads[name] += 1
-        tensor = self.source.load(name)
+        tensor = self.changed.get(name, lambda weights: weights)(self.source.load(name, rows=rows))
+        self.rows[name] = len(tensor)
         tensor.flags.writeable = False
         return tensor
 
@@ -121,6 +126,19 @@ def test_logits_are_those_of_transformers(variant):
         ("ministral", {"sliding_layers": None}),
         ("ministral", {"sliding_window": None}),
         ("seed-oss", {"attention_bias": False}),
+        ("qwen3-moe", {"normalize_expert_weights": False}),
+        ("qwen3-moe", {"n_experts_used": 1}),
+        ("qwen3-moe", {"n_experts_used": 3}),
+        ("qwen3-moe", {"qk_norm": False}),
+        ("mixtral", {"normalize_expert_weights": False}),
+        ("mixtral", {"sliding_window": None}),
+        ("olmoe", {"normalize_expert_weights": True}),
+        ("olmoe", {"qk_norm": False}),
+        ("olmoe", {"attention_output_bias": False}),
+        ("qwen2-moe", {"normalize_expert_weights": True}),
+        ("qwen2-moe", {"shared_expert_intermediate_size": 0}),
+        ("qwen2-moe", {"sliding_layers": (False, True)}),
+        ("qwen2-moe", {"attention_bias": False}),
     ],
 )
 def test_golden_logits_notice_a_missing_feature(variant, change):
@@ -204,12 +222,20 @@ def test_observe_sees_the_input_of_every_linear(variant):
         block, x = model.block(0), model.embed(np.stack((tokens, tokens[::-1])))
     seen = {}
     y = block(x, observe=lambda name, value: seen.setdefault(name, []).append(value))
-    shared_inputs = block.data.shared_inputs
-    assert list(seen) == [linears[0] for linears in shared_inputs]
+    groups = [linears for linears in shared_inputs(block.data, block.config.n_experts) if linears[0] in seen]
+    assert list(seen) == [linears[0] for linears in groups]
     assert all(len(values) == 1 for values in seen.values())
-    for linears in shared_inputs:
+    n_sent = 0
+    for linears in groups:
         for linear in linears:
-            assert seen[linears[0]][0].shape == (2, len(tokens), block.weights[f"{linear}.weight"].shape[1])
+            *n_tokens, columns = seen[linears[0]][0].shape
+            assert columns == block.weight(linear).shape[1]
+            if ".experts." not in linear:
+                assert n_tokens in ([2, len(tokens)], [2 * len(tokens)])
+        n_sent += np.prod(n_tokens) if ".experts." in linears[0] else 0
+    if block.data.routed is not None:
+        assert n_sent == 2 * (2 * len(tokens)) * block.config.n_experts_used
+        return
     # The two inputs that close a residual branch give the block's output.
     for branch in block.data.branches:
         x = x + block.finish(branch, block.linear(branch.writer, seen[branch.writer][0]))
@@ -218,7 +244,10 @@ def test_observe_sees_the_input_of_every_linear(variant):
 
 def test_a_layer_names_every_tensor_of_its_block(variant):
     with Checkpoint.open(GOLDEN / variant) as checkpoint:
-        names, layer = block_tensor_names(checkpoint.config), checkpoint.config.layer(0)
+        names, layer = block_tensor_names(checkpoint.config, 0), checkpoint.config.layer(0)
+    assert sum(name.endswith(("mlp.gate.weight", "expert_gate.weight")) for name in names) == (
+        0 if layer.routed is None else 1 + (layer.routed.shared is not None)
+    )
     assert [name for name in names if name.endswith("_proj.weight")] == [f"{name}.weight" for name in layer.linears]
     assert {f"{norm}.weight" for norm in layer.norms} == {name for name in names if name.endswith("layernorm.weight")}
 
@@ -277,11 +306,12 @@ def test_only_names_that_torch_shares_are_called(variant):
     Weights are read-only, and so is the input: nothing is written in place.
     """
     shared = ("amax", "asarray", "concatenate", "exp", "mean", "moveaxis", "sqrt", "sum", "tanh", "where")
+    shared += ("arange", "argmax", "zeros_like")
     namespace = SimpleNamespace(**{name: getattr(np, name) for name in shared})
     tokens, _ = expected(variant)
     with Checkpoint.open(GOLDEN / variant) as checkpoint:
         source = Overridden(checkpoint)
-        weights = {name: source.load(f"model.layers.0.{name}") for name in block_tensor_names(source.config)}
+        weights = {name: source.load(f"model.layers.0.{name}") for name in block_tensor_names(source.config, 0)}
         x = source.load("model.embed_tokens.weight")[tokens]
         x.flags.writeable = False
         wanted = Transformer(checkpoint).block(0)(x)
@@ -302,3 +332,48 @@ def test_positions_continue():
         np.testing.assert_array_equal(cos[6:], tail.turns[rope][0])
         np.testing.assert_array_equal(sin[6:], tail.turns[rope][1])
     np.testing.assert_array_equal(whole.keys, tail.keys)
+
+
+EXPERTS = "qwen3-moe", "mixtral", "olmoe", "qwen2-moe"
+
+
+@pytest.mark.parametrize("variant", EXPERTS)
+def test_experts_that_are_read_one_by_one_compute_the_same(variant, monkeypatch):
+    tokens, _ = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        whole = Transformer(checkpoint).logits(tokens)
+        monkeypatch.setattr(transformer, "STACK_BYTES", 0)
+        source = Overridden(checkpoint)
+        np.testing.assert_array_equal(Transformer(source).logits(tokens), whole)
+        layer = checkpoint.config.num_hidden_layers - 1
+        stack = f"model.layers.{layer}.mlp.experts.up_proj.weight"
+        assert source.reads[stack] > 1
+        assert source.rows[stack] == 1
+
+
+def test_of_equal_experts_the_first_are_chosen():
+    """As llama.cpp's and transformers' sorts do; a token is sent to so many, and no more."""
+    same = np.full((3, 6), 1 / 6, np.float32)
+    same[2] = [0.0, 0.25, 0.25, 0.0, 0.25, 0.25]
+    found = experts.chosen(same, 3, np)
+    assert found.tolist() == [[True] * 3 + [False] * 3] * 2 + [[False, True, True, False, True, False]]
+
+
+@pytest.mark.parametrize("variant", EXPERTS)
+def test_what_each_expert_is_given_matters(variant):
+    """Every expert, its last row too, and the router show in the logits."""
+    tokens, logits = expected(variant)
+    with Checkpoint.open(GOLDEN / variant) as checkpoint:
+        config = checkpoint.config
+        layer = next(layer for layer in range(config.num_hidden_layers) if config.has_experts(layer))
+        for part in ("experts.gate_proj", "experts.up_proj", "experts.down_proj"):
+            for expert in range(config.n_experts):
+                source = Overridden(checkpoint)
+                source.changed[f"model.layers.{layer}.mlp.{part}.weight"] = lambda w, at=expert: zeroed(w, at)
+                assert relative_error(Transformer(source).logits(tokens), logits) > 1e-3, (part, expert)
+
+
+def zeroed(weights, number):
+    changed = weights.copy()
+    changed[number, -4:] = 0.0
+    return changed

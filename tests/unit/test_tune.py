@@ -256,7 +256,7 @@ def fitted(weights, backend):
 def test_a_tuned_block_is_nearer_to_the_exact_one(folder, unseen, backend):
     with Checkpoint.open(folder) as checkpoint:
         config = checkpoint.config
-        weights = {name: checkpoint.load(f"model.layers.1.{name}") for name in block_tensor_names(config)}
+        weights = {name: checkpoint.load(f"model.layers.1.{name}") for name in block_tensor_names(config, 1)}
     exact = Block(config, 1, weights)
     linears = [name for name in weights if name.endswith("proj.weight") and weights[name].shape[1] % 32 == 0]
     matrices = {name: spoilt(fitted(weights[name], backend)) for name in linears}
@@ -285,7 +285,7 @@ def test_a_tuned_block_is_nearer_to_the_exact_one(folder, unseen, backend):
 
 def test_a_block_that_cannot_gain_stays_as_it_was(backend):
     with Checkpoint.open(TINY) as checkpoint:
-        weights = {name: checkpoint.load(f"model.layers.0.{name}") for name in block_tensor_names(checkpoint.config)}
+        weights = {name: checkpoint.load(f"model.layers.0.{name}") for name in block_tensor_names(checkpoint.config, 0)}
         name = "mlp.down_proj.weight"
         matrices = {name: fitted(weights[name], backend)}
         block = Block(checkpoint.config, 0, weights | {name: matrices[name].dequantize()})

@@ -154,7 +154,8 @@ class Run:
         prefix = f"model.layers.{layer}."
         by_name = {plan.name: plan for plan in plans}
         weights = {
-            name: self.backend.place(self.tensors.load(prefix + name)) for name in block_tensor_names(self.config)
+            name: self.backend.place(self.tensors.load(prefix + name))
+            for name in block_tensor_names(self.config, layer)
         }
         block = Block(self.config, layer, weights, self.backend.xp, partial(multiply_rounded, backend=self.backend))
         hidden, exact = streams.hidden, streams.exact if self.recipe.keeps_exact else None

@@ -20,11 +20,11 @@ from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import multiply, multiply_rounded
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout, Sizes
 from elutq_cli.pipeline.recipe import Plan, Recipe
-from elutq_cli.pipeline.stages.by_rows import RowSource, embed
+from elutq_cli.pipeline.stages.by_rows import embed
 from elutq_cli.pipeline.stages.calibrate import MakeRoom, block_statistics, in_memory
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.stages.sensitivity import gradient_squares
-from elutq_cli.reference import Array, Block, Transformer
+from elutq_cli.reference import Array, Block, Transformer, WeightSource
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
@@ -68,7 +68,7 @@ class Candidate:
 
 
 def allocate(
-    source: RowSource,
+    source: WeightSource,
     recipe: Recipe,
     tokens: npt.NDArray[np.int64],
     backend: Backend,
@@ -217,7 +217,7 @@ def _slope(left: tuple[float, float, Layout], right: tuple[float, float, Layout]
 
 
 def measure_candidates(
-    source: RowSource,
+    source: WeightSource,
     recipe: Recipe,
     names: set[str],
     tokens: npt.NDArray[np.int64],

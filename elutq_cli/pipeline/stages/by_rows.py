@@ -1,7 +1,7 @@
 """Matrices with a row for each token of the vocabulary, some rows at a time: they need no more memory than others."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +16,10 @@ from elutq_cli.reference.transformer import WeightSource
 from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
 from elutq_formats.hlq import HLQTensor, block_bytes, block_count, unpack
 from elutq_formats.model_tensors import EMBEDDING
-from elutq_formats.safetensors_file import ALL_ROWS
 from elutq_formats.tensor_record import TensorRecord
 
 SUPERBLOCK_ROWS = SUPERBLOCK_TILES * TILE_ROWS
 """Rows whose blocks lie together in a file."""
-
-
-class RowSource(WeightSource, Protocol):
-    """Weights of which some rows can be read without the others."""
-
-    def load(self, name: str, *, rows: slice = ALL_ROWS) -> FloatArray:
-        """Return rows of a tensor, in one run."""
 
 
 def runs_of_rows(n_rows: int) -> list[slice]:
@@ -49,7 +41,7 @@ def look_up(out: FloatArray, tokens: npt.NDArray[np.int64], rows: slice, values:
         place[here] = values[sequence[here] - rows.start]
 
 
-def embed(source: RowSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
+def embed(source: WeightSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
     """Return what the embedding makes of tokens (sequences, n): (sequences, n, hidden_size) float32."""
     config = source.config
     found = np.empty((*tokens.shape, config.hidden_size), dtype=np.float32)

@@ -61,7 +61,7 @@ class ExactModel:
             streams = list(move(self._weights.embed(np.concatenate(batches))).split([len(batch) for batch in batches]))
             positions = Positions.of(self._config, batches[0].shape[1], convert=move)
             for layer in range(self._config.num_hidden_layers):
-                names = block_tensor_names(self._config)
+                names = block_tensor_names(self._config, layer)
                 weights = {name: self._read(f"model.layers.{layer}.{name}") for name in names}
                 block = FusedBlock(self._config, layer, weights, torch, multiply)
                 for index, x in enumerate(streams):

@@ -37,13 +37,13 @@ class FusedBlock(Block):
             out = functional.scaled_dot_product_attention(q, k, v, attn_mask=(behind >= 0) & (behind < window))
         return out.transpose(-2, -3).flatten(-2)
 
-    def gated_values(self, x: Array) -> Array:
+    def gated_values(self, readers: tuple[str, ...], x: Array) -> Array:
         """See ``Block``."""
-        gate = self.linear("mlp.gate_proj", x)
+        gate = self.linear(readers[0], x)
         activated = (
             functional.silu(gate) if self.config.hidden_act == "silu" else functional.gelu(gate, approximate="tanh")
         )
-        return activated * self.linear("mlp.up_proj", x)
+        return activated * self.linear(readers[1], x)
 
     def norm(self, name: str, x: Array) -> Array:
         """See ``Block``."""

@@ -96,7 +96,7 @@ class LearnedModel:
 
     def block(self, layer: int, learn: bool = False) -> FusedBlock:
         """Return a block with the weights of this moment, to learn or to be measured."""
-        weights = {name: self.load(f"model.layers.{layer}.{name}") for name in block_tensor_names(self.config)}
+        weights = {name: self.load(f"model.layers.{layer}.{name}") for name in block_tensor_names(self.config, layer)}
         return FusedBlock(self.config, layer, weights, torch, self._multiply if learn else operator.matmul)
 
     def divergence(self, tokens: npt.NDArray[np.int64], exact: Callable[[slice], Tensor], learn: bool = False) -> float:
@@ -192,7 +192,7 @@ class LearnedModel:
         errors: dict[str, float] = {}
         for layer in range(self.config.num_hidden_layers):
             prefix = f"model.layers.{layer}."
-            names = block_tensor_names(self.config)
+            names = block_tensor_names(self.config, layer)
             weights = {name: backend.place(_fetch(self.load(prefix + name))) for name in names}
             learned = {name: self.learned.get(gguf_name(prefix + name)) for name in names}
             tensors = {name: it.tensor() for name, it in learned.items() if it is not None}
