@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.inner_loops import InnerLoops, NativeLoops
 from elutq_cli.pipeline.compute.levels import CodeArray, FloatArray, HalfArray, levels, nearest
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.block_kind import FREE16, BlockKind, Centers
@@ -20,7 +20,7 @@ HEAD_BITS = 16
 """Of head and embedding, so that the blocks alone are compared."""
 
 
-class UniformBackend(NativeBackend):
+class UniformLoops(NativeLoops):
     """Evenly spaced levels from a group's smallest to its largest weight, in place of fitted ones."""
 
     def fit_groups(
@@ -40,7 +40,7 @@ class UniformBackend(NativeBackend):
         return half_scales, centers, nearest(groups, levels(half_scales, centers)).reshape(weights.shape)
 
 
-class FixedCodesBackend(NativeBackend):
+class FixedCodesLoops(NativeLoops):
     """Error feedback as ELUTQ's own code has it: the codes are chosen before a group's columns are compensated."""
 
     def feedback_columns(
@@ -64,14 +64,14 @@ class Method:
     Attributes:
         label: what the table calls it.
         options: of the recipe.
-        backend: what runs the inner loops; another than ours stays on the processor.
+        loops: makes the inner loops for so many threads; others than ours stay on the processor.
         is_calibrated: whether it sees the calibration text.
         scale_bits: of half scales and centers, where they are part of the method; None: as asked for.
     """
 
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    backend: type[NativeBackend] = NativeBackend
+    loops: Callable[[int], InnerLoops] = NativeLoops
     is_calibrated: bool = True
     scale_bits: int | None = None
 
@@ -82,12 +82,12 @@ class Method:
 
 
 METHODS = {
-    "uniform": Method("uniform, round to nearest", backend=UniformBackend, is_calibrated=False, scale_bits=16),
-    "uniform-feedback": Method("uniform + feedback (GPTQ)", {"method": "feedback"}, UniformBackend, scale_bits=16),
+    "uniform": Method("uniform, round to nearest", loops=UniformLoops, is_calibrated=False, scale_bits=16),
+    "uniform-feedback": Method("uniform + feedback (GPTQ)", {"method": "feedback"}, UniformLoops, scale_bits=16),
     "fit": Method("HLQ fit, weights only", is_calibrated=False),
     "fit-weighted": Method("HLQ fit, columns weighted by the diagonal of H", {"method": "fit"}),
     "fixed-codes": Method(
-        "HLQ + feedback, codes fixed first (the authors')", {"method": "feedback"}, FixedCodesBackend, scale_bits=16
+        "HLQ + feedback, codes fixed first (the authors')", {"method": "feedback"}, FixedCodesLoops, scale_bits=16
     ),
     "feedback": Method("HLQ + feedback", {"method": "feedback"}),
     "refine": Method("+ refine", {"method": "refine"}),

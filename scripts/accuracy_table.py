@@ -40,7 +40,8 @@ from numpy.typing import NDArray  # noqa: E402
 
 from elutq_cli.evaluation import Windows, evaluate, evaluate_all, split_windows  # noqa: E402
 from elutq_cli.evaluation.models import open_dequantized, open_model  # noqa: E402
-from elutq_cli.pipeline.compute.backend import NativeBackend, make_backend  # noqa: E402
+from elutq_cli.pipeline.compute.backend import make_backend, native_backend  # noqa: E402
+from elutq_cli.pipeline.compute.inner_loops import NativeLoops  # noqa: E402
 from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
 from elutq_cli.pipeline.run.calibration_text import CalibrationText  # noqa: E402
 from elutq_cli.pipeline.run.fingerprint import code_digest  # noqa: E402
@@ -160,9 +161,9 @@ def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tup
     method = METHODS[job.method]
     chosen = recipe(job.method, job.bits, job.group_size, job.scale_bits, options.num_samples, options.seed)
     text = CalibrationText.read(options.calibration, source, chosen) if method.is_calibrated else None
-    ours = method.backend is NativeBackend
-    device = options.device if ours else "cpu"
-    with make_backend(device, options.threads) if ours else method.backend(options.threads) as backend:
+    ours = method.loops is NativeLoops
+    device, threads = options.device if ours else "cpu", options.threads
+    with make_backend(device, threads) if ours else native_backend(threads, make_loops=method.loops) as backend:
         summary = quantize(source, output, chosen, text, backend, force=True, device=device)
     return output, None if was_begun else summary.seconds
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import Backend, native_backend
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
@@ -49,7 +49,7 @@ def run_logits(path: Path, isa: str, tokens: list[int], step: int) -> bytes:
     return np.concatenate(parts).tobytes()
 
 
-def hash_checkpoint(folder: Path, scratch: Path, backend: NativeBackend) -> None:
+def hash_checkpoint(folder: Path, scratch: Path, backend: Backend) -> None:
     """Print the hashes of one checkpoint."""
     tokens = np.load(folder / "expected.npz")["tokens"]
     with Checkpoint.open(folder) as checkpoint:
@@ -71,7 +71,7 @@ def hash_checkpoint(folder: Path, scratch: Path, backend: NativeBackend) -> None
 
 def main() -> None:
     """Hash the checkpoints that are named, or all."""
-    with tempfile.TemporaryDirectory() as scratch, NativeBackend(1, rounds=False) as backend:
+    with tempfile.TemporaryDirectory() as scratch, native_backend(1, rounds=False) as backend:
         (Path(scratch) / "text.txt").write_text(TEXT)
         for folder in sorted(path for path in GOLDEN.iterdir() if path.is_dir()):
             if len(sys.argv) == 1 or folder.name in sys.argv[1:]:

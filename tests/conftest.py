@@ -61,7 +61,7 @@ def text(tmp_path):
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
     """Returns a function that quantizes a checkpoint (weights only), once for each set of options."""
-    from elutq_cli.pipeline.compute.backend import NativeBackend
+    from elutq_cli.pipeline.compute.backend import native_backend
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_cli.pipeline.run.quantize import quantize
     from elutq_formats.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ def make_model(tmp_path_factory):
         key = (checkpoint, *sorted(options.items()))
         if key not in made:
             path = folder / f"{len(made)}-{checkpoint.name}.gguf"
-            with Checkpoint.open(checkpoint) as source, NativeBackend(2) as backend:
+            with Checkpoint.open(checkpoint) as source, native_backend(2) as backend:
                 quantize(source, path, Recipe(**options), None, backend)
             made[key] = path
         return made[key]

@@ -14,7 +14,7 @@ from elutq_cli.pipeline.compute.blas import configure_blas
 
 configure_blas(1)
 
-from elutq_cli.pipeline.compute.backend import NativeBackend  # noqa: E402
+from elutq_cli.pipeline.compute.backend import native_backend  # noqa: E402
 from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
 from elutq_cli.pipeline.run import preparation, quantize  # noqa: E402 (BLAS first)
 from elutq_cli.pipeline.run.calibration_text import CalibrationText  # noqa: E402
@@ -48,7 +48,7 @@ def main():
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
-    with open_source(Path(folder)) as checkpoint, NativeBackend(int(threads)) as backend:
+    with open_source(Path(folder)) as checkpoint, native_backend(int(threads)) as backend:
         text = CalibrationText.read(list(map(Path, texts)), checkpoint, recipe) if texts else None
         forecast = preparation.prepare(checkpoint, None, recipe, text, backend, None, "cpu").forecast
         quantize.quantize(checkpoint, Path(output), recipe, text, backend)

@@ -152,4 +152,4 @@ def print_forecast(
     if forecast.tuning_bytes:
         print(f"of that      {forecast.tuning_bytes / 1e9:.2f} GB to tune, on --device")
     counted = ", tuning on them too" if recipe.tune else ""
-    print(f"time         about {seconds / 60:.0f} minutes with {backend.threads} threads of this machine{counted}")
+    print(f"time         about {seconds / 60:.0f} minutes with {backend.crew.threads} threads of this machine{counted}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run.forecast import Forecast
@@ -58,7 +58,7 @@ def test_kills_change_nothing():
 def test_a_run_goes_on_after_each_unit(tmp_path):
     """Stopped by a limit on the number of weights, block after block, in one process each time."""
     output = tmp_path / "out.gguf"
-    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         quantize(checkpoint, tmp_path / "whole.gguf", SMALL, None, backend)
         n_matrices = 7 * checkpoint.config.num_hidden_layers + 2
         for stop in range(1, n_matrices + 1):
@@ -91,7 +91,7 @@ def stop_after_first_block(checkpoint, output, backend, recipe=SMALL):
 
 def test_another_run_is_refused_naming_the_difference(tmp_path):
     output = tmp_path / "out.gguf"
-    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         stop_after_first_block(checkpoint, output, backend)
         for recipe, difference in (
             (Recipe(group_size=32, bits=3), "with bits 2, not 3"),
@@ -106,9 +106,9 @@ def test_another_run_is_refused_naming_the_difference(tmp_path):
 
 def test_force_quantizes_another_checkpoint_over_a_stopped_run(tmp_path, caplog):
     output = tmp_path / "out.gguf"
-    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         stop_after_first_block(checkpoint, output, backend)
-    with Checkpoint.open(SHARDED.parent / "smollm-tied") as other, NativeBackend(1) as backend:
+    with Checkpoint.open(SHARDED.parent / "smollm-tied") as other, native_backend(1) as backend:
         with pytest.raises(ElutqError, match="whose checkpoint was another"):
             quantize(other, output, SMALL, None, backend)
         quantize(other, output, SMALL, None, backend, force=True)
@@ -126,7 +126,7 @@ def test_a_mount_that_numbers_files_anew_is_no_change(tmp_path, monkeypatch):
         return os.stat_result((found[0], next(numbers), *found[2:]), {"st_mtime_ns": found.st_mtime_ns})
 
     monkeypatch.setattr(os, "fstat", renumbered)
-    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         identity = checkpoint.identity()
         stop_after_first_block(checkpoint, tmp_path / "out.gguf", backend)
         quantize(checkpoint, tmp_path / "out.gguf", SMALL, None, backend)
@@ -139,7 +139,7 @@ def test_a_link_as_output_stays_and_everything_lies_where_it_leads(tmp_path):
     (tmp_path / "disk").mkdir()
     link = tmp_path / "out.gguf"
     link.symlink_to(tmp_path / "disk" / "real.gguf")
-    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         stop_after_first_block(checkpoint, link, backend)
         assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real.gguf.work"]
         quantize(checkpoint, link, SMALL, None, backend)
@@ -171,7 +171,7 @@ def test_what_was_measured_before_the_first_unit_is_kept(tmp_path):
 
 def test_a_changed_checkpoint_is_another_run(tmp_path):
     folder, output = copy_of(SHARDED, tmp_path / "checkpoint"), tmp_path / "out.gguf"
-    with NativeBackend(1) as backend:
+    with native_backend(1) as backend:
         with Checkpoint.open(folder) as checkpoint:
             stop_after_first_block(checkpoint, output, backend)
         rewrite(folder / "model-00002-of-00002.safetensors")
@@ -181,7 +181,7 @@ def test_a_changed_checkpoint_is_another_run(tmp_path):
 
 def test_a_damaged_work_folder_is_refused(tmp_path):
     output = tmp_path / "out.gguf"
-    with Checkpoint.open(SHARDED) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         stop_after_first_block(checkpoint, output, backend)
         (tmp_path / "out.gguf.work" / "blk.0.attn_q.weight.npy").unlink()
         with pytest.raises(ElutqError, match=r"out\.gguf\.work is damaged: start over with --no-resume"):
@@ -241,7 +241,7 @@ def test_a_disk_too_small_is_refused_before_any_work(tmp_path, monkeypatch):
 def test_an_unreadable_shard_is_named(tmp_path, monkeypatch):
     folder, output = copy_of(SHARDED, tmp_path / "checkpoint"), tmp_path / "out.gguf"
     output.write_bytes(b"precious")
-    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(folder) as checkpoint, native_backend(1) as backend:
         really, calls = Path.open, []
 
         def fail(path, *arguments, **options):
@@ -280,7 +280,7 @@ def test_a_shard_that_changes_during_a_run_is_named(tmp_path, change):
     message = "cannot read" if change == "removed" else "changed while it was being read"
     with (
         Checkpoint.open(folder) as checkpoint,
-        NativeBackend(1) as backend,
+        native_backend(1) as backend,
         pytest.raises(CheckpointError, match=message),
     ):
         quantize(checkpoint, output, SMALL, None, backend, force=True, progress=Call(disturb))

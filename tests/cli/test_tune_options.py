@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import paused_quantize
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run.forecast import Forecast, estimate_seconds
 from elutq_formats.checkpoint import Checkpoint
@@ -68,7 +68,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
 def test_the_forecast_counts_tuning():
     plain, tuned = Recipe(group_size=32), Recipe(group_size=32, tune=("block", "e2e"))
     forecasts, seconds = [], []
-    with Checkpoint.open(TINY) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(TINY) as checkpoint, native_backend(1) as backend:
         for recipe in (plain, tuned):
             plan = Plan.make(checkpoint.config, recipe)
             forecasts.append(Forecast.make(checkpoint.config, plan, recipe, 1024, 1))

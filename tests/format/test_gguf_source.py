@@ -13,7 +13,7 @@ from foreign_gguf import CONVERTED, describe, write_part
 from gguf import GGMLQuantizationType
 from safetensors.numpy import save_file
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.reference import Transformer
@@ -177,9 +177,9 @@ def test_rows_are_those_of_the_whole(family, tmp_path, monkeypatch):
 def test_threads_load_what_one_does(tmp_path, monkeypatch):
     path = describe(LLAMA).quantized(KINDS.Q4_0).write(tmp_path / "model.gguf")
     monkeypatch.setattr("elutq_formats.gguf_weights.PIECE_WEIGHTS", 100)
-    with open_source(path) as source, NativeBackend(3) as backend:
+    with open_source(path) as source, native_backend(3) as backend:
         for name in source.names:
-            np.testing.assert_array_equal(source.load(name, backend.map), source.load(name))
+            np.testing.assert_array_equal(source.load(name, backend.crew.map), source.load(name))
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q8_0", "F16"])
@@ -273,7 +273,7 @@ def test_the_model_file_is_that_of_the_checkpoint_with_the_same_weights(tmp_path
     made = []
     for place in (path, folder):
         made.append(tmp_path / f"{place.name}.out")
-        with open_source(place) as source, NativeBackend(2) as backend:
+        with open_source(place) as source, native_backend(2) as backend:
             quantize(source, made[-1], Recipe(group_size=32), None, backend)
     ours, theirs = (GGUFReader(file) for file in made)
     differ = {key for key in ours.metadata | theirs.metadata if ours.metadata.get(key) != theirs.metadata.get(key)}

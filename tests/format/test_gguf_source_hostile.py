@@ -9,7 +9,7 @@ from conftest import GOLDEN
 from foreign_gguf import describe
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.run.checked_weights import CheckedWeights
 from elutq_formats.errors import CheckpointError, ElutqError, FormatError
 from elutq_formats.gguf_source import GGUFSource
@@ -258,8 +258,8 @@ def test_scales_that_are_no_numbers_are_found_when_weights_are_checked(tmp_path)
     described = describe(LLAMA).quantized(GGMLQuantizationType.Q8_0)
     stored, kind = described.tensors["blk.0.ffn_up.weight"]
     stored[5, :2] = np.array([np.nan], np.float16).view(np.uint8)
-    with open_source(described.write(tmp_path / "model.gguf")) as source, NativeBackend(1) as backend:
-        weights = CheckedWeights(source, backend)
+    with open_source(described.write(tmp_path / "model.gguf")) as source, native_backend(1) as backend:
+        weights = CheckedWeights(source, backend.crew)
         weights.load("model.layers.0.mlp.gate_proj.weight")
         with pytest.raises(ElutqError, match=r"mlp.up_proj.weight holds values that are not finite"):
             weights.load("model.layers.0.mlp.up_proj.weight")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_formats.checkpoint import Checkpoint
@@ -59,11 +59,11 @@ def test_tensors_are_those_of_safetensors(dtype, tmp_path, torch):
     folder = without_weights(LLAMA, tmp_path / "model")
     wanted = tensors_of(torch, LLAMA, dtype)
     torch.save(wanted, folder / BIN)
-    with Checkpoint.open(folder) as checkpoint, NativeBackend(2) as backend:
+    with Checkpoint.open(folder) as checkpoint, native_backend(2) as backend:
         assert checkpoint.weight_files() == (folder / BIN,)
         for name in checkpoint.names:
             whole = wanted[name].float().numpy()
-            np.testing.assert_array_equal(checkpoint.load(name, backend.map), whole)
+            np.testing.assert_array_equal(checkpoint.load(name, backend.crew.map), whole)
             np.testing.assert_array_equal(checkpoint.load(name, rows=slice(3, 9)), whole[3:9])
 
 
@@ -103,7 +103,7 @@ def test_the_model_file_is_the_same(tmp_path, torch):
     made = []
     for number, place in enumerate((LLAMA, folder)):
         made.append(tmp_path / f"{number}.gguf")
-        with Checkpoint.open(place) as checkpoint, NativeBackend(1) as backend:
+        with Checkpoint.open(place) as checkpoint, native_backend(1) as backend:
             quantize(checkpoint, made[-1], Recipe(group_size=32), None, backend)
     assert made[0].read_bytes() == made[1].read_bytes()
 

@@ -10,7 +10,7 @@ from samples import write_random_model
 from test_gguf_tokenizer import SOME_PIECES, SOME_TOKENS
 from vocabularies import golden, read_vocabulary
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.provenance import printable_origin
 from elutq_cli.pipeline.run.quantize import quantize
@@ -31,7 +31,7 @@ def peer(path):
 
 
 def made(source, path, **options):
-    with source, NativeBackend(1) as backend:
+    with source, native_backend(1) as backend:
         quantize(source, path, Recipe(group_size=32, **options), None, backend)
     return peer(path)
 

@@ -7,7 +7,7 @@ scales, centers, codes and errors is compared.
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.compute.loops.fit_groups import ITERATIONS, PROXIMITY, fit_groups, starting_points
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
@@ -24,7 +24,7 @@ GROUP_SIZES = (32, 64, 128, 256)
 
 @pytest.fixture(scope="module")
 def native():
-    with NativeBackend(2) as backend:
+    with native_backend(2) as backend:
         yield backend
 
 
@@ -50,7 +50,7 @@ def test_fit_equals_the_twin(native, bits, group_size):
         importance[::7] = 0.0
         for given in (None, importance):
             assert_same(
-                native.fit_groups(weights, bits, group_size, given), fit_groups(weights, bits, group_size, given)
+                native.loops.fit_groups(weights, bits, group_size, given), fit_groups(weights, bits, group_size, given)
             )
 
 
@@ -68,7 +68,10 @@ def test_fit_equals_the_twin_where_levels_are_bytes(native, name, bits, exponent
     weights[3], weights[4] = 0.0, np.round(weights[4])
     kind = BlockKind(name, exponent)
     for given in (None, importance):
-        found, twin = native.fit_groups(weights, bits, 64, given, kind), fit_groups(weights, bits, 64, given, kind)
+        found, twin = (
+            native.loops.fit_groups(weights, bits, 64, given, kind),
+            fit_groups(weights, bits, 64, given, kind),
+        )
         assert [part.tobytes() for part in found] == [part.tobytes() for part in twin]  # zeros have a sign
         assert found[1].dtype == twin[1].dtype == kind.centers_type
         kind.encode(*found[:2])  # nothing that a file could not hold
@@ -82,7 +85,7 @@ def test_fit_equals_the_twin_on_weights_with_ties(native, bits):
     weights[weights == 0] *= rng.choice([-1, 1], (weights == 0).sum())
     importance = rng.gamma(1.0, size=256).astype(np.float32)
     for given in (None, importance):
-        assert_same(native.fit_groups(weights, bits, 128, given), fit_groups(weights, bits, 128, given))
+        assert_same(native.loops.fit_groups(weights, bits, 128, given), fit_groups(weights, bits, 128, given))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -91,7 +94,7 @@ def test_fit_equals_the_twin_on_degenerate_groups(native, bits, value):
     weights = np.full((3, 64), value, dtype=np.float32)
     weights[1, 5] = -value / 2
     weights[2, 32:] *= -1
-    found = native.fit_groups(weights, bits, 32)
+    found = native.loops.fit_groups(weights, bits, 32)
     assert_same(found, fit_groups(weights, bits, 32))
     assert np.isfinite(found[0]).all()
     assert np.isfinite(found[1]).all()
@@ -101,7 +104,7 @@ def test_fit_equals_the_twin_on_degenerate_groups(native, bits, value):
 @pytest.mark.parametrize("group_size", [1, 6, 31])
 def test_fit_equals_the_twin_on_odd_group_sizes(native, bits, group_size):
     weights = random_weights(np.random.default_rng(group_size), 12, 3 * group_size)
-    assert_same(native.fit_groups(weights, bits, group_size), fit_groups(weights, bits, group_size))
+    assert_same(native.loops.fit_groups(weights, bits, group_size), fit_groups(weights, bits, group_size))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -109,12 +112,12 @@ def test_fit_equals_the_twin_on_odd_group_sizes(native, bits, group_size):
 def test_feedback_equals_the_twin(native, bits, group_size):
     rng = np.random.default_rng(bits + group_size)
     inputs = rng.normal(size=(400, 2 * group_size)) @ rng.normal(size=(2 * group_size, 2 * group_size))
-    factor = inverse_factor((inputs.T @ inputs).astype(np.float32), 0.01, NumpyBackend())
+    factor = inverse_factor((inputs.T @ inputs).astype(np.float32), 0.01, numpy_backend())
     for rows, kind in ((1, FREE16), (16, FREE16), (37, FREE16), (16, BlockKind(FREE8, 9)), (16, BlockKind(EVEN8C, 6))):
         weights = random_weights(rng, rows, 2 * group_size)
         assert_same(
             [*_parts(feedback(weights, factor, Layout(bits, group_size), native, kind))],
-            [*_parts(feedback(weights, factor, Layout(bits, group_size), NumpyBackend(), kind))],
+            [*_parts(feedback(weights, factor, Layout(bits, group_size), numpy_backend(), kind))],
         )
 
 
@@ -125,17 +128,17 @@ def _parts(tensor):
 def test_results_do_not_depend_on_the_number_of_threads():
     rng = np.random.default_rng(9)
     weights = random_weights(rng, 75, 128)
-    factor = inverse_factor(np.cov(rng.normal(size=(300, 128)).T).astype(np.float32), 0.01, NumpyBackend())
+    factor = inverse_factor(np.cov(rng.normal(size=(300, 128)).T).astype(np.float32), 0.01, numpy_backend())
     results = []
     for threads in (1, 2, 3, 7):
-        with NativeBackend(threads) as backend:
-            half_scales, centers, codes = backend.fit_groups(weights, 3, 128)
+        with native_backend(threads) as backend:
+            half_scales, centers, codes = backend.loops.fit_groups(weights, 3, 128)
             results.append(
                 (
                     half_scales,
                     centers,
                     codes,
-                    *backend.feedback_columns(weights, factor, half_scales[:, 0], centers[:, 0]),
+                    *backend.loops.feedback_columns(weights, factor, half_scales[:, 0], centers[:, 0]),
                 )
             )
     for other in results[1:]:
@@ -147,15 +150,17 @@ def test_slices_of_columns_are_read_in_place_and_left_alone(native):
     weights = random_weights(rng, 20, 256)
     before = weights.copy()
     middle = slice(64, 192)
-    found = native.fit_groups(weights[:, middle], 2, 64)
+    found = native.loops.fit_groups(weights[:, middle], 2, 64)
     assert_same(found, fit_groups(np.ascontiguousarray(weights[:, middle]), 2, 64))
     turned = np.asfortranarray(weights)
-    assert_same(native.fit_groups(turned[:, middle], 2, 64), found)
-    factor = inverse_factor(np.cov(rng.normal(size=(500, 256)).T).astype(np.float32), 0.01, NumpyBackend())
+    assert_same(native.loops.fit_groups(turned[:, middle], 2, 64), found)
+    factor = inverse_factor(np.cov(rng.normal(size=(500, 256)).T).astype(np.float32), 0.01, numpy_backend())
     half_scales, centers = found[0][:, 0], found[1][:, 0]
     group = slice(64, 128)
-    codes = native.feedback_columns(weights[:, group], factor[group, group], half_scales, centers)
-    assert_same(codes, NumpyBackend().feedback_columns(weights[:, group], factor[group, group], half_scales, centers))
+    codes = native.loops.feedback_columns(weights[:, group], factor[group, group], half_scales, centers)
+    assert_same(
+        codes, numpy_backend().loops.feedback_columns(weights[:, group], factor[group, group], half_scales, centers)
+    )
     np.testing.assert_array_equal(weights, before)
 
 
@@ -220,7 +225,7 @@ def random_matrix(rng, rows, columns, bits, group_size):
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 255, 257, 700])
 def test_pack_equals_the_twin(native, bits, group_size, rows):
     tensor = random_matrix(np.random.default_rng(rows), rows, 3 * group_size, bits, group_size)
-    np.testing.assert_array_equal(native.pack(tensor), pack(tensor))
+    np.testing.assert_array_equal(native.loops.pack(tensor), pack(tensor))
 
 
 @pytest.mark.parametrize("kind", KIND_NUMBERS)
@@ -229,7 +234,7 @@ def test_pack_of_every_kind_equals_the_twin(native, kind, bits, group_size):
     tensor = random_matrix(np.random.default_rng(bits), 300, 2 * group_size, bits, group_size)
     blocks = BlockKind.fitting(kind, tensor.half_scales, tensor.centers)
     rounded = HLQTensor(*blocks.nearest(tensor.half_scales, tensor.centers), tensor.codes, group_size, blocks)
-    np.testing.assert_array_equal(native.pack(rounded), pack(rounded))
+    np.testing.assert_array_equal(native.loops.pack(rounded), pack(rounded))
 
 
 def test_pack_refuses_what_the_twin_refuses(native):
@@ -240,12 +245,12 @@ def test_pack_refuses_what_the_twin_refuses(native):
         lambda tensor: tensor.codes.__setitem__((299, 127), 4),
     ):
         tensor = random_matrix(np.random.default_rng(0), 300, 128, 2, 64)
-        native.pack(tensor)
+        native.loops.pack(tensor)
         spoil(tensor)
         with pytest.raises(FormatError):
             pack(tensor)
         with pytest.raises((FormatError, ValueError), match=r"negative|not finite|a code has more bits"):
-            native.pack(tensor)
+            native.loops.pack(tensor)
     tensor.half_scales[:] = -0.0
     tensor.codes[:] = 0
-    np.testing.assert_array_equal(native.pack(tensor), pack(tensor))
+    np.testing.assert_array_equal(native.loops.pack(tensor), pack(tensor))

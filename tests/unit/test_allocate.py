@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
@@ -34,7 +34,7 @@ RECIPE = Recipe(group_size=32, num_samples=6, sequence_length=16, target_bpw=3.0
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(2) as native:
+    with native_backend(2) as native:
         yield native
 
 
@@ -222,7 +222,7 @@ def test_one_block_is_in_memory_at_a_time(monkeypatch):
 
     monkeypatch.setattr(Transformer, "block", reading(Transformer.block))
     monkeypatch.setattr(Transformer, "load_head", reading(Transformer.load_head))
-    with NativeBackend(1) as backend, Checkpoint.open(TINY) as checkpoint:
+    with native_backend(1) as backend, Checkpoint.open(TINY) as checkpoint:
         assert allocate(checkpoint, RECIPE, tokens_of(checkpoint), backend)
         assert len(n_read) == 2 * checkpoint.config.num_hidden_layers + 1
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.run.checked_weights import CheckedWeights
@@ -22,7 +22,7 @@ COLUMNS = 64
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(2) as native:
+    with native_backend(2) as native:
         yield native
 
 
@@ -68,7 +68,7 @@ def test_an_embedding_is_read_only_where_there_are_tokens(backend, monkeypatch, 
     monkeypatch.setattr(by_rows, "ROWS_AT_ONCE", 512)
     tokens = np.array([[1, 4000, 700], [700, 3, 4095]])
     with Checkpoint.open(NOVELS) as checkpoint:
-        source = CheckedWeights(RotatedCheckpoint(checkpoint, 5) if rotate else checkpoint, backend)
+        source = CheckedWeights(RotatedCheckpoint(checkpoint, 5) if rotate else checkpoint, backend.crew)
         wanted, read = source.load(EMBEDDING)[tokens], []
         load = source.load
         monkeypatch.setattr(source, "load", lambda name, rows: read.append(rows) or load(name, rows))

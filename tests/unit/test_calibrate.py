@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import needs_rounded_products
 
-from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.compute.products import AT_ONCE, multiply_rounded
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.stages.calibrate import TOKENS_AT_ONCE, block_statistics
@@ -62,7 +62,7 @@ SHAPES = [(3, TOKENS_AT_ONCE + 76), (2, 2 * TOKENS_AT_ONCE), (2 * AT_ONCE * 11 +
 def test_moments_are_those_of_all_tokens(block, shape, rounds):
     hidden, exact = streams(*shape)
     expected = reference(block, hidden, exact)
-    with NativeBackend(2, rounds) as backend:
+    with native_backend(2, rounds) as backend:
         for (first, *_), statistics in block_statistics(block.copy(), hidden.copy(), exact.copy(), backend):
             moments = [of for of in (statistics.hessian, statistics.lack) if of is not None]
             for found, wanted in zip(moments, expected[first], strict=True):
@@ -75,8 +75,8 @@ def test_moments_are_those_of_all_tokens(block, shape, rounds):
 @pytest.mark.parametrize("rounds", [False, pytest.param(True, marks=needs_rounded_products)])
 def test_threads_do_not_change_a_bit(block, rounds):
     bits = set()
-    several = [NativeBackend(threads, rounds) for threads in (1, 3, 2 * AT_ONCE + 1)]
-    for backend in several if rounds else (NumpyBackend(), *several):
+    several = [native_backend(threads, rounds) for threads in (1, 3, 2 * AT_ONCE + 1)]
+    for backend in several if rounds else (numpy_backend(), *several):
         hidden, exact = streams(*SHAPES[2])
         own = Block(block.config, block.layer, block.weights, multiply=partial(multiply_rounded, backend=backend))
         moments = [statistics for _, statistics in block_statistics(own, hidden, exact, backend)]
@@ -90,7 +90,7 @@ def test_long_sequences_give_the_weights_of_a_reference_computation(block):
     hidden, exact = streams(*SHAPES[0])
     expected = reference(block, hidden, exact)
     weights = block.weights["self_attn.q_proj.weight"]
-    with NativeBackend(2) as backend:
+    with native_backend(2) as backend:
         (_, statistics) = next(block_statistics(block.copy(), hidden, None, backend))
         hessian = expected["self_attn.q_proj"][0].astype(np.float32)
         tensors = []
@@ -112,7 +112,7 @@ def test_hessians_are_those_of_the_block_as_changed_so_far(folder):
         block = model.block(0)
         tokens = rng.integers(0, checkpoint.config.vocab_size, (5, 20))
         start = model.embed(tokens)
-    hidden, backend = start.copy(), NumpyBackend()
+    hidden, backend = start.copy(), numpy_backend()
     seen_linears = []
     for linears, statistics in block_statistics(block, hidden, None, backend):
         found = statistics.hessian

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NumpyBackend
+from elutq_cli.pipeline.compute.backend import numpy_backend
 from elutq_cli.pipeline.stages.calibrate import block_statistics
 from elutq_cli.pipeline.stages.correct import correct
 from elutq_cli.pipeline.stages.feedback import inverse_factor
@@ -28,7 +28,7 @@ def test_the_target_is_the_least_squares_solution(rows):
     x = exact + rng.normal(size=exact.shape)
     gap = rng.normal(size=(500, rows)) + exact @ rng.normal(size=(24, rows)) * 0.1
     hessian, lack = moment(x, x), moment(gap + (exact - x) @ weights.T, x)
-    target = correct(weights, lack, inverse_factor(hessian, DAMPING, NumpyBackend()), NumpyBackend())
+    target = correct(weights, lack, inverse_factor(hessian, DAMPING, numpy_backend()), numpy_backend())
     diagonal = np.diagonal(hessian)
     pull = np.diag(np.sqrt(DAMPING * (diagonal + 0.1 * diagonal.mean()) * len(x)))
     wanted = exact @ weights.T + gap
@@ -46,13 +46,13 @@ def test_corrected_blocks_end_nearer_to_the_exact_stream():
             block = model.block(0)
             tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (40, 20))
             hidden, exact = model.embed(tokens), model.embed(tokens)
-        for linears, statistics in block_statistics(block, hidden, exact, NumpyBackend()):
-            factor = inverse_factor(statistics.hessian, 1e-3, NumpyBackend())
+        for linears, statistics in block_statistics(block, hidden, exact, numpy_backend()):
+            factor = inverse_factor(statistics.hessian, 1e-3, numpy_backend())
             for linear in linears:
                 weights = block.weights[f"{linear}.weight"]
                 target = weights
                 if corrects and statistics.lack is not None:
-                    target = correct(weights, statistics.lack, factor, NumpyBackend())
+                    target = correct(weights, statistics.lack, factor, numpy_backend())
                 noise = rng.normal(size=weights.shape) * weights.std() * 0.2
                 block.weights[f"{linear}.weight"] = target + noise.astype(np.float32)
         return float(np.square(hidden - exact).sum())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
@@ -61,7 +61,7 @@ def short(monkeypatch):
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(1) as native:
+    with native_backend(1) as native:
         yield native
 
 

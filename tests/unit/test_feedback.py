@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NumpyBackend
+from elutq_cli.pipeline.compute.backend import numpy_backend
 from elutq_cli.pipeline.compute.levels import levels
 from elutq_cli.pipeline.compute.loops.feedback_columns import feedback_columns
 from elutq_cli.pipeline.compute.loops.fit_groups import fit_groups
@@ -43,7 +43,7 @@ def error_under(hessian, weights, restored):
 
 def bits_fixed_first(weights, hessian, bits, group_size, weighted):
     """The way of the authors' code: a group's codes are chosen before its columns are compensated."""
-    factor = inverse_factor(hessian, DAMPING, NumpyBackend())
+    factor = inverse_factor(hessian, DAMPING, numpy_backend())
     importance = (1 / np.diagonal(factor) ** 2).astype(np.float32) if weighted else None
     now, restored = weights.copy(), np.empty_like(weights)
     for start in range(0, weights.shape[1], group_size):
@@ -63,12 +63,12 @@ def test_error_under_h_is_below_the_plain_fit_and_the_authors_way(bits, seed):
     rng = np.random.default_rng(seed)
     weights = (rng.standard_t(4, (48, 256)) * 0.05).astype(np.float32)
     hessian = correlated_hessian(rng, 256)
-    factor = inverse_factor(hessian, DAMPING, NumpyBackend())
-    tensor = feedback(weights, factor, Layout(bits, 64), NumpyBackend())
-    ours = measure(weights, tensor, hessian, NumpyBackend())
+    factor = inverse_factor(hessian, DAMPING, numpy_backend())
+    tensor = feedback(weights, factor, Layout(bits, 64), numpy_backend())
+    ours = measure(weights, tensor, hessian, numpy_backend())
     error = error_under(hessian, weights, tensor.dequantize())
     assert ours == pytest.approx(np.sqrt(error / error_under(hessian, weights, 0.0)), rel=1e-4)
-    for plain in (fit(weights, given, Layout(bits, 64), NumpyBackend()) for given in (None, hessian)):
+    for plain in (fit(weights, given, Layout(bits, 64), numpy_backend()) for given in (None, hessian)):
         assert error < error_under(hessian, weights, plain.dequantize())
     for weighted in (False, True):
         assert error < error_under(hessian, weights, bits_fixed_first(weights, hessian, bits, 64, weighted))
@@ -80,12 +80,12 @@ def test_refitting_never_raises_a_rows_error(bits, monkeypatch):
     rng = np.random.default_rng(60 + bits)
     weights = rng.normal(size=(64, 64)).astype(np.float32)
     hessian = correlated_hessian(rng, 64)
-    factor = inverse_factor(hessian, DAMPING, NumpyBackend())
+    factor = inverse_factor(hessian, DAMPING, numpy_backend())
     damped = damp(hessian)
     sums = []
     for refits in (0, 1, 2, 3):
         monkeypatch.setattr(stage, "REFITS", refits)
-        half_scales, centers, codes, errors = quantize_group(weights, factor, bits, NumpyBackend())
+        half_scales, centers, codes, errors = quantize_group(weights, factor, bits, numpy_backend())
         tensor = HLQTensor(half_scales[:, None], centers[:, None], codes, 64)
         difference = weights - tensor.dequantize().astype(np.float64)
         sums.append(np.square(errors.astype(np.float64)).sum(axis=1))
@@ -98,8 +98,8 @@ def test_is_the_plain_fit_when_inputs_are_independent():
     rng = np.random.default_rng(4)
     weights = rng.normal(size=(16, 128)).astype(np.float32)
     scale = np.repeat(np.array([1.0, 5.0], dtype=np.float32), 64)
-    factor = inverse_factor(np.diag(scale), DAMPING, NumpyBackend())
-    ours = feedback(weights, factor, Layout(2, 64), NumpyBackend())
+    factor = inverse_factor(np.diag(scale), DAMPING, numpy_backend())
+    ours = feedback(weights, factor, Layout(2, 64), numpy_backend())
     plain = HLQTensor(*fit_groups(weights, 2, 64), 64)
     np.testing.assert_array_equal(ours.dequantize(), plain.dequantize())
 
@@ -109,15 +109,15 @@ def test_the_last_columns_compensate_what_the_first_cannot():
     rng = np.random.default_rng(5)
     weights = rng.normal(size=(64, 64)).astype(np.float32)
     pairs = np.kron(np.eye(32), np.ones((2, 2))).astype(np.float32)
-    ours = feedback(weights, inverse_factor(pairs, 1e-4, NumpyBackend()), Layout(2, 32), NumpyBackend()).dequantize()
-    plain = fit(weights, pairs, Layout(2, 32), NumpyBackend()).dequantize()
+    ours = feedback(weights, inverse_factor(pairs, 1e-4, numpy_backend()), Layout(2, 32), numpy_backend()).dequantize()
+    plain = fit(weights, pairs, Layout(2, 32), numpy_backend()).dequantize()
     assert error_under(pairs, weights, ours) < 0.8 * error_under(pairs, weights, plain)
 
 
 @pytest.mark.parametrize("n", [1, 5, 64, 65, 200, 513])
 def test_inverse_factor(n):
     hessian = correlated_hessian(np.random.default_rng(n), n)
-    factor = inverse_factor(hessian, DAMPING, NumpyBackend())
+    factor = inverse_factor(hessian, DAMPING, numpy_backend())
     assert factor.dtype == np.float32
     assert factor.flags.c_contiguous
     assert (np.tril(factor, -1) == 0).all()
@@ -133,7 +133,7 @@ def test_invert_to_factor(n):
     rng = np.random.default_rng(n)
     root = np.triu(rng.normal(size=(n, n)) / n) + np.eye(n)
     factor = np.triu(root @ root.T).astype(np.float32)
-    invert_to_factor(factor, NumpyBackend())
+    invert_to_factor(factor, numpy_backend())
     np.testing.assert_allclose(factor.astype(np.float64) @ root, np.eye(n), atol=1e-5)
     assert (np.tril(factor, -1) == 0).all()
 
@@ -142,7 +142,7 @@ def test_damping_is_raised_and_logged(caplog):
     hessian = correlated_hessian(np.random.default_rng(6), 64)
     hessian -= np.float32(0.25) * np.diag(np.diagonal(hessian))
     with caplog.at_level(logging.WARNING):
-        factor = inverse_factor(hessian, 1e-3, NumpyBackend())
+        factor = inverse_factor(hessian, 1e-3, numpy_backend())
     assert np.isfinite(factor).all()
     assert "damping raised to 0.1" in caplog.text
 
@@ -153,7 +153,7 @@ def test_the_last_step_of_damping_ends_at_the_most(caplog, damping):
     hessian = correlated_hessian(np.random.default_rng(6), 64)
     hessian -= np.float32(0.45) * np.diag(np.diagonal(hessian))
     with caplog.at_level(logging.WARNING):
-        factor = inverse_factor(hessian, damping, NumpyBackend())
+        factor = inverse_factor(hessian, damping, numpy_backend())
     assert np.isfinite(factor).all()
     assert caplog.messages[-1].endswith("damping raised to 1")
 
@@ -163,10 +163,10 @@ def test_a_hopeless_hessian_is_refused(damping):
     hessian = np.ones((8, 8), dtype=np.float32) * 100
     np.fill_diagonal(hessian, 1.0)
     with pytest.raises(ElutqError, match=r"not positive definite even with damping 1$"):
-        inverse_factor(hessian, damping, NumpyBackend())
+        inverse_factor(hessian, damping, numpy_backend())
     hessian[3, 3] = np.nan
     with pytest.raises(ElutqError, match="overflow"):
-        inverse_factor(hessian, damping, NumpyBackend())
+        inverse_factor(hessian, damping, numpy_backend())
 
 
 def test_columns_whose_input_is_always_zero():
@@ -175,12 +175,12 @@ def test_columns_whose_input_is_always_zero():
     hessian = correlated_hessian(rng, 128)
     hessian[10, :] = hessian[:, 10] = 0.0
     hessian[64:, :] = hessian[:, 64:] = 0.0
-    result = feedback(weights, inverse_factor(hessian, DAMPING, NumpyBackend()), Layout(2, 64), NumpyBackend())
+    result = feedback(weights, inverse_factor(hessian, DAMPING, numpy_backend()), Layout(2, 64), numpy_backend())
     assert np.isfinite(result.dequantize()).all()
-    assert 0.0 < measure(weights, result, hessian, NumpyBackend()) < 0.5
+    assert 0.0 < measure(weights, result, hessian, numpy_backend()) < 0.5
     none = np.zeros_like(hessian)
-    nothing = feedback(weights, inverse_factor(none, DAMPING, NumpyBackend()), Layout(2, 64), NumpyBackend())
-    assert measure(weights, nothing, none, NumpyBackend()) == 0.0
+    nothing = feedback(weights, inverse_factor(none, DAMPING, numpy_backend()), Layout(2, 64), numpy_backend())
+    assert measure(weights, nothing, none, numpy_backend()) == 0.0
     assert np.isfinite(nothing.dequantize()).all()
 
 
@@ -188,7 +188,7 @@ def test_columns_whose_input_is_always_zero():
 def test_inner_loop_against_a_direct_one(bits):
     rng = np.random.default_rng(bits)
     weights = rng.normal(size=(5, 32)).astype(np.float32)
-    factor = inverse_factor(correlated_hessian(rng, 32), DAMPING, NumpyBackend())
+    factor = inverse_factor(correlated_hessian(rng, 32), DAMPING, numpy_backend())
     half_scales, centers, _ = fit_groups(weights, bits, 32)
     codes, errors = feedback_columns(weights, factor, half_scales[:, 0], centers[:, 0])
     group_levels = levels(half_scales[:, 0], centers[:, 0]).astype(np.float64)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NumpyBackend
+from elutq_cli.pipeline.compute.backend import numpy_backend
 from elutq_cli.pipeline.compute.levels import levels, nearest, signs
 from elutq_cli.pipeline.compute.loops.fit_groups import SortedGroups, descend, fit_groups, fit_sorted, starting_points
 from elutq_cli.pipeline.layout import EVEN8C, Layout
@@ -201,13 +201,13 @@ def test_stage_weighs_columns_by_the_diagonal_and_measures_under_the_whole_hessi
     inputs = rng.normal(size=(500, 128)) * np.exp(rng.normal(size=128)) @ (np.eye(128) + 0.1)
     inputs[:, 64:96] = 0.0  # a group whose inputs are never used still gets sound levels
     hessian = (inputs.T @ inputs).astype(np.float32)
-    result = fit(weights, hessian, Layout(2, 32), NumpyBackend())
+    result = fit(weights, hessian, Layout(2, 32), numpy_backend())
     difference = (weights - result.dequantize()).astype(np.float64)
     exact = np.asarray(hessian, dtype=np.float64)
     squared = np.trace(difference @ exact @ difference.T) / np.trace(weights @ exact @ weights.T.astype(np.float64))
-    assert measure(weights, result, hessian, NumpyBackend()) == pytest.approx(np.sqrt(squared), rel=1e-4)
+    assert measure(weights, result, hessian, numpy_backend()) == pytest.approx(np.sqrt(squared), rel=1e-4)
     diagonal = np.diagonal(exact)
-    plain = weights - fit(weights, None, Layout(2, 32), NumpyBackend()).dequantize()
+    plain = weights - fit(weights, None, Layout(2, 32), numpy_backend()).dequantize()
     assert (difference**2 @ diagonal).sum() < (plain.astype(np.float64) ** 2 @ diagonal).sum()
     unused = weights[:, 64:96] - result.dequantize()[:, 64:96]
     assert (unused**2).sum() < 0.2 * (weights[:, 64:96] ** 2).sum()
@@ -216,12 +216,12 @@ def test_stage_weighs_columns_by_the_diagonal_and_measures_under_the_whole_hessi
 def test_error_without_hessian_is_relative_rms():
     rng = np.random.default_rng(53)
     weights = rng.normal(size=(8, 64)).astype(np.float32)
-    result = fit(weights, None, Layout(3, 64), NumpyBackend())
+    result = fit(weights, None, Layout(3, 64), numpy_backend())
     difference = (weights - result.dequantize()).astype(np.float64)
     expected = np.linalg.norm(difference) / np.linalg.norm(weights)
-    assert measure(weights, result, None, NumpyBackend()) == pytest.approx(expected, rel=1e-5)
+    assert measure(weights, result, None, numpy_backend()) == pytest.approx(expected, rel=1e-5)
     zeros = np.zeros((8, 64), np.float32)
-    assert measure(zeros, fit(zeros, None, Layout(3, 64), NumpyBackend()), None, NumpyBackend()) == 0.0
+    assert measure(zeros, fit(zeros, None, Layout(3, 64), numpy_backend()), None, numpy_backend()) == 0.0
 
 
 @pytest.mark.parametrize("is_weighted", [False, True])

@@ -12,7 +12,7 @@ from foreign_gguf import describe
 from gguf import GGMLQuantizationType
 from safetensors.numpy import save_file
 
-from elutq_cli.pipeline.compute.backend import NumpyBackend
+from elutq_cli.pipeline.compute.backend import numpy_backend
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run import preparation
 from elutq_cli.pipeline.run.forecast import Forecast
@@ -152,8 +152,8 @@ def test_a_run_that_may_not_fit_into_memory_is_told(monkeypatch, caplog):
     with Checkpoint.open(TESTS / "data" / "golden" / "llama1-mha") as checkpoint, caplog.at_level(logging.WARNING):
         for available, device in ((10**12, "cpu"), (None, "cpu"), (10**8, "cuda")):
             monkeypatch.setattr(preparation, "available_memory", lambda available=available: available)
-            preparation.prepare(checkpoint, None, recipe, None, NumpyBackend(), None, device)
+            preparation.prepare(checkpoint, None, recipe, None, numpy_backend(), None, device)
         assert caplog.messages == []
         monkeypatch.setattr(preparation, "available_memory", lambda: 10**8)
-        preparation.prepare(checkpoint, None, recipe, None, NumpyBackend(), None, "cpu")
+        preparation.prepare(checkpoint, None, recipe, None, numpy_backend(), None, "cpu")
     assert caplog.messages == ["this run may take 0.1 GB of memory, and 0.1 GB can be had: use a machine with more"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.compute.loops.fit_groups import fit_groups
 from elutq_cli.pipeline.layout import FREE8, bytes_reaching
 from elutq_formats.block_kind import FREE16, BlockKind
@@ -93,9 +93,9 @@ def test_levels_of_bytes_fit_nearly_as_well_as_any_half(bits, group_size, most):
     spread = np.exp(0.5 * rng.normal(size=(96, 1)))
     weights = (0.02 * spread * rng.standard_t(6, (96, 256))).astype(np.float32)
     error = []
-    with NativeBackend(1) as backend:
+    with native_backend(1) as backend:
         for grid in (FREE16, bytes_reaching(float(np.abs(weights).max()))):
-            fitted = HLQTensor(*backend.fit_groups(weights, bits, group_size, None, grid), group_size)
+            fitted = HLQTensor(*backend.loops.fit_groups(weights, bits, group_size, None, grid), group_size)
             error.append(np.square(fitted.dequantize() - weights).sum())
     print(error[1] / error[0])
     assert 1.0 < error[1] / error[0] < most

@@ -10,7 +10,7 @@ import pytest
 
 from elutq_cli.commands.making import describe_divergence
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
@@ -42,7 +42,7 @@ METHODS = ("fit", "feedback", "refine", "correct", "allocate")
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(1, rounds=False) as native:
+    with native_backend(1, rounds=False) as native:
         yield native
 
 
@@ -188,7 +188,7 @@ def test_divergence_is_that_of_the_whole_vocabulary(monkeypatch):
     other = head + other / 40
     sequences = [tuple(rng.normal(size=(2, 7, 8)).astype(np.float32)) for _ in range(4)]
     rows = [(head[part], other[part]) for part in (slice(0, 1), slice(1, 30), slice(30, 50))]
-    found = divergences(sequences, lambda x: 2 * x, rows, NumpyBackend())
+    found = divergences(sequences, lambda x: 2 * x, rows, numpy_backend())
     for value, (hidden, exact) in zip(found, sequences, strict=True):
         p, q = log_softmax(2 * exact @ head.T), log_softmax(2 * hidden @ other.T)
         assert value == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1).mean(), rel=1e-5)
@@ -200,9 +200,9 @@ def test_predictions_that_are_not_finite_are_told_and_not_a_number(caplog):
     head = np.ones((3, 8), np.float32)
     for spoilt in (np.inf, np.nan):
         rows = [(head, head), (head, head * spoilt)]
-        assert divergence.measure_divergence(streams, lambda x: x, rows, NumpyBackend()) is None
+        assert divergence.measure_divergence(streams, lambda x: x, rows, numpy_backend()) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-    found = divergence.measure_divergence(streams, lambda x: x, [(head, head)], NumpyBackend())
+    found = divergence.measure_divergence(streams, lambda x: x, [(head, head)], numpy_backend())
     assert found == divergence.Divergence(0.0, 0.0)
 
 
@@ -210,7 +210,7 @@ def test_predictions_that_are_not_finite_are_told_and_not_a_number(caplog):
 def test_rows_of_a_finished_matrix_are_those_that_were_put_there(monkeypatch, plan):
     """Of a head with more rows than go through the stages together, the last run a short one."""
     monkeypatch.setattr(by_rows, "ROWS_AT_ONCE", by_rows.SUPERBLOCK_ROWS)
-    numpy_only = NumpyBackend()
+    numpy_only = numpy_backend()
     weights = np.random.default_rng(1).normal(size=(2 * by_rows.SUPERBLOCK_ROWS + 5, 64)).astype(np.float32)
     matrix, restored = MatrixByRows(plan, weights.shape, numpy_only), []
     runs = runs_of_rows(len(weights))
@@ -219,7 +219,7 @@ def test_rows_of_a_finished_matrix_are_those_that_were_put_there(monkeypatch, pl
         restored.append(matrix.add(rows, weights[rows], quantize_rows)())
     assert len(runs) == 3
     for rows, expected in zip(reversed(runs), reversed(restored), strict=True):
-        found = read_rows(matrix.record(None), matrix.contents, rows, numpy_only)
+        found = read_rows(matrix.record(None), matrix.contents, rows, numpy_only.crew)
         np.testing.assert_array_equal(found, expected)
 
 

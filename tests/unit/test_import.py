@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from elutq_cli.app import app
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import IMPORT, Recipe
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.reference import Transformer
@@ -34,7 +34,7 @@ TOKENS = (np.arange(24) * 37 % 128).astype(np.int32)
 
 def import_model(folder, output, **options):
     recipe = Recipe(method=IMPORT, **{"output_bits": 16, "embedding_bits": 16} | options)
-    with open_source(folder) as source, NativeBackend(2) as backend:
+    with open_source(folder) as source, native_backend(2) as backend:
         return quantize(source, output, recipe, None, backend)
 
 
@@ -112,7 +112,7 @@ def test_a_file_names_kind_source_and_method_and_has_the_size_of_its_source(tmp_
 
 
 def test_a_quantized_folder_is_a_source_like_any_other(tmp_path, gptq, caplog):
-    with open_source(gptq) as source, NativeBackend(2) as backend, caplog.at_level(logging.WARNING):
+    with open_source(gptq) as source, native_backend(2) as backend, caplog.at_level(logging.WARNING):
         quantize(source, tmp_path / "again.gguf", Recipe(bits=4, output_bits=16, embedding_bits=16), None, backend)
         expected = Transformer(source).logits(TOKENS)
     told = "its weights have 4 bits already (gptq), and what that lost stays lost: elutq import keeps their levels"

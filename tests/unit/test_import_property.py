@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from random_damage import looking
 from ternary_folders import write_gguf
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import IMPORT, Recipe
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_formats.errors import ElutqError
@@ -33,7 +33,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(1) as made:
+    with native_backend(1) as made:
         yield made
 
 

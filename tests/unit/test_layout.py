@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, KIND_OF_SCALES, Layout, bytes_reaching
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
@@ -29,7 +29,7 @@ NAME = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(2) as native:
+    with native_backend(2) as native:
         yield native
 
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
@@ -90,7 +90,7 @@ def measured(tmp_path_factory):
             path = folder / f"{len(found)}"
             recipe = Recipe(**RECIPE, **(CALIBRATED if calibrated else {}), **options)
             output = path.with_suffix(".gguf")
-            with Checkpoint.open(write_scaled(path, factor)) as checkpoint, NativeBackend(2) as backend:
+            with Checkpoint.open(write_scaled(path, factor)) as checkpoint, native_backend(2) as backend:
                 text = CalibrationText.read([SAMPLED], checkpoint, recipe) if calibrated else None
                 quantize(checkpoint, output, recipe, text, backend)
                 tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from elutq_cli.app import app
 from elutq_cli.evaluation import evaluate, split_windows
-from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
+from elutq_cli.pipeline.compute.inner_loops import NumpyLoops
 from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import Recipe
@@ -44,7 +45,7 @@ ALONE = Recipe(bits=3, group_size=32)
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(2, rounds=False) as native:
+    with native_backend(2, rounds=False) as native:
         yield native
 
 
@@ -242,8 +243,8 @@ def test_a_snapshot_of_the_hub_is_named_after_its_repository(tmp_path, backend):
 
 @pytest.mark.parametrize("calibrated", [False, True], ids=["weights only", "calibrated"])
 def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, text, calibrated):
-    with NativeBackend(1, rounds=False) as one, NativeBackend(3, rounds=False) as three:
-        used = {"two": backend, "again": backend, "one": one, "three": three, "numpy": NumpyBackend()}
+    with native_backend(1, rounds=False) as one, native_backend(3, rounds=False) as three:
+        used = {"two": backend, "again": backend, "one": one, "three": three, "numpy": numpy_backend()}
         for name, chosen in used.items():
             run(TIED, tmp_path / name, chosen, text=text if calibrated else None)
     assert len({(tmp_path / name).read_bytes() for name in used}) == 1
@@ -252,7 +253,7 @@ def test_the_same_run_gives_the_same_file_with_any_backend(tmp_path, backend, te
 @needs_rounded_products
 def test_threads_do_not_change_a_file_whose_activations_were_rounded(tmp_path, text):
     for threads in (1, 3):
-        with NativeBackend(threads, rounds=True) as backend:
+        with native_backend(threads, rounds=True) as backend:
             run(TIED, tmp_path / str(threads), backend, SMALL, text)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "3").read_bytes()
 
@@ -376,12 +377,12 @@ def test_an_existing_file_stays_unless_forced(tmp_path, backend):
         run(UNTIED, output, backend)
     assert output.read_bytes() == b"precious"
 
-    class Failing(NumpyBackend):
+    class Failing(NumpyLoops):
         def fit_groups(self, *arguments):
             raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError):
-        run(UNTIED, output, Failing(), force=True)
+        run(UNTIED, output, numpy_backend(Failing()), force=True)
     assert output.read_bytes() == b"precious"
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
     run(UNTIED, output, backend, force=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elutq_cli.commands.making import print_forecast
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.preparation import prepare
@@ -52,7 +52,7 @@ def test_a_tokenizer_or_template_that_nobody_could_use_is_refused_before_work(
     if contents is not None:
         (folder / name).write_text(contents)
     with pytest.raises(ElutqError, match=message) as refusal, Checkpoint.open(folder) as checkpoint:
-        with pytest.raises(ElutqError, match=message), NativeBackend(1) as backend:
+        with pytest.raises(ElutqError, match=message), native_backend(1) as backend:
             quantize(checkpoint, tmp_path / "out.gguf", SMALL, None, backend)
         print_forecast(checkpoint, None, SMALL, [], "cpu", 1, None, False)
     assert "\n" not in str(refusal.value)
@@ -60,7 +60,7 @@ def test_a_tokenizer_or_template_that_nobody_could_use_is_refused_before_work(
 
 
 def test_a_plan_needs_no_output_and_is_that_of_the_rotated_model():
-    with Checkpoint.open(GOLDEN / "llama32-tied-head-dim") as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(GOLDEN / "llama32-tied-head-dim") as checkpoint, native_backend(1) as backend:
         plain, rotated = (
             prepare(checkpoint, None, Recipe(group_size=32, rotate=rotate), None, backend, None, "cpu")
             for rotate in (False, True)
@@ -77,7 +77,7 @@ def test_what_a_run_reads_is_not_replaced_even_by_force(folder, name, tmp_path):
     text.write_text("It was a dark night. " * 200)
     (folder / "link.gguf").symlink_to("model.safetensors")
     before = (folder / name).read_bytes()
-    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(folder) as checkpoint, native_backend(1) as backend:
         recipe = Recipe(group_size=32, sequence_length=16, num_samples=2)
         with pytest.raises(ElutqError, match=rf"cannot write .*{name}: this run reads it; choose another name"):
             quantize(
@@ -90,12 +90,12 @@ def test_what_a_run_reads_is_not_replaced_even_by_force(folder, name, tmp_path):
 def test_a_model_file_in_the_checkpoints_folder_may_be_replaced(folder):
     output = folder / "model.gguf"
     output.write_bytes(b"an older one")
-    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend:
+    with Checkpoint.open(folder) as checkpoint, native_backend(1) as backend:
         assert prepare(checkpoint, output, SMALL, None, backend, None, "cpu").n_tokens == 0
 
 
 @pytest.mark.parametrize("limit", [float("nan"), 0.0, -1.0])
 def test_a_limit_of_memory_that_is_none_is_refused(folder, limit):
     refusal = pytest.raises(ElutqError, match=r"--max-memory is .*: give a number of GB above 0")
-    with Checkpoint.open(folder) as checkpoint, NativeBackend(1) as backend, refusal:
+    with Checkpoint.open(folder) as checkpoint, native_backend(1) as backend, refusal:
         prepare(checkpoint, None, SMALL, None, backend, limit, "cpu")

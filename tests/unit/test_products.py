@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import needs_rounded_products
 
-from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.compute.products import (
     add_gram,
     add_product,
@@ -30,7 +30,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(2, rounds=False) as native:
+    with native_backend(2, rounds=False) as native:
         yield native
 
 
@@ -43,7 +43,7 @@ def test_triangular_factors_give_the_whole_product(backend, inner):
     left, right = (shape(draw(seed)) for seed, shape in enumerate(KINDS[inner]))
     found = multiply(left, right, backend, inner)
     np.testing.assert_allclose(found, left.astype(np.float64) @ right, atol=1e-3)
-    np.testing.assert_array_equal(found, multiply(left, right, NumpyBackend(), inner))
+    np.testing.assert_array_equal(found, multiply(left, right, numpy_backend(), inner))
 
 
 @pytest.mark.parametrize("inner", [left_upper, right_upper, right_lower], ids=lambda inner: inner.__name__)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.compute.backend import NativeBackend, NumpyBackend
+from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.compute.levels import levels
 from elutq_cli.pipeline.compute.loops.even import round_even, spread_even
 from elutq_cli.pipeline.compute.loops.fit_groups import fit_groups
@@ -52,7 +52,7 @@ def test_no_rows_error_rises(bits, group_size, seed):
     rng = np.random.default_rng(seed)
     weights = (rng.standard_t(4, (40, 192)) * 0.05).astype(np.float32)
     hessian = correlated_hessian(rng, 192)
-    with NativeBackend(2) as backend:
+    with native_backend(2) as backend:
         for start in (
             feedback(weights, inverse_factor(hessian, DAMPING, backend), Layout(bits, group_size), backend),
             fit(weights, None, Layout(bits, group_size), backend),
@@ -72,7 +72,7 @@ def test_levels_that_are_bytes_end_nearly_as_good(bits, most):
     weights = (rng.standard_t(4, (40, 256)) * 0.05).astype(np.float32)
     hessian = correlated_hessian(rng, 256)
     layout, found = Layout(bits, 128, FREE8), []
-    with NativeBackend(2) as backend:
+    with native_backend(2) as backend:
         factor = inverse_factor(hessian, DAMPING, backend)
         for grid in (FREE16, layout.settle([weights])[1]):
             start = feedback(weights, factor, layout, backend, grid)
@@ -90,7 +90,7 @@ def test_solved_levels_are_the_least_squares_solution(bits):
     rng = np.random.default_rng(bits)
     weights = rng.normal(size=(6, 96)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 96))
-    start = fit(weights, None, Layout(bits, 32), NumpyBackend())
+    start = fit(weights, None, Layout(bits, 32), numpy_backend())
     residual = (weights - start.dequantize()) @ hessian
     part = slice(32, 64)
     half_scales, centers, codes = start.half_scales.copy(), start.centers.copy(), start.codes.copy()
@@ -118,7 +118,7 @@ def test_a_group_grows_by_what_it_says_or_not_at_all():
     rng = np.random.default_rng(3)
     weights = rng.normal(size=(50, 32)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 32))
-    start = fit(weights, None, Layout(2, 32), NumpyBackend())
+    start = fit(weights, None, Layout(2, 32), numpy_backend())
     residual = (weights - start.dequantize()) @ hessian
     residual[::2] = 0.0  # already the best: nothing can be gained
     half_scales, centers, codes, grown = refine_group(
@@ -134,7 +134,7 @@ def test_descent_ends_where_no_single_code_helps():
     rng = np.random.default_rng(4)
     weights = rng.normal(size=(4, 32)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 32))
-    start = fit(weights, None, Layout(2, 32), NumpyBackend())
+    start = fit(weights, None, Layout(2, 32), numpy_backend())
     residual = (weights - start.dequantize()) @ hessian
     codes, after = descend_codes(start.codes, residual, hessian, start.half_scales[:, 0], start.centers[:, 0], 100)
     ended = HLQTensor(start.half_scales, start.centers, codes, 32)
@@ -155,15 +155,15 @@ def test_c_gives_the_same_bits_as_the_twin(bits, group_size, rows, threads):
     rng = np.random.default_rng([bits, group_size, rows])
     weights = rng.normal(size=(rows, 2 * group_size)).astype(np.float32)
     hessian = damp(correlated_hessian(rng, 2 * group_size))
-    start = fit(weights, None, Layout(bits, group_size), NumpyBackend())
+    start = fit(weights, None, Layout(bits, group_size), numpy_backend())
     residual = (weights - start.dequantize()) @ hessian
     residual[1::5] *= 1e-3  # rows that have little to gain, or nothing
     own = slice(group_size, None)
     arguments = start.half_scales[:, 1], start.centers[:, 1], start.codes[:, own], residual[:, own], hessian[own, own]
     before = [argument.copy() for argument in arguments]
     twin = refine_group(*arguments)
-    with NativeBackend(threads) as backend:
-        for found, expected in zip(backend.refine_group(*arguments), twin, strict=True):
+    with native_backend(threads) as backend:
+        for found, expected in zip(backend.loops.refine_group(*arguments), twin, strict=True):
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected)
     assert (twin[2] != start.codes[:, own]).any()
@@ -182,8 +182,8 @@ def test_c_gives_the_same_bits_as_the_twin_where_levels_are_bytes(name, bits):
     residual = (weights - HLQTensor(half_scales, centers, codes, 64, grid).dequantize()) @ hessian
     arguments = half_scales[:, 0], centers[:, 0], codes, residual, hessian, grid
     twin = refine_group(*arguments)
-    with NativeBackend(2) as backend:
-        found = backend.refine_group(*arguments)
+    with native_backend(2) as backend:
+        found = backend.loops.refine_group(*arguments)
     assert [part.tobytes() for part in found[:3]] == [part.tobytes() for part in twin[:3]]
     np.testing.assert_array_equal(found[3], twin[3])
     assert (twin[0] != half_scales[:, 0]).any()
@@ -220,7 +220,7 @@ def test_evenly_spaced_levels_in_small_groups_beat_free_ones_that_take_as_much(b
     rng = np.random.default_rng(bits)
     weights = (rng.standard_t(5, (60, 256)) * 0.05).astype(np.float32)
     hessian, found = correlated_hessian(rng, 256), []
-    with NativeBackend(2) as backend:
+    with native_backend(2) as backend:
         factor = inverse_factor(hessian, DAMPING, backend)
         for layout in (Layout(bits, 64, FREE8), Layout(bits, 32, EVEN8C)):
             kind = layout.settle([weights])[1]
@@ -238,21 +238,21 @@ def test_evenly_spaced_levels_in_small_groups_beat_free_ones_that_take_as_much(b
 def test_inputs_that_are_zero_are_left_alone():
     rng = np.random.default_rng(5)
     weights = rng.normal(size=(8, 64)).astype(np.float32)
-    start = fit(weights, None, Layout(2, 32), NumpyBackend())
-    assert refine(weights, np.zeros((64, 64), dtype=np.float32), start, DAMPING, NumpyBackend()) is start
+    start = fit(weights, None, Layout(2, 32), numpy_backend())
+    assert refine(weights, np.zeros((64, 64), dtype=np.float32), start, DAMPING, numpy_backend()) is start
     hessian = correlated_hessian(rng, 64)
     hessian[32:] = hessian[:, 32:] = 0.0
-    refined = refine(weights, hessian, start, DAMPING, NumpyBackend())
+    refined = refine(weights, hessian, start, DAMPING, numpy_backend())
     assert np.isfinite(levels(refined.half_scales, refined.centers)).all()
     assert row_errors(damp(hessian), weights, refined).sum() < row_errors(damp(hessian), weights, start).sum()
 
 
 def test_arrays_that_do_not_fit_are_refused():
-    with NativeBackend(1) as backend:
+    with native_backend(1) as backend:
         codes = np.zeros((2, 64), dtype=np.uint8)
         floats, hessian = np.zeros((2, 64), dtype=np.float32), np.eye(64, dtype=np.float32)
         half_scales, centers = np.ones((2, 1), dtype=np.float16), np.zeros(2, dtype=np.float16)
-        backend.refine_group(half_scales, centers, codes, floats, hessian)
+        backend.loops.refine_group(half_scales, centers, codes, floats, hessian)
         for arguments in (
             (half_scales[:1], centers, codes, floats, hessian),
             (half_scales, centers[:1], codes, floats, hessian),
@@ -260,8 +260,8 @@ def test_arrays_that_do_not_fit_are_refused():
             (half_scales, centers, codes, floats, hessian[:32, :32]),
         ):
             with pytest.raises(ValueError, match="do not fit"):
-                backend.refine_group(*arguments)
+                backend.loops.refine_group(*arguments)
         with pytest.raises(ValueError, match="codes below"):
-            backend.refine_group(half_scales, centers, codes + np.uint8(2), floats, hessian)
+            backend.loops.refine_group(half_scales, centers, codes + np.uint8(2), floats, hessian)
         with pytest.raises(ValueError, match="four at a time"):
-            backend.refine_group(half_scales, centers, codes[:, :30], floats[:, :30], hessian[:30, :30])
+            backend.loops.refine_group(half_scales, centers, codes[:, :30], floats[:, :30], hessian[:30, :30])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elutq_cli.api import quantize
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import METHODS, Plan, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
@@ -51,11 +51,11 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
 @pytest.fixture(scope="module", params=["cpu", "cuda"])
 def on_torch(request):
     torch = pytest.importorskip("torch", reason="needs torch: pip install 'elutq[torch]'")
-    from elutq_cli.pipeline.compute.torch_backend import TorchBackend
+    from elutq_cli.pipeline.compute.backend import torch_backend
 
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    with TorchBackend(request.param, 2) as backend:
+    with torch_backend(request.param, 2) as backend:
         yield backend
 
 
@@ -65,9 +65,9 @@ def test_the_stages_take_tensors(on_torch):
     inputs = rng.standard_normal((3000, 1152)) @ rng.standard_normal((1152, 1152)) / 30
     hessian = (inputs.T @ inputs / 3000).astype(np.float32)
     errors = []
-    with NativeBackend(2, rounds=False) as native:
+    with native_backend(2, rounds=False) as native:
         for backend in (native, on_torch):
-            placed = backend.place(weights), backend.place(hessian)
+            placed = backend.arrays.place(weights), backend.arrays.place(hessian)
             factor = inverse_factor(placed[1], 0.01, backend)
             tensor = refine(*placed, feedback(placed[0], factor, Layout(2, 64), backend), 0.01, backend)
             difference = weights - tensor.dequantize().astype(np.float64)
@@ -87,7 +87,7 @@ def test_the_time_of_a_run_there_is_estimated(on_torch, method):
 @pytest.mark.parametrize("method", ["fit", "correct", "allocate"])
 def test_a_model_made_on_torch_is_as_good(on_torch, method, tmp_path):
     recipe = Recipe(method=method, num_samples=8, sequence_length=128)
-    with Checkpoint.open(NOVELS) as checkpoint, NativeBackend(2, rounds=False) as native:
+    with Checkpoint.open(NOVELS) as checkpoint, native_backend(2, rounds=False) as native:
         text = CalibrationText.read([SAMPLED], checkpoint, recipe)
         found = [
             run_pipeline(checkpoint, tmp_path / name, recipe, text, backend)

@@ -9,7 +9,7 @@ import pytest
 from recorded_errors import assert_recorded_errors_are_true
 
 from elutq_cli.evaluation import log_softmax
-from elutq_cli.pipeline.compute.backend import NativeBackend
+from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.compute.levels import levels, nearest, signs
 from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.progress import Progress
@@ -56,7 +56,7 @@ def short(monkeypatch):
 
 @pytest.fixture(scope="module")
 def backend():
-    with NativeBackend(1, rounds=False) as native:
+    with native_backend(1, rounds=False) as native:
         yield native
 
 

@@ -14,10 +14,14 @@ class Crew:
 
     What an item of a map does may call map again: the thread that does so takes items like the others, so that it never
     waits for one that nobody has begun.
+
+    Attributes:
+        threads: items that are worked on at the same time.
     """
 
-    def __init__(self, threads: int, begin_thread: Callable[[], None]) -> None:
+    def __init__(self, threads: int, begin_thread: Callable[[], None] = lambda: None) -> None:
         """Start all but the caller; each first calls begin_thread."""
+        self.threads = threads
         self._n_helpers = threads - 1
         self._executor = ThreadPoolExecutor(threads - 1, initializer=begin_thread) if threads > 1 else None
 

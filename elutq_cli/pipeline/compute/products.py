@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
-from elutq_cli.pipeline.compute.crew import Item, Result
+from elutq_cli.pipeline.compute.crew import Crew, Item, Result
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.reference import Array
 from elutq_formats.hlq import HLQTensor
@@ -66,13 +66,13 @@ def tiles(matrix: Array, size: int, upper: bool = False) -> list[tuple[slice, sl
 
 
 def map_few(
-    function: Callable[[Item], Result], items: Sequence[Item], backend: Backend, at_once: int = AT_ONCE
+    function: Callable[[Item], Result], items: Sequence[Item], crew: Crew, at_once: int = AT_ONCE
 ) -> list[Result]:
     """Return the function's results for items that take much memory: so many of them at a time.
 
     All threads have work all the same where the function's products are ``multiply``'s.
     """
-    return [result for few in pieces(len(items), at_once) for result in backend.map(function, items[few])]
+    return [result for few in pieces(len(items), at_once) for result in crew.map(function, items[few])]
 
 
 # Which part of the inner axis a tile's product runs over.
@@ -100,24 +100,24 @@ def right_lower(rows: slice, columns: slice) -> slice:
 
 def multiply(left: Array, right: Array, backend: Backend, inner: Inner = all_of_it) -> Array:
     """Return left @ right: (rows, inner) and (inner, columns)."""
-    product = backend.empty((left.shape[0], right.shape[1]))
+    product = backend.arrays.empty((left.shape[0], right.shape[1]))
 
     def fill(tile: tuple[slice, slice]) -> None:
         along = inner(*tile)
         product[tile] = left[tile[0], along] @ right[along, tile[1]]
 
-    backend.map(fill, tiles(product, backend.tile))
+    backend.crew.map(fill, tiles(product, backend.arrays.tile))
     return product
 
 
 def multiply_rounded(left: Array, right: Array, backend: Backend) -> Array:
-    """Return left @ right, of activations: see ``Backend.add_rounded_product``."""
-    product = backend.zeros((left.shape[0], right.shape[1]))
+    """Return left @ right, of activations: see ``Arrays.add_rounded_product``."""
+    product = backend.arrays.zeros((left.shape[0], right.shape[1]))
 
     def fill(tile: tuple[slice, slice]) -> None:
-        backend.add_rounded_product(product[tile], left[tile[0]], right[:, tile[1]])
+        backend.arrays.add_rounded_product(product[tile], left[tile[0]], right[:, tile[1]])
 
-    backend.map(fill, tiles(product, backend.tile))
+    backend.crew.map(fill, tiles(product, backend.arrays.tile))
     return product
 
 
@@ -130,7 +130,7 @@ def subtract_product(target: Array, left: Array, right: Array, backend: Backend,
     def subtract(tile: tuple[slice, slice]) -> None:
         target[tile] -= left[tile[0]] @ right[:, tile[1]]
 
-    backend.map(subtract, tiles(target, backend.tile, upper))
+    backend.crew.map(subtract, tiles(target, backend.arrays.tile, upper))
 
 
 def ridge(hessian: Array, damping: float) -> Array:
@@ -148,51 +148,51 @@ def squared_norm(matrix: Array, hessian: Array | None) -> float:
     return float((matrix * (matrix if hessian is None else matrix @ hessian)).sum())
 
 
-def dequantize(tensor: HLQTensor, backend: Backend) -> FloatArray:
-    """Return what ``tensor.dequantize`` does, some rows on each of the backend's threads."""
+def dequantize(tensor: HLQTensor, crew: Crew) -> FloatArray:
+    """Return what ``tensor.dequantize`` does, some rows on each of the threads."""
     restored = np.empty((tensor.rows, tensor.columns), dtype=np.float32)
 
     def fill(rows: slice) -> None:
         restored[rows] = tensor.of_rows(rows).dequantize()
 
-    backend.map(fill, small_pieces(tensor))
+    crew.map(fill, small_pieces(tensor))
     return restored
 
 
 def subtract_restored(weights: Array, tensor: HLQTensor, backend: Backend) -> Array:
     """Return weights - tensor.dequantize(): (rows, columns)."""
-    difference = backend.empty((tensor.rows, tensor.columns))
+    difference = backend.arrays.empty((tensor.rows, tensor.columns))
 
     def fill(rows: slice) -> None:
-        difference[rows] = weights[rows] - backend.place(tensor.of_rows(rows).dequantize())
+        difference[rows] = weights[rows] - backend.arrays.place(tensor.of_rows(rows).dequantize())
 
-    backend.map(fill, small_pieces(tensor))
+    backend.crew.map(fill, small_pieces(tensor))
     return difference
 
 
 def add_gram(total: Array, inputs: Sequence[Array], backend: Backend) -> None:
     """Add X^T X of each X: (tokens, columns) to the upper triangle of total: (columns, columns), in place.
 
-    The triangle is coarse: the tiles on the diagonal are filled whole. See ``Backend.add_rounded_product``.
+    The triangle is coarse: the tiles on the diagonal are filled whole. See ``Arrays.add_rounded_product``.
     """
 
     def add(tile: tuple[slice, slice]) -> None:
         for x in inputs:
-            backend.add_rounded_product(total[tile], x[:, tile[0]].T, x[:, tile[1]])
+            backend.arrays.add_rounded_product(total[tile], x[:, tile[0]].T, x[:, tile[1]])
 
-    backend.map(quiet(add), tiles(total, MOMENT_TILES * backend.tile, upper=True))
+    backend.crew.map(quiet(add), tiles(total, MOMENT_TILES * backend.arrays.tile, upper=True))
 
 
 def add_product(total: Array, left: Array, right: Array, backend: Backend) -> None:
     """Add left^T @ right to total in place: (tokens, inner), (tokens, columns), (inner, columns).
 
-    See ``Backend.add_rounded_product``.
+    See ``Arrays.add_rounded_product``.
     """
 
     def add(tile: tuple[slice, slice]) -> None:
-        backend.add_rounded_product(total[tile], left[:, tile[0]].T, right[:, tile[1]])
+        backend.arrays.add_rounded_product(total[tile], left[:, tile[0]].T, right[:, tile[1]])
 
-    backend.map(quiet(add), tiles(total, MOMENT_TILES * backend.tile))
+    backend.crew.map(quiet(add), tiles(total, MOMENT_TILES * backend.arrays.tile))
 
 
 def mirror_upper(total: Array, backend: Backend) -> None:
@@ -203,7 +203,7 @@ def mirror_upper(total: Array, backend: Backend) -> None:
         if rows != columns:
             total[columns, rows] = total[tile].T
 
-    backend.map(mirror, tiles(total, MOMENT_TILES * backend.tile, upper=True))
+    backend.crew.map(mirror, tiles(total, MOMENT_TILES * backend.arrays.tile, upper=True))
 
 
 def quiet(function: Callable[[Item], Result]) -> Callable[[Item], Result]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import pieces
 from elutq_cli.pipeline.stages.by_rows import runs_of_rows
@@ -26,11 +26,11 @@ class CheckedWeights:
         config: hyper-parameters of the model.
     """
 
-    def __init__(self, source: Weights, backend: Backend) -> None:
-        """Read nothing yet; the backend's threads will."""
+    def __init__(self, source: Weights, crew: Crew) -> None:
+        """Read nothing yet; the crew will."""
         self.config: ModelConfig = source.config
         self._source = source
-        self._backend = backend
+        self._crew = crew
 
     def has(self, name: str) -> bool:
         """Whether the model has this tensor."""
@@ -46,11 +46,9 @@ class CheckedWeights:
         Raises:
             DamagedWeightsError: a value is not finite, or a matrix has one that float16 cannot hold.
         """
-        tensor = self._source.load(name, self._backend.map, rows)
+        tensor = self._source.load(name, self._crew.map, rows)
         flat = tensor.reshape(-1)
-        largest = float(
-            np.max(self._backend.map(lambda part: _largest(flat[part]), pieces(flat.size, CHECKED_AT_ONCE)))
-        )
+        largest = float(np.max(self._crew.map(lambda part: _largest(flat[part]), pieces(flat.size, CHECKED_AT_ONCE))))
         if not np.isfinite(largest):
             raise DamagedWeightsError(f"tensor {name} holds values that are not finite: the checkpoint is damaged")
         if tensor.ndim > 1 and largest > LARGEST_HALF:
@@ -65,7 +63,7 @@ class CheckedWeights:
         Raises:
             ElutqError: they have not, or no HLQ matrix has these levels.
         """
-        found = self._source.levels(name, self._backend.map)
+        found = self._source.levels(name, self._crew.map)
         if found is None:
             raise ElutqError(f"tensor {name} is not quantized: it has no levels to keep")
         return found

@@ -191,15 +191,15 @@ def estimate_seconds(
 
     if n_tokens == 0:
         return sum(map(alone, plan.matrices()))
-    x = backend.place(rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32))
+    x = backend.arrays.place(rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32))
 
     def multiply() -> None:
-        backend.fetch(x @ x)  # a device is waited for
+        backend.arrays.fetch(x @ x)  # a device is waited for
 
     multiply()  # a device's first product takes its time
-    product = _seconds(multiply) / PROBE_COLUMNS**3 / (backend.threads if isinstance(x, np.ndarray) else 1)
+    product = _seconds(multiply) / PROBE_COLUMNS**3 / (backend.crew.threads if isinstance(x, np.ndarray) else 1)
     hessian = x.T @ x / len(x)
-    stages = _seconds(lambda: _run_stages(backend.place(weights), hessian, recipe, backend)) / weights.size
+    stages = _seconds(lambda: _run_stages(backend.arrays.place(weights), hessian, recipe, backend)) / weights.size
     squares = 0.0
     if recipe.method != "fit":
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
@@ -228,7 +228,7 @@ def estimate_seconds(
 def _run_stages(weights: Array, hessian: Array, recipe: Recipe, backend: Backend) -> None:
     layout = recipe.layout(recipe.bits)
     if recipe.method == "fit":
-        fit(backend.fetch(weights), hessian, layout, backend)
+        fit(backend.arrays.fetch(weights), hessian, layout, backend)
         return
     tensor = feedback(weights, hessian, layout, backend)
     if recipe.method != "feedback":

@@ -72,11 +72,11 @@ def prepare(
     if recipe.rotate:
         check_rotatable(config)
     recipe = recipe.resolved(calibration is not None)
-    plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint, backend.map) if recipe.method == IMPORT else {})
+    plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint, backend.crew.map) if recipe.method == IMPORT else {})
     check_target(config, recipe)
     held_out = None if calibration is None else calibration.held_out
     if recipe.tune and calibration is not None:
-        prepare_torch(device, backend.threads, "--tune")
+        prepare_torch(device, backend.crew.threads, "--tune")
         from elutq_cli.pipeline.stages.tune.descent import split_sequences
 
         split_sequences(len(calibration.tokens), 0 if held_out is None else len(held_out))
@@ -92,7 +92,7 @@ def prepare(
     held_out_tokens = 0 if held_out is None else held_out.size
     encoding = 0 if calibration is None else calibration.encoding_bytes
     forecast = Forecast.make(
-        config, plan, recipe, n_tokens, backend.threads, encoding, checkpoint.package_bytes(), held_out_tokens
+        config, plan, recipe, n_tokens, backend.crew.threads, encoding, checkpoint.package_bytes(), held_out_tokens
     )
     forecast.check(output, max_memory)
     shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None

@@ -86,7 +86,7 @@ def quantize(
     begin = time.perf_counter()
     check_output(output, force)
     recipe = recipe.resolved(calibration is not None)
-    source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend)
+    source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend.crew)
     plan = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device).plan
     others = describe_others(checkpoint, plan) if recipe.method == IMPORT else []
     for note in (*checkpoint.notes_on(recipe.method == IMPORT), *others):

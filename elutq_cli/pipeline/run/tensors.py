@@ -69,7 +69,7 @@ class Tensors:
         finished = {record.name: (record, contents) for record, contents in self._spool.sources()}
         record, contents = finished.get(gguf_name(HEAD)) or finished[gguf_name(EMBEDDING)]
         for rows, weights in self._source.load_by_rows(self._stored_name(HEAD)):
-            yield weights, read_rows(record, contents(), rows, self._backend)
+            yield weights, read_rows(record, contents(), rows, self._backend.crew)
 
     def add_vector(self, name: str) -> FloatArray:
         """Copy a norm or a bias."""
@@ -111,11 +111,11 @@ class Tensors:
             return
         begin = time.perf_counter()
         name = self._stored_name(plan.name)
-        plan, kind = plan.settle(self._backend.place(weights) for _, weights in self._source.load_by_rows(name))
+        plan, kind = plan.settle(self._backend.arrays.place(weights) for _, weights in self._source.load_by_rows(name))
         quantize = partial(self._run_stages, plan.layout, kind, inputs)
         matrix = MatrixByRows(plan, self._source.shape(name), self._backend)
         for rows, weights in self._source.load_by_rows(name):
-            placed = self._backend.place(weights)
+            placed = self._backend.arrays.place(weights)
             restore = matrix.add(rows, placed, quantize)
             if use is not None:
                 use(rows, weights, restore)
@@ -134,7 +134,7 @@ class Tensors:
         shape = tensor.rows, tensor.columns
         record = TensorRecord(gguf_name(plan.name), tensor.bits, *shape, tensor.group_size, error, tensor.kind)
         _log_done(record, begin)
-        self._spool.add(record, self._backend.pack(tensor))
+        self._spool.add(record, self._backend.loops.pack(tensor))
         self._progress.advance(math.prod(shape))
 
     def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None, sample: Array) -> Matrix:
@@ -150,7 +150,7 @@ class Tensors:
         begin = time.perf_counter()
         plan, kind = plan.settle([weights])
         if plan.layout is None:
-            matrix = Matrix(plan.record(shape), self._backend.fetch(weights).astype(np.float16))
+            matrix = Matrix(plan.record(shape), self._backend.arrays.fetch(weights).astype(np.float16))
         else:
             tensor = self._run_stages(plan.layout, kind, inputs, weights)
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
@@ -163,7 +163,7 @@ class Tensors:
         """Put a quantized matrix into the spool."""
         contents = matrix.contents
         if isinstance(contents, HLQTensor):
-            self._spool.add(matrix.record, self._backend.pack(contents))
+            self._spool.add(matrix.record, self._backend.loops.pack(contents))
         else:
             self._spool.add(matrix.record, contents)
 
@@ -174,7 +174,7 @@ class Tensors:
         assert layout is not None
         if inputs is None or inputs.factor is None:
             hessian = None if inputs is None else inputs.hessian
-            return fit(self._backend.fetch(weights), hessian, layout, self._backend, kind)
+            return fit(self._backend.arrays.fetch(weights), hessian, layout, self._backend, kind)
         parts = []
         for rows in pieces(len(weights), ROWS_AT_ONCE):
             part = feedback(weights[rows], inputs.factor, layout, self._backend, kind)

@@ -140,8 +140,8 @@ class Run:
 
     def head_input(self, norm: FloatArray) -> Callable[[Array], Array]:
         """Return the function from the last block's output to the head's input."""
-        weight, epsilon = self.backend.place(norm), self.config.rms_norm_eps
-        return lambda x: rms_norm(x, weight, epsilon, self.backend.xp)
+        weight, epsilon = self.backend.arrays.place(norm), self.config.rms_norm_eps
+        return lambda x: rms_norm(x, weight, epsilon, self.backend.arrays.xp)
 
     def add_calibrated_block(self, layer: int, plans: tuple[MatrixPlan, ...], streams: Streams) -> None:
         """Quantize a block's linears one input at a time.
@@ -154,10 +154,12 @@ class Run:
         prefix = f"model.layers.{layer}."
         by_name = {plan.name: plan for plan in plans}
         weights = {
-            name: self.backend.place(self.tensors.load(prefix + name))
+            name: self.backend.arrays.place(self.tensors.load(prefix + name))
             for name in block_tensor_names(self.config, layer)
         }
-        block = Block(self.config, layer, weights, self.backend.xp, partial(multiply_rounded, backend=self.backend))
+        block = Block(
+            self.config, layer, weights, self.backend.arrays.xp, partial(multiply_rounded, backend=self.backend)
+        )
         hidden, exact = streams.hidden, streams.exact if self.recipe.keeps_exact else None
         for stream in [streams.held_out_exact, streams.exact if exact is None else None]:
             if stream is not None:
@@ -180,7 +182,7 @@ class Run:
                     self.tensors.add_matrix(matrix)
                 else:
                     matrices[name.removeprefix(prefix)] = matrix
-                block.weights[name.removeprefix(prefix)] = self.backend.place(matrix.restore(self.backend))
+                block.weights[name.removeprefix(prefix)] = self.backend.arrays.place(matrix.restore(self.backend.crew))
         if before is not None and exact is not None:
             matrices = self.tune_block(block, matrices, (before, exact), streams.held_out_pair)
             hidden[...] = before
@@ -204,7 +206,7 @@ class Run:
         if tuned.after < tuned.before:
             for name, tensor in tuned.matrices.items():
                 found[name] = Matrix(matrices[name].record, tensor)
-                block.weights[name] = self.backend.place(found[name].restore(self.backend))
+                block.weights[name] = self.backend.arrays.place(found[name].restore(self.backend.crew))
         return found
 
     def tune_end_to_end(

@@ -233,7 +233,7 @@ def measure_candidates(
         ElutqError: activations or gradients overflow.
     """
     model = Transformer(
-        source, xp=backend.xp, convert=backend.place, multiply=partial(multiply_rounded, backend=backend)
+        source, xp=backend.arrays.xp, convert=backend.arrays.place, multiply=partial(multiply_rounded, backend=backend)
     )
     n_sequences = min(SEQUENCES, len(tokens))
     hidden = embed(source, tokens[np.arange(n_sequences) * len(tokens) // n_sequences])  # of all parts of the text
@@ -306,10 +306,10 @@ def measure_errors(
     rows, errors = weights[sampled], {}
     of_weights = Sizes.of([weights])
     for layout, kind in dict.fromkeys(option.settle_for(of_weights) for option in options):
-        difference = backend.place(feedback(rows, factor, layout, backend, kind).dequantize()) - rows
+        difference = backend.arrays.place(feedback(rows, factor, layout, backend, kind).dequantize()) - rows
         of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
-        errors[layout] = np.maximum(backend.fetch(of_rows).astype(np.float64), 0.0)
-    sizes = backend.fetch((weights * weights).sum(-1)).astype(np.float64)
+        errors[layout] = np.maximum(backend.arrays.fetch(of_rows).astype(np.float64), 0.0)
+    sizes = backend.arrays.fetch((weights * weights).sum(-1)).astype(np.float64)
     return RowErrors(sizes, sampled, errors)
 
 

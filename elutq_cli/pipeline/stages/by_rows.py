@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import ROWS_AT_ONCE, dequantize, pieces
 from elutq_cli.pipeline.recipe import MatrixPlan
@@ -51,21 +52,21 @@ def embed(source: WeightSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
     return found
 
 
-def read_rows(record: TensorRecord, contents: npt.NDArray[Any], rows: slice, backend: Backend) -> FloatArray:
+def read_rows(record: TensorRecord, contents: npt.NDArray[Any], rows: slice, crew: Crew) -> FloatArray:
     """Return rows of a finished matrix, dequantized: (rows, columns) float32.
 
     Args:
         record: of the matrix.
         contents: what the file holds of it: blocks uint8 (n_blocks, block_bytes), or (rows, columns) float16.
         rows: which, one of ``runs_of_rows``.
-        backend: dequantizes.
+        crew: dequantizes.
     """
     if record.group_size is None:
         return contents[rows].astype(np.float32)
     first, end = (block_count(row, record.columns, record.group_size) for row in (rows.start, rows.stop))
     n_rows = rows.stop - rows.start
     tensor = unpack(contents[first:end], n_rows, record.columns, record.bits, record.group_size, record.kind)
-    return dequantize(tensor, backend)
+    return dequantize(tensor, crew)
 
 
 class MatrixByRows:
@@ -102,10 +103,10 @@ class MatrixByRows:
             A function that returns them dequantized: (rows, columns) float32.
         """
         if self.plan.layout is None:
-            halves = self.contents[rows] = self.backend.fetch(weights).astype(np.float16)
+            halves = self.contents[rows] = self.backend.arrays.fetch(weights).astype(np.float16)
             return lambda: halves.astype(np.float32)
         tensor = quantize(weights)
-        blocks = self.backend.pack(tensor)
+        blocks = self.backend.loops.pack(tensor)
         first = block_count(rows.start, self.shape[1], tensor.group_size)
         self.contents[first : first + len(blocks)] = blocks
         measured = np.arange(*measured_rows(self.shape[0]).indices(self.shape[0]))
@@ -114,12 +115,12 @@ class MatrixByRows:
             parts = tensor.half_scales[own], tensor.centers[own], tensor.codes[own]
             chosen = HLQTensor(*parts, tensor.group_size, tensor.kind)
             self._measured.append((weights[own], chosen))
-        return lambda: dequantize(tensor, self.backend)
+        return lambda: dequantize(tensor, self.backend.crew)
 
     def record(self, hessian: Array | None) -> TensorRecord:
         """Return the file's record, with the error under the Hessian of the inputs, if there is one."""
         if self.plan.layout is None:
             return self.plan.record(self.shape)
-        weights = self.backend.xp.concatenate([weights for weights, _ in self._measured])
+        weights = self.backend.arrays.xp.concatenate([weights for weights, _ in self._measured])
         tensor = HLQTensor.concatenate([tensor for _, tensor in self._measured])
         return self.plan.record(self.shape, measure(weights, tensor, hessian, self.backend), tensor.kind)

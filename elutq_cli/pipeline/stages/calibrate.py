@@ -105,7 +105,7 @@ def block_statistics(
     if exact is not None:
         blocks.append(block.copy())
         streams.append(exact)
-    positions = Positions.of(block.config, hidden.shape[1], convert=backend.place)
+    positions = Positions.of(block.config, hidden.shape[1], convert=backend.arrays.place)
     for branch in block.data.branches:
         yield branch.readers, input_statistics([partial(block.read, branch)], [hidden], backend)
         inputs = [partial(_mixed, own, branch, positions) for own in blocks]
@@ -116,7 +116,7 @@ def block_statistics(
                 del blocks[-1].weights[name]
         yield (branch.writer,), moments.pop()  # to be freed by the caller
         add = quiet(partial(_add_output, partial(_written, block, branch), backend))
-        map_few(add, list(zip(token_batches(hidden), token_batches(kept), strict=True)), backend)
+        map_few(add, list(zip(token_batches(hidden), token_batches(kept), strict=True)), backend.crew)
 
 
 def _mixed(block: Block, branch: Branch, positions: Positions, stream: Array) -> Array:
@@ -149,18 +149,18 @@ def input_statistics(
     room = token_batches(kept) if kept is not None else []
     hessian = lack = None
     for few in pieces(len(waves), AT_ONCE):
-        found = backend.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves[few])
+        found = backend.crew.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves[few])
         if hessian is None:
             columns = found[0][0].shape[1]
-            hessian = backend.zeros((columns, columns))
+            hessian = backend.arrays.zeros((columns, columns))
             adds = writer is not None and writer.finish is None
-            lack = backend.zeros((streams[0].shape[-1], columns)) if adds and len(streams) == 2 else None
+            lack = backend.arrays.zeros((streams[0].shape[-1], columns)) if adds and len(streams) == 2 else None
         add_gram(hessian, [x for x, _ in found], backend)
         for x, wanted in found:
             if wanted is not None:
                 add_product(lack, wanted, x, backend)
         for place, (x, _) in zip(room[few], found, strict=bool(room)):
-            place[...] = backend.fetch(x).reshape(place.shape)
+            place[...] = backend.arrays.fetch(x).reshape(place.shape)
     assert hessian is not None
     n_tokens = streams[0].shape[0] * streams[0].shape[1]
     for total in (hessian, lack):
@@ -182,26 +182,26 @@ def _inputs_of(
     inputs: Sequence[Linear], writer: Writer | None, backend: Backend, batch: tuple[FloatArray, ...]
 ) -> tuple[Array, Array | None]:
     """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, where it is known."""
-    streams = [backend.place(stream) for stream in batch]
+    streams = [backend.arrays.place(stream) for stream in batch]
     x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
     if writer is None or not exact:  # an exact stream comes with a writer
         return x, None
     product = multiply_rounded(exact[0], writer.weights.T, backend)
     if writer.finish is not None:
         added = writer.finish(product if writer.bias is None else product + writer.bias)
-        batch[1][...] = backend.fetch(_flat(streams[1]) + added).reshape(batch[1].shape)
+        batch[1][...] = backend.arrays.fetch(_flat(streams[1]) + added).reshape(batch[1].shape)
         return x, None
     after = _flat(streams[1]) + product
     wanted = after - _flat(streams[0])
     if writer.bias is not None:
         after = after + writer.bias
-    batch[1][...] = backend.fetch(after).reshape(batch[1].shape)
+    batch[1][...] = backend.arrays.fetch(after).reshape(batch[1].shape)
     return x, wanted
 
 
 def _add_output(linear: Linear, backend: Backend, stream_and_input: tuple[FloatArray, FloatArray]) -> None:
     stream, x = stream_and_input
-    stream += backend.fetch(linear(backend.place(x)))
+    stream += backend.arrays.fetch(linear(backend.arrays.place(x)))
 
 
 def _flat(x: Array) -> Array:

@@ -27,4 +27,4 @@ def correct(weights: Array, lack: Array, factor: Array, backend: Backend) -> Arr
     """
     target = multiply(multiply(lack, factor.T, backend, right_lower), factor, backend, right_upper)
     target += weights
-    return target if bool(backend.xp.isfinite(target).all()) else weights
+    return target if bool(backend.arrays.xp.isfinite(target).all()) else weights

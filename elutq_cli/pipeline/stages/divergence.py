@@ -98,9 +98,9 @@ def divergences(
         for tokens in pieces(len(hidden), TOKENS_AT_ONCE)
     ]
     for rows in head:
-        exact_rows, quantized_rows = map(backend.place, rows)
+        exact_rows, quantized_rows = map(backend.arrays.place, rows)
         add = partial(_add_rows, head_input, exact_rows, quantized_rows, backend, softcap)
-        map_few(quiet(add), tallies, backend)
+        map_few(quiet(add), tallies, backend.crew)
     of_tokens = np.concatenate([tally.divergence() for tally in tallies])
     return np.asarray(of_tokens.reshape(len(sequences), -1).mean(axis=1))
 
@@ -136,13 +136,13 @@ def _add_rows(
     softcap: float | None,
     tally: _Tally,
 ) -> None:
-    xp = backend.xp
-    a = soften(multiply(head_input(backend.place(tally.exact)), exact_rows.T, backend), softcap, xp)
-    b = soften(multiply(head_input(backend.place(tally.hidden)), quantized_rows.T, backend), softcap, xp)
+    xp = backend.arrays.xp
+    a = soften(multiply(head_input(backend.arrays.place(tally.exact)), exact_rows.T, backend), softcap, xp)
+    b = soften(multiply(head_input(backend.arrays.place(tally.hidden)), quantized_rows.T, backend), softcap, xp)
     weights_a, log_a = _exponentials(a, xp)
     _, log_b = _exponentials(b, xp)
     gap = xp.sum(weights_a * (a - b), axis=-1) / xp.sum(weights_a, axis=-1)
-    tally.merge(*(backend.fetch(found).astype(np.float64) for found in (log_a, log_b, gap)))
+    tally.merge(*(backend.arrays.fetch(found).astype(np.float64) for found in (log_a, log_b, gap)))
 
 
 def _exponentials(logits: Array, xp: Namespace) -> tuple[Array, Array]:

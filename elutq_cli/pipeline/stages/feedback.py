@@ -56,22 +56,22 @@ def feedback(weights: Array, factor: Array, layout: Layout, backend: Backend, ki
     """
     bits, group_size = layout.bits, layout.group_size
     rows, columns = weights.shape
-    all_errors = backend.empty((rows, columns))
+    all_errors = backend.arrays.empty((rows, columns))
     half_scales = np.empty((rows, columns // group_size, bits), dtype=np.float16)
     centers = np.empty(half_scales.shape[:2], dtype=kind.centers_type)
     codes = np.empty((rows, columns), dtype=np.uint8)
     for block in column_blocks(columns, group_size):
         now = weights[:, block] + 0.0
         subtract_product(now, all_errors[:, : block.start], factor[: block.start, block], backend)
-        compensated, own = backend.fetch(now), backend.fetch(factor[block, block])
+        compensated, own = backend.arrays.fetch(now), backend.arrays.fetch(factor[block, block])
         errors = np.empty_like(compensated)
         for inside in pieces(compensated.shape[1], group_size):
             group = (block.start + inside.start) // group_size
             found = quantize_group(compensated[:, inside], own[inside, inside], bits, backend, kind)
             places = half_scales[:, group], centers[:, group], codes[:, block][:, inside], errors[:, inside]
             rest = compensated[:, inside.stop :], own[inside, inside.stop :]
-            backend.map(partial(_keep, places, found, *rest), pieces(rows))
-        all_errors[:, block] = backend.place(errors)
+            backend.crew.map(partial(_keep, places, found, *rest), pieces(rows))
+        all_errors[:, block] = backend.arrays.place(errors)
     return HLQTensor(half_scales, centers, codes, group_size, kind)
 
 
@@ -102,9 +102,9 @@ def quantize_group(
     importance = (1.0 / diagonal**2).astype(np.float32)
 
     def fit_and_round(target: FloatArray) -> Group:
-        half_scales, centers, _ = backend.fit_groups(target, bits, weights.shape[1], importance, kind)
+        half_scales, centers, _ = backend.loops.fit_groups(target, bits, weights.shape[1], importance, kind)
         found = half_scales[:, 0], centers[:, 0]
-        return *found, *backend.feedback_columns(weights, factor, *found)
+        return *found, *backend.loops.feedback_columns(weights, factor, *found)
 
     def restore_as_met(rows: slice) -> None:
         half_scales, centers, codes, errors = best
@@ -119,9 +119,9 @@ def quantize_group(
     best = fit_and_round(weights)
     as_met = np.empty_like(best[3])
     for _ in range(REFITS):
-        backend.map(restore_as_met, pieces(len(weights)))
+        backend.crew.map(restore_as_met, pieces(len(weights)))
         refitted = fit_and_round(as_met)
-        backend.map(keep_better, pieces(len(weights)))
+        backend.crew.map(keep_better, pieces(len(weights)))
     return best
 
 
@@ -155,7 +155,7 @@ def inverse_factor(hessian: Array, damping: float, backend: Backend, name: str =
     """
     check_finite(hessian, backend, name)
     if not bool((hessian.diagonal() > 0.0).any()):  # the layer's input is always zero: any rounding is as good
-        return backend.place(np.eye(len(hessian), dtype=np.float32))
+        return backend.arrays.place(np.eye(len(hessian), dtype=np.float32))
     while True:
         factor = hessian + 0.0  # a copy, numpy's or torch's
         factor.reshape(-1)[:: len(hessian) + 1] += ridge(hessian, damping)
@@ -178,7 +178,7 @@ def check_finite(hessian: Array, backend: Backend, name: str) -> None:
     Raises:
         CalibrationError: naming the linear whose inputs these are.
     """
-    if not all(bool(backend.xp.isfinite(hessian[rows]).all()) for rows in pieces(len(hessian))):
+    if not all(bool(backend.arrays.xp.isfinite(hessian[rows]).all()) for rows in pieces(len(hessian))):
         raise CalibrationError(f"{name}: activations overflow on the calibration text: use other text, or none")
 
 
@@ -194,9 +194,9 @@ def invert_to_factor(matrix: Array, backend: Backend) -> None:
     """
     n = len(matrix)
     if n <= LEAF:
-        reversed_rows = backend.fetch(matrix)[::-1, ::-1].astype(np.float64)  # J A J = L L^T: U = J L^-1 J
+        reversed_rows = backend.arrays.fetch(matrix)[::-1, ::-1].astype(np.float64)  # J A J = L L^T: U = J L^-1 J
         lower = np.linalg.inv(np.linalg.cholesky(reversed_rows))
-        matrix[:] = backend.place(np.triu(lower[::-1, ::-1]).astype(np.float32))
+        matrix[:] = backend.arrays.place(np.triu(lower[::-1, ::-1]).astype(np.float32))
         return
     half = n // 2
     top, corner, bottom = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]

@@ -25,7 +25,7 @@ def fit(
     importance = None
     if hessian is not None:
         # Where no input of a group is ever used, any levels do as well; the weights' own are as good as others.
-        by_group = backend.fetch(hessian.diagonal()).reshape(-1, layout.group_size)
+        by_group = backend.arrays.fetch(hessian.diagonal()).reshape(-1, layout.group_size)
         importance = np.where(by_group.any(axis=1, keepdims=True), by_group, np.float32(1)).reshape(-1)
-    half_scales, centers, codes = backend.fit_groups(weights, layout.bits, layout.group_size, importance, kind)
+    half_scales, centers, codes = backend.loops.fit_groups(weights, layout.bits, layout.group_size, importance, kind)
     return HLQTensor(half_scales, centers, codes, layout.group_size, kind)

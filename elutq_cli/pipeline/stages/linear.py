@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.levels import FloatArray, HalfArray
 from elutq_cli.pipeline.compute.products import dequantize
 from elutq_cli.reference import Array
@@ -37,8 +37,8 @@ class Matrix:
     record: TensorRecord
     contents: HLQTensor | HalfArray
 
-    def restore(self, backend: Backend) -> FloatArray:
+    def restore(self, crew: Crew) -> FloatArray:
         """Return it dequantized: (rows, columns) float32."""
         if isinstance(self.contents, HLQTensor):
-            return dequantize(self.contents, backend)
+            return dequantize(self.contents, crew)
         return self.contents.astype(np.float32)

@@ -39,11 +39,11 @@ def measure(sample: Array, tensor: HLQTensor, hessian: Array | None, backend: Ba
     step = measured_rows(tensor.rows).step
 
     def part(rows: slice) -> tuple[float, float]:
-        original = backend.place(sample[rows])
+        original = backend.arrays.place(sample[rows])
         restored = tensor.of_rows(slice(rows.start * step, rows.stop * step, step)).dequantize()
-        return squared_norm(original - backend.place(restored), hessian), squared_norm(original, hessian)
+        return squared_norm(original - backend.arrays.place(restored), hessian), squared_norm(original, hessian)
 
-    parts = backend.map(part, pieces(len(sample), MEASURED_ROWS // 8))
+    parts = backend.crew.map(part, pieces(len(sample), MEASURED_ROWS // 8))
     error, norm = (sum(column) for column in zip(*parts, strict=True))
     return math.sqrt(max(0.0, error) / norm) if norm > 0.0 else 0.0
 

@@ -62,18 +62,18 @@ def refine(
     for _, block in itertools.product(range(PASSES), column_blocks(start.columns, start.group_size)):
         damped = hessian[:, block] + 0.0
         damped[block].reshape(-1)[:: damped.shape[1] + 1] += shifts[block]
-        residual, own = backend.fetch(multiply(difference, damped, backend)), backend.fetch(damped[block])
+        residual, own = backend.arrays.fetch(multiply(difference, damped, backend)), backend.arrays.fetch(damped[block])
         grown = np.zeros_like(residual)
         groups = pieces(grown.shape[1], start.group_size)
         for sweep, inside in itertools.product(range(SWEEPS), groups):
             group = (block.start + inside.start) // start.group_size
             places = half_scales[:, group], centers[:, group], codes[:, block][:, inside]
             own_block = np.ascontiguousarray(own[inside, inside])
-            found = backend.refine_group(*places, residual[:, inside], own_block, kind)
+            found = backend.loops.refine_group(*places, residual[:, inside], own_block, kind)
             to_come = slice(inside.stop if sweep == SWEEPS - 1 else 0, None)
             others = residual[:, to_come], own[inside, to_come]
-            backend.map(partial(_keep, (*places, grown[:, inside]), found, *others), pieces(len(residual)))
-        difference[:, block] -= backend.place(grown)
+            backend.crew.map(partial(_keep, (*places, grown[:, inside]), found, *others), pieces(len(residual)))
+        difference[:, block] -= backend.arrays.place(grown)
     return HLQTensor(half_scales, centers, codes, start.group_size, start.kind)
 
 

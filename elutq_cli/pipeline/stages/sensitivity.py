@@ -56,16 +56,16 @@ def gradient_squares(
         CalibrationError: gradients overflow; the message names the linear.
     """
     n_sequences, n_tokens, _ = outputs.shape
-    positions = Positions.of(model.config, n_tokens, convert=backend.place)
+    positions = Positions.of(model.config, n_tokens, convert=backend.arrays.place)
     numbers = [np.random.default_rng((seed, index)).random(n_tokens, np.float32) for index in range(n_sequences)]
     predict = quiet(partial(_of_predictions, model.load_head(), backend))
-    gradients = map_few(predict, list(zip(outputs, numbers, strict=True)), backend)
+    gradients = map_few(predict, list(zip(outputs, numbers, strict=True)), backend.crew)
     del predict
     found: Squares = {}
     for layer in reversed(range(len(inputs))):
         note(f"backwards through block {layer}")
         back = quiet(partial(_of_block, model.block(layer), positions, backend))
-        passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend, BACK_AT_ONCE)
+        passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend.crew, BACK_AT_ONCE)
         del back
         gradients = [gradient for gradient, _ in passed]
         for linear in passed[0][1]:
@@ -81,8 +81,8 @@ def gradient_squares(
 
 def _of_predictions(head: Head, backend: Backend, sequence: tuple[FloatArray, FloatArray]) -> FloatArray:
     """Return the gradient at the last block's output, from that and the numbers that draw the tokens."""
-    x, uniform = (backend.place(part) for part in sequence)
-    return backend.fetch(prediction_gradient(head, x, uniform))
+    x, uniform = (backend.arrays.place(part) for part in sequence)
+    return backend.arrays.fetch(prediction_gradient(head, x, uniform))
 
 
 def _of_block(
@@ -100,8 +100,8 @@ def _of_block(
 
     def observe(name: str, gradient: Array) -> None:
         squares = (gradient * gradient).reshape(-1, gradient.shape[-1])
-        total = squares.sum(axis=0, dtype=backend.xp.float64)  # so that not all of it has to leave a device
-        sums[name] = backend.fetch(total).astype(np.float64)
+        total = squares.sum(axis=0, dtype=backend.arrays.xp.float64)  # so that not all of it has to leave a device
+        sums[name] = backend.arrays.fetch(total).astype(np.float64)
 
-    x, gradient = (backend.place(np.array(part)) for part in sequence)
-    return backend.fetch(block_gradients(block, x, gradient, positions, observe)[0]), sums
+    x, gradient = (backend.arrays.place(np.array(part)) for part in sequence)
+    return backend.arrays.fetch(block_gradients(block, x, gradient, positions, observe)[0]), sums

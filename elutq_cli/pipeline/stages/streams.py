@@ -96,9 +96,9 @@ def compared_tokens(recipe: Recipe, n_tokens: int) -> int:
 
 def run_block(block: Block, stream: FloatArray, backend: Backend) -> None:
     """Replace a block's input, (sequences, n, hidden_size) float32, by its output."""
-    positions = Positions.of(block.config, stream.shape[1], convert=backend.place)
-    map_few(quiet(partial(_run_batch, block, positions, backend)), token_batches(stream), backend)
+    positions = Positions.of(block.config, stream.shape[1], convert=backend.arrays.place)
+    map_few(quiet(partial(_run_batch, block, positions, backend)), token_batches(stream), backend.crew)
 
 
 def _run_batch(block: Block, positions: Positions, backend: Backend, batch: FloatArray) -> None:
-    batch[...] = backend.fetch(block(backend.place(batch), positions))
+    batch[...] = backend.arrays.fetch(block(backend.arrays.place(batch), positions))

@@ -193,10 +193,10 @@ class LearnedModel:
         for layer in range(self.config.num_hidden_layers):
             prefix = f"model.layers.{layer}."
             names = block_tensor_names(self.config, layer)
-            weights = {name: backend.place(_fetch(self.load(prefix + name))) for name in names}
+            weights = {name: backend.arrays.place(_fetch(self.load(prefix + name))) for name in names}
             learned = {name: self.learned.get(gguf_name(prefix + name)) for name in names}
             tensors = {name: it.tensor() for name, it in learned.items() if it is not None}
-            block = Block(self.config, layer, weights, backend.xp, partial(products.multiply, backend=backend))
+            block = Block(self.config, layer, weights, backend.arrays.xp, partial(products.multiply, backend=backend))
             found = measure_block(block, hidden, tensors, original, backend, make_room)
             errors |= {gguf_name(prefix + name): error for name, error in found.items()}
         return errors
