@@ -2,8 +2,10 @@
  * The walk over a part of a matrix for a batch of tokens by table look-up, the same for every instruction set that unpacks the
  * planes first. A file includes this after hlq_gemv.h and after it has defined
  *
- *     unpack_tile(&block, n_cells, indices, scales)         scales: half scales by plane, centers; their factor in them
+ *     unpack_tile(&block, n_cells, indices, scales)         scales[bits + 2][32]: half scales by plane, centers, their factor
+ *                                                           in them; the rest is its own
  *     add_tile(indices, scales, bits, n_cells, tables, group, n_tokens, y)
+ *     finish_tile(y)                                        after the last group: the order of rows, where add_tile has another
  *     ELUTQ_TOKENS_AT_ONCE(bits)                            tokens whose sums the registers hold: add_tile's n_tokens, or 1
  *     ELUTQ_UNPACK_FROM                                     tokens that make up for the unpacking
  */
@@ -19,7 +21,7 @@
 struct superblock_indices {
     uint8_t indices[ELUTQ_SUPERBLOCK_TILES * ELUTQ_HLQ_MAX_BITS * ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS *
                     UNPACKED_CELL_BYTES]; /* [tile][as unpack_tile leaves them] */
-    float scales[ELUTQ_SUPERBLOCK_TILES][(ELUTQ_HLQ_MAX_BITS + 1) * ELUTQ_TILE_ROWS]; /* half scales by plane, centers */
+    float scales[ELUTQ_SUPERBLOCK_TILES][(ELUTQ_HLQ_MAX_BITS + 2) * ELUTQ_TILE_ROWS]; /* likewise */
 };
 
 INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
@@ -54,6 +56,9 @@ INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct el
                         add_tile(indices, scales, bits, n_cells, tables + t, group, 1, results);
             }
     }
+    for (uint32_t token = 0; token < n_tokens; token++)
+        for (uint32_t tile = 0; tile < n_tiles; tile++)
+            finish_tile(y + (size_t)token * ELUTQ_CHUNK_STRIDE + tile * ELUTQ_TILE_ROWS);
 }
 
 KERNEL void gemm_tables(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,

@@ -24,7 +24,7 @@ const struct elutq_kernels elutq_kernels_avxvnni = {
     .gemm_tables = gemm_tables,
     .build_levels = build_levels,
     .gemm_levels = gemm_levels,
-    .levels_from = {0, 0, 15, 18, 16},
+    .levels_from = {0, 0, 56, 36, 26},
     ELUTQ_FLOAT_KERNELS,
 };
 

@@ -16,6 +16,11 @@ INLINE void unpack_tile(const struct elutq_block *block, uint32_t n_cells, uint8
         }
 }
 
+/* Rows are in order. */
+INLINE void finish_tile(float *y) {
+    (void)y;
+}
+
 /* One tile and group times n_tokens tokens, a constant of at most 4: the operations of add_block, in its order. */
 INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits, uint32_t n_cells,
                      const struct elutq_tables *tables, uint32_t group, uint32_t n_tokens, float *y) {

@@ -46,6 +46,11 @@ INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, c
         picked[t] = sums_by_row(&sums[t]);
 }
 
+/* Rows are in order. */
+INLINE void finish_tile(float *y) {
+    (void)y;
+}
+
 /* One tile and group times n_tokens tokens: the operations of add_block, in its order. */
 INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits, uint32_t n_cells,
                      const struct elutq_tables *tables, uint32_t group, uint32_t n_tokens, float *y) {
