@@ -18,6 +18,7 @@ class Metrics:
     """Counters, gauges and histograms of one server. Any thread may use them.
 
     Attributes:
+        registry: all of them, as Prometheus's client keeps them.
         requests: by how they ended: ``answered``, ``cancelled`` (the client left, or the server), ``failed``, or
             ``refused`` (no place).
         first_token_seconds: from a request's arrival to its first token.
@@ -31,8 +32,8 @@ class Metrics:
             model: whose slots and contexts are told of.
             n_waiting: returns how many requests wait.
         """
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "Requests, by how they ended.", ("outcome",))
         for outcome in ("answered", "cancelled", "failed", "refused"):
             self.requests.labels(outcome)
@@ -75,13 +76,13 @@ class Metrics:
 
     def show(self) -> bytes:
         """Return everything, in the format that CONTENT_TYPE names."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(f"elutq_{name}", text, labels, registry=self._registry)
+        return Counter(f"elutq_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"elutq_{name}", text, buckets=buckets, registry=self._registry)
+        return Histogram(f"elutq_{name}", text, buckets=buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        Gauge(f"elutq_{name}", text, registry=self._registry).set_function(value)
+        Gauge(f"elutq_{name}", text, registry=self.registry).set_function(value)

@@ -16,7 +16,7 @@ from elutq_cli.app import app
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md")) + [path for path in [ROOT / "README.md"] if path.exists()]
 GROUP = typer.main.get_command(app)
-FOLDERS = ("elutq", "elutq_cli", "formats", "native", "scripts", "tests")
+FOLDERS = ("deploy", "elutq", "elutq_cli", "formats", "native", "scripts", "tests")
 SOURCES = [
     path for folder in FOLDERS for ending in ("py", "c", "h", "mk") for path in (ROOT / folder).rglob(f"*.{ending}")
 ]
@@ -114,7 +114,7 @@ def test_links_and_named_files_exist(page):
     for target in re.findall(r"\]\(([^)#]+)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-    for name in re.findall(r"`((?:elutq_cli|formats|native|scripts|tests|docs)/[\w./-]+)`", text):
+    for name in re.findall(r"`((?:deploy|elutq_cli|formats|native|scripts|tests|docs)/[\w./-]+)`", text):
         assert (ROOT / name).exists() or "NAME" in name, f"{page.name}: {name}"
 
 
