@@ -35,13 +35,23 @@ app.command("bench")(bench_command)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"elutq {__version__}")
+        # Imported here because they load numpy, which most commands set up first.
+        from elutq_cli.commands.runtime import chosen_kernels
+        from elutq_cli.machine.processor import platform_name
+
+        print(f"elutq {__version__} ({chosen_kernels()}, {platform_name()})")
         raise typer.Exit
 
 
 @app.callback()
 def elutq(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        callback=_show_version,
+        is_eager=True,
+        help="Print version, kernels and platform.",
+    ),
 ) -> None:
     """Quantize LLaMA-family checkpoints to 2, 3 or 4 bits and run them on a CPU."""
 

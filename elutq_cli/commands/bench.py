@@ -68,6 +68,10 @@ def bench_command(
         ),
     ] = "md",
     profile: Annotated[bool, typer.Option("--profile", help="Also show where the time goes.")] = False,
+    submit_text: Annotated[
+        bool,
+        typer.Option("--submit-text", help="Print one row for docs/benchmarks.md's table of machines, for an issue."),
+    ] = False,
 ) -> None:
     """Time prefill and decode beside the memory roof.
 
@@ -79,6 +83,7 @@ def bench_command(
     """
     from elutq_cli.benchmark.measure import run_tests
     from elutq_cli.benchmark.report import FORMATS
+    from elutq_cli.benchmark.submission import Watch, check_tests, to_row
     from elutq_cli.benchmark.synthetic import LAYOUT
     from elutq_cli.generation.context_size import checked_cache_type
     from elutq_cli.pipeline.layout import Layout
@@ -88,8 +93,11 @@ def bench_command(
         raise ElutqError(f"-o is {output}: choose md, csv, json or jsonl")
     checked_cache_type(cache_type)
     thread_counts = [default_threads()] if threads is None else numbers("-t", threads, 1)
-    sizes = numbers("-p", n_prompt, 0), numbers("-n", n_gen, 0), numbers("-d", n_depth, 0)
-    tests = plan_tests(*sizes, thread_counts, numbers("--parallel", parallel, 1))
+    sizes = {"-p": numbers("-p", n_prompt, 0), "-n": numbers("-n", n_gen, 0), "-d": numbers("-d", n_depth, 0)}
+    texts = numbers("--parallel", parallel, 1)
+    if submit_text:
+        check_tests(sizes | {"-t": thread_counts, "--parallel": texts}, output, profile)
+    tests = plan_tests(sizes["-p"], sizes["-n"], sizes["-d"], thread_counts, texts)
     of_synthetic = {"--bits": bits, "--group-size": group_size, "--kind": kind}
     given = [option for option, value in of_synthetic.items() if value is not None]
     if given and synthetic is None:
@@ -107,12 +115,13 @@ def bench_command(
         name = printable(path.name)
         if synthetic is not None:
             name = f"{synthetic}, {layout.bits} bits, groups of {layout.group_size}, {layout.kind}"
-        rows = []
+        rows, watch = [], Watch()
         for result in run_tests(native, tests, repetitions, profile, cache_type):
             rows.append(result.to_dict(native, name))
+            watch.look()
             if sys.stderr.isatty():
                 print(f"{result.test.name}, {result.test.n_threads} threads: done", file=sys.stderr)
-        print(FORMATS[output](rows))
+        print(to_row(rows, watch) if submit_text else FORMATS[output](rows))
 
 
 def numbers(flag: str, text: str, minimum: int) -> list[int]:

@@ -7,6 +7,15 @@ from functools import cache
 from elutq_cli.machine.processor import has_vector_kernels
 
 
+def chosen_kernels() -> str:
+    """Return the kernel set that models run with here: the best, unless ELUTQ_ISA names another that there is."""
+    from elutq_native import supported_kernels
+
+    names = supported_kernels()
+    asked = os.environ.get("ELUTQ_ISA", "")
+    return asked if asked in names else names[0]
+
+
 @cache
 def prepare_runtime() -> None:
     """Outlive model files that vanish beneath a call, and warn when only the slowest kernels run unasked; once."""

@@ -128,3 +128,10 @@ def test_bad_input_takes_one_line(arguments, message, novels_2bit):
     run = bench(*(novels_2bit if argument == "MODEL" else argument for argument in arguments))
     assert run.returncode == 2 and run.stdout == ""
     assert message in run.stderr and len(run.stderr.splitlines()) == 1
+
+
+def test_submit_text_is_one_row_on_stdout(novels_2bit):
+    run = bench(novels_2bit, "-p", 0, "-n", 4, "-r", 1, "-t", 1, "--submit-text")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("\n") == 1 and run.stdout.startswith("| ") and "(tg4)" in run.stdout
+    assert bench(novels_2bit, "-p", "1,2", "--submit-text").returncode == 2

@@ -1,6 +1,7 @@
 """Help: every command has an example that works as printed, and shells can complete."""
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from quantized_folders import write_gptq
 
 from elutq_cli.app import app
 from elutq_cli.version import __version__
+from elutq_native import supported_kernels
 
 BIN = Path(sys.executable).parent
 DATA = Path(__file__).parent.parent / "data"
@@ -84,8 +86,15 @@ def test_h_is_help():
     assert elutq("run", "-h").returncode == 0
 
 
-def test_version():
-    assert elutq("--version").stdout == f"elutq {__version__}\n"
+def test_version_says_the_kernels_and_the_platform():
+    said = elutq("--version").stdout
+    kernels = re.escape(supported_kernels()[0])
+    assert re.fullmatch(rf"elutq {re.escape(__version__)} \({kernels}, \w+(-\w+)?-\w+\)\n", said)
+    assert platform.machine().lower() in said
+
+
+def test_the_version_names_the_kernels_that_were_asked_for():
+    assert "(scalar, " in elutq("--version", ELUTQ_ISA="scalar").stdout
 
 
 @pytest.mark.parametrize("package", ["elutq", "elutq_cli"])
