@@ -21,7 +21,7 @@ from checkpoint_folder import WEIGHTS_AT_ONCE, write_safetensors
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
-from elutq_formats.expert_stack import expert_names
+from elutq_formats.expert_names import expert_names
 from elutq_formats.huggingface_config import read_parts
 from elutq_formats.part import Part
 from elutq_formats.tensor_record import STACK_DIMENSIONS

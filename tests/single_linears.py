@@ -1,7 +1,7 @@
 """The linears of a block by themselves: an expert's own in the place of its layer's stacks."""
 
 from elutq_cli.reference.experts import expert_branch
-from elutq_formats.expert_stack import split_expert
+from elutq_formats.expert_names import split_expert
 
 
 def shared_inputs(layer, n_experts):

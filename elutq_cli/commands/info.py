@@ -112,7 +112,7 @@ def tensor_lines(model: ModelFile) -> list[str]:
     for record in model.tensors.values():
         first, _, rest = record.name.partition(".")
         name = f"blk.*.{rest.partition('.')[2]}" if first == "blk" else record.name
-        shape = f"{record.rows} x {record.columns}" if record.bits != 32 else str(record.rows)
+        shape = " x ".join(map(str, record.shape))
         bits = f"{record.bits} g{record.group_size} {record.kind}" if record.group_size else f"{record.bits}"
         kinds.setdefault((name, shape, bits), []).append((record.n_bytes, record.error))
     names = list(dict.fromkeys(name for name, _, _ in kinds))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from elutq_cli.reference.activation import gated_gradients
 from elutq_cli.reference.attention import Array, Namespace
 from elutq_formats.block import Branch
-from elutq_formats.expert_stack import of_expert
+from elutq_formats.expert_names import of_expert
 
 if TYPE_CHECKING:
     from elutq_cli.reference.transformer import Block, Observe

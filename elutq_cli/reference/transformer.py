@@ -23,7 +23,7 @@ from elutq_cli.reference.attention import Array, Namespace, Positions, attend, r
 from elutq_cli.reference.experts import Stack, run_experts
 from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
-from elutq_formats.expert_stack import split_expert
+from elutq_formats.expert_names import split_expert
 from elutq_formats.safetensors_file import ALL_ROWS
 from elutq_formats.tensor_record import STACK_DIMENSIONS
 

@@ -1,6 +1,5 @@
 """The experts of a layer, which a checkpoint stores one by one, as one tensor of the model: the matrices of a kind."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -8,10 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.errors import CheckpointError
+from elutq_formats.expert_names import expert_names, split_expert
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.stored_weights import Tensor, WeightFile
-
-_OF_EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -53,23 +51,6 @@ class TensorStack:
         """Yield their bytes, some at a time."""
         for tensor in self.tensors:
             yield from tensor.pieces()
-
-
-def of_expert(stack: str, number: int) -> str:
-    """Return the name of an expert's own of a stack, ``experts.w1.weight``: ``experts.3.w1.weight``."""
-    module, _, rest = stack.rpartition(".experts.")
-    return f"{module}.experts.{number}.{rest}"
-
-
-def expert_names(stack: str, n_experts: int) -> list[str]:
-    """Return what a checkpoint calls the tensors of a stack."""
-    return [of_expert(stack, number) for number in range(n_experts)]
-
-
-def split_expert(name: str) -> tuple[str, int] | None:
-    """Return the stack that an expert's own belongs to, and the expert's number; None: it is no expert's."""
-    match = _OF_EXPERT.fullmatch(name)
-    return None if match is None else (f"{match[1]}.{match[3]}", int(match[2]))
 
 
 def gather_experts(tensors: Mapping[str, Tensor], place: object) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import re
 
 from elutq_formats.errors import FormatError
+from elutq_formats.expert_names import split_expert
 
 _OUTER = {
     "model.embed_tokens": "token_embd",
@@ -63,6 +64,12 @@ def gguf_name(name: str) -> str:
         if ours is not None:
             return f"{ours}.{kind}" if layer is None else f"blk.{layer}.{ours}.{kind}"
     raise FormatError(f"tensor {name!r} has no name in a model file: it is not part of a supported model")
+
+
+def called(name: str) -> str:
+    """Return what messages call a tensor: its name in a model file; of an expert's own that of the stack, and which."""
+    stack = split_expert(name)
+    return gguf_name(name) if stack is None else f"{gguf_name(stack[0])}, expert {stack[1]}"
 
 
 def huggingface_name(name: str) -> str:

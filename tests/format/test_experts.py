@@ -14,7 +14,8 @@ from test_model_file import rewrite
 from elutq_cli.reference import Transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, FormatError, UnsupportedModelError
-from elutq_formats.expert_stack import TensorStack, expert_names, gather_experts, split_expert
+from elutq_formats.expert_names import expert_names, split_expert
+from elutq_formats.expert_stack import TensorStack, gather_experts
 from elutq_formats.gguf_source import GGUFSource
 from elutq_formats.hlq import tensor_bytes
 from elutq_formats.model_file import ModelFile

@@ -17,8 +17,9 @@ from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.preparation import prepare
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.stages import allocate as stage
-from elutq_cli.pipeline.stages.allocate import Candidate, RowErrors, allocate, measure_candidates, measure_errors, spend
+from elutq_cli.pipeline.stages.allocate import Candidate, allocate, measure_candidates, spend
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.stages.row_errors import RowErrors, measure_errors
 from elutq_cli.pipeline.stages.sensitivity import gradient_squares
 from elutq_cli.reference import Block, Transformer
 from elutq_cli.reference.backward import draw

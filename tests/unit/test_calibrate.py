@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import needs_rounded_products
+from single_linears import shared_inputs
 
 from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.compute.products import AT_ONCE, multiply_rounded
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.stages.calibrate import TOKENS_AT_ONCE, block_statistics
+from elutq_cli.pipeline.stages.calibrate import block_statistics
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.stages.moments import TOKENS_AT_ONCE
 from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.reference import Block, Transformer
 from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.expert_names import split_expert
 
 DATA = Path(__file__).parent.parent / "data"
 FOLDER = DATA / "golden" / "llama2-gqa-sharded"
@@ -112,18 +115,44 @@ def test_hessians_are_those_of_the_block_as_changed_so_far(folder):
         block = model.block(0)
         tokens = rng.integers(0, checkpoint.config.vocab_size, (5, 20))
         start = model.embed(tokens)
-    hidden, backend = start.copy(), numpy_backend()
+    hidden, backend, changed = start.copy(), numpy_backend(), block.copy()
     seen_linears = []
     for linears, statistics in block_statistics(block, hidden, None, backend):
         found = statistics.hessian
         inputs = {}
-        block(start, observe=inputs.__setitem__)
-        x = inputs[linears[0]].reshape(-1, found.shape[0]).astype(np.float64)
-        expected = x.T @ x / len(x)
+        changed(start, observe=inputs.__setitem__)
+        expected = hessian_of_inputs(inputs, linears[0], found.shape[0])
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
         for linear in linears:
-            shape = block.weights[f"{linear}.weight"].shape
-            block.weights[f"{linear}.weight"] = (rng.normal(size=shape) / 8).astype(np.float32)
+            weights = (rng.normal(size=block.weight(linear).shape) / 8).astype(np.float32)
+            block.weights[f"{linear}.weight"] = changed.weights[f"{linear}.weight"] = weights
         seen_linears += linears
-    assert tuple(seen_linears) == block.data.linears
-    np.testing.assert_allclose(hidden, block(start), rtol=1e-4, atol=1e-5)
+    groups = shared_inputs(block.data, block.config.n_experts)
+    assert sorted(seen_linears) == sorted(name for group in groups for name in group)
+    if block.data.routed is None:
+        assert tuple(seen_linears) == block.data.linears
+    np.testing.assert_allclose(hidden, changed(start), rtol=1e-4, atol=1e-5)
+
+
+def hessian_of_inputs(inputs, linear, columns):
+    """What a linear is given; of an expert shrunk towards what all of its layer are."""
+
+    def moment(name):
+        x = inputs[name].reshape(-1, columns).astype(np.float64)
+        return x.T @ x, len(x)
+
+    found = split_expert(linear)
+    if found is None:
+        total, n_tokens = moment(linear)
+        return total / n_tokens
+    kin = [name for name in inputs if split_expert(name) is not None and split_expert(name)[0] == found[0]]
+    totals, counts = zip(*map(moment, kin), strict=True)
+    of_layer = sum(totals) / sum(counts)
+    if "down_proj" not in linear:  # the layer's is that of all tokens once, however many experts each is sent to
+        rows = np.unique(np.concatenate([inputs[name] for name in kin]), axis=0).astype(np.float64)
+        of_layer = rows.T @ rows / len(rows)
+    if linear not in inputs:
+        return of_layer
+    total, n_tokens = moment(linear)
+    own, part = total / n_tokens, columns / (columns + n_tokens)
+    return (1 - part) * own + part * np.trace(own) / np.trace(of_layer) * of_layer

@@ -13,11 +13,11 @@ from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.run import tensors
 from elutq_cli.pipeline.run.tensors import Tensors
 from elutq_cli.pipeline.stages import by_rows
-from elutq_cli.pipeline.stages.allocate import measure_errors
 from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
 from elutq_cli.pipeline.stages.linear import LinearInputs
 from elutq_cli.pipeline.stages.measure import sample_rows
+from elutq_cli.pipeline.stages.row_errors import measure_errors
 from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import unpack
 from elutq_formats.model_tensors import EMBEDDING

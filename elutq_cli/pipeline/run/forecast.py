@@ -84,8 +84,7 @@ class Forecast:
         records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
         output_bytes = sum(record.n_bytes for record in records)
         stream = 4 * config.hidden_size * n_tokens
-        writers = [branch.writer for branch in config.layer(0).branches]
-        inputs = 4 * n_tokens * max(shapes[f"model.layers.0.{name}.weight"][1] for name in writers)
+        inputs = 4 * n_tokens * max(_kept_columns(config, layer) for layer in range(config.num_hidden_layers))
         streams = 4 * config.hidden_size * stream_tokens(recipe, n_tokens, held_out_tokens)
         scratch = output_bytes + 2 * streams + inputs + (stream if "e2e" in recipe.tune else 0)
         scratch += tuning_scratch(config, recipe)
@@ -155,6 +154,17 @@ class Forecast:
         return f"{what} it takes {n_bytes / 1e9:.1f} GB at most"
 
 
+def _kept_columns(config: ModelConfig, layer: int) -> int:
+    """Return the columns of what is kept of each token while a linear that writes to the stream is quantized."""
+    shapes, found = config.linear_shapes(layer), []
+    for branch in config.layer(layer).branches:
+        columns = shapes[f"model.layers.{layer}.{branch.writer}.weight"][-1]
+        if branch.mixer == "experts":  # of each that a token is sent to, and what they add
+            columns = columns * config.n_experts_used + config.hidden_size
+        found.append(columns)
+    return max(found)
+
+
 def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
@@ -205,15 +215,21 @@ def estimate_seconds(
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     seconds = alone(plan.embedding)
     beside = stream_tokens(recipe, n_tokens, held_out_tokens) - (2 if recipe.keeps_exact else 1) * n_tokens
-    corrected = tuple(branch.writer for branch in config.layer(0).branches if branch.after is None)
+    corrected = tuple(
+        branch.writer
+        for layer in range(config.num_hidden_layers)
+        for branch in config.layer(layer).branches
+        if branch.after is None and branch.mixer != "experts"
+    )
     for entry in (entry for block in plan.blocks for entry in block):
-        rows, columns = shapes[entry.name]
+        *stack, rows, columns = shapes[entry.name]
+        share, n_experts = (config.n_experts_used, stack[0]) if stack else (1, 1)
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
-        products = (3 * rows + 0.5 * columns) * columns * n_tokens + rows * columns * beside
+        products = share * ((3 * rows + 0.5 * columns) * columns * n_tokens + rows * columns * beside)
         if recipe.corrects and entry.name.removesuffix(".weight").endswith(corrected):
             products += rows * columns * (n_tokens + 2 * columns)  # what the stream lacks, and what makes up for it
-        seconds += products * product + stages * rows * columns * max(1.0, columns / PROBE_COLUMNS)
-        seconds += squares * columns**3
+        seconds += products * product
+        seconds += n_experts * (stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3)
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
         n_weights = sum(math.prod(shapes[entry.name]) for block in plan.blocks for entry in block)

@@ -10,13 +10,17 @@ from elutq_cli.pipeline.compute.products import AT_ONCE, ROWS_AT_ONCE
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.stages.allocate import SEQUENCES
 from elutq_cli.pipeline.stages.by_rows import runs_of_rows
-from elutq_cli.pipeline.stages.calibrate import TOKENS_AT_ONCE
 from elutq_cli.pipeline.stages.divergence import TOKENS_AT_ONCE as TOKENS_AT_HEAD
+from elutq_cli.pipeline.stages.experts import EXPERT_TOKENS
+from elutq_cli.pipeline.stages.moments import TOKENS_AT_ONCE
 from elutq_cli.pipeline.stages.rotate import WEIGHTS_AT_ONCE
-from elutq_cli.pipeline.stages.sensitivity import BACK_AT_ONCE
+from elutq_cli.pipeline.stages.sensitivity import BACK_AT_ONCE, EXPERT_SEQUENCES
 from elutq_cli.reference.attention import QUERY_ROWS
 from elutq_cli.reference.backward import LOGIT_ROWS
+from elutq_cli.reference.transformer import STACK_BYTES
+from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
+from elutq_formats.tensor_record import STACK_DIMENSIONS
 
 PROCESS_BYTES = 100_000_000
 """Python, numpy and the rest, with what the C library keeps of freed memory."""
@@ -54,18 +58,17 @@ def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe,
         n_tokens: of the calibration text; 0 without.
         threads: of the run.
     """
-    shapes = {name: shape[-2:] for name, shape in shapes.items()}
     rotation = ROTATED * max(WEIGHTS_AT_ONCE, config.head_dim * config.hidden_size) if recipe.rotate else 0.0
     outer = [plan.embedding, *([] if plan.head is None else [plan.head])]
     if n_tokens == 0:
         peaks = [_alone(entry, shapes[entry.name], True) for entry in outer]
-        peaks += [_alone(entry, shapes[entry.name], False) for block in plan.blocks for entry in block]
+        peaks += [_alone(entry, shapes[entry.name][-2:], False) for block in plan.blocks for entry in block]
     else:
         batch = _batch_bytes(config, recipe.sequence_length, 2 if recipe.keeps_exact else 1)
         flight = batch * min(AT_ONCE, -(-n_tokens // TOKENS_AT_ONCE))
         restored = 4.0 * _run(shapes[plan.embedding.name])
         peaks = [_alone(plan.embedding, shapes[plan.embedding.name], True) + restored]
-        peaks += [_block(config, plan, layer, shapes, flight) for layer in range(len(plan.blocks))]
+        peaks += [_block(config, plan, layer, shapes, flight, n_tokens) for layer in range(len(plan.blocks))]
         if recipe.method == "allocate":
             peaks += _allocate(config, plan, shapes, recipe, flight)
         peaks.append(_compare(shapes[(plan.head or plan.embedding).name]))
@@ -97,18 +100,41 @@ def _alone(entry: MatrixPlan, shape: tuple[int, ...], by_rows: bool) -> float:
     return read + (HALF if entry.layout is None else ALONE) * run + _stored(entry, shape)
 
 
-def _block(config: ModelConfig, plan: Plan, layer: int, shapes: Shapes, flight: float) -> float:
+def _block(config: ModelConfig, plan: Plan, layer: int, shapes: Shapes, flight: float, n_tokens: int) -> float:
     """Return what a block takes with its stages: its weights, and the inputs of its linears one after the other."""
-    own = 4.0 * sum(math.prod(shapes[entry.name]) for entry in plan.blocks[layer])
+    own = 4.0 * sum(math.prod(shapes[entry.name]) for entry in plan.blocks[layer] if not _is_stack(shapes[entry.name]))
     exact = 0.0  # weights of the exact block, kept until its stream has passed the half that they belong to
     peaks = []
     for branch in config.layer(layer).branches:
+        if branch.mixer == "experts":
+            peaks.append(_experts(config, branch, n_tokens))
+            continue
         for linears in (branch.readers, (branch.writer,)):
             sharing = [shapes[f"model.layers.{layer}.{linear}.weight"] for linear in linears]
             writes = branch.writer in linears
             peaks.append(_calibrated(sharing, writes and branch.after is None, exact + flight))
             exact = 0.0 if writes else 4.0 * sum(map(math.prod, sharing))
     return own + max(peaks)
+
+
+def _experts(config: ModelConfig, branch: Branch, n_tokens: int) -> float:
+    """Return what a branch with experts takes beside its block: one of them, its tokens some at a time, and routes."""
+    hidden, width = config.hidden_size, config.expert_intermediate_size
+    routes = n_tokens * (8.0 * config.n_experts + 24.0 * config.n_experts_used)
+    some = 4.0 * min(n_tokens, EXPERT_TOKENS) * (3 * hidden + 5 * max(width, config.shared_expert_intermediate_size))
+    weights = 4.0 * 3 * hidden * width
+    peaks = [
+        4.0 * hidden**2 + weights + _calibrated([(width, hidden)] * 2, False, some),
+        4.0 * width**2 + weights + _calibrated([(hidden, width)], False, some),
+    ]
+    if branch.shared is not None:
+        shared = config.shared_expert_intermediate_size
+        peaks += [_calibrated([(shared, hidden)] * 2, False, some), _calibrated([(hidden, shared)], False, some)]
+    return routes + max(peaks)
+
+
+def _is_stack(shape: tuple[int, ...]) -> bool:
+    return len(shape) == STACK_DIMENSIONS
 
 
 def _head(entry: MatrixPlan, shape: tuple[int, ...], flight: float) -> float:
@@ -167,9 +193,15 @@ def _allocate(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe, f
     """Return what the phases of choosing bits take: forwards with the stages of some rows, the head, and back."""
     tokens = recipe.sequence_length
     streams = 3 * 4.0 * SEQUENCES * tokens * config.hidden_size
-    block = [shapes[entry.name] for entry in plan.blocks[0]]
-    own = streams + 4.0 * sum(map(math.prod, block))
-    back = BACK_AT_ONCE * BACKWARDS * _batch_bytes(config, tokens, 1, 1)
+    layer = next((layer for layer in range(len(plan.blocks)) if config.has_experts(layer)), 0)
+    whole = [shapes[entry.name] for entry in plan.blocks[layer]]
+    block = [shape[-2:] for shape in whole]  # of experts, one after the other
+    own = streams + sum(min(4.0 * math.prod(shape), STACK_BYTES if _is_stack(shape) else math.inf) for shape in whole)
+    at_once = max(BACK_AT_ONCE, EXPERT_SEQUENCES if config.n_experts else 0)
+    back = at_once * BACKWARDS * _batch_bytes(config, tokens, 1, 1)
+    if config.n_experts:
+        few = min(SEQUENCES * tokens, EXPERT_TOKENS)
+        flight += 4.0 * few * (3 * config.hidden_size + 5 * config.expert_intermediate_size)
     return [
         own + 4.0 * max(columns for _, columns in block) ** 2 + flight,
         own + max(FACTOR_SQUARE * columns**2 + 8.0 * rows * columns for rows, columns in block),

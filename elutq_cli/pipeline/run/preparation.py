@@ -15,7 +15,7 @@ from elutq_cli.pipeline.run.imported import kept_layouts
 from elutq_cli.pipeline.stages.allocate import check_target
 from elutq_cli.pipeline.stages.rotate import check_rotatable
 from elutq_formats.config import ModelConfig
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import ElutqError, UnsupportedModelError
 from elutq_formats.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,11 @@ def prepare(
     """
     _check_output_is_no_input(output, checkpoint, calibration)
     _check_texts(checkpoint)
-    if checkpoint.config.n_experts:
-        raise ElutqError(f"{checkpoint.config.model_type} is read and run, but not quantized yet")
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     if recipe.rotate:
         check_rotatable(config)
     recipe = recipe.resolved(calibration is not None)
+    _check_experts(config, recipe)
     plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint, backend.crew.map) if recipe.method == IMPORT else {})
     check_target(config, recipe)
     held_out = None if calibration is None else calibration.held_out
@@ -99,6 +98,16 @@ def prepare(
     if shortage is not None:
         log.warning("%s", shortage)
     return Preparation(config, plan, n_tokens, held_out_tokens, forecast)
+
+
+def _check_experts(config: ModelConfig, recipe: Recipe) -> None:
+    """Refuse what is not done to mixtures of experts."""
+    if config.n_experts and recipe.tune:
+        raise UnsupportedModelError(f"experts, as {config.model_type} has them, are not tuned: leave out --tune")
+    if config.n_experts and recipe.method == IMPORT:
+        raise UnsupportedModelError(
+            f"levels of experts, as {config.model_type} has them, are not imported: elutq quantize takes the model"
+        )
 
 
 def _check_texts(checkpoint: ModelSource) -> None:

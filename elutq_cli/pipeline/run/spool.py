@@ -23,6 +23,7 @@ from elutq_cli.machine.disk import open_nameless, reserve
 from elutq_cli.machine.file_lock import lock_file
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.run.fingerprint import explain_difference
+from elutq_cli.pipeline.run.stack_file import StackFile
 from elutq_formats.atomic import derived, output_target, remove_abandoned
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.errors import ElutqError
@@ -137,6 +138,19 @@ class Spool:
             ElutqError: the disk refuses.
         """
         self._save(self._tensor(record), contents)
+        self.records.append(record)
+
+    def open_stack(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> "StackFile":
+        """Make room for a stack of the present unit, whose experts are added one by one: see ``StackFile``.
+
+        Raises:
+            ElutqError: the disk refuses.
+        """
+        return StackFile(self.folder / (name + _TENSOR), shape, dtype)
+
+    def add_stack(self, record: TensorRecord, file: "StackFile") -> None:
+        """Put a stack that is complete among the tensors of the present unit."""
+        file.close()
         self.records.append(record)
 
     def finish_unit(self, streams: Sequence[FloatArray] = ()) -> None:

@@ -18,11 +18,11 @@ from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.run.checked_weights import CheckedWeights
 from elutq_cli.pipeline.run.spool import Spool
 from elutq_cli.pipeline.stages.by_rows import MatrixByRows, embed, read_rows
-from elutq_cli.pipeline.stages.calibrate import InputStatistics
 from elutq_cli.pipeline.stages.feedback import check_finite, feedback, inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
 from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix
 from elutq_cli.pipeline.stages.measure import measure, measured_rows
+from elutq_cli.pipeline.stages.moments import InputStatistics
 from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.reference import Array
 from elutq_formats.block_kind import BlockKind
@@ -56,13 +56,22 @@ class Tensors:
         """Load a tensor of the checkpoint; a tied head is the embedding."""
         return self._source.load(self._stored_name(name))
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor of the checkpoint."""
+        return self._source.shape(self._stored_name(name))
+
+    def load_expert(self, name: str, number: int) -> FloatArray:
+        """Load one expert's matrix of a stack of the checkpoint."""
+        (matrix,) = self._source.load(name, slice(number, number + 1))
+        return np.asarray(matrix)
+
     def embed(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
         """Return the checkpoint's embedding of tokens (sequences, n): (sequences, n, hidden_size) float32."""
         return embed(self._source, tokens)
 
     def n_weights(self, name: str) -> int:
         """Return the weights of a matrix of the plan."""
-        return math.prod(self._source.shape(self._stored_name(name)))
+        return math.prod(self.shape(name))
 
     def head_rows(self) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Yield the finished head some rows at a time: the checkpoint's, and dequantized."""
@@ -72,7 +81,7 @@ class Tensors:
             yield weights, read_rows(record, contents(), rows, self._backend.crew)
 
     def add_vector(self, name: str) -> FloatArray:
-        """Copy a norm or a bias."""
+        """Copy what stays in float32: a norm, a bias, a router."""
         vector = self.load(name)
         self._spool.add(TensorRecord.of_floats(gguf_name(name), vector.shape), vector)
         return vector
@@ -81,16 +90,16 @@ class Tensors:
         """Return what the stages use of an input that linears share.
 
         Args:
-            name: of one of them, for messages.
+            name: of one of them, as messages have it.
             statistics: of the input.
 
         Raises:
             ElutqError: the inputs overflow.
         """
         if self._recipe.method == "fit":
-            check_finite(statistics.hessian, self._backend, gguf_name(name))
+            check_finite(statistics.hessian, self._backend, name)
             return LinearInputs(statistics.hessian, None)
-        factor = inverse_factor(statistics.hessian, self._recipe.damping, self._backend, gguf_name(name))
+        factor = inverse_factor(statistics.hessian, self._recipe.damping, self._backend, name)
         return LinearInputs(statistics.hessian, factor)
 
     def add_by_rows(
@@ -122,7 +131,7 @@ class Tensors:
             self._progress.advance(weights.size)
             del weights, placed, restore
         record = matrix.record(None if inputs is None else inputs.hessian)
-        _log_done(record, begin)
+        log_done(record, begin)
         self._spool.add(record, matrix.contents)
 
     def _add_kept(self, plan: MatrixPlan) -> None:
@@ -133,29 +142,38 @@ class Tensors:
         error = measure(sample, tensor, None, self._backend)
         shape = tensor.rows, tensor.columns
         record = TensorRecord(gguf_name(plan.name), tensor.bits, *shape, tensor.group_size, error, tensor.kind)
-        _log_done(record, begin)
+        log_done(record, begin)
         self._spool.add(record, self._backend.loops.pack(tensor))
         self._progress.advance(math.prod(shape))
 
-    def quantize_matrix(self, plan: MatrixPlan, weights: Array, inputs: LinearInputs | None, sample: Array) -> Matrix:
-        """Quantize a matrix.
+    def quantize_matrix(
+        self,
+        plan: MatrixPlan,
+        weights: Array,
+        inputs: LinearInputs | None,
+        sample: Array,
+        of_stack: BlockKind | None = None,
+    ) -> Matrix:
+        """Quantize a matrix, or one of a stack.
 
         Args:
             plan: what is to become of it.
             weights: (rows, columns) float32, what it is to be near.
             inputs: what is known of its input.
             sample: ``sample_rows`` of the checkpoint's weights.
+            of_stack: the kind of the blocks, where the plan is settled for a whole stack.
         """
         shape = tuple(weights.shape)
         begin = time.perf_counter()
-        plan, kind = plan.settle([weights])
+        plan, kind = plan.settle([weights]) if of_stack is None else (plan, of_stack)
         if plan.layout is None:
             matrix = Matrix(plan.record(shape), self._backend.arrays.fetch(weights).astype(np.float16))
         else:
             tensor = self._run_stages(plan.layout, kind, inputs, weights)
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
             matrix = Matrix(plan.record(shape, error, tensor.kind), tensor)
-        _log_done(matrix.record, begin)
+        if of_stack is None:
+            log_done(matrix.record, begin)
         self._progress.advance(math.prod(shape))
         return matrix
 
@@ -188,8 +206,9 @@ class Tensors:
         return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
 
 
-def _log_done(record: TensorRecord, begin: float) -> None:
-    how = "float16"
+def log_done(record: TensorRecord, begin: float | None = None) -> None:
+    """Tell what became of a matrix, or of a stack of them, and how long it took where that is known."""
+    how, took = "float16", "" if begin is None else f" ({time.perf_counter() - begin:.2f} s)"
     if record.group_size is not None:
         how = f"{record.bits} bits, groups of {record.group_size}, {record.kind}, error {record.error:.4f}"
-    log.info("%s: %s (%.2f s)", record.name, how, time.perf_counter() - begin)
+    log.info("%s: %s%s", record.name, how, took)

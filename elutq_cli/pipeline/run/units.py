@@ -15,20 +15,26 @@ from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.checked_weights import CheckedWeights
 from elutq_cli.pipeline.run.spool import Spool
-from elutq_cli.pipeline.run.tensors import Tensors
+from elutq_cli.pipeline.run.stacks import StackOnItsWay
+from elutq_cli.pipeline.run.tensors import Tensors, log_done
 from elutq_cli.pipeline.stages.by_rows import look_up
-from elutq_cli.pipeline.stages.calibrate import block_statistics, input_statistics
+from elutq_cli.pipeline.stages.calibrate import block_statistics
 from elutq_cli.pipeline.stages.correct import correct
 from elutq_cli.pipeline.stages.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.stages.linear import Matrix
 from elutq_cli.pipeline.stages.measure import measure_block, sample_rows
+from elutq_cli.pipeline.stages.moments import input_statistics
 from elutq_cli.pipeline.stages.streams import Pair, Streams, followed_tokens, run_block
 from elutq_cli.pipeline.stages.tune.budget import keeps_activations
 from elutq_cli.reference import Array, Block, block_tensor_names
+from elutq_cli.reference.experts import Stack
 from elutq_cli.reference.transformer import rms_norm
+from elutq_formats.expert_names import split_expert
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import FINAL_NORM, HEAD
 from elutq_formats.model_writer import TensorSource
+from elutq_formats.names import called
+from elutq_formats.tensor_record import STACK_DIMENSIONS
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +127,32 @@ class Run:
             self.add_calibrated_block(layer, self.plan.blocks[layer], streams)
         else:
             for plan in self.plan.blocks[layer]:
-                self.tensors.add_by_rows(plan)
+                if len(self.tensors.shape(plan.name)) == STACK_DIMENSIONS:
+                    self.add_stack(plan)
+                else:
+                    self.tensors.add_by_rows(plan)
         for name in self.config.vector_shapes(layer):
             self.tensors.add_vector(name)
         return [] if streams is None else streams.arrays()
+
+    def add_stack(self, plan: MatrixPlan) -> None:
+        """Quantize a stack of experts by their weights alone."""
+        stack = self.open_stack(plan)
+        for number in range(stack.shape[0]):
+            weights = self.backend.arrays.place(self.tensors.load_expert(plan.name, number))
+            stack.add(weights, None, sample_rows(weights))
+        log_done(stack.finish())
+
+    def open_stack(self, plan: MatrixPlan) -> StackOnItsWay:
+        """Return a stack of the checkpoint, nothing of which is quantized yet."""
+        return StackOnItsWay(plan, self.tensors, self.spool, self.backend)
+
+    def weights_of(self, name: str) -> Array | Stack:
+        """Return a tensor of the checkpoint, on the backend; a stack's matrices are read when they are needed."""
+        shape = self.tensors.shape(name)
+        if len(shape) < STACK_DIMENSIONS:
+            return self.backend.arrays.place(self.tensors.load(name))
+        return Stack(shape, lambda number: self.backend.arrays.place(self.tensors.load_expert(name, number)))
 
     def add_head(self) -> list[FloatArray]:
         """Quantize the output norm and the head, if there is one; return the residual streams before them."""
@@ -133,7 +161,7 @@ class Run:
             inputs = None
             if streams is not None and self.plan.head.layout is not None:
                 statistics = input_statistics([self.head_input(norm)], [streams.hidden], self.backend)
-                inputs = self.tensors.prepare(HEAD, statistics)
+                inputs = self.tensors.prepare(called(HEAD), statistics)
                 del statistics
             self.tensors.add_by_rows(self.plan.head, inputs)
         return [] if streams is None else streams.arrays()
@@ -153,10 +181,7 @@ class Run:
         """
         prefix = f"model.layers.{layer}."
         by_name = {plan.name: plan for plan in plans}
-        weights = {
-            name: self.backend.arrays.place(self.tensors.load(prefix + name))
-            for name in block_tensor_names(self.config, layer)
-        }
+        weights = {name: self.weights_of(prefix + name) for name in block_tensor_names(self.config, layer)}
         block = Block(
             self.config, layer, weights, self.backend.arrays.xp, partial(multiply_rounded, backend=self.backend)
         )
@@ -166,9 +191,10 @@ class Run:
                 run_block(block, stream, self.backend)  # before its weights change
         before = np.array(hidden) if "block" in self.recipe.tune else None
         matrices: dict[str, Matrix] = {}
+        stacks: dict[str, StackOnItsWay] = {}
         for linears, statistics in block_statistics(block, hidden, exact, self.backend, self.spool.make_room):
-            originals = {f"{prefix}{linear}.weight": block.weights[f"{linear}.weight"] for linear in linears}
-            inputs = self.tensors.prepare(next(iter(originals)), statistics)
+            originals = {f"{prefix}{linear}.weight": block.weight(linear) for linear in linears}
+            inputs = self.tensors.prepare(called(next(iter(originals))), statistics)
             targets = originals
             if self.recipe.corrects and statistics.lack is not None and inputs.factor is not None:
                 lack, factor = statistics.lack, inputs.factor
@@ -176,13 +202,21 @@ class Run:
                 del lack, factor
             del statistics, originals
             for name in list(targets):
-                sample = sample_rows(block.weights[name.removeprefix(prefix)])
-                matrix = self.tensors.quantize_matrix(by_name[name], targets.pop(name), inputs, sample)
-                if before is None:
-                    self.tensors.add_matrix(matrix)
+                sample = sample_rows(block.weights.get(name.removeprefix(prefix), targets[name]))
+                stack, target = split_expert(name), targets.pop(name)
+                if stack is not None:
+                    own = stacks.get(stack[0]) or stacks.setdefault(stack[0], self.open_stack(by_name[stack[0]]))
+                    matrix = own.add(target, inputs, sample)
                 else:
-                    matrices[name.removeprefix(prefix)] = matrix
+                    matrix = self.tensors.quantize_matrix(by_name[name], target, inputs, sample)
+                    if before is None:
+                        self.tensors.add_matrix(matrix)
+                    else:
+                        matrices[name.removeprefix(prefix)] = matrix
                 block.weights[name.removeprefix(prefix)] = self.backend.arrays.place(matrix.restore(self.backend.crew))
+        for name, own in stacks.items():
+            log_done(own.finish())
+            block.weights[name.removeprefix(prefix)] = Stack(own.shape, own.restore_placed)
         if before is not None and exact is not None:
             matrices = self.tune_block(block, matrices, (before, exact), streams.held_out_pair)
             hidden[...] = before

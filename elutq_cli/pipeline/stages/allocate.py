@@ -17,18 +17,22 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import multiply, multiply_rounded
-from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout, Sizes
+from elutq_cli.pipeline.compute.products import multiply_rounded
+from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.stages.by_rows import embed
-from elutq_cli.pipeline.stages.calibrate import MakeRoom, block_statistics, in_memory
-from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.stages.sensitivity import gradient_squares
-from elutq_cli.reference import Array, Block, Transformer, WeightSource
+from elutq_cli.pipeline.stages.calibrate import block_statistics
+from elutq_cli.pipeline.stages.feedback import inverse_factor
+from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory
+from elutq_cli.pipeline.stages.row_errors import SAMPLED_ROWS, RowErrors, measure_errors
+from elutq_cli.pipeline.stages.sensitivity import Squares, gradient_squares
+from elutq_cli.reference import Block, Transformer, WeightSource
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
-from elutq_formats.names import gguf_name
+from elutq_formats.expert_names import expert_names, split_expert
+from elutq_formats.names import called
+from elutq_formats.tensor_record import STACK_DIMENSIONS
 
 GROUP_SIZES = (128, 64, 32)
 """Group sizes that a linear may be given where its columns allow, beside the recipe's own."""
@@ -43,8 +47,8 @@ SEQUENCES = 16
 """Calibration sequences that go through the model, forwards and back. On SmolLM2-135M the mean squares of gradients are
 those of 64 others to 5 %."""
 
-SAMPLED_ROWS = 64
-"""Rows of a linear on which its error in each layout is measured, about."""
+SAMPLED_EXPERTS = 8
+"""Experts of a layer, about, that stand for all of it: each costs a factor of its own Hessian."""
 
 ROUNDING = 1 + 1e-9
 """A budget counts as kept when it is exceeded by no more than the rounding of sums."""
@@ -126,10 +130,10 @@ def check_target(config: ModelConfig, recipe: Recipe) -> None:
     free, fixed = _split_linears(config, recipe)
     least = most = fixed.bits
     n_weights = fixed.n_weights
-    for rows, columns in (config.tensor_shapes()[name] for name in free):
-        sizes = [layout.bits_per_weight for layout in _options(columns, recipe)]
-        least, most = least + min(sizes) * rows * columns, most + max(sizes) * rows * columns
-        n_weights += rows * columns
+    for shape in (config.tensor_shapes()[name] for name in free):
+        sizes, n_own = [layout.bits_per_weight for layout in _options(shape[-1], recipe)], math.prod(shape)
+        least, most = least + min(sizes) * n_own, most + max(sizes) * n_own
+        n_weights += n_own
     if not free:
         raise ElutqError(
             f"tensor types fix every linear, at {fixed.bits / n_weights:.3f} bits per weight: "
@@ -245,77 +249,45 @@ def measure_candidates(
         found |= _measure_block(model.block(layer), hidden, recipe, names, backend, make_room)
     squares = gradient_squares(model, inputs, hidden, recipe.seed, backend, note)
     shapes = source.config.tensor_shapes()
-    return [Candidate(name, math.prod(shapes[name]), of.harms(squares[name])) for name, of in found.items()]
+    return [
+        Candidate(name, math.prod(shapes[name]), of.harms(_squares_of(squares, name, shapes[name])))
+        for name, of in found.items()
+    ]
+
+
+def _squares_of(squares: Squares, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Return the mean squares of a linear's gradient, of a stack its experts' in turn: 0 where no token was sent."""
+    if len(shape) < STACK_DIMENSIONS:
+        return squares[name]
+    unused = np.zeros(shape[1])
+    return np.concatenate([squares.get(own, unused) for own in expert_names(name, shape[0])])
 
 
 def _measure_block(
     block: Block, hidden: FloatArray, recipe: Recipe, names: set[str], backend: Backend, make_room: MakeRoom
 ) -> dict[str, "RowErrors"]:
     """Measure the errors of a block's linears, those with these names; ``hidden`` becomes the block's output."""
-    found = {}
+    found: dict[str, RowErrors] = {}
+    stacks: dict[str, list[RowErrors]] = {}
+    step = max(1, block.config.n_experts // SAMPLED_EXPERTS)
     for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
-        shared_by = gguf_name(f"model.layers.{block.layer}.{linears[0]}.weight")
-        factor = inverse_factor(statistics.hessian, recipe.damping, backend, shared_by)
-        for linear in linears:
-            name = f"model.layers.{block.layer}.{linear}.weight"
-            weights = block.weights[f"{linear}.weight"]
-            if name in names:
+        full = {linear: f"model.layers.{block.layer}.{linear}.weight" for linear in linears}
+        stack, number = split_expert(full[linears[0]]) or (None, 0)
+        is_sampled, factor = number % step == 0, None
+        if is_sampled:
+            factor = inverse_factor(statistics.hessian, recipe.damping, backend, called(full[linears[0]]))
+        for linear, name in full.items():
+            own, _ = split_expert(name) or (name, 0)
+            if own in names:
+                weights = block.weight(linear)
                 options = _options(weights.shape[1], recipe)
-                found[name] = measure_errors(weights, statistics.hessian, factor, options, backend)
-    return found
-
-
-@dataclass(frozen=True)
-class RowErrors:
-    """What rounding does to a linear's rows.
-
-    Attributes:
-        sizes: (rows,) float64, squared norm of each.
-        sampled: those whose errors were measured.
-        errors: (sampled rows,) float64, their squared errors under H, a token's mean, by layout.
-    """
-
-    sizes: npt.NDArray[np.float64]
-    sampled: slice
-    errors: Mapping[Layout, npt.NDArray[np.float64]]
-
-    def harms(self, squares: npt.NDArray[np.float64]) -> dict[Layout, float]:
-        """Return the divergence in each layout, from the mean squares of the loss's gradient at each row's output.
-
-        The sampled rows' share is scaled up by what all rows would have if errors grew with their sizes.
-        """
-        of_all = self.sizes @ squares
-        of_sampled = self.sizes[self.sampled] @ squares[self.sampled]
-        scale = of_all / of_sampled if of_sampled > 0.0 else 0.0
-        return {layout: float(0.5 * scale * (error @ squares[self.sampled])) for layout, error in self.errors.items()}
-
-
-def measure_errors(
-    weights: Array, hessian: Array, factor: Array, options: Iterable[Layout], backend: Backend
-) -> RowErrors:
-    """Round about SAMPLED_ROWS rows of a matrix in each layout.
-
-    Args:
-        weights: (rows, columns) float32.
-        hessian: (columns, columns) float32, X^T X of the inputs over the number of tokens.
-        factor: of that, from ``inverse_factor``.
-        options: the layouts, as far as the matrix can have them.
-        backend: runs the stages.
-    """
-    sampled = _spread_rows(len(weights), SAMPLED_ROWS)
-    rows, errors = weights[sampled], {}
-    of_weights = Sizes.of([weights])
-    for layout, kind in dict.fromkeys(option.settle_for(of_weights) for option in options):
-        difference = backend.arrays.place(feedback(rows, factor, layout, backend, kind).dequantize()) - rows
-        of_rows = (multiply(difference, hessian, backend) * difference).sum(-1)
-        errors[layout] = np.maximum(backend.arrays.fetch(of_rows).astype(np.float64), 0.0)
-    sizes = backend.arrays.fetch((weights * weights).sum(-1)).astype(np.float64)
-    return RowErrors(sizes, sampled, errors)
-
-
-def _spread_rows(n_rows: int, n_chosen: int) -> slice:
-    step = max(1, n_rows // n_chosen) | 1  # odd: with an even one all might have the same place in their heads
-    return slice(step // 2, n_rows, step)
+                rows = SAMPLED_ROWS if stack is None else max(1, SAMPLED_ROWS // SAMPLED_EXPERTS)
+                errors = measure_errors(weights, statistics.hessian, factor, options, backend, rows)
+                if stack is None:
+                    found[name] = errors
+                else:
+                    stacks.setdefault(own, []).append(errors)
+    return found | {name: RowErrors.of_stack(errors) for name, errors in stacks.items()}
 
 
 def _options(columns: int, recipe: Recipe) -> list[Layout]:

@@ -4,79 +4,24 @@ Activations are those of the quantized model so far: a linear's Hessian is taken
 block too, have been quantized. Beside them run, where they are asked for, the activations of the exact model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import TypeAlias
-
-import numpy as np
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import (
-    AT_ONCE,
-    add_gram,
-    add_product,
-    map_few,
-    mirror_upper,
-    multiply_rounded,
-    pieces,
-    quiet,
-    subtract_product,
+from elutq_cli.pipeline.compute.products import map_few, quiet
+from elutq_cli.pipeline.stages.experts import add_experts, expert_statistics
+from elutq_cli.pipeline.stages.moments import (
+    InputStatistics,
+    Linear,
+    MakeRoom,
+    Writer,
+    in_memory,
+    input_statistics,
+    token_batches,
 )
 from elutq_cli.reference import Array, Block, Positions
 from elutq_formats.block import Branch
-
-TOKENS_AT_ONCE = 1024
-
-
-Linear: TypeAlias = Callable[[Array], Array]
-"""What computes a linear's input (..., columns) from the residual stream, or its output from that."""
-
-
-@dataclass(frozen=True)
-class InputStatistics:
-    """Second moments of the input x of a linear, divided by the number of tokens.
-
-    Attributes:
-        hessian: (columns, columns) float32, X^T X.
-        lack: (hidden_size, columns) float32, (Y' - Y)^T X, Y' the exact model's residual stream after the linear and Y
-            what the exact weights would make of X and the stream here; None where the output is not added to it as it
-            is, and where no exact stream is kept.
-    """
-
-    hessian: Array
-    lack: Array | None = None
-
-
-@dataclass(frozen=True)
-class Writer:
-    """An exact linear that writes to the residual stream.
-
-    Attributes:
-        weights: (hidden_size, columns) float32.
-        bias: (hidden_size,) float32, or None.
-        finish: makes of its output (tokens, hidden_size) what is added to the stream; None: it is added as it is.
-    """
-
-    weights: Array
-    bias: Array | None
-    finish: Linear | None
-
-    @classmethod
-    def of(cls, block: Block, branch: Branch) -> "Writer":
-        """Take a branch's from a block."""
-        weights, bias = block.weights[f"{branch.writer}.weight"], block.weights.get(f"{branch.writer}.bias")
-        return cls(weights, bias, None if branch.after is None else partial(block.finish, branch))
-
-
-MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
-"""Returns room for activations: float32 of a shape, of undefined contents."""
-
-
-def in_memory(shape: tuple[int, ...]) -> FloatArray:
-    """Make room for activations in memory: float32 of this shape."""
-    return np.empty(shape, dtype=np.float32)
 
 
 def block_statistics(
@@ -107,6 +52,11 @@ def block_statistics(
         streams.append(exact)
     positions = Positions.of(block.config, hidden.shape[1], convert=backend.arrays.place)
     for branch in block.data.branches:
+        if branch.mixer == "experts":
+            yield from expert_statistics(block, branch, hidden, backend, make_room)
+            if exact is not None:
+                add_experts(blocks[-1], branch, exact, backend, make_room)
+            continue
         yield branch.readers, input_statistics([partial(block.read, branch)], [hidden], backend)
         inputs = [partial(_mixed, own, branch, positions) for own in blocks]
         kept = make_room((*hidden.shape[:2], block.weights[f"{branch.writer}.weight"].shape[1]))
@@ -127,82 +77,6 @@ def _written(block: Block, branch: Branch, mixed: Array) -> Array:
     return block.finish(branch, block.linear(branch.writer, mixed))
 
 
-def input_statistics(
-    inputs: Sequence[Linear],
-    streams: Sequence[FloatArray],
-    backend: Backend,
-    writer: Writer | None = None,
-    kept: FloatArray | None = None,
-) -> InputStatistics:
-    """Return the second moments of a linear's input, accumulated in float32 in the order of the tokens.
-
-    Args:
-        inputs: computes the linear's input from the residual stream, on the quantized prefix and, where it is kept, in
-            the exact model.
-        streams: (sequences, n, hidden_size) float32 of each; the exact model's only with ``writer``.
-        backend: runs AT_ONCE batches of sequences, then their products.
-        writer: where the linear writes to the residual stream: the exact model's goes on from here.
-        kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
-    """
-    assert writer is not None or len(streams) == 1
-    waves = list(zip(*map(token_batches, streams), strict=True))
-    room = token_batches(kept) if kept is not None else []
-    hessian = lack = None
-    for few in pieces(len(waves), AT_ONCE):
-        found = backend.crew.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves[few])
-        if hessian is None:
-            columns = found[0][0].shape[1]
-            hessian = backend.arrays.zeros((columns, columns))
-            adds = writer is not None and writer.finish is None
-            lack = backend.arrays.zeros((streams[0].shape[-1], columns)) if adds and len(streams) == 2 else None
-        add_gram(hessian, [x for x, _ in found], backend)
-        for x, wanted in found:
-            if wanted is not None:
-                add_product(lack, wanted, x, backend)
-        for place, (x, _) in zip(room[few], found, strict=bool(room)):
-            place[...] = backend.arrays.fetch(x).reshape(place.shape)
-    assert hessian is not None
-    n_tokens = streams[0].shape[0] * streams[0].shape[1]
-    for total in (hessian, lack):
-        if total is not None:
-            total /= n_tokens
-    mirror_upper(hessian, backend)
-    if writer is not None and lack is not None:
-        subtract_product(lack, writer.weights, hessian, backend)  # what the linear itself adds to the stream here
-    return InputStatistics(hessian, lack)
-
-
-def token_batches(sequences: FloatArray) -> list[FloatArray]:
-    """Cut sequences (sequences, n, ...) into views of about TOKENS_AT_ONCE tokens, at least one sequence each."""
-    step = max(1, TOKENS_AT_ONCE // sequences.shape[1])
-    return [sequences[first : first + step] for first in range(0, len(sequences), step)]
-
-
-def _inputs_of(
-    inputs: Sequence[Linear], writer: Writer | None, backend: Backend, batch: tuple[FloatArray, ...]
-) -> tuple[Array, Array | None]:
-    """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, where it is known."""
-    streams = [backend.arrays.place(stream) for stream in batch]
-    x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
-    if writer is None or not exact:  # an exact stream comes with a writer
-        return x, None
-    product = multiply_rounded(exact[0], writer.weights.T, backend)
-    if writer.finish is not None:
-        added = writer.finish(product if writer.bias is None else product + writer.bias)
-        batch[1][...] = backend.arrays.fetch(_flat(streams[1]) + added).reshape(batch[1].shape)
-        return x, None
-    after = _flat(streams[1]) + product
-    wanted = after - _flat(streams[0])
-    if writer.bias is not None:
-        after = after + writer.bias
-    batch[1][...] = backend.arrays.fetch(after).reshape(batch[1].shape)
-    return x, wanted
-
-
 def _add_output(linear: Linear, backend: Backend, stream_and_input: tuple[FloatArray, FloatArray]) -> None:
     stream, x = stream_and_input
     stream += backend.arrays.fetch(linear(backend.arrays.place(x)))
-
-
-def _flat(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])

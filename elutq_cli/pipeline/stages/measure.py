@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import pieces, squared_norm
-from elutq_cli.pipeline.stages.calibrate import MakeRoom, block_statistics
+from elutq_cli.pipeline.stages.calibrate import block_statistics
+from elutq_cli.pipeline.stages.moments import MakeRoom
 from elutq_cli.reference import Array, Block
 from elutq_formats.hlq import HLQTensor
 

@@ -7,7 +7,7 @@ norm's weights stand between; they are folded into the linears that follow, and 
 Source: SliceGPT (Ashkboos et al. 2024) for the folding; QuaRot and SpinQuant for what it does to quantization.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import pieces
+from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM, HEAD
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.source import Weights
+from elutq_formats.tensor_record import STACK_DIMENSIONS
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -78,15 +80,27 @@ def check_rotatable(config: ModelConfig) -> None:
         )
 
 
+def _readers(branch: Branch) -> Iterator[str]:
+    """Yield all that reads the stream behind a branch's norm: linears, and what chooses among experts."""
+    yield from branch.readers
+    if branch.router is not None:
+        yield branch.router
+    if branch.gate is not None:
+        yield branch.gate
+    if branch.shared is not None:
+        yield from _readers(branch.shared)
+
+
 class RotatedCheckpoint:
     """A checkpoint seen through a rotation; every tensor is rotated when it is loaded. Its head is never tied."""
 
     def __init__(self, checkpoint: Weights, seed: int) -> None:
         """Draw a rotation of the residual stream and one of the value heads, of each block its own."""
-        branches = checkpoint.config.layer(0).branches
         check_rotatable(checkpoint.config)
-        self._norms = {reader: branch.before for branch in branches for reader in branch.readers}
-        self._writers = tuple(branch.writer for branch in branches)
+        layers = [checkpoint.config.layer(layer) for layer in range(checkpoint.config.num_hidden_layers)]
+        branches = dict.fromkeys(branch for layer in layers for branch in layer.branches)
+        self._norms = {reader: branch.before for branch in branches for reader in _readers(branch)}
+        self._writers = {own.writer for branch in branches for own in (branch, branch.shared) if own is not None}
         self.checkpoint = checkpoint
         self.config = replace(checkpoint.config, tie_word_embeddings=False)
         rng = np.random.default_rng(seed)
@@ -108,20 +122,22 @@ class RotatedCheckpoint:
             tensor = self.checkpoint.load(self._stored_name(name), run, rows)
             _replace(tensor, 0, 1, lambda part: self.stream(part if norm is None else part * norm.astype(np.float64)))
             return tensor
-        tensor = self.checkpoint.load(name, run)
+        is_stack = len(self.checkpoint.shape(name)) == STACK_DIMENSIONS  # whose matrices are rotated each by itself
+        tensor = self.checkpoint.load(name, run, rows if is_stack else ALL_ROWS)
         if name == FINAL_NORM or name.endswith(tuple(f"{norm}.weight" for norm in self._norms.values())):
             return np.ones_like(tensor)[rows]
         prefix = name.partition(".self_attn." if ".self_attn." in name else ".mlp.")[0]
         linear, kind = name[len(prefix) + 1 :].rsplit(".", 1)
-        self._rotate_linear(prefix, linear, tensor, kind == "bias")
-        return tensor[rows]
+        for matrix in tensor if is_stack else (tensor,):
+            self._rotate_linear(prefix, linear, matrix, kind == "bias")
+        return tensor if is_stack else tensor[rows]
 
     def levels(self, name: str, run: Run = map) -> HLQTensor | None:
         """Return None: what is rotated is on no levels any more."""
         return None
 
     def _rotate_linear(self, prefix: str, linear: str, tensor: FloatArray, bias: bool) -> None:
-        """Rotate a block's weight (rows, columns), bias (rows,) or norm of heads, in place.
+        """Rotate a block's weight (rows, columns), bias (rows,), norm of heads or gate (columns,), in place.
 
         It is cut across the side that does not touch the stream, between value heads: each part is rotated by itself.
         """

@@ -19,13 +19,16 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import map_few, quiet
+from elutq_cli.pipeline.compute.products import map_few, pieces, quiet
 from elutq_cli.reference import Array, Block, Head, Positions, Transformer, block_gradients, prediction_gradient
 from elutq_formats.errors import CalibrationError
-from elutq_formats.names import gguf_name
+from elutq_formats.names import called
 
 BACK_AT_ONCE = 2
 """Sequences on their way back through a block together: each takes twice what it does on its way forwards."""
+
+EXPERT_SEQUENCES = 4
+"""The same where a block has experts, whose weights are read again for each of such batches."""
 
 Squares: TypeAlias = dict[str, npt.NDArray[np.float64]]
 """By a linear's name, for each of its rows."""
@@ -50,7 +53,8 @@ def gradient_squares(
         note: is told how far it is.
 
     Returns:
-        (rows,) float64 for each of the blocks' linears, by the name of its weights in the checkpoint.
+        (rows,) float64 for each of the blocks' linears, by the name of its weights in the checkpoint; of experts under
+        their own names, where any token is sent to them.
 
     Raises:
         CalibrationError: gradients overflow; the message names the linear.
@@ -65,15 +69,20 @@ def gradient_squares(
     for layer in reversed(range(len(inputs))):
         note(f"backwards through block {layer}")
         back = quiet(partial(_of_block, model.block(layer), positions, backend))
-        passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend.crew, BACK_AT_ONCE)
+        if model.config.has_experts(layer):
+            batches = pieces(n_sequences, EXPERT_SEQUENCES)
+            passed = [back((inputs[layer][few], np.stack(gradients[few]))) for few in batches]
+            gradients = [gradient for several, _ in passed for gradient in several]
+        else:
+            passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend.crew, BACK_AT_ONCE)
+            gradients = [gradient for gradient, _ in passed]
         del back
-        gradients = [gradient for gradient, _ in passed]
-        for linear in passed[0][1]:
+        for linear in dict.fromkeys(linear for _, squares in passed for linear in squares):
             name = f"model.layers.{layer}.{linear}.weight"
-            total = np.sum([squares[linear] for _, squares in passed], axis=0)
+            total = np.sum([squares[linear] for _, squares in passed if linear in squares], axis=0)
             if not np.isfinite(total).all():
                 raise CalibrationError(
-                    f"{gguf_name(name)}: gradients overflow on the calibration text: use other text, or none"
+                    f"{called(name)}: gradients overflow on the calibration text: use other text, or none"
                 )
             found[name] = total / (n_sequences * n_tokens)
     return found

@@ -15,9 +15,11 @@ from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import map_few, quiet
 from elutq_cli.pipeline.recipe import Recipe
-from elutq_cli.pipeline.stages.calibrate import token_batches
+from elutq_cli.pipeline.stages.experts import add_experts
 from elutq_cli.pipeline.stages.held_out import n_held_out
+from elutq_cli.pipeline.stages.moments import token_batches
 from elutq_cli.reference import Block, Positions
+from elutq_formats.block import Branch
 
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
@@ -97,8 +99,13 @@ def compared_tokens(recipe: Recipe, n_tokens: int) -> int:
 def run_block(block: Block, stream: FloatArray, backend: Backend) -> None:
     """Replace a block's input, (sequences, n, hidden_size) float32, by its output."""
     positions = Positions.of(block.config, stream.shape[1], convert=backend.arrays.place)
-    map_few(quiet(partial(_run_batch, block, positions, backend)), token_batches(stream), backend.crew)
+    for branch in block.data.branches:
+        if branch.mixer == "experts":
+            add_experts(block, branch, stream, backend)
+        else:
+            map_few(quiet(partial(_run_batch, block, branch, positions, backend)), token_batches(stream), backend.crew)
 
 
-def _run_batch(block: Block, positions: Positions, backend: Backend, batch: FloatArray) -> None:
-    batch[...] = backend.arrays.fetch(block(backend.arrays.place(batch), positions))
+def _run_batch(block: Block, branch: Branch, positions: Positions, backend: Backend, batch: FloatArray) -> None:
+    x = backend.arrays.place(batch)
+    batch[...] = backend.arrays.fetch(x + block.run(branch, x, positions))

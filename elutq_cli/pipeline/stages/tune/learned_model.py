@@ -16,8 +16,8 @@ from torch.nn import functional
 from elutq_cli.pipeline.compute import products
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.stages.calibrate import MakeRoom
 from elutq_cli.pipeline.stages.measure import measure_block
+from elutq_cli.pipeline.stages.moments import MakeRoom
 from elutq_cli.pipeline.stages.tune.budget import LOGIT_ROWS
 from elutq_cli.pipeline.stages.tune.fused_block import FusedBlock
 from elutq_cli.pipeline.stages.tune.matrix import LearnedLevels
