@@ -164,7 +164,8 @@ def run_tests(
                     time_prefill(texts, tokens[test.n_depth : -1], result, repetitions)
                 else:
                     time_decode(texts, tokens[test.n_depth : -1], result, repetitions)
-            result.operations = operations if profile else None
+            if profile:  # without experts nothing is routed
+                result.operations = {name: seconds for name, seconds in operations.items() if seconds}
         result.frequency_mhz, result.temperature_c = sensors.frequency_mhz(), sensors.temperature_c()
         result.peak_rss = peak_memory()
         yield result

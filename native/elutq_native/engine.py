@@ -14,7 +14,7 @@ from elutq_native.library import MESSAGE_BYTES, check, check_use, default_thread
 from elutq_native.model import Model
 from elutq_native.sequence import NativeSequence
 
-OPERATIONS = ("embed", "prepare", "qkv", "position", "attend", "attn_output", "gate_up", "down", "head")
+OPERATIONS = ("embed", "prepare", "qkv", "position", "attend", "attn_output", "route", "gate_up", "down", "head")
 """What :meth:`Engine.profile` tells apart, in the order of a pass (``elutq_operation`` in elutq.h)."""
 
 

@@ -60,7 +60,8 @@ struct elutq_model_info {
     uint32_t n_kv_heads;
     uint32_t head_dim;
     uint64_t file_bytes;
-    uint64_t bytes_per_token;    /* weights read from the file to decode one token (embedding row, whole head, all blocks) */
+    uint64_t bytes_per_token;    /* weights read from the file to decode one token: an embedding row, the head, and of all
+                                    blocks what it uses, of experts those that it is sent to */
     const char *isa;             /* kernels chosen: "scalar", "avx2", "avx512", ...; static storage */
 };
 
@@ -179,6 +180,7 @@ enum elutq_operation {
     ELUTQ_POSITION,   /* RoPE, and storing keys and values */
     ELUTQ_ATTEND,     /* scores, softmax and weighted sums over the KV cache */
     ELUTQ_ATTN_OUTPUT,
+    ELUTQ_ROUTE,      /* which experts rows use, and grouping the rows by them */
     ELUTQ_GATE_UP,
     ELUTQ_DOWN,
     ELUTQ_HEAD,
@@ -186,7 +188,7 @@ enum elutq_operation {
 };
 
 struct elutq_profile {
-    uint64_t nanoseconds[9]; /* [ELUTQ_N_OPERATIONS] */
+    uint64_t nanoseconds[10]; /* [ELUTQ_N_OPERATIONS] */
     uint64_t n_passes;
 };
 

@@ -153,6 +153,12 @@ struct elutq_kernels {
     /* y[n] += x[n]. */
     void (*add)(const float *x, uint32_t n, float *y);
 
+    /* y[n] += scale * x[n], rounded once. */
+    void (*add_scaled)(const float *x, float scale, uint32_t n, float *y);
+
+    /* y[n_rows] = weights[n_rows][n_columns] x[n_columns], summed in sixteen lanes in the order of the columns. */
+    void (*multiply_floats)(const float *weights, const float *x, uint32_t n_rows, uint32_t n_columns, float *y);
+
     /* By elutq_cache_type. */
     struct elutq_cache_kernels cache[2];
 

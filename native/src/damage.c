@@ -53,12 +53,14 @@ const struct elutq_tensor *elutq_find_damage(const struct elutq_model *model) {
     if (!is_sound(&model->embedding))
         return tensor_of(model, &model->embedding);
     for (uint32_t i = 0; i < model->config.n_layers; i++) {
-        const struct elutq_layer *layer = &model->layers[i];
-        const struct elutq_linear *linears[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
-                                                &layer->gate, &layer->up, &layer->down};
-        for (size_t j = 0; j < sizeof linears / sizeof linears[0]; j++)
-            if (!is_sound(&linears[j]->weight))
-                return tensor_of(model, &linears[j]->weight);
+        struct elutq_stored_matrix stored[ELUTQ_LAYER_MATRICES];
+        const unsigned n = elutq_layer_matrices(model, i, stored);
+        for (unsigned j = 0; j < n; j++)
+            for (uint32_t of = 0; of < stored[j].n_stored; of++) {
+                const struct elutq_matrix matrix = elutq_matrix_behind(stored[j].matrix, of);
+                if (!is_sound(&matrix))
+                    return tensor_of(model, stored[j].matrix);
+            }
     }
     return is_sound(&model->head.weight) ? NULL : tensor_of(model, &model->head.weight);
 }

@@ -61,7 +61,46 @@ struct elutq_batch {
     uint32_t n_levels[5];
 };
 
-#define ELUTQ_MAX_ALLOCATIONS 64
+/* How much an expert has to say of a row. */
+struct elutq_choice {
+    uint32_t expert;
+    uint32_t slot;
+    float weight;
+};
+
+/* A row beside others that use the same expert. */
+struct elutq_slot {
+    uint32_t row;
+    uint32_t batch; /* ELUTQ_NO_BATCH: nothing is here */
+};
+#define ELUTQ_NO_BATCH UINT32_MAX
+
+/* The rows that use an expert, in their order. */
+struct elutq_expert_batch {
+    uint32_t expert;
+    uint32_t first_slot; /* a multiple of ELUTQ_LEVELS_TOKENS */
+    struct elutq_batch rows;
+};
+
+/* Which experts rows use in a layer, and what these read and write; NULLs where no layer has experts. */
+struct elutq_routing {
+    struct elutq_batch all;              /* rows of the pass, in the forms that experts take them */
+    float *probabilities;                /* [max_rows][n_experts] */
+    struct elutq_choice *choices;        /* [max_rows][n_experts_used] likeliest first */
+    float *shared_weights;               /* [max_rows] of the shared expert */
+    atomic_uint n_routed;                /* rows that have chosen; the last one's thread lays out the slots */
+    uint32_t n_slots, n_batches;
+    struct elutq_slot *slots;            /* [n_slots] */
+    struct elutq_expert_batch *batches;  /* [n_batches] of the experts that are used, in their order */
+    uint32_t *batch_of;                  /* [n_experts] rows, then the batch of an expert that has some */
+    struct elutq_tables *gathered[ELUTQ_GROUP_SIZES]; /* [n_slots] their rows' tables, which they share */
+    struct elutq_input input;            /* of slots */
+    float *gate, *up;                    /* [n_slots][expert_size] */
+    float *wide;                         /* [n_slots][hidden_size] what an fp16 gate and up read; then what experts give */
+    float *shared;                       /* [max_rows][hidden_size] what the shared expert gives */
+};
+
+#define ELUTQ_MAX_ALLOCATIONS 128
 
 struct elutq_engine {
     struct elutq_model *model; /* shared, and kept open */
@@ -82,10 +121,11 @@ struct elutq_engine {
     float *hidden;          /* [max_rows][hidden_size] the residual stream */
     float *q, *k, *v;       /* [max_rows][n_heads or n_kv_heads][head_dim] */
     float *attended;        /* [max_rows][n_heads][head_dim] */
-    float *gate, *up;       /* [max_rows][intermediate_size] */
+    float *gate, *up;       /* [max_rows][width of the MLP, or of the shared expert] */
     float *written;         /* [max_rows][hidden_size] what a branch adds to the stream, where that is normed first */
     float *cosines, *sines; /* [ELUTQ_N_ROPES][max_rows][rope_dim / 2] */
     struct elutq_input input;
+    struct elutq_routing routing;
     float *chunks; /* [n_threads][max_rows][ELUTQ_CHUNK_STRIDE] */
     float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][ELUTQ_ATTEND_STRIDE] */
     float *heads;  /* [n_threads][queries, results, those of a part][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][head_dim] */
@@ -96,5 +136,16 @@ struct elutq_engine {
     void *allocations[ELUTQ_MAX_ALLOCATIONS];
     unsigned n_allocations;
 };
+
+/*
+ * Rows of a piece that share an expert, if all experts are used alike. A row's form is its piece's size alone, here too: not
+ * how many rows happen to be beside it.
+ */
+static inline uint32_t elutq_rows_an_expert(const struct elutq_config *config, uint32_t n_tokens) {
+    return n_tokens * config->n_experts_used / config->n_experts;
+}
+
+/* Gives a new engine its buffers; false when there is no memory for them. */
+bool elutq_allocate_scratch(struct elutq_engine *engine, unsigned n_threads);
 
 #endif

@@ -140,6 +140,45 @@ KERNEL void add(const float *x, uint32_t n, float *y) {
         y[i] += x[i];
 }
 
+KERNEL void add_scaled(const float *x, float scale, uint32_t n, float *y) {
+    const v16 scales = v16_set1(scale);
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        v16_store(y + i, v16_fma(v16_load(x + i), scales, v16_load(y + i)));
+    if (i < n)
+        store_first(y + i, v16_fma(load_first(x + i, n - i), scales, load_first(y + i, n - i)), n - i);
+}
+
+/* Rows that are multiplied side by side. */
+#define MULTIPLIED_ROWS 4
+
+INLINE void multiply_some_floats(const float *weights, const float *x, uint32_t n_rows, uint32_t n_columns, float *y) {
+    v16 sums[MULTIPLIED_ROWS];
+    uint32_t i = 0;
+    for (uint32_t row = 0; row < n_rows; row++)
+        sums[row] = v16_set1(0);
+    for (; i + 16 <= n_columns; i += 16) {
+        const v16 xi = v16_load(x + i);
+#pragma GCC unroll 4
+        for (uint32_t row = 0; row < n_rows; row++)
+            sums[row] = v16_fma(v16_load(weights + (size_t)row * n_columns + i), xi, sums[row]);
+    }
+    if (i < n_columns)
+        for (uint32_t row = 0; row < n_rows; row++)
+            sums[row] = v16_fma(load_first(weights + (size_t)row * n_columns + i, n_columns - i),
+                                load_first(x + i, n_columns - i), sums[row]);
+    for (uint32_t row = 0; row < n_rows; row++)
+        y[row] = v16_sum(sums[row]);
+}
+
+KERNEL void multiply_floats(const float *weights, const float *x, uint32_t n_rows, uint32_t n_columns, float *y) {
+    uint32_t row = 0;
+    for (; row + MULTIPLIED_ROWS <= n_rows; row += MULTIPLIED_ROWS)
+        multiply_some_floats(weights + (size_t)row * n_columns, x, MULTIPLIED_ROWS, n_columns, y + row);
+    for (; row < n_rows; row++)
+        multiply_some_floats(weights + (size_t)row * n_columns, x, 1, n_columns, y + row);
+}
+
 /* Maxima cost the least of what keeps a compiler from leaving the loads out, whatever floats the bytes make. */
 KERNEL float read_floats(const float *bytes, size_t n) {
     v16 a = v16_set1(0), b = a, c = a, d = a;
@@ -155,7 +194,8 @@ KERNEL float read_floats(const float *bytes, size_t n) {
 /* The members of struct elutq_kernels that this file and its parts define, for its initialiser. */
 #define ELUTQ_FLOAT_KERNELS                                                                                                    \
     .build_tables = build_tables, .gemm_f16 = gemm_f16, .rms_scale = rms_scale, .scale_by = scale_by, .rope = rope,           \
-    .swiglu = swiglu, .geglu = geglu, .soften = soften, .add = add, .join_parts = join_parts, .finish_parts = finish_parts,   \
+    .swiglu = swiglu, .geglu = geglu, .soften = soften, .add = add, .add_scaled = add_scaled,                      \
+    .multiply_floats = multiply_floats, .join_parts = join_parts, .finish_parts = finish_parts,   \
     .read_floats = read_floats,                                                                                               \
     .cache = {[ELUTQ_CACHE_F16] = {store_f16, attend_f16}, [ELUTQ_CACHE_Q8] = {store_q8, attend_q8}}
 

@@ -10,8 +10,7 @@
 
 #include "pass.h"
 
-/* Books the time since the last mark under an operation. */
-static void mark(struct elutq_pass *pass, unsigned thread, enum elutq_operation operation) {
+void elutq_mark(struct elutq_pass *pass, unsigned thread, enum elutq_operation operation) {
     struct elutq_profile *profile = pass->engine->profile;
     if (thread != 0 || profile == NULL)
         return;
@@ -133,45 +132,60 @@ static void attention_block(struct elutq_pass *pass, unsigned thread, uint32_t i
     const struct elutq_source normed = {ELUTQ_FROM_NORM, layer->attn_norm, NULL};
     const struct elutq_source attended = {ELUTQ_FROM_ATTENTION, NULL, NULL};
     elutq_prepare_input(pass, thread, &normed, all, config->hidden_size, project, 3);
-    mark(pass, thread, ELUTQ_PREPARE);
+    elutq_mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, all, project, 3);
-    mark(pass, thread, ELUTQ_QKV);
+    elutq_mark(pass, thread, ELUTQ_QKV);
     if (config->norm_spans_heads && layer->q_norm != NULL && layer->k_norm != NULL)
         norm_projections(pass, thread, layer);
     position_and_store(pass, thread, i);
-    mark(pass, thread, ELUTQ_POSITION);
+    elutq_mark(pass, thread, ELUTQ_POSITION);
     elutq_attend(pass, thread, i);
-    mark(pass, thread, ELUTQ_ATTEND);
+    elutq_mark(pass, thread, ELUTQ_ATTEND);
     elutq_prepare_input(pass, thread, &attended, all, (uint32_t)q_size, &output, 1);
-    mark(pass, thread, ELUTQ_PREPARE);
+    elutq_mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, all, &output, 1);
     if (layer->attn_post_norm != NULL)
         add_normed(pass, thread, layer->attn_post_norm);
-    mark(pass, thread, ELUTQ_ATTN_OUTPUT);
+    elutq_mark(pass, thread, ELUTQ_ATTN_OUTPUT);
+}
+
+/* The MLP of a layer, or its shared expert. */
+static void mlp(struct elutq_pass *pass, unsigned thread, const struct elutq_layer *layer,
+                const struct elutq_product *contract) {
+    struct elutq_engine *engine = pass->engine;
+    const struct elutq_batch *all = &engine->all;
+    const uint32_t size = layer->gate.weight.n_rows;
+    const struct elutq_product expand[] = {
+        {&layer->gate, engine->gate, size, false, NULL},
+        {&layer->up, engine->up, size, false, NULL},
+    };
+    const struct elutq_source normed = {ELUTQ_FROM_NORM, layer->ffn_norm, NULL};
+    const struct elutq_source activated = {ELUTQ_FROM_GATE, NULL, NULL};
+    elutq_prepare_input(pass, thread, &normed, all, engine->model->config.hidden_size, expand, 2);
+    elutq_mark(pass, thread, ELUTQ_PREPARE);
+    elutq_multiply(pass, thread, all, expand, 2);
+    elutq_mark(pass, thread, ELUTQ_GATE_UP);
+    elutq_prepare_input(pass, thread, &activated, all, size, contract, 1);
+    elutq_mark(pass, thread, ELUTQ_PREPARE);
+    elutq_multiply(pass, thread, all, contract, 1);
 }
 
 static void mlp_block(struct elutq_pass *pass, unsigned thread, uint32_t i) {
     struct elutq_engine *engine = pass->engine;
-    const struct elutq_config *config = &engine->model->config;
-    const struct elutq_batch *all = &engine->all;
     const struct elutq_layer *layer = &engine->model->layers[i];
-    const struct elutq_product expand[] = {
-        {&layer->gate, engine->gate, config->intermediate_size, false, NULL},
-        {&layer->up, engine->up, config->intermediate_size, false, NULL},
-    };
-    const struct elutq_product contract = writer(engine, &layer->down, layer->ffn_post_norm);
-    const struct elutq_source normed = {ELUTQ_FROM_NORM, layer->ffn_norm, NULL};
-    const struct elutq_source activated = {ELUTQ_FROM_GATE, NULL, NULL};
-    elutq_prepare_input(pass, thread, &normed, all, config->hidden_size, expand, 2);
-    mark(pass, thread, ELUTQ_PREPARE);
-    elutq_multiply(pass, thread, all, expand, 2);
-    mark(pass, thread, ELUTQ_GATE_UP);
-    elutq_prepare_input(pass, thread, &activated, all, config->intermediate_size, &contract, 1);
-    mark(pass, thread, ELUTQ_PREPARE);
-    elutq_multiply(pass, thread, all, &contract, 1);
+    const uint32_t hidden_size = engine->model->config.hidden_size;
+    if (layer->router == NULL) {
+        const struct elutq_product contract = writer(engine, &layer->down, layer->ffn_post_norm);
+        mlp(pass, thread, layer, &contract);
+    } else {
+        const struct elutq_product aside = {&layer->down, engine->routing.shared, hidden_size, false, NULL};
+        if (layer->shared_gate != NULL)
+            mlp(pass, thread, layer, &aside);
+        elutq_run_experts(pass, thread, i);
+    }
     if (layer->ffn_post_norm != NULL)
         add_normed(pass, thread, layer->ffn_post_norm);
-    mark(pass, thread, ELUTQ_DOWN);
+    elutq_mark(pass, thread, ELUTQ_DOWN);
 }
 
 /* What the head reads, for those who want it. Items: row. */
@@ -206,18 +220,18 @@ static void head(struct elutq_pass *pass, unsigned thread) {
     const struct elutq_product project = {&model->head, NULL, 0, false, engine->logits};
     const struct elutq_source normed = {ELUTQ_FROM_NORM, model->output_norm, engine->logit_rows};
     elutq_prepare_input(pass, thread, &normed, &engine->wanted, model->config.hidden_size, &project, 1);
-    mark(pass, thread, ELUTQ_PREPARE);
+    elutq_mark(pass, thread, ELUTQ_PREPARE);
     elutq_multiply(pass, thread, &engine->wanted, &project, 1);
     if (model->config.logit_softcap != 0)
         soften_logits(pass, thread);
-    mark(pass, thread, ELUTQ_HEAD);
+    elutq_mark(pass, thread, ELUTQ_HEAD);
 }
 
 static void run_pass(void *context, unsigned thread, unsigned n_threads) {
     (void)n_threads;
     struct elutq_pass *pass = context;
     embed(pass, thread);
-    mark(pass, thread, ELUTQ_EMBED);
+    elutq_mark(pass, thread, ELUTQ_EMBED);
     for (uint32_t i = 0; i < pass->engine->model->config.n_layers; i++) {
         attention_block(pass, thread, i);
         mlp_block(pass, thread, i);
@@ -262,8 +276,10 @@ static void turn(struct elutq_engine *engine, size_t row, const struct elutq_seq
 }
 
 static void lay_out_rows(struct elutq_engine *engine, uint32_t n_pieces) {
+    const struct elutq_config *config = &engine->model->config;
     qsort(engine->pieces, n_pieces, sizeof *engine->pieces, compare_tokens);
-    engine->all = (struct elutq_batch){0};
+    engine->all = engine->routing.all = (struct elutq_batch){0};
+    atomic_store_explicit(&engine->routing.n_routed, 0, memory_order_relaxed);
     engine->wants_hidden = false;
     for (uint32_t i = 0; i < n_pieces; i++) {
         struct elutq_piece *piece = &engine->pieces[i];
@@ -274,6 +290,9 @@ static void lay_out_rows(struct elutq_engine *engine, uint32_t n_pieces) {
             turn(engine, piece->first_row + token, piece->sequence, piece->position + token);
         }
         add_rows(engine->model->kernels, &engine->all, piece->n_tokens, piece->n_tokens);
+        if (config->n_experts > 0)
+            add_rows(engine->model->kernels, &engine->routing.all, piece->n_tokens,
+                     elutq_rows_an_expert(config, piece->n_tokens));
     }
 }
 

@@ -269,6 +269,14 @@ bool elutq_gguf_f32(const struct elutq_gguf *gguf, const char *key, float *value
     return true;
 }
 
+bool elutq_gguf_bool(const struct elutq_gguf *gguf, const char *key, bool *value) {
+    const struct elutq_metadata *entry = elutq_gguf_metadata(gguf, key);
+    if (entry == NULL || entry->type != GGUF_BOOL)
+        return false;
+    *value = *entry->value != 0;
+    return true;
+}
+
 bool elutq_gguf_string(const struct elutq_gguf *gguf, const char *key, struct elutq_text *value) {
     const struct elutq_metadata *entry = elutq_gguf_metadata(gguf, key);
     if (entry == NULL || entry->type != GGUF_STRING)

@@ -58,6 +58,7 @@ const struct elutq_tensor *elutq_gguf_tensor(const struct elutq_gguf *gguf, cons
 /* A value of exactly that type; false when the key is absent or of another type. */
 bool elutq_gguf_u32(const struct elutq_gguf *gguf, const char *key, uint32_t *value);
 bool elutq_gguf_f32(const struct elutq_gguf *gguf, const char *key, float *value);
+bool elutq_gguf_bool(const struct elutq_gguf *gguf, const char *key, bool *value);
 bool elutq_gguf_string(const struct elutq_gguf *gguf, const char *key, struct elutq_text *value);
 
 /* An array of UINT32: *values is unaligned, read it with elutq_read_u32. False when absent or of another type. */

@@ -60,6 +60,19 @@ static inline uint32_t elutq_matrix_groups(const struct elutq_matrix *matrix) {
     return matrix->n_columns / matrix->group_size;
 }
 
+static inline uint64_t elutq_matrix_bytes(const struct elutq_matrix *matrix) {
+    if (matrix->bits == 16)
+        return (uint64_t)matrix->n_rows * matrix->n_columns * sizeof(uint16_t);
+    return (uint64_t)elutq_matrix_tiles(matrix) * elutq_matrix_groups(matrix) * elutq_matrix_block_bytes(matrix);
+}
+
+/* One of the matrices that lie one behind the other, alike, of which `first` is the first. */
+static inline struct elutq_matrix elutq_matrix_behind(const struct elutq_matrix *first, uint32_t i) {
+    struct elutq_matrix matrix = *first;
+    matrix.data += i * elutq_matrix_bytes(first);
+    return matrix;
+}
+
 /* Tiles in a superblock: 8, fewer in the last. */
 static inline uint32_t elutq_chunk_tiles(const struct elutq_matrix *matrix, uint32_t chunk) {
     uint32_t left = elutq_matrix_tiles(matrix) - chunk * ELUTQ_SUPERBLOCK_TILES;

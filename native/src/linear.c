@@ -4,8 +4,8 @@
 #include "hlq_block.h"
 #include "pass.h"
 
-static void read_source(const struct elutq_engine *engine, const struct elutq_source *source, uint32_t i, uint32_t first,
-                        uint32_t end, float *x) {
+static void read_source(const struct elutq_engine *engine, const struct elutq_source *source, uint32_t n_columns, uint32_t i,
+                        uint32_t first, uint32_t end, float *x) {
     const struct elutq_config *config = &engine->model->config;
     const struct elutq_kernels *kernels = engine->model->kernels;
     const size_t row = source->rows != NULL ? source->rows[i] : i;
@@ -18,28 +18,22 @@ static void read_source(const struct elutq_engine *engine, const struct elutq_so
         float scale = kernels->rms_scale(hidden, config->hidden_size, config->rms_norm_eps);
         kernels->scale_by(hidden + first, scale, source->norm + first, end - first, x + first);
     } else if (source->kind == ELUTQ_FROM_ATTENTION) {
-        size_t width = (size_t)config->n_heads * config->head_dim;
-        memcpy(x + first, engine->attended + row * width + first, (end - first) * sizeof *x);
+        memcpy(x + first, engine->attended + row * n_columns + first, (end - first) * sizeof *x);
     } else {
-        size_t start = row * config->intermediate_size + first;
+        size_t start = row * n_columns + first;
         (config->gelu ? kernels->geglu : kernels->swiglu)(engine->gate + start, engine->up + start, end - first, x + first);
     }
 }
 
-/* Of the matrices with one group size: one takes rows below `levels` as levels, one those from `tables` on as tables. */
-struct forms {
-    uint32_t levels, tables;
-};
-
-static void find_forms(const struct elutq_batch *batch, const struct elutq_product *products, unsigned n_products,
-                       struct forms forms[ELUTQ_GROUP_SIZES]) {
+void elutq_find_forms(const struct elutq_batch *batch, const struct elutq_product *products, unsigned n_products,
+                      struct elutq_forms forms[ELUTQ_GROUP_SIZES]) {
     for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++)
-        forms[i] = (struct forms){0, batch->n_rows};
+        forms[i] = (struct elutq_forms){0, batch->n_rows};
     for (unsigned i = 0; i < n_products; i++) {
         const struct elutq_matrix *weight = &products[i].linear->weight;
         if (weight->bits == 16)
             continue;
-        struct forms *of_size = &forms[elutq_group_index(weight->group_size)];
+        struct elutq_forms *of_size = &forms[elutq_group_index(weight->group_size)];
         const uint32_t n_levels = batch->n_levels[weight->bits];
         of_size->levels = n_levels > of_size->levels ? n_levels : of_size->levels;
         of_size->tables = n_levels < of_size->tables ? n_levels : of_size->tables;
@@ -47,7 +41,7 @@ static void find_forms(const struct elutq_batch *batch, const struct elutq_produ
 }
 
 /* Columns are dealt to threads in units that the group sizes of these products divide; inputs of fp16 products need none. */
-static uint32_t column_unit(const struct forms forms[ELUTQ_GROUP_SIZES], uint32_t n_rows) {
+static uint32_t column_unit(const struct elutq_forms forms[ELUTQ_GROUP_SIZES], uint32_t n_rows) {
     uint32_t unit = 32;
     for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++)
         if (forms[i].tables < n_rows)
@@ -55,14 +49,25 @@ static uint32_t column_unit(const struct forms forms[ELUTQ_GROUP_SIZES], uint32_
     return unit;
 }
 
+void elutq_round_row(const struct elutq_kernels *kernels, const struct elutq_forms forms[ELUTQ_GROUP_SIZES],
+                     struct elutq_input *input, const float *x, uint32_t n_columns, uint32_t row, uint32_t first,
+                     uint32_t end) {
+    for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++) {
+        const uint32_t group_size = 32u << i;
+        if (row < forms[i].levels)
+            kernels->build_levels(x, n_columns, group_size, row, &input->levels[i]);
+        if (row >= forms[i].tables)
+            kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][row]);
+    }
+}
+
 void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const struct elutq_source *source,
                          const struct elutq_batch *batch, uint32_t n_columns, const struct elutq_product *products,
                          unsigned n_products) {
     struct elutq_engine *engine = pass->engine;
     struct elutq_input *input = &engine->input;
-    const struct elutq_kernels *kernels = engine->model->kernels;
-    struct forms forms[ELUTQ_GROUP_SIZES];
-    find_forms(batch, products, n_products, forms);
+    struct elutq_forms forms[ELUTQ_GROUP_SIZES];
+    elutq_find_forms(batch, products, n_products, forms);
     /* Many rows are shared out whole, few by columns; levels are made of whole rows. */
     const uint32_t n_threads = elutq_pool_threads(engine->pool);
     const bool whole = batch->n_rows >= n_threads || forms[0].levels + forms[1].levels + forms[2].levels + forms[3].levels > 0;
@@ -77,23 +82,17 @@ void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const s
         uint32_t end = n_units * (part + 1) / n_parts * unit;
         end = end < n_columns ? end : n_columns;
         float *x = input->x + (size_t)row * n_columns;
-        if (first < end)
-            read_source(engine, source, row, first, end, x);
-        for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES && first < end; i++) {
-            const uint32_t group_size = 32u << i;
-            if (row < forms[i].levels)
-                kernels->build_levels(x, n_columns, group_size, row, &input->levels[i]);
-            if (row >= forms[i].tables)
-                kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][row]);
-        }
+        if (first >= end)
+            continue;
+        read_source(engine, source, n_columns, row, first, end, x);
+        elutq_round_row(engine->model->kernels, forms, input, x, n_columns, row, first, end);
     }
     elutq_pool_barrier(engine->pool, thread);
 }
 
-static void multiply_part(const struct elutq_engine *engine, const struct elutq_matrix *weight,
-                          const struct elutq_batch *batch, struct elutq_part part, float *y) {
-    const struct elutq_kernels *kernels = engine->model->kernels;
-    const struct elutq_input *input = &engine->input;
+static void multiply_part(const struct elutq_kernels *kernels, const struct elutq_input *input,
+                          const struct elutq_matrix *weight, const struct elutq_batch *batch, struct elutq_part part,
+                          float *y) {
     if (weight->bits == 16) {
         kernels->gemm_f16(weight, input->x, input->n_columns, batch->n_rows, part, y);
         return;
@@ -143,10 +142,21 @@ static uint32_t n_parts(const struct elutq_product *product, uint32_t tiles) {
     return (elutq_matrix_tiles(&product->linear->weight) + tiles - 1) / tiles;
 }
 
+void elutq_multiply_tiles(const struct elutq_engine *engine, unsigned thread, const struct elutq_input *input,
+                          const struct elutq_batch *batch, const struct elutq_product *product, uint32_t tile,
+                          uint32_t n_tiles) {
+    const struct elutq_matrix *weight = &product->linear->weight;
+    const uint32_t tiles_left = elutq_matrix_tiles(weight) - tile;
+    const struct elutq_part part = {tile, tiles_left < n_tiles ? tiles_left : n_tiles};
+    const uint32_t first = tile * ELUTQ_TILE_ROWS, left = weight->n_rows - first, rows = part.n_tiles * ELUTQ_TILE_ROWS;
+    float *scratch = engine->chunks + (size_t)thread * engine->max_rows * ELUTQ_CHUNK_STRIDE;
+    multiply_part(engine->model->kernels, input, weight, batch, part, scratch);
+    put_part(engine->model->kernels, product, batch->n_rows, first, left < rows ? left : rows, scratch);
+}
+
 void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct elutq_batch *batch,
                     const struct elutq_product *products, unsigned n_products) {
     struct elutq_engine *engine = pass->engine;
-    float *scratch = engine->chunks + (size_t)thread * engine->max_rows * ELUTQ_CHUNK_STRIDE;
     uint32_t n_tiles = 0;
     for (unsigned i = 0; i < n_products; i++)
         n_tiles += elutq_matrix_tiles(&products[i].linear->weight);
@@ -158,12 +168,7 @@ void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct
         const struct elutq_product *product = products;
         while (item >= n_parts(product, tiles))
             item -= n_parts(product++, tiles);
-        const struct elutq_matrix *weight = &product->linear->weight;
-        const uint32_t tile = item * tiles, tiles_left = elutq_matrix_tiles(weight) - tile;
-        const struct elutq_part part = {tile, tiles_left < tiles ? tiles_left : tiles};
-        const uint32_t first = tile * ELUTQ_TILE_ROWS, left = weight->n_rows - first, rows = part.n_tiles * ELUTQ_TILE_ROWS;
-        multiply_part(engine, weight, batch, part, scratch);
-        put_part(engine->model->kernels, product, batch->n_rows, first, left < rows ? left : rows, scratch);
+        elutq_multiply_tiles(engine, thread, &engine->input, batch, product, item * tiles, tiles);
     }
     elutq_pool_barrier(engine->pool, thread);
 }

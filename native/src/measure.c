@@ -28,12 +28,34 @@ static const uint8_t *chunk_start(const struct elutq_matrix *matrix, uint32_t ch
     return elutq_chunk_data(matrix, chunk);
 }
 
-static float read_matrix(const struct elutq_engine *engine, unsigned thread, const struct elutq_matrix *matrix) {
+/* As many as a token uses of matrices that lie one behind the other, evenly spaced: a text's are here and there too. */
+static float read_matrices(const struct elutq_engine *engine, unsigned thread, const struct elutq_stored_matrix *stored) {
     float read = 0;
-    unsigned chunk;
-    while (elutq_pool_take(engine->pool, thread, elutq_matrix_chunks(matrix), &chunk)) {
-        size_t n_floats = chunk_bytes(matrix, chunk) / sizeof(float) / 64 * 64;
-        read += engine->model->kernels->read_floats((const float *)chunk_start(matrix, chunk), n_floats);
+    unsigned item;
+    const uint32_t n_chunks = elutq_matrix_chunks(stored->matrix), apart = stored->n_stored / stored->n_read;
+    while (elutq_pool_take(engine->pool, thread, stored->n_read * n_chunks, &item)) {
+        const struct elutq_matrix matrix = elutq_matrix_behind(stored->matrix, item / n_chunks * apart);
+        size_t n_floats = chunk_bytes(&matrix, item % n_chunks) / sizeof(float) / 64 * 64;
+        read += engine->model->kernels->read_floats((const float *)chunk_start(&matrix, item % n_chunks), n_floats);
+    }
+    elutq_pool_barrier(engine->pool, thread);
+    return read;
+}
+
+/* Bytes of a router that a thread reads at a time. */
+#define ROUTER_BYTES 65536
+
+static float read_router(const struct elutq_engine *engine, unsigned thread, uint32_t layer) {
+    const uint64_t n_bytes = elutq_router_bytes(engine->model, layer);
+    const float *router = engine->model->layers[layer].router;
+    float read = 0;
+    unsigned item;
+    if (router == NULL)
+        return 0;
+    while (elutq_pool_take(engine->pool, thread, (unsigned)((n_bytes + ROUTER_BYTES - 1) / ROUTER_BYTES), &item)) {
+        const uint64_t first = (uint64_t)item * ROUTER_BYTES, left = n_bytes - first;
+        const size_t n_floats = (left < ROUTER_BYTES ? left : ROUTER_BYTES) / sizeof(float) / 64 * 64;
+        read += engine->model->kernels->read_floats(router + first / sizeof(float), n_floats);
     }
     elutq_pool_barrier(engine->pool, thread);
     return read;
@@ -45,13 +67,14 @@ static void read_weights(void *context, unsigned thread, unsigned n_threads) {
     const struct elutq_engine *engine = reading->engine;
     float read = 0;
     for (uint32_t i = 0; i < engine->model->config.n_layers; i++) {
-        const struct elutq_layer *layer = &engine->model->layers[i];
-        const struct elutq_linear *linears[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
-                                                &layer->gate, &layer->up, &layer->down};
-        for (size_t j = 0; j < sizeof linears / sizeof linears[0]; j++)
-            read += read_matrix(engine, thread, &linears[j]->weight);
+        struct elutq_stored_matrix stored[ELUTQ_LAYER_MATRICES];
+        const unsigned n = elutq_layer_matrices(engine->model, i, stored);
+        read += read_router(engine, thread, i);
+        for (unsigned j = 0; j < n; j++)
+            read += read_matrices(engine, thread, &stored[j]);
     }
-    reading->read[thread] = read + read_matrix(engine, thread, &engine->model->head.weight);
+    const struct elutq_stored_matrix head = {&engine->model->head.weight, false, 1, 1};
+    reading->read[thread] = read + read_matrices(engine, thread, &head);
 }
 
 int elutq_engine_read_weights(elutq_engine *engine, float *read) {

@@ -27,6 +27,11 @@ struct elutq_config {
     float logit_softcap;     /* the same of logits */
     bool gelu;              /* the MLP's gate is a GELU, not a SiLU */
     bool norm_spans_heads;  /* queries and keys are normed whole, not each head by itself */
+    uint32_t n_experts;      /* of a layer that has a router; 0: none has */
+    uint32_t n_experts_used; /* by a token, 1 to n_experts */
+    uint32_t expert_size;    /* width of an expert */
+    uint32_t shared_expert_size; /* of the one that all tokens use; 0: there is none */
+    bool normalize_expert_weights; /* those of the experts that a token uses add up to 1 */
 };
 
 /* How the heads of a layer turn. */
@@ -44,7 +49,11 @@ struct elutq_layer {
     const float *q_norm, *k_norm; /* [head_dim], or of all heads' rows where norm_spans_heads; NULL: not normed */
     uint32_t window;              /* tokens a position attends to, itself included; 0: all */
     enum elutq_rope rope;
-    struct elutq_linear q, k, v, o, gate, up, down;
+    struct elutq_linear q, k, v, o;
+    struct elutq_linear gate, up, down; /* of the MLP, or of the shared expert; no weights where there is neither */
+    const float *router;                /* [n_experts][hidden_size]; NULL: the layer has no experts, but an MLP */
+    const float *shared_gate;           /* [hidden_size]; NULL: it has no shared expert */
+    struct elutq_linear expert_gate, expert_up, expert_down; /* of the first expert: elutq_matrix_behind; no biases */
 };
 
 struct elutq_model {
@@ -59,5 +68,21 @@ struct elutq_model {
     const float *rope_long_divisors; /* the same in sequences beyond rope_context; NULL: in these too */
     struct elutq_layer *layers;     /* [n_layers], owned */
 };
+
+/* A matrix of a layer, or as many alike as there are experts, one behind the other. */
+struct elutq_stored_matrix {
+    const struct elutq_matrix *matrix; /* the first */
+    bool of_experts;
+    uint32_t n_stored, n_read; /* all, and those that a token uses */
+};
+
+#define ELUTQ_LAYER_MATRICES 10
+
+/* The matrices that layer i has, in the order in which a pass reads them. Returns how many there are. */
+unsigned elutq_layer_matrices(const struct elutq_model *model, uint32_t i,
+                              struct elutq_stored_matrix stored[ELUTQ_LAYER_MATRICES]);
+
+/* Bytes of layer i's router; 0 where it has none. */
+uint64_t elutq_router_bytes(const struct elutq_model *model, uint32_t i);
 
 #endif

@@ -46,6 +46,11 @@ static const char *const CONFIG_KEYS[] = {
     "hidden_activation",
     "attn_logit_softcapping",
     "final_logit_softcapping",
+    "expert_count",
+    "expert_used_count",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "expert_weights_norm",
 };
 
 static void refuse_unknown_keys(struct elutq_loader *loader) {
@@ -128,6 +133,27 @@ static void load_numbers(struct elutq_loader *loader) {
         elutq_load_fail(loader, "must be even and no more than attention.key_length", "rope.dimension_count");
 }
 
+/* Of experts all numbers are there, or none. */
+static void load_experts(struct elutq_loader *loader) {
+    struct elutq_config *config = &loader->model->config;
+    char key[ELUTQ_KEY_BYTES];
+    const bool has_norm = has_config(loader, "expert_weights_norm");
+    const bool has_shared = has_config(loader, "expert_shared_feed_forward_length");
+    if (!has_norm && !has_shared && !has_config(loader, "expert_count") && !has_config(loader, "expert_used_count") &&
+        !has_config(loader, "expert_feed_forward_length"))
+        return;
+    config_u32(loader, "expert_count", ELUTQ_MAX_EXPERTS, &config->n_experts);
+    config_u32(loader, "expert_used_count", ELUTQ_MAX_EXPERTS, &config->n_experts_used);
+    config_u32(loader, "expert_feed_forward_length", ELUTQ_MAX_WIDTH, &config->expert_size);
+    if (has_shared)
+        config_u32(loader, "expert_shared_feed_forward_length", ELUTQ_MAX_WIDTH, &config->shared_expert_size);
+    if (config->n_experts_used > config->n_experts)
+        elutq_load_fail(loader, "is more than expert_count", "expert_used_count");
+    snprintf(key, sizeof key, "%s.expert_weights_norm", loader->architecture);
+    if (has_norm && !elutq_gguf_bool(&loader->model->gguf, key, &config->normalize_expert_weights))
+        elutq_load_fail(loader, "is not of type BOOL", key);
+}
+
 static void load_activation(struct elutq_loader *loader) {
     char key[ELUTQ_KEY_BYTES];
     struct elutq_text name;
@@ -169,7 +195,8 @@ void elutq_load_layer_kinds(struct elutq_loader *loader) {
 }
 
 void elutq_load_config(struct elutq_loader *loader) {
-    void (*const steps[])(struct elutq_loader *) = {find_architecture, refuse_unknown_keys, load_numbers, load_activation};
+    void (*const steps[])(struct elutq_loader *) = {find_architecture, refuse_unknown_keys, load_numbers, load_experts,
+                                                      load_activation};
     for (size_t i = 0; i < sizeof steps / sizeof steps[0] && loader->status == ELUTQ_OK; i++)
         steps[i](loader);
 }

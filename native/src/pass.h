@@ -40,9 +40,37 @@ void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const s
                          const struct elutq_batch *batch, uint32_t n_columns, const struct elutq_product *products,
                          unsigned n_products);
 
+/* Of the matrices with one group size: one takes rows below `levels` as levels, one those from `tables` on as tables. */
+struct elutq_forms {
+    uint32_t levels, tables;
+};
+
+void elutq_find_forms(const struct elutq_batch *batch, const struct elutq_product *products, unsigned n_products,
+                      struct elutq_forms forms[ELUTQ_GROUP_SIZES]);
+
+/* Columns first .. end - 1 of row `row`, x[n_columns], in those forms that the row is taken in. */
+void elutq_round_row(const struct elutq_kernels *kernels, const struct elutq_forms forms[ELUTQ_GROUP_SIZES],
+                     struct elutq_input *input, const float *x, uint32_t n_columns, uint32_t row, uint32_t first,
+                     uint32_t end);
+
+/* Multiplies an input by tiles of a matrix, from `tile` on n_tiles or as many as there are. */
+void elutq_multiply_tiles(const struct elutq_engine *engine, unsigned thread, const struct elutq_input *input,
+                          const struct elutq_batch *batch, const struct elutq_product *product, uint32_t tile,
+                          uint32_t n_tiles);
+
 /* One stage: multiplies engine->input by several matrices. */
 void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct elutq_batch *batch,
                     const struct elutq_product *products, unsigned n_products);
+
+/*
+ * The stages of layer i's experts: routes the rows of the pass, groups them by their experts, so that the weights of each are
+ * read once, and adds to the stream what these give, times how likely each is; with a norm after the branch, writes it aside.
+ * `shared`: routing->shared has what the shared expert gives.
+ */
+void elutq_run_experts(struct elutq_pass *pass, unsigned thread, uint32_t i);
+
+/* Books the time since the last mark under an operation. */
+void elutq_mark(struct elutq_pass *pass, unsigned thread, enum elutq_operation operation);
 
 /*
  * One or two stages of layer i: softmax(q k^T / sqrt(head_dim)) v over the positions that a token may see. Items: a piece, a KV

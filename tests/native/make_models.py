@@ -4,6 +4,7 @@ make_models.py FOLDER
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,22 +53,57 @@ def write_random(
     path: Path, config: ModelConfig, bits: int, group_size: int, half: str = "none", kind: str = "free16"
 ) -> None:
     """Write a model of random weights. Matrices whose name contains `half`, or that no group fits, are fp16."""
-    tensors = []
+    layouts = {}
+    for name, shape in config.tensor_shapes().items():
+        quantized = half not in name and shape[-1] % group_size == 0
+        layouts[name] = (bits, group_size, kind) if quantized else (16, None, kind)
+    write_stored(path, config, layouts)
+
+
+def write_stored(path: Path, config: ModelConfig, layouts: Mapping[str, tuple[int, int | None, str]]) -> None:
+    """Write a model of random weights, its matrices with these bits, group sizes (None: fp16) and kinds."""
+    tensors, plain = [], config.float_names()
     for i, (name, shape) in enumerate(config.tensor_shapes().items()):
         stored = gguf_name(name)
-        if len(shape) == 1:
-            values = np.random.default_rng(i).uniform(0.5, 1.5, shape).astype(np.float32)
-            tensors.append((TensorRecord(stored, 32, *shape), lambda values=values: values))
+        if name in plain:
+            rng = np.random.default_rng(i)
+            values = rng.uniform(0.5, 1.5, shape) if len(shape) == 1 else rng.normal(0, 2 * shape[1] ** -0.5, shape)
+            tensors.append((TensorRecord.of_floats(stored, shape), lambda values=values: values))
             continue
-        quantized = half not in name and shape[1] % group_size == 0
-        record = (
-            TensorRecord(stored, bits, *shape, group_size=group_size, kind=block_kind(kind))
-            if quantized
-            else TensorRecord(stored, 16, *shape)
+        bits, group_size, kind = layouts[name]
+        *stack, rows, columns = shape
+        n_experts = stack[0] if stack else None
+        record = TensorRecord(stored, bits, rows, columns, group_size, n_experts=n_experts)
+        if group_size is not None:
+            record = replace(record, kind=block_kind(kind))
+        seeds = [i] if n_experts is None else [1000 * (i + 1) + expert for expert in range(n_experts)]
+        arguments = rows, columns, bits, group_size, kind
+        tensors.append(
+            (record, lambda seeds=seeds, rest=arguments: np.concatenate([matrix_bytes(s, *rest) for s in seeds]))
         )
-        arguments = (i, *shape, bits, group_size if quantized else None, kind)
-        tensors.append((record, lambda arguments=arguments: matrix_bytes(*arguments)))
     write_model(path, config, tensors, origin=Origin(path.stem, path.stem), tokenizer_json=None)
+
+
+def expert_config(**changes: object) -> ModelConfig:
+    """Return the configuration of a small mixture: experts of which a prompt sends some rows to each, one shared."""
+    config = ModelConfig(
+        model_type="qwen2_moe",
+        hidden_size=128,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=256,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-6,
+        rope_theta=10000.0,
+        n_experts=5,
+        n_experts_used=2,
+        expert_intermediate_size=64,
+        shared_expert_intermediate_size=96,
+    )
+    return replace(config, **changes)
 
 
 def golden_config(family: str) -> ModelConfig:
@@ -84,6 +120,11 @@ def main(folder: Path) -> None:
     wide = replace(golden_config("llama2-gqa-sharded"), hidden_size=256, intermediate_size=384, vocab_size=301)
     for bits, kind in enumerate([name for name in KIND_NUMBERS if name != "free16"]):
         write_random(folder / f"{kind}.gguf", wide, 1 + bits % 4, 128 if bits % 2 else 64, kind=kind)
+    write_random(
+        folder / "experts.gguf", expert_config(n_experts_used=4, normalize_expert_weights=True), bits=4, group_size=32
+    )
+    half = expert_config(n_experts=3, shared_expert_intermediate_size=0, expert_layers=(True, False), norm_after=True)
+    write_random(folder / "experts-half.gguf", half, bits=4, group_size=64, half="gate_proj")
     for bits in (1, 2, 3, 4):
         for group_size in (64, 128):
             write_random(

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from make_models import expert_config, write_random
 
 from elutq_native import (
     CancelledError,
@@ -66,6 +67,21 @@ def test_sixteen_sequences_in_random_company_have_the_bits_that_they_have_alone(
         alone = evaluate(model, texts, cache_types, threads=1)
         for threads in (1, 2, 3):
             for found, wanted in zip(evaluate(model, texts, cache_types, threads, rng), alone, strict=True):
+                assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("isa", supported_kernels())
+@pytest.mark.parametrize("bits", [2, 4])
+def test_sequences_that_share_experts_have_the_bits_that_they_have_alone(bits, isa, tmp_path):
+    """How many rows an expert has, and beside which, is by company; three of four rows share one."""
+    rng = np.random.default_rng(24)
+    path = tmp_path / "model.gguf"
+    write_random(path, expert_config(n_experts=4, n_experts_used=3), bits=bits, group_size=32)
+    with Model(path, isa) as model:
+        texts = make_texts(model, rng)
+        alone = evaluate(model, texts, ["f16", "q8"] * 8, threads=1)
+        for threads in (1, 3):
+            for found, wanted in zip(evaluate(model, texts, ["f16", "q8"] * 8, threads, rng), alone, strict=True):
                 assert np.array_equal(found, wanted)
 
 

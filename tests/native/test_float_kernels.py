@@ -47,6 +47,21 @@ def test_matrix_row(bits, memory, rng):
         assert np.allclose(y, expected[row], rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 16), (5, 40), (9, 100)])
+def test_product_of_floats(name, rows, columns, memory, rng):
+    weights = memory.copy(rng.standard_normal((rows, columns)).astype(np.float32))
+    x = memory.copy(rng.standard_normal(columns).astype(np.float32))
+    y, reference, alone = (memory.array(n, np.float32) for n in (rows, rows, 1))
+    SETS[name].multiply_floats(floats(weights), floats(x), rows, columns, floats(y))
+    SCALAR.multiply_floats(floats(weights), floats(x), rows, columns, floats(reference))
+    assert np.array_equal(y, reference)
+    assert np.allclose(y, weights.astype(np.float64) @ x, rtol=1e-5, atol=1e-5)
+    for row in range(rows):
+        SETS[name].multiply_floats(floats(weights[row]), floats(x), 1, columns, floats(alone))
+        assert alone[0] == y[row]
+
+
 LENGTHS = (1, 15, 16, 17, 64, 100)
 
 
@@ -78,6 +93,10 @@ def test_elementwise_kernels(name, n, memory, rng):
     before = y.copy()
     kernels.add(floats(x), n, floats(y))
     assert np.array_equal(y, before + x)
+
+    y[:] = w
+    kernels.add_scaled(floats(x), 0.3, n, floats(y))
+    assert np.allclose(y, w + np.float64(np.float32(0.3)) * x, rtol=1e-7, atol=1e-7)
 
     half = memory.array(n, np.uint16)
     kernels.cache[F16].store(floats(x), n, ffi.from_buffer(half))

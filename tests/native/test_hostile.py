@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from gguf_container import Container
+from lying_experts import LYING_EXPERTS
 from lying_files import LYING
-from make_models import golden_config, write_random
+from make_models import expert_config, golden_config, write_random
 
 from elutq_formats.errors import FormatError
 from elutq_formats.model_file import ModelFile
@@ -27,10 +28,8 @@ def test_taking_apart_and_putting_together_changes_nothing(sound, tmp_path):
     assert Container(sound).bytes() == sound
 
 
-@pytest.mark.parametrize("change", LYING)
-def test_refused_by_name(change, sound, tmp_path):
-    lie, native_message, python_message = LYING[change]
-    container, path = Container(sound), tmp_path / "lie.gguf"
+def check_refused(raw, lie, native_message, python_message, path):
+    container = Container(raw)
     lie(container)
     path.write_bytes(container.bytes())
     with pytest.raises(NativeError, match=native_message) as refused:
@@ -39,6 +38,23 @@ def test_refused_by_name(change, sound, tmp_path):
     with pytest.raises(FormatError, match=python_message) as refused:
         ModelFile.open(path)
     assert "\n" not in str(refused.value) and str(refused.value).isprintable()
+
+
+@pytest.fixture(scope="module")
+def sound_experts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experts") / "model.gguf"
+    write_random(path, expert_config(), bits=2, group_size=32)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("change", LYING_EXPERTS)
+def test_lies_about_experts_are_refused_by_name(change, sound_experts, tmp_path):
+    check_refused(sound_experts, *LYING_EXPERTS[change], tmp_path / "lie.gguf")
+
+
+@pytest.mark.parametrize("change", LYING)
+def test_refused_by_name(change, sound, tmp_path):
+    check_refused(sound, *LYING[change], tmp_path / "lie.gguf")
 
 
 HALVES = {"nan": b"\x00\x7e", "infinite": b"\x00\x7c", "minus infinite": b"\x00\xfc"}

@@ -31,6 +31,8 @@ from elutq_native import (
 )
 
 PROMPT = list(range(40, 104))
+NOT_QUANTIZED = ("mistral-nemo", "mixtral", "olmoe", "qwen2-moe", "qwen3-moe")
+"""Golden checkpoints that `quantize` does not take: 16 columns fit no group, and mixtures are run, but not made yet."""
 
 
 def relative_rms(found, wanted):
@@ -50,9 +52,12 @@ def half_model(request, tmp_path_factory):
     """A golden checkpoint as a model file with every matrix in fp16: nothing in it but fp16 rounds."""
     path = tmp_path_factory.mktemp("half") / f"{request.param}.gguf"
     with Checkpoint.open(GOLDEN / request.param) as checkpoint:
-        tensors = []
+        tensors, plain = [], checkpoint.config.float_names()
         for name, shape in checkpoint.config.tensor_shapes().items():
-            record = TensorRecord(gguf_name(name), 16 if len(shape) == 2 else 32, *shape)
+            *stack, rows, columns = (1, *shape) if len(shape) == 1 else shape
+            record = TensorRecord(gguf_name(name), 16, rows, columns, n_experts=stack[0] if stack else None)
+            if name in plain:
+                record = TensorRecord.of_floats(gguf_name(name), shape)
             tensors.append((record, lambda name=name: checkpoint.load(name)))
         write_model(path, checkpoint.config, tensors, origin=Origin(request.param, request.param), tokenizer_json=None)
     return path
@@ -85,7 +90,7 @@ def test_hidden_states_are_those_that_the_reference_gives_its_head(half_model):
 
 
 @pytest.mark.parametrize("step", [None, 1], ids=["batch", "tokens"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mistral-nemo"])  # its 16 columns fit no group
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in NOT_QUANTIZED])
 def test_every_family_quantized_is_close_to_the_reference(family, step, make_model):
     """Random weights amplify the tables' rounding; the bundled model has the strict bound below."""
     path = make_model(GOLDEN / family, bits=4, group_size=32)
