@@ -116,7 +116,7 @@ def usual_group_size(config: ModelConfig) -> int:
     Raises:
         ElutqError: none does.
     """
-    columns = {shape[1] for shape in config.linear_shapes(0).values()}
+    columns = {shape[-1] for shape in config.linear_shapes(0).values()}
     possible = [size for size in GROUP_SIZES if size <= Recipe.group_size]
     fitting = [size for size in possible if all(count % size == 0 for count in columns)]
     if not fitting:

@@ -1,13 +1,17 @@
 """Experts through the stages: their Hessians, what becomes of them, and what of them is in memory."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from typer.testing import CliRunner
 
+from elutq_cli.app import app
+from elutq_cli.commands.info import tensor_lines
 from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import Recipe
@@ -164,6 +168,14 @@ def test_a_stack_survives_a_run_that_was_stopped(tmp_path):
         ((found, contents),) = spool.sources()
         assert found == record
         np.testing.assert_array_equal(contents(), values)
+
+
+def test_dry_run_and_info_say_how_many_experts_a_tensor_has(tmp_path):
+    planned = CliRunner().invoke(app, ["quantize", str(GOLDEN / "olmoe"), "--group-size", "32", "--dry-run"]).stdout
+    assert "blk.0.ffn_up_exps.weight          32 x 32      2 bits, groups of 32, free8, each of 6 experts" in planned
+    shown = "\n".join(tensor_lines(run("olmoe", tmp_path / "out.gguf", Recipe(bits=2, group_size=32))))
+    assert re.search(r"ffn_up_exps\.weight +6 x 32 x 32 +2 g32 free8", shown)
+    assert re.search(r"ffn_gate_inp\.weight +6 x 32 +32 ", shown)
 
 
 # ---- what is not done to them

@@ -119,6 +119,12 @@ def test_an_8b_model_takes_what_the_documentation_says():
     assert bound("llama3-8b", threads=64) < 7e9
 
 
+def test_a_mixture_of_experts_takes_no_more_than_one_of_its_experts_and_the_rest_of_a_block():
+    assert bound("qwen3-30b-a3b", n_tokens=0) < 1e9
+    assert bound("qwen3-30b-a3b", sequence_length=512) < 5e9  # a layer's experts alone are 2.4 GB in float32
+    assert bound("qwen3-30b-a3b", sequence_length=512, method="correct") < 3e9
+
+
 def test_rotation_and_long_sequences_are_counted():
     assert bound("llama3-8b") < bound("llama3-8b", rotate=True) < 1.02 * bound("llama3-8b")
     assert bound("llama3-8b", n_tokens=0) < bound("llama3-8b", n_tokens=0, rotate=True)
