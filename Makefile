@@ -44,3 +44,4 @@ clean:
 	rm -rf build $(VENV) *.egg-info native/elutq_native/_elutq*
 
 include tests/native/checks.mk
+include tests/native/cross.mk

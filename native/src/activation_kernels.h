@@ -125,7 +125,7 @@ INLINE float round_group(const float *xg, uint32_t group_size, float inverse, in
  * Whole numbers with one scale a group: each is off by at most scale / 2, where scale is the group's largest magnitude, or
  * the outliers' bound, over 127.
  */
-KERNEL __attribute__((unused)) void build_levels(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
+KERNEL ELUTQ_MAYBE_UNUSED void build_levels(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
                                                  struct elutq_levels *levels) {
     const uint32_t n_groups = n_columns / group_size, lane = token % ELUTQ_LEVELS_TOKENS;
     const size_t block = token / ELUTQ_LEVELS_TOKENS, cell_stride = ELUTQ_LEVELS_TOKENS * ELUTQ_CELL_COLUMNS;

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "compiler.h"
 #include "os/os.h"
 
 #define ELUTQ_ALIGNMENT 64
@@ -12,7 +13,7 @@
 /* 64-byte aligned memory for n_items, at least one byte of it; NULL when there is none. elutq_free_aligned frees it. */
 static inline void *elutq_allocate_aligned(uint64_t n_items, size_t item_bytes) {
     uint64_t n_bytes;
-    if (__builtin_mul_overflow(n_items, item_bytes, &n_bytes) || n_bytes > SIZE_MAX - ELUTQ_ALIGNMENT)
+    if (ELUTQ_PRODUCT_OVERFLOWS(n_items, item_bytes, &n_bytes) || n_bytes > SIZE_MAX - ELUTQ_ALIGNMENT)
         return NULL;
     const uint64_t n_lines = n_bytes == 0 ? 1 : (n_bytes + ELUTQ_ALIGNMENT - 1) / ELUTQ_ALIGNMENT;
     return elutq_aligned_memory(ELUTQ_ALIGNMENT, n_lines * ELUTQ_ALIGNMENT);

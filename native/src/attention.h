@@ -125,14 +125,14 @@ INLINE void add_dots(const uint8_t *keys, enum elutq_cache_type type, uint32_t n
                      uint32_t n_queries, uint32_t n, uint32_t i, uint32_t lanes, v16 *sums) {
     const size_t row_bytes = elutq_cache_row_bytes(type, n);
     v16 k[4];
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t key = 0; key < n_keys; key++)
         k[key] = lanes == 16 ? load_stored(keys + key * row_bytes, type, i)
                              : load_stored_first(keys + key * row_bytes, type, i, lanes);
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t q = 0; q < n_queries; q++) {
         v16 x = lanes == 16 ? v16_load(queries + (size_t)q * n + i) : load_first(queries + (size_t)q * n + i, lanes);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t key = 0; key < n_keys; key++)
             sums[key * n_queries + q] = v16_fma(k[key], x, sums[key * n_queries + q]);
     }
@@ -148,7 +148,7 @@ INLINE void dot_keys(const uint8_t *keys, enum elutq_cache_type type, uint32_t n
     const uint32_t n_dots = n_keys * n_queries;
     v16 sums[16];
     float whole[16];
-#pragma GCC unroll 16
+    ELUTQ_UNROLL(16)
     for (uint32_t i = 0; i < n_dots; i++)
         sums[i] = v16_set1(0);
     uint32_t i = 0;
@@ -157,15 +157,15 @@ INLINE void dot_keys(const uint8_t *keys, enum elutq_cache_type type, uint32_t n
     if (i < n)
         add_dots(keys, type, n_keys, queries, n_queries, n, i, n - i, sums);
     if (n_dots % 4 == 0)
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t four = 0; four < n_dots; four += 4)
             v16_sum_4(sums + four, whole + four);
     else
         whole[0] = v16_sum(sums[0]);
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t key = 0; key < n_keys; key++) {
         const float key_scale = scale * elutq_cache_row_scale(keys + key * row_bytes, type, n);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t q = 0; q < n_queries; q++)
             dots[q * stride + key] = key_scale * whole[key * n_queries + q];
     }
@@ -189,14 +189,14 @@ INLINE void add_weighted(const uint8_t *rows, enum elutq_cache_type type, uint32
     const size_t row_bytes = elutq_cache_row_bytes(type, n);
     for (; i + 16 <= n; i += 16) {
         v16 sum = v16_load(y + i);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t row = 0; row < n_rows; row++)
             sum = v16_fma(v16_set1(weights[row]), load_stored(rows + row * row_bytes, type, i), sum);
         v16_store(y + i, sum);
     }
     if (i < n) {
         v16 sum = load_first(y + i, n - i);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t row = 0; row < n_rows; row++)
             sum = v16_fma(v16_set1(weights[row]), load_stored_first(rows + row * row_bytes, type, i, n - i), sum);
         store_first(y + i, sum, n - i);
@@ -219,26 +219,26 @@ INLINE void add_weighted_4(const uint8_t *values, enum elutq_cache_type type, ui
     uint32_t i = 0;
     for (; i + VALUE_LANES <= n; i += VALUE_LANES) {
         v16 sums[4][VALUE_LANES / 16];
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t q = 0; q < 4; q++)
-#pragma GCC unroll 4
+            ELUTQ_UNROLL(4)
             for (uint32_t j = 0; j < VALUE_LANES / 16; j++)
                 sums[q][j] = v16_load(y + q * (size_t)n + i + 16 * j);
         for (uint32_t row = 0; row < n_rows; row++) {
             const uint8_t *at = values + row * row_bytes;
             if (row < n_following)
-                __builtin_prefetch(at + i * row_bytes / n + VALUES_AT_A_TIME * row_bytes, 0, 3);
-#pragma GCC unroll 4
+                ELUTQ_PREFETCH(at + i * row_bytes / n + VALUES_AT_A_TIME * row_bytes, 3);
+            ELUTQ_UNROLL(4)
             for (uint32_t j = 0; j < VALUE_LANES / 16; j++) {
                 v16 value = load_stored(at, type, i + 16 * j);
-#pragma GCC unroll 4
+                ELUTQ_UNROLL(4)
                 for (uint32_t q = 0; q < 4; q++)
                     sums[q][j] = v16_fma(v16_set1(weights[q * stride + row]), value, sums[q][j]);
             }
         }
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t q = 0; q < 4; q++)
-#pragma GCC unroll 4
+            ELUTQ_UNROLL(4)
             for (uint32_t j = 0; j < VALUE_LANES / 16; j++)
                 v16_store(y + q * (size_t)n + i + 16 * j, sums[q][j]);
     }

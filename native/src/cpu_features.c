@@ -10,6 +10,8 @@
 #include <cpuid.h>
 #include <stdint.h>
 
+#include "compiler.h"
+
 struct registers {
     unsigned a, b, c, d;
 };
@@ -37,9 +39,7 @@ static bool saves(uint64_t state) {
     if (state == STATE_AVX512)
         state = STATE_AVX; /* macOS begins to save the others at their first use, and shows them in XCR0 from then on */
 #endif
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return has_bits((uint64_t)high << 32 | low, state);
+    return has_bits(elutq_xcr0(), state);
 }
 
 bool elutq_cpu_has_avx2(void) {

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "compiler.h"
 #include "elutq.h"
 
 struct elutq_error {
@@ -12,6 +13,6 @@ struct elutq_error {
 };
 
 /* Formats the message, truncated to the buffer, and returns `status`. */
-__attribute__((format(printf, 3, 4))) int elutq_fail(const struct elutq_error *error, int status, const char *format, ...);
+ELUTQ_FORMAT(3, 4) int elutq_fail(const struct elutq_error *error, int status, const char *format, ...);
 
 #endif

@@ -10,9 +10,9 @@
 INLINE void multiply_f16_tile(const uint16_t *weights, uint32_t n_rows, const float *x, size_t x_stride, uint32_t n_tokens,
                               uint32_t n_columns, float *y) {
     v16 sums[ELUTQ_F16_TILE][ELUTQ_F16_TILE];
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t r = 0; r < n_rows; r++)
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t t = 0; t < n_tokens; t++)
             sums[r][t] = v16_set1(0);
     const uintptr_t following = (uintptr_t)(weights + (size_t)n_rows * n_columns);
@@ -20,23 +20,23 @@ INLINE void multiply_f16_tile(const uint16_t *weights, uint32_t n_rows, const fl
         const uint32_t left = n_columns - i;
         v16 w[ELUTQ_F16_TILE];
         for (uint32_t line = 0; n_tokens == 1 && line < n_rows; line += ELUTQ_LINE_BYTES / 32)
-            __builtin_prefetch((const char *)(following + (size_t)n_rows * i * sizeof *weights + 32 * line), 0, 2);
-#pragma GCC unroll 4
+            ELUTQ_PREFETCH((const char *)(following + (size_t)n_rows * i * sizeof *weights + 32 * line), 2);
+        ELUTQ_UNROLL(4)
         for (uint32_t r = 0; r < n_rows; r++) {
             const uint16_t *at = weights + (size_t)r * n_columns + i;
             w[r] = left >= 16 ? v16_load_half(at) : load_stored_first(at, ELUTQ_CACHE_F16, 0, left);
         }
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t t = 0; t < n_tokens; t++) {
             v16 xt = left >= 16 ? v16_load(x + t * x_stride + i) : load_first(x + t * x_stride + i, left);
-#pragma GCC unroll 4
+            ELUTQ_UNROLL(4)
             for (uint32_t r = 0; r < n_rows; r++)
                 sums[r][t] = v16_fma(w[r], xt, sums[r][t]);
         }
     }
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < n_tokens; t++)
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t r = 0; r < n_rows; r++)
             y[(size_t)t * ELUTQ_CHUNK_STRIDE + r] = v16_sum(sums[r][t]);
 }

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "compiler.h"
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "GGUF is read in place, little-endian");
 
 enum gguf_type {
@@ -126,7 +128,7 @@ static int tensor_bytes(struct elutq_tensor *tensor, const struct elutq_error *e
                           n_name, tensor->name.bytes, tensor->type);
     }
     for (uint32_t i = 0; i < ELUTQ_MAX_DIMENSIONS; i++)
-        if (tensor->dims[i] == 0 || __builtin_mul_overflow(tensor->n_bytes, tensor->dims[i], &tensor->n_bytes))
+        if (tensor->dims[i] == 0 || ELUTQ_PRODUCT_OVERFLOWS(tensor->n_bytes, tensor->dims[i], &tensor->n_bytes))
             return elutq_fail(error, ELUTQ_ERROR_FORMAT, "tensor %.*s has impossible dimensions", n_name, tensor->name.bytes);
     return ELUTQ_OK;
 }

@@ -51,8 +51,8 @@ INLINE void gemv_shape(const struct elutq_matrix *matrix, const struct elutq_tab
  * constant says what every block reads in its own way; of the even kinds, which read one half scale, that they are even.
  */
 #define GEMV_WALK(name, by_line, kind)                                                                                         \
-    __attribute__((noinline)) KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables,           \
-                                               struct elutq_part part, float *y) {                                             \
+    ELUTQ_NEVER_INLINE KERNEL void name(const struct elutq_matrix *matrix, const struct elutq_tables *tables,                  \
+                                        struct elutq_part part, float *y) {                                                    \
         ELUTQ_FOR_SHAPE(matrix, gemv_shape, matrix, tables, part, y, by_line, kind)                                           \
     }
 #define GEMV_KIND(name, kind)                                                                                                  \

@@ -27,7 +27,7 @@
 /* Whether this processor is to be asked for every line: all but Zen 1 to 4. */
 #if defined(__x86_64__)
 #define ELUTQ_ASK_BY_LINE                                                                                                      \
-    ((!__builtin_cpu_is("amdfam17h") && !__builtin_cpu_is("amdfam19h")) != ELUTQ_ASK_THE_OTHER_WAY)
+    ((!ELUTQ_CPU_IS("amdfam17h") && !ELUTQ_CPU_IS("amdfam19h")) != ELUTQ_ASK_THE_OTHER_WAY)
 #else
 #define ELUTQ_ASK_BY_LINE ELUTQ_ASK_THE_OTHER_WAY
 #endif
@@ -38,7 +38,7 @@
 INLINE void ask_by_line(const void *piece, size_t n_bytes, size_t ahead) {
     const char *following = (const char *)((uintptr_t)piece + ahead);
     for (size_t i = 0; i < n_bytes; i += ELUTQ_LINE_BYTES)
-        __builtin_prefetch(following + i, 0, 3);
+        ELUTQ_PREFETCH(following + i, 3);
 }
 
 /* Does something about once a KB. */
@@ -46,9 +46,9 @@ INLINE void ask_by_page(const void *piece, size_t n_bytes) {
     if ((uintptr_t)piece % (ELUTQ_PAGE_BYTES / 4) >= n_bytes)
         return;
     const char *page = (const char *)((uintptr_t)piece & ~(uintptr_t)(ELUTQ_PAGE_BYTES - 1)) + ELUTQ_PAGE_BYTES;
-#pragma GCC unroll 32
+    ELUTQ_UNROLL(32)
     for (size_t i = 0; i < ELUTQ_PAGE_LINES; i++)
-        __builtin_prefetch(page + i * ELUTQ_LINE_BYTES, 0, 2);
+        ELUTQ_PREFETCH(page + i * ELUTQ_LINE_BYTES, 2);
 }
 
 INLINE void ask_ahead(const void *piece, size_t n_bytes) {

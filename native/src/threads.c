@@ -4,14 +4,6 @@
 
 #include "aligned.h"
 
-#if defined(__x86_64__) || defined(__i386__)
-#define CPU_RELAX() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define CPU_RELAX() __asm__ volatile("isb" ::: "memory")
-#else
-#define CPU_RELAX() ((void)0)
-#endif
-
 /*
  * A waiting thread spins for about what a sleep and a wake-up cost (some 50 us: x86 pause and ARM isb take 10 to 60 ns),
  * then sleeps; it never wastes more than it could have gained.
@@ -56,7 +48,7 @@ static void wait_for_change(elutq_pool *pool, atomic_uint *word, unsigned old) {
     for (unsigned spin = 0; spin < SPIN_LIMIT; spin++) {
         if (atomic_load_explicit(word, memory_order_acquire) != old)
             return;
-        CPU_RELAX();
+        ELUTQ_RELAX();
     }
     elutq_monitor_lock(pool->monitor);
     atomic_fetch_add(&pool->sleepers, 1);

@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 
+#include "compiler.h"
 #include "elutq.h"
 
 #define ELUTQ_MAX_THREADS 256
@@ -29,7 +30,7 @@ unsigned elutq_pool_threads(const elutq_pool *pool);
  * Runs `task` on all threads and returns when all have finished. `context` is the task's own. ELUTQ_ERROR_IN_USE while
  * another task runs, ELUTQ_ERROR_FORKED in a process that has not the threads: then the task does not run at all.
  */
-__attribute__((warn_unused_result)) int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context);
+ELUTQ_MUST_USE int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context);
 
 /*
  * Called by all threads of a running task, each with its own number: returns in each when the last has arrived, and refills

@@ -9,10 +9,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compiler.h"
 #include "half.h"
 
 #define KERNEL static
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static ELUTQ_ALWAYS_INLINE
 
 typedef struct {
     float lane[16];

@@ -6,9 +6,11 @@
 #include <stdbool.h>
 #include <stdio.h>
 
+#include "compiler.h"
+
 static unsigned n_failures;
 
-__attribute__((format(printf, 2, 3))) static bool check(bool right, const char *format, ...) {
+ELUTQ_FORMAT(2, 3) static bool check(bool right, const char *format, ...) {
     if (right)
         return true;
     n_failures++;

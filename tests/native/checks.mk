@@ -14,16 +14,17 @@ $(CHECKS)/models: tests/native/make_models.py
 	$(BIN)/python tests/native/make_models.py $@
 	touch $@
 
-# A folder of $(CHECKS) with the library's objects and the programs linked with them: folder, compiler and flags, sources.
+# A folder of $(CHECKS) with the library's objects and the programs linked with them: folder, compiler and flags, sources,
+# and, where they are not what they are here: what is needed first, libraries, the end of objects' names.
 define CHECK_BUILD
 $(CHECKS)/$(1)/.objects: $(3) $(CHECK_HEADERS)
 	@$(or $(4),true)
 	mkdir -p $$(@D)
-	cd $$(@D) && rm -f *.o && printf '%s\n' $(abspath $(3)) | xargs -n 1 -P $(CORES) $(2) $(CHECK_FLAGS) -c
+	cd $$(@D) && rm -f *.o *.obj && printf '%s\n' $(abspath $(3)) | xargs -n 1 -P $(CORES) $(2) $(CHECK_FLAGS) -c
 	touch $$@
 
 $(CHECKS)/$(1)/%: tests/native/%.c $(CHECKS)/$(1)/.objects
-	$(2) $(CHECK_FLAGS) $$(LINK_$$*) $$< $$(@D)/*.o -o $$@ -lm -lpthread
+	$(2) $(CHECK_FLAGS) $$(LINK_$$*) $$< $$(@D)/*.o$(6) -o $$@ $(or $(5),-lm -lpthread)
 endef
 
 LINK_allocation_check := -Wl,--wrap=malloc,--wrap=calloc,--wrap=aligned_alloc,--wrap=free,--wrap=pthread_create

@@ -6,9 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "guard_pages.h"
 #include "half.h"
 
 #define MAX_ALLOCATIONS 1024
@@ -16,28 +15,42 @@
 /* ---- memory that ends at a page no one may touch, at a multiple of 64 bytes where its size allows ---- */
 
 static struct {
-    void *start;
-    size_t n_bytes;
+    uint8_t *start;
+    size_t n_bytes, n_page_bytes; /* asked for, and got */
 } allocations[MAX_ALLOCATIONS];
 static unsigned n_allocations;
 
+/* Of all that was freed, whatever the order: the bits of a check's inputs and results. */
+static uint64_t digest_of_freed;
+
 static void *guarded(size_t n_bytes) {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n_bytes + page - 1) / page * page;
-    uint8_t *start = mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (start == MAP_FAILED || mprotect(start + body, page, PROT_NONE) != 0 || n_allocations == MAX_ALLOCATIONS) {
+    const size_t page = page_bytes(), body = (n_bytes + page - 1) / page * page;
+    uint8_t *start = new_pages(body + page);
+    if (start == NULL || !forbid(start + body, page) || n_allocations == MAX_ALLOCATIONS) {
         printf("no memory for a test\n");
         exit(1);
     }
     allocations[n_allocations].start = start;
-    allocations[n_allocations++].n_bytes = body + page;
+    allocations[n_allocations].n_bytes = n_bytes;
+    allocations[n_allocations++].n_page_bytes = body + page;
     memset(start, 0xA5, body);
     return start + body - n_bytes;
+}
+
+static uint64_t digest(const uint8_t *bytes, size_t n_bytes) {
+    uint64_t digest = n_bytes;
+    for (size_t i = 0; i < n_bytes; i++)
+        digest = (digest ^ bytes[i]) * 0x100000001B3u; /* FNV */
+    return digest;
 }
 
 static void free_guarded(void) {
     while (n_allocations > 0) {
         n_allocations--;
-        munmap(allocations[n_allocations].start, allocations[n_allocations].n_bytes);
+        uint8_t *start = allocations[n_allocations].start;
+        const size_t n_bytes = allocations[n_allocations].n_bytes, n_page_bytes = allocations[n_allocations].n_page_bytes;
+        digest_of_freed += digest(start + n_page_bytes - page_bytes() - n_bytes, n_bytes);
+        free_pages(start, n_page_bytes);
     }
 }
 

@@ -5,7 +5,8 @@
  *
  *     kernels_check [SEED [NAME...]]    NAMEs: the sets that must run here, best first; any others are an error
  *
- * Prints one line a set and exits 0, or prints the mismatches and exits 1.
+ * Prints one line a set and exits 0, or prints the mismatches and exits 1. The scalar set's line ends with a number for all
+ * the bits of its inputs and results: with one seed the same on every machine, by every compiler.
  */
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -17,6 +18,7 @@
 #include <string.h>
 
 #include "cache_row.h"
+#include "compiler.h"
 #include "guarded_inputs.h"
 #include "half.h"
 #include "hlq_block.h"
@@ -30,7 +32,7 @@ static const struct elutq_kernels *const SCALAR = &elutq_kernels_scalar;
 
 static unsigned n_checks, n_mismatches;
 
-__attribute__((format(printf, 2, 3))) static void check(bool right, const char *format, ...) {
+ELUTQ_FORMAT(2, 3) static void check(bool right, const char *format, ...) {
     n_checks++;
     if (right || ++n_mismatches > 20)
         return;
@@ -76,9 +78,9 @@ static struct elutq_matrix random_matrix(uint32_t n_rows, uint32_t n_groups, str
         .bits = form.bits,
         .group_size = form.group_size,
         .kind = form.kind,
-        .exponent = form.kind & ELUTQ_KIND_BYTES ? random_bits() % 8 : 0,
-        .center = (int32_t)(random_bits() % 17) - 8,
     };
+    matrix.exponent = form.kind & ELUTQ_KIND_BYTES ? random_bits() % 8 : 0;
+    matrix.center = (int32_t)(random_bits() % 17) - 8;
     const size_t n_bytes = (size_t)elutq_matrix_tiles(&matrix) * n_groups * elutq_matrix_block_bytes(&matrix);
     uint8_t *data = guarded(n_bytes);
     for (size_t i = 0; i < n_bytes; i++)
@@ -372,7 +374,6 @@ static void check_set(const struct elutq_kernels *kernels) {
 
 int main(int n_arguments, char **arguments) {
     const uint64_t seed = n_arguments > 1 ? strtoull(arguments[1], NULL, 10) : 1;
-    random_state = seed * 0x9E3779B97F4A7C15ull + 1;
     int n_run = 0;
     for (unsigned i = 0; elutq_kernels_at(i) != NULL; i++) {
         const struct elutq_kernels *kernels = elutq_kernels_at(i);
@@ -383,9 +384,14 @@ int main(int n_arguments, char **arguments) {
                   "%s runs here, which was not expected at this place", kernels->name);
         n_run++;
         const unsigned checks_before = n_checks, mismatches_before = n_mismatches;
+        random_state = seed * 0x9E3779B97F4A7C15ull + 1;
+        digest_of_freed = 0;
         check_set(kernels);
-        printf("%-14s %u checks, %u mismatches, seed %" PRIu64 "\n", kernels->name, n_checks - checks_before,
+        printf("%-14s %u checks, %u mismatches, seed %" PRIu64, kernels->name, n_checks - checks_before,
                n_mismatches - mismatches_before, seed);
+        if (kernels == SCALAR)
+            printf(", bits %016" PRIx64, digest_of_freed);
+        printf("\n");
     }
     if (n_arguments > 2)
         check(n_run == n_arguments - 2, "%d kernel sets run here, %d were expected", n_run, n_arguments - 2);

@@ -5,10 +5,11 @@
  *
  *     runtime_check MODEL...
  *
- * Prints one line a model and exits 0, or prints what differs and exits 1.
+ * Prints one line a model, with a number for all the bits of its logits with each type of cache, and exits 0; or prints what
+ * differs and exits 1. Where the C library's sines and powers round otherwise, the numbers are others.
  */
+#include <inttypes.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@
 #include "elutq.h"
 #include "elutq_kernels.h"
 #include "one_text.h"
+#include "os/os.h"
 #include "threads.h"
 #include "together.h"
 
@@ -114,15 +116,15 @@ static struct run finished_run(elutq_model *model, enum elutq_cache_type cache_t
 }
 
 static void check_side_by_side(elutq_model *model, const struct run *alone, const char *isa) {
-    pthread_t threads[N_SIDE_BY_SIDE];
+    elutq_thread threads[N_SIDE_BY_SIDE];
     struct run runs[N_SIDE_BY_SIDE];
     for (unsigned i = 0; i < N_SIDE_BY_SIDE; i++) {
         runs[i] = new_run(model, alone->cache_type, 1 + i % 2, alone->step);
-        if (pthread_create(&threads[i], NULL, evaluate, &runs[i]) != 0)
+        if (!elutq_thread_start(&threads[i], 0, evaluate, &runs[i]))
             exit(1);
     }
     for (unsigned i = 0; i < N_SIDE_BY_SIDE; i++) {
-        pthread_join(threads[i], NULL);
+        elutq_thread_join(threads[i]);
         check_same(&runs[i], alone, "beside other texts", isa);
         free(runs[i].logits);
     }
@@ -144,11 +146,11 @@ static void check_one_text(elutq_model *model, const struct run *alone, const ch
         text_create(model, N_TOKENS, alone->cache_type, 2, &text, error, sizeof error) != ELUTQ_OK)
         exit(1);
 
-    pthread_t canceller;
-    if (pthread_create(&canceller, NULL, cancel, text.engine) != 0)
+    elutq_thread canceller;
+    if (!elutq_thread_start(&canceller, 0, cancel, text.engine))
         exit(1);
     int status = text_eval(&text, tokens, N_TOKENS, logits, 0, error, sizeof error);
-    pthread_join(canceller, NULL);
+    elutq_thread_join(canceller);
     check(status == ELUTQ_OK || (status == ELUTQ_ERROR_CANCELLED && elutq_sequence_position(text.sequence) == 0),
           "%s: a cancelled call returned %d at position %u", isa, status, elutq_sequence_position(text.sequence));
     check(elutq_sequence_rewind(text.sequence, 0) == ELUTQ_OK, "%s: rewind after cancelling", isa);
@@ -199,8 +201,8 @@ static void check_in_use(elutq_model *model, uint32_t n_tokens, const char *isa)
     struct evaluation evaluation = {.n_tokens = n_tokens};
     if (text_create(model, n_tokens, ELUTQ_CACHE_F16, 2, &evaluation.text, error, sizeof error) != ELUTQ_OK)
         exit(1);
-    pthread_t thread;
-    if (pthread_create(&thread, NULL, evaluate_once, &evaluation) != 0)
+    elutq_thread thread;
+    if (!elutq_thread_start(&thread, 0, evaluate_once, &evaluation))
         exit(1);
     while (!atomic_load(&evaluation.begun))
         ;
@@ -213,7 +215,7 @@ static void check_in_use(elutq_model *model, uint32_t n_tokens, const char *isa)
         check(exported == ELUTQ_OK || exported == ELUTQ_ERROR_IN_USE, "%s: a second thread's export returned %d", isa,
               exported);
     }
-    pthread_join(thread, NULL);
+    elutq_thread_join(thread);
     check(evaluation.status == ELUTQ_OK && elutq_sequence_position(evaluation.text.sequence) == n_tokens,
           "%s: a call that others met returned %d", isa, evaluation.status);
     check(text_destroy(&evaluation.text) == ELUTQ_OK, "%s: a text that nobody uses is not freed", isa);
@@ -295,6 +297,17 @@ static void check_cache_type(elutq_model *model, enum elutq_cache_type type, con
     free(wide.logits);
 }
 
+/* A number for all the bits of a run's logits. */
+static uint64_t digest(const struct run *run) {
+    uint64_t digest = 0;
+    for (size_t i = 0; i < (size_t)N_TOKENS * run->vocab_size; i++) {
+        uint32_t bits;
+        memcpy(&bits, &run->logits[i], sizeof bits);
+        digest = (digest ^ bits) * 0x100000001B3u; /* FNV */
+    }
+    return digest;
+}
+
 static void check_model(const char *path) {
     struct run references[2] = {{0}}; /* by elutq_cache_type */
     char error[256] = "";
@@ -318,9 +331,10 @@ static void check_model(const char *path) {
         elutq_model_close(model);
     }
     check(memcmp(references[0].logits, references[1].logits, N_TOKENS * sizeof(float)) != 0, "both caches hold the same");
+    printf("%s: %u kernel sets, bits %016" PRIx64 " %016" PRIx64 "\n", path, n_sets, digest(&references[0]),
+           digest(&references[1]));
     free(references[0].logits);
     free(references[1].logits);
-    printf("%s: %u kernel sets\n", path, n_sets);
 }
 
 int main(int n_arguments, char **arguments) {

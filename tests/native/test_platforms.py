@@ -25,3 +25,17 @@ def test_only_the_operating_systems_room_includes_headers_of_a_platform():
     assert {Path(name).parent for name in beyond} == {NATIVE / "src" / "os"}
     everything = set().union(*beyond.values())
     assert {"pthread", "unistd", "sys/mman", "sched"} <= everything  # what the room is for is found
+
+
+def without_comments(text):
+    return re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S)
+
+
+BEYOND_C11 = re.compile(
+    r"__attribute__|__builtin\w*|\b(__asm__|asm)\s*(volatile)?\s*\(|#\s*pragma|_Pragma|__extension__|\b__?typeof|##__VA_ARGS__|\(\{|__int128|__declspec"
+)
+
+
+def test_only_one_header_has_what_c11_has_not():
+    beyond = {file.name for file in sources() if BEYOND_C11.search(without_comments(file.read_text()))}
+    assert beyond == {"compiler.h"}

@@ -2,12 +2,12 @@
 #ifndef TOGETHER_H
 #define TOGETHER_H
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "checking.h"
 #include "elutq.h"
+#include "os/os.h"
 
 #define N_TOGETHER 3
 #define TOGETHER_TOKENS 21
@@ -86,9 +86,10 @@ static void *come_and_go(void *model) {
 static void check_together(elutq_model *model, const char *isa) {
     struct together alone, together;
     elutq_engine *engine, *small;
-    pthread_t thread;
+    elutq_thread thread;
     if (elutq_engine_create(model, N_TOGETHER, 2, &engine, NULL, 0) != ELUTQ_OK ||
-        elutq_engine_create(model, 1, 1, &small, NULL, 0) != ELUTQ_OK || pthread_create(&thread, NULL, come_and_go, model) != 0)
+        elutq_engine_create(model, 1, 1, &small, NULL, 0) != ELUTQ_OK ||
+        !elutq_thread_start(&thread, 0, come_and_go, model))
         exit(1);
     start_together(model, &alone);
     start_together(model, &together);
@@ -103,7 +104,7 @@ static void check_together(elutq_model *model, const char *isa) {
     for (unsigned i = 1; i < N_TOGETHER; i++)
         check(memcmp(together.hidden[i], alone.hidden[i], hidden_bytes) == 0,
               "%s: hidden states of text %u differ beside others", isa, i);
-    pthread_join(thread, NULL);
+    elutq_thread_join(thread);
 
     const int32_t token = 0;
     const struct elutq_run once = {alone.sequences[0], &token, 1, NULL, 0, NULL}, twice[] = {once, once};

@@ -17,7 +17,7 @@ struct row_sums {
 INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells) {
     const uint8x16_t nibble = vdupq_n_u8(15);
     int16x8_t low_0 = vdupq_n_s16(0), high_0 = low_0, low_16 = low_0, high_16 = low_0;
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t i = 0; i < n_cells; i++) {
         const uint8x16_t cell = vld1q_u8(plane + 16 * i);
         const int8x16_t table = vld1q_s8(entries + 16 * i), multiplier = vld1q_dup_s8((const int8_t *)multipliers + i);
@@ -42,7 +42,7 @@ INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const i
     struct row_sums picked[ELUTQ_HLQ_MAX_BITS];
     for (uint32_t k = 0; k < block->bits; k++)
         picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells);
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row += 4) {
         float32x4_t u = vmulq_f32(four_half_scales(block, 0, row), four_sums(&picked[0], row));
         for (uint32_t k = 1; k < block->bits; k++)

@@ -88,7 +88,7 @@ INLINE void expand_block(const struct elutq_block *block, uint32_t n_cells, stru
         round_levels(block, bits, quad + TILE_QUADS / 2, steps_high, out);
         for (uint32_t cell = 0; cell < n_cells; cell += 2) {
             int8x16_t low[2], high[2];
-#pragma GCC unroll 2
+            ELUTQ_UNROLL(2)
             for (uint32_t i = 0; i < 2; i++) {
                 low[i] = high[i] = vdupq_n_s8(-128);
                 for (uint32_t k = 0; k < bits; k++) {

@@ -4,7 +4,7 @@
 #ifdef ELUTQ_HAS_DOTPROD
 
 #if !defined(__ARM_FEATURE_DOTPROD)
-#define ELUTQ_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#define ELUTQ_TARGET ELUTQ_WITH("arch=armv8.2-a+dotprod")
 #endif
 #include "vec16_neon.h"
 

@@ -4,7 +4,7 @@
 #ifdef ELUTQ_HAS_I8MM
 
 #if !defined(__ARM_FEATURE_MATMUL_INT8)
-#define ELUTQ_TARGET __attribute__((target("arch=armv8.2-a+i8mm")))
+#define ELUTQ_TARGET ELUTQ_WITH("arch=armv8.2-a+i8mm")
 #endif
 #include "vec16_neon.h"
 

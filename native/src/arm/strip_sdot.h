@@ -51,17 +51,17 @@ INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint3
         products[0][t] = products[1][t] = vdupq_n_s32(0);
     if (high_cells != 0) {
         for (; high_cells != 0; high_cells &= high_cells - 1)
-            multiply_cell(tile, strip, (uint32_t)__builtin_ctzll(high_cells), high, products[0],
+            multiply_cell(tile, strip, ELUTQ_LOWEST_BIT(high_cells), high, products[0],
                           products[1]);
-#pragma GCC unroll 8
+        ELUTQ_UNROLL(8)
         for (uint32_t t = 0; t < STRIP_TOKENS; t++)
             for (uint32_t i = 0; i < 2; i++)
                 products[i][t] = vshlq_n_s32(products[i][t], 8);
     }
-#pragma GCC unroll 2
+    ELUTQ_UNROLL(2)
     for (uint32_t cell = 0; cell < n_cells; cell++)
         multiply_cell(tile, strip, cell, values, products[0], products[1]);
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t t = 0; t < STRIP_TOKENS; t++) {
         if (t >= n_tokens)
             break;

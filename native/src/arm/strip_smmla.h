@@ -35,7 +35,7 @@ INLINE void multiply_cells(const struct tile_levels *tile, uint32_t strip, uint3
     const int8_t *levels = tile->levels + at_cells(strip, cell);
     const int8x16_t a = vld1q_s8(bytes + 32 * cell), b = vld1q_s8(bytes + 32 * cell + 32);
     const int8x16_t x_0 = side_by_side_0(a, b), x_2 = side_by_side_2(a, b);
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t i = 0; i < STRIP_ROWS / 2; i++) {
         const int8x16_t rows = vld1q_s8(levels + 16 * i);
         products[i][0] = vmmlaq_s32(products[i][0], rows, x_0);
@@ -57,19 +57,19 @@ INLINE void multiply_strip(const struct tile_levels *tile, uint32_t strip, uint3
         products[i][0] = products[i][1] = vdupq_n_s32(0);
     if (high_cells != 0) {
         for (uint64_t pairs = (high_cells | high_cells >> 1) & 0x5555555555555555; pairs != 0; pairs &= pairs - 1)
-            multiply_cells(tile, strip, (uint32_t)__builtin_ctzll(pairs), high, products);
-#pragma GCC unroll 8
+            multiply_cells(tile, strip, ELUTQ_LOWEST_BIT(pairs), high, products);
+        ELUTQ_UNROLL(8)
         for (uint32_t i = 0; i < STRIP_ROWS / 2; i++)
             for (uint32_t t = 0; t < 2; t++)
                 products[i][t] = vshlq_n_s32(products[i][t], 8);
     }
     for (uint32_t cell = 0; cell < n_cells; cell += 2)
         multiply_cells(tile, strip, cell, values, products);
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < STRIP_TOKENS; t++) {
         if (t >= n_tokens)
             break;
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t i = 0; i < STRIP_QUADS; i++) {
             const int32x4_t two = products[2 * i][t / 2], next = products[2 * i + 1][t / 2];
             const int32x4_t four = t % 2 == 0 ? vuzp1q_s32(two, next) : vuzp2q_s32(two, next);

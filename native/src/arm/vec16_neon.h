@@ -8,12 +8,14 @@
 #include <arm_neon.h>
 #include <stdint.h>
 
+#include "compiler.h"
+
 #ifndef ELUTQ_TARGET
 #define ELUTQ_TARGET
 #endif
 
 #define KERNEL static ELUTQ_TARGET
-#define INLINE static inline __attribute__((always_inline)) ELUTQ_TARGET
+#define INLINE static ELUTQ_ALWAYS_INLINE ELUTQ_TARGET
 
 typedef struct {
     float32x4_t q[4];

@@ -16,8 +16,9 @@
 #include <immintrin.h>
 
 #include "aligned.h"
+#include "compiler.h"
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define TARGET ELUTQ_WITH("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 #define PANEL 16        /* words of a line of a panel: what a register has */
 #define TILE_ROWS 8     /* in registers, of a panel of the left factor */

@@ -46,7 +46,7 @@ struct row_sums {
 INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells,
                                  size_t ahead) {
     struct row_sums sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t i = 0; i < n_cells / 4; i++) {
         if (ahead > 0)
             ask_by_line(plane + 64 * i, 64, ahead);
@@ -64,7 +64,7 @@ INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const i
     __m512 u_0 = _mm512_setzero_ps(), u_16 = u_0;
     if (ahead > 0)
         ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits), ahead);
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t k = 0; k < block->bits; k++) {
         struct row_sums picked =
             sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, ahead);

@@ -50,13 +50,13 @@ INLINE void sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t
                       __m128i picked[4]) {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     struct word_sums sums = {zero, zero, zero, zero};
-#pragma GCC unroll 2
+    ELUTQ_UNROLL(2)
     for (uint32_t i = 0; i < n_cells / 4; i++) {
         if (ahead > 0)
             ask_by_line(plane + 64 * i, 64, ahead);
         const __m256i of_cells = four_multipliers(multipliers + 4 * i);
         __m256i rows_0[2], rows_16[2];
-#pragma GCC unroll 2
+        ELUTQ_UNROLL(2)
         for (uint32_t j = 0; j < 2; j++) {
             const __m256i cells = _mm256_load_si256((const __m256i *)(plane + 64 * i + 32 * j));
             const __m256i table = _mm256_load_si256((const __m256i *)(entries + 64 * i + 32 * j));

@@ -9,7 +9,7 @@
 /* sum + words, in this order: GCC otherwise regroups the additions into trees whose parts it keeps on the stack. */
 INLINE __m512i add_words(__m512i sum, __m512i words) {
     sum = _mm512_add_epi16(sum, words);
-    __asm__("" : "+v"(sum));
+    ELUTQ_SETTLE(sum);
     return sum;
 }
 
@@ -53,11 +53,11 @@ INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, const uint
                          size_t ahead) {
     const __m512i nibble = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
     struct word_sums sums = {zero, zero, zero, zero};
-#pragma GCC unroll 2
+    ELUTQ_UNROLL(2)
     for (uint32_t i = 0; i < n_cells / 8; i++) {
         const __m512i of_cells = eight_multipliers(multipliers + 8 * i);
         __m512i rows_0[2], rows_16[2];
-#pragma GCC unroll 2
+        ELUTQ_UNROLL(2)
         for (uint32_t j = 0; j < 2; j++) {
             if (ahead > 0)
                 ask_by_line(plane + 128 * i + 64 * j, 64, ahead);

@@ -12,7 +12,7 @@
  * otherwise move the accumulators of long chains around.
  */
 INLINE __m512i dot_bytes(__m512i acc, __m512i unsigned_bytes, __m512i signed_bytes) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
+    ELUTQ_ADD_DOT_BYTES(acc, unsigned_bytes, signed_bytes);
     return acc;
 }
 
@@ -106,7 +106,7 @@ INLINE void multiply_cell(const struct tile_levels *tile, uint32_t cell, const i
                           __m512i products[2][ELUTQ_LEVELS_TOKENS]) {
     const __m512i levels_0 = _mm512_load_si512(tile->levels + 128 * cell);
     const __m512i levels_1 = _mm512_load_si512(tile->levels + 128 * cell + 64);
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
         int32_t four;
         memcpy(&four, bytes + ELUTQ_CELL_COLUMNS * (ELUTQ_LEVELS_TOKENS * cell + t), sizeof four);
@@ -124,24 +124,24 @@ INLINE void multiply_levels(const struct tile_levels *tile, uint32_t n_cells, co
                             uint64_t high_cells, const float *scales, const float *sums, const int32_t *biases,
                             uint32_t n_tokens, float *y) {
     __m512i products[2][ELUTQ_LEVELS_TOKENS];
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
         products[0][t] = products[1][t] = _mm512_setzero_si512();
     if (high_cells != 0) {
         for (; high_cells != 0; high_cells &= high_cells - 1)
-            multiply_cell(tile, (uint32_t)__builtin_ctzll(high_cells), high, products);
-#pragma GCC unroll 8
+            multiply_cell(tile, ELUTQ_LOWEST_BIT(high_cells), high, products);
+        ELUTQ_UNROLL(8)
         for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
             for (uint32_t q = 0; q < 2; q++)
                 products[q][t] = _mm512_slli_epi32(products[q][t], 8);
     }
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++)
         for (uint32_t q = 0; q < 2; q++)
             products[q][t] = _mm512_add_epi32(products[q][t], _mm512_set1_epi32(biases[t]));
     for (uint32_t cell = 0; cell < n_cells; cell++)
         multiply_cell(tile, cell, values, products);
-#pragma GCC unroll 8
+    ELUTQ_UNROLL(8)
     for (uint32_t t = 0; t < ELUTQ_LEVELS_TOKENS; t++) {
         if (t >= n_tokens)
             break;
@@ -200,13 +200,13 @@ INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elu
                 const size_t at = ((size_t)slot * n_groups + group) * ELUTQ_LEVELS_TOKENS;
                 const size_t first = ((size_t)slot * matrix->n_columns + (size_t)group * group_size) * ELUTQ_LEVELS_TOKENS;
                 const uint64_t high_cells = high_cells_of(levels->high_cells + at, ELUTQ_LEVELS_TOKENS);
-#pragma GCC unroll 1
+                ELUTQ_UNROLL(1)
                 for (uint32_t i = 0; i < n; i++)
                     multiply_levels(&expanded[i], n_cells, levels->values + first, levels->high + first, high_cells,
                                     levels->scales + at, levels->sums + at, levels->biases + at, n_tokens - t,
                                     results + (size_t)t * ELUTQ_CHUNK_STRIDE + i * ELUTQ_TILE_ROWS);
                 for (size_t end = asked + lines_a_slot; asked < end && asked < n_lines; asked++)
-                    __builtin_prefetch(next + 64 * asked, 0, 2);
+                    ELUTQ_PREFETCH(next + 64 * asked, 2);
             }
         }
         for (uint32_t i = 0; i < n; i++)

@@ -107,7 +107,7 @@ INLINE void multiply_cell(const uint8_t *strips, uint32_t cell, const int8_t *by
     const uint8_t *levels = strips + 32 * STRIPS * cell;
     const __m256i levels_0 = _mm256_load_si256((const __m256i *)levels);
     const __m256i levels_1 = _mm256_load_si256((const __m256i *)(levels + 32));
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < HALF_TOKENS; t++) {
         int32_t four;
         memcpy(&four, bytes + ELUTQ_CELL_COLUMNS * (ELUTQ_LEVELS_TOKENS * cell + t), sizeof four);
@@ -126,24 +126,24 @@ INLINE void multiply_levels(const struct tile_levels *tile, uint32_t first_strip
                             const int32_t *biases, uint32_t n_tokens, float *y) {
     const uint8_t *strips = tile->levels + 32 * first_strip;
     __m256i products[PAIR_STRIPS][HALF_TOKENS];
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < HALF_TOKENS; t++)
         products[0][t] = products[1][t] = _mm256_setzero_si256();
     if (high_cells != 0) {
         for (; high_cells != 0; high_cells &= high_cells - 1)
-            multiply_cell(strips, (uint32_t)__builtin_ctzll(high_cells), high, products);
-#pragma GCC unroll 4
+            multiply_cell(strips, ELUTQ_LOWEST_BIT(high_cells), high, products);
+        ELUTQ_UNROLL(4)
         for (uint32_t t = 0; t < HALF_TOKENS; t++)
             for (uint32_t s = 0; s < PAIR_STRIPS; s++)
                 products[s][t] = _mm256_slli_epi32(products[s][t], 8);
     }
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < HALF_TOKENS; t++)
         for (uint32_t s = 0; s < PAIR_STRIPS; s++)
             products[s][t] = _mm256_add_epi32(products[s][t], _mm256_set1_epi32(biases[t]));
     for (uint32_t cell = 0; cell < n_cells; cell++)
         multiply_cell(strips, cell, values, products);
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < HALF_TOKENS; t++) {
         if (t >= n_tokens)
             break;
@@ -188,7 +188,7 @@ INLINE void gemm_levels_bits(const struct elutq_matrix *matrix, const struct elu
             const struct elutq_block block = elutq_block_of(matrix, matrix->kind, bits, data);
             /* The tile's next group lies a stride away that no hardware prefetcher follows. */
             for (size_t i = 0; i < block_bytes; i += 64)
-                __builtin_prefetch(data + group_bytes + i, 0, 3);
+                ELUTQ_PREFETCH(data + group_bytes + i, 3);
             expand_block(&block, n_cells, &expanded);
             multiply_tile(&expanded, matrix, levels, group, n_tokens, y, group_size);
         }

@@ -45,7 +45,7 @@ INLINE void unpack_scales_of(const struct elutq_block *block, float *scales) {
         _mm256_store_ps(scales + ELUTQ_TILE_ROWS * block->bits + 8 * eight, load_centers(block, eight));
     }
 }
-KERNEL __attribute__((noinline)) void unpack_other_scales(const struct elutq_block *block, float *scales) {
+KERNEL ELUTQ_NEVER_INLINE void unpack_other_scales(const struct elutq_block *block, float *scales) {
     unpack_scales_of(block, scales);
 }
 

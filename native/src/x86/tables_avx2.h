@@ -41,20 +41,20 @@ INLINE void unpack_scales_of_kind(struct elutq_block block, uint32_t kind, float
     block.kind = kind;
     for (uint32_t k = 0; k <= block.bits; k++) {
         __m256 rows[4];
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t i = 0; i < 4; i++)
             rows[i] = k < block.bits ? load_half_scales(&block, k, i) : load_centers(&block, i);
         order_rows(rows);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t i = 0; i < 4; i++)
             _mm256_store_ps(scales + ELUTQ_TILE_ROWS * k + 8 * i, rows[i]);
     }
     float *biases = scales + ELUTQ_TILE_ROWS * (block.bits + 1);
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t i = 0; i < ELUTQ_TILE_ROWS; i += 8)
         _mm256_store_ps(biases + i, _mm256_mul_ps(_mm256_load_ps(scales + i), _mm256_set1_ps(-SUMS_BIAS)));
 }
-KERNEL __attribute__((noinline)) void unpack_ordered_scales(const struct elutq_block *block, float *scales) {
+KERNEL ELUTQ_NEVER_INLINE void unpack_ordered_scales(const struct elutq_block *block, float *scales) {
     if (block->kind == 0)
         unpack_scales_of_kind(*block, 0, scales);
     else if (block->kind == ELUTQ_KIND_BYTES)
@@ -68,7 +68,7 @@ INLINE void unpack_tile(const struct elutq_block *block, uint32_t n_cells, uint8
     const __m256i nibble = _mm256_set1_epi8(15), of_halves = _mm256_setr_epi64x(0, 0, 4, 4);
     unpack_ordered_scales(block, scales);
     for (uint32_t k = 0; k < block->bits; k++)
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t cell = 0; cell < n_cells; cell++) {
             const uint8_t *bytes = block->planes + ((size_t)k * n_cells + cell) * ELUTQ_CELL_BYTES;
             const __m256i both = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)bytes));
@@ -85,17 +85,17 @@ INLINE __m256i look_up(const int8_t *table, const uint8_t *indices) {
 /* Sums of what n_planes planes, 1 or 2, pick, each times its cell's multiplier, and -2^15: sums[plane][2]. */
 INLINE void sum_planes(const uint8_t *indices, uint32_t bits, uint32_t n_planes, const int8_t *entries,
                        const uint8_t *multipliers, uint32_t n_cells, __m256i sums[2][2]) {
-#pragma GCC unroll 2
+    ELUTQ_UNROLL(2)
     for (uint32_t p = 0; p < n_planes; p++)
         sums[p][0] = sums[p][1] = _mm256_set1_epi16(INT16_MIN);
-#pragma GCC unroll 2
+    ELUTQ_UNROLL(2)
     for (uint32_t cell = 0; cell < n_cells; cell += 2) {
         const int8_t *table = entries + 16 * cell;
         const uint8_t *index = indices + 32 * bits * cell;
         int16_t two;
         memcpy(&two, multipliers + cell, sizeof two);
         const __m256i of_cells = _mm256_set1_epi16(two);
-#pragma GCC unroll 2
+        ELUTQ_UNROLL(2)
         for (uint32_t p = 0; p < n_planes; p++, index += 32) {
             const __m256i first = look_up(table, index), second = look_up(table + 16, index + 32 * bits);
             const __m256i low = _mm256_maddubs_epi16(of_cells, _mm256_unpacklo_epi8(first, second));
@@ -121,14 +121,14 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
     const uint8_t *multipliers = tables->multipliers + (size_t)group * n_cells;
     const float *centers = scales + ELUTQ_TILE_ROWS * bits, *biases = centers + ELUTQ_TILE_ROWS;
     __m256 u[4];
-#pragma GCC unroll 2
+    ELUTQ_UNROLL(2)
     for (uint32_t k = 0; k < bits; k += 2) {
         const uint32_t n_planes = bits - k < 2 ? 1 : 2;
         __m256i sums[2][2];
         sum_planes(indices + 32 * k, bits, n_planes, entries, multipliers, n_cells, sums);
-#pragma GCC unroll 2
+        ELUTQ_UNROLL(2)
         for (uint32_t p = 0; p < n_planes; p++)
-#pragma GCC unroll 4
+            ELUTQ_UNROLL(4)
             for (uint32_t i = 0; i < 4; i++) {
                 const __m256 h = _mm256_load_ps(scales + ELUTQ_TILE_ROWS * (k + p) + 8 * i), biased = biased_sums(sums[p], i);
                 if (k + p == 0) /* both products are exact: rounded once, as the product with the sum itself is */
@@ -138,7 +138,7 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
             }
     }
     const __m256 sum = _mm256_set1_ps(tables->sums[group]), scale = _mm256_set1_ps(tables->scales[group]);
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t i = 0; i < 4; i++) {
         const __m256 f = _mm256_fmadd_ps(_mm256_load_ps(centers + 8 * i), sum, _mm256_loadu_ps(y + 8 * i));
         _mm256_storeu_ps(y + 8 * i, _mm256_fmadd_ps(u[i], scale, f));

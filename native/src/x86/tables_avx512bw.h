@@ -22,15 +22,15 @@ INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, c
                          uint32_t n_cells, uint32_t n_tokens, __m512i picked[TABLE_TOKENS]) {
     const __m512i zero = _mm512_setzero_si512();
     struct word_sums sums[TABLE_TOKENS];
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < n_tokens; t++)
         sums[t] = (struct word_sums){zero, zero, zero, zero};
     for (uint32_t i = 0; i < n_cells / 8; i++) {
         __m512i index[4]; /* of cells 0 .. 3: rows 0, rows 16; of cells 4 .. 7 */
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t j = 0; j < 4; j++)
             index[j] = _mm512_load_si512(indices + 256 * i + 64 * j);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t t = 0; t < n_tokens; t++) {
             const __m512i of_cells = eight_multipliers(multipliers[t] + 8 * i);
             const __m512i first = _mm512_load_si512(entries[t] + 128 * i);
@@ -41,7 +41,7 @@ INLINE void sum_unpacked(const uint8_t *indices, const int8_t *const *entries, c
                       _mm512_shuffle_epi8(second, index[3]));
         }
     }
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < n_tokens; t++)
         picked[t] = sums_by_row(&sums[t]);
 }
@@ -57,27 +57,27 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
     const int8_t *entries[TABLE_TOKENS];
     const uint8_t *multipliers[TABLE_TOKENS];
     __m512 u[TABLE_TOKENS][2];
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < n_tokens; t++) {
         entries[t] = tables[t].entries + (size_t)group * n_cells * 16;
         multipliers[t] = tables[t].multipliers + (size_t)group * n_cells;
     }
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t k = 0; k < bits; k++) {
         __m512i picked[TABLE_TOKENS];
         sum_unpacked(indices + (size_t)k * n_cells * 32, entries, multipliers, n_cells, n_tokens, picked);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t t = 0; t < n_tokens; t++)
-#pragma GCC unroll 2
+            ELUTQ_UNROLL(2)
             for (uint32_t half = 0; half < 2; half++) {
                 const __m512 h = _mm512_load_ps(scales + ELUTQ_TILE_ROWS * k + 16 * half);
                 const __m512 sum = half_to_floats(picked[t], half);
                 u[t][half] = k == 0 ? _mm512_mul_ps(h, sum) : _mm512_fmadd_ps(h, sum, u[t][half]);
             }
     }
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (uint32_t t = 0; t < n_tokens; t++)
-#pragma GCC unroll 2
+        ELUTQ_UNROLL(2)
         for (uint32_t half = 0; half < 2; half++) {
             float *f = y + (size_t)t * ELUTQ_CHUNK_STRIDE + 16 * half;
             const __m512 center = _mm512_load_ps(scales + ELUTQ_TILE_ROWS * bits + 16 * half);

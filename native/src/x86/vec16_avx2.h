@@ -8,8 +8,10 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define KERNEL static __attribute__((target(ELUTQ_TARGET)))
-#define INLINE static inline __attribute__((always_inline, target(ELUTQ_TARGET)))
+#include "compiler.h"
+
+#define KERNEL ELUTQ_WITH(ELUTQ_TARGET) static
+#define INLINE ELUTQ_WITH(ELUTQ_TARGET) static ELUTQ_ALWAYS_INLINE
 
 #include "sums_of_eight.h"
 
@@ -17,7 +19,7 @@ typedef struct {
     __m256 low, high;
 } v16;
 
-#define BOTH(operation, ...) ((v16){operation(a.low, ##__VA_ARGS__), operation(a.high, ##__VA_ARGS__)})
+#define BOTH(operation, ...) ((v16){operation(a.low, __VA_ARGS__), operation(a.high, __VA_ARGS__)})
 #define PAIRWISE(operation) ((v16){operation(a.low, b.low), operation(a.high, b.high)})
 
 INLINE v16 v16_set1(float x) {
@@ -89,7 +91,7 @@ INLINE float v16_sum(v16 a) {
 }
 INLINE void v16_sum_4(const v16 a[4], float sums[4]) {
     __m256 eight[4];
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (int i = 0; i < 4; i++)
         eight[i] = _mm256_add_ps(a[i].low, a[i].high);
     sums_of_eight(eight, sums);

@@ -5,8 +5,10 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define KERNEL static __attribute__((target(ELUTQ_TARGET)))
-#define INLINE static inline __attribute__((always_inline, target(ELUTQ_TARGET)))
+#include "compiler.h"
+
+#define KERNEL ELUTQ_WITH(ELUTQ_TARGET) static
+#define INLINE ELUTQ_WITH(ELUTQ_TARGET) static ELUTQ_ALWAYS_INLINE
 
 #include "sums_of_eight.h"
 
@@ -71,7 +73,7 @@ INLINE float v16_sum(v16 a) {
 }
 INLINE void v16_sum_4(const v16 a[4], float sums[4]) {
     __m256 eight[4];
-#pragma GCC unroll 4
+    ELUTQ_UNROLL(4)
     for (int i = 0; i < 4; i++)
         eight[i] = _mm256_add_ps(_mm512_castps512_ps256(a[i]), _mm512_extractf32x8_ps(a[i], 1));
     sums_of_eight(eight, sums);

@@ -1,0 +1,66 @@
+# The library and its checks for other platforms, by zig cc, which brings every platform's headers: make cross | cross-run
+
+ZIG ?= $(CURDIR)/$(BIN)/python -m ziglang
+CROSS := $(CHECKS)/cross
+CROSS_TARGETS := aarch64-macos x86_64-macos aarch64-windows-gnu x86_64-windows-gnu aarch64-linux-musl x86_64-linux-musl riscv64-linux-gnu
+comma := ,
+
+.PHONY: cross cross-run cross-musl cross-qemu cross-wine
+
+# Of a target: the folder of its kernels, flags of its compiler and of a library that leaves no name open, libraries, names.
+cross_sources = $(CHECK_SOURCES) $(wildcard native/src/$(patsubst x86_64,x86,$(patsubst aarch64,arm,$(firstword $(subst -, ,$(1)))))/*.c)
+cross_compiler = $(ZIG) cc -target $(1) -O1 -g0 $(if $(findstring linux,$(1)),-fPIC)
+cross_defined = $(if $(findstring linux,$(1)),-Wl$(comma)-z$(comma)defs)
+cross_libraries = $(if $(findstring windows,$(1)),-lkernel32,-lm -lpthread)
+cross_suffix = $(if $(findstring windows,$(1)),bj)
+cross_library = $(if $(findstring windows,$(1)),elutq.dll,$(if $(findstring macos,$(1)),libelutq.dylib,libelutq.so))
+cross_programs = kernels_check runtime_check $(if $(findstring windows,$(1)),windows_check)
+
+define CROSS_BUILD
+$(call CHECK_BUILD,cross/$(1),$(call cross_compiler,$(1)),$(call cross_sources,$(1)),,$(call cross_libraries,$(1)),$(call cross_suffix,$(1)))
+
+$(CROSS)/$(1)/$(call cross_library,$(1)): $(CROSS)/$(1)/.objects
+	$(call cross_compiler,$(1)) -shared $(call cross_defined,$(1)) $$(@D)/*.o$(call cross_suffix,$(1)) -o $$@ $(call cross_libraries,$(1))
+
+cross: $(addprefix $(CROSS)/$(1)/,$(call cross_library,$(1)) $(call cross_programs,$(1)))
+endef
+
+$(foreach target,$(CROSS_TARGETS),$(eval $(call CROSS_BUILD,$(target))))
+$(CROSS_TARGETS:%=$(CROSS)/%/.objects): | $(CROSS)/.zig
+
+$(CROSS)/.zig:
+	$(MAKE) install
+	mkdir -p $(@D)
+	$(ZIG) version > $@
+
+# ---- those that run here: as they are, under an emulator, under Wine ----
+
+CROSS_MODELS ?= $(addprefix $(CHECK_MODELS)/,2bit-g64.gguf 4bit-g128.gguf qwen3-biases.gguf)
+WINE ?= $(firstword $(shell command -v wine64 || command -v wine || ls /usr/lib/wine/wine64 2>/dev/null) wine64)
+
+cross-run: cross-musl cross-qemu cross-wine
+
+# Prints what the scalar kernels gave, to be the same everywhere.
+CROSS_BITS := sed -n 's/^scalar.*bits //p' | tr -d '\r'
+
+# A target, and what runs its programs: those of $(CHECKS)/cross/TARGET, the kernels' bits to be those of x86-64 under Linux.
+define CROSS_RUN
+	$(2) $(CROSS)/$(1)/kernels_check 1 > $(CROSS)/$(1)/kernels.txt || { cat $(CROSS)/$(1)/kernels.txt; exit 1; }
+	cat $(CROSS)/$(1)/kernels.txt
+	test "$$($(CROSS_BITS) < $(CROSS)/$(1)/kernels.txt)" = "$$($(CROSS_BITS) < $(CROSS)/x86_64-linux-musl/kernels.txt)"
+	$(2) $(CROSS)/$(1)/runtime_check $(CROSS_MODELS)
+endef
+
+cross-musl: cross $(CHECK_MODELS)
+	$(call CROSS_RUN,x86_64-linux-musl)
+
+cross-qemu: cross-musl
+	command -v $(QEMU) > /dev/null || { echo "make cross-qemu needs an emulator: apt-get install qemu-user-static" >&2; exit 1; }
+	$(call CROSS_RUN,aarch64-linux-musl,$(QEMU))
+
+cross-wine: export WINEDEBUG := -all
+cross-wine: export WINEPREFIX := $(abspath $(CROSS)/wine)
+cross-wine: cross-musl
+	$(WINE) --version > /dev/null || { echo "make cross-wine needs Wine: apt-get install wine64" >&2; exit 1; }
+	$(call CROSS_RUN,x86_64-windows-gnu,$(WINE))
+	$(WINE) $(CROSS)/x86_64-windows-gnu/windows_check $(firstword $(CROSS_MODELS))
