@@ -1,4 +1,4 @@
-# make install | demo | test | lint | packages | native | clean; checks of the C code in tests/native/checks.mk
+# make install | demo | test | lint | packages | native | clean; checks of the C code in tests/native/checks.mk and cross.mk
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

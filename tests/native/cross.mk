@@ -7,7 +7,7 @@ comma := ,
 
 .PHONY: cross cross-run cross-musl cross-qemu cross-wine
 
-# Of a target: the folder of its kernels, flags of its compiler and of a library that leaves no name open, libraries, names.
+# Of a target: sources with its kernels, compiler, what leaves no name of a library open, libraries, ends of names.
 cross_sources = $(CHECK_SOURCES) $(wildcard native/src/$(patsubst x86_64,x86,$(patsubst aarch64,arm,$(firstword $(subst -, ,$(1)))))/*.c)
 cross_compiler = $(ZIG) cc -target $(1) -O1 -g0 $(if $(findstring linux,$(1)),-fPIC)
 cross_defined = $(if $(findstring linux,$(1)),-Wl$(comma)-z$(comma)defs)
@@ -36,14 +36,14 @@ $(CROSS)/.zig:
 # ---- those that run here: as they are, under an emulator, under Wine ----
 
 CROSS_MODELS ?= $(addprefix $(CHECK_MODELS)/,2bit-g64.gguf 4bit-g128.gguf qwen3-biases.gguf)
-WINE ?= $(firstword $(shell command -v wine64 || command -v wine || ls /usr/lib/wine/wine64 2>/dev/null) wine64)
+WINE ?= $(firstword $(shell command -v wine64 || ls /usr/lib/wine/wine64 2>/dev/null || command -v wine) wine64)
 
 cross-run: cross-musl cross-qemu cross-wine
 
 # Prints what the scalar kernels gave, to be the same everywhere.
 CROSS_BITS := sed -n 's/^scalar.*bits //p' | tr -d '\r'
 
-# A target, and what runs its programs: those of $(CHECKS)/cross/TARGET, the kernels' bits to be those of x86-64 under Linux.
+# Runs the programs of a target by a command; the kernels' bits are to be those of x86-64 under Linux.
 define CROSS_RUN
 	$(2) $(CROSS)/$(1)/kernels_check 1 > $(CROSS)/$(1)/kernels.txt || { cat $(CROSS)/$(1)/kernels.txt; exit 1; }
 	cat $(CROSS)/$(1)/kernels.txt
