@@ -7,7 +7,7 @@
  *     add_tile(indices, scales, bits, n_cells, tables, group, n_tokens, y)
  *     finish_tile(y)                                        after the last group: the order of rows, where add_tile has another
  *     ELUTQ_TOKENS_AT_ONCE(bits)                            tokens whose sums the registers hold: add_tile's n_tokens, or 1
- *     ELUTQ_UNPACK_FROM                                     tokens that make up for the unpacking
+ *     ELUTQ_UNPACK_FROM(bits)                               tokens that make up for the unpacking
  */
 #ifndef ELUTQ_HLQ_GEMM_H
 #define ELUTQ_HLQ_GEMM_H
@@ -32,20 +32,23 @@ INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct el
     const uint32_t kind = matrix->kind, tile_indices = bits * n_cells * UNPACKED_CELL_BYTES;
     const size_t block_bytes = elutq_block_bytes(kind, bits, group_size);
     const size_t stride = elutq_group_stride(matrix, part), others = stride - n_tiles * block_bytes;
+    const uint32_t n_steps = (n_tokens + at_once - 1) / at_once;
+    const size_t asked_bytes = (block_bytes / n_steps + ELUTQ_LINE_BYTES) / ELUTQ_LINE_BYTES * ELUTQ_LINE_BYTES;
     const uint8_t *data = elutq_part_data(matrix, part);
     for (uint32_t token = 0; token < n_tokens; token++)
         memset(y + (size_t)token * ELUTQ_CHUNK_STRIDE, 0, (size_t)n_tiles * ELUTQ_TILE_ROWS * sizeof *y);
     for (uint32_t group = 0; group < n_groups; group++, data += others) {
         for (uint32_t tile = 0; tile < n_tiles; tile++, data += block_bytes) {
             const struct elutq_block block = elutq_block_of(matrix, kind, bits, data);
-            if (others > 0)
-                ask_by_line(data, block_bytes, elutq_ahead(stride, n_tiles * block_bytes));
-            else
-                ask_ahead(data, block_bytes);
             unpack_tile(&block, n_cells, unpacked->indices + tile * tile_indices, unpacked->scales[tile]);
         }
+        /* Memory has nothing to do meanwhile: the next group is asked for, some lines at a time. */
+        const uint8_t *next = data + others, *next_end = next + n_tiles * block_bytes;
         for (uint32_t token = 0; token < n_tokens; token += at_once)
             for (uint32_t tile = 0; tile < n_tiles; tile++) {
+                if (next < next_end)
+                    ask_by_line(next, asked_bytes, 0);
+                next += asked_bytes;
                 float *results = y + (size_t)token * ELUTQ_CHUNK_STRIDE + tile * ELUTQ_TILE_ROWS;
                 const uint8_t *indices = unpacked->indices + tile * tile_indices;
                 const float *scales = unpacked->scales[tile];
@@ -63,7 +66,7 @@ INLINE void gemm_tables_shape(const struct elutq_matrix *matrix, const struct el
 
 KERNEL void gemm_tables(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
                         struct elutq_part part, float *y) {
-    if (n_tokens < ELUTQ_UNPACK_FROM) {
+    if (n_tokens < ELUTQ_UNPACK_FROM(matrix->bits)) {
         gemv_each(matrix, tables, n_tokens, part, y);
         return;
     }

@@ -146,7 +146,7 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
 }
 
 #define ELUTQ_TOKENS_AT_ONCE(bits) 1
-#define ELUTQ_UNPACK_FROM 2
+#define ELUTQ_UNPACK_FROM(bits) 2
 #include "hlq_gemm.h"
 
 #endif

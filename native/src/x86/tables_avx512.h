@@ -65,7 +65,7 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
 }
 
 #define ELUTQ_TOKENS_AT_ONCE(bits) ((bits) <= 2 ? 4 : 2)
-#define ELUTQ_UNPACK_FROM 4
+#define ELUTQ_UNPACK_FROM(bits) 3
 #include "hlq_gemm.h"
 
 #endif

@@ -87,7 +87,7 @@ INLINE void add_tile(const uint8_t *indices, const float *scales, uint32_t bits,
 }
 
 #define ELUTQ_TOKENS_AT_ONCE(bits) TABLE_TOKENS
-#define ELUTQ_UNPACK_FROM 8
+#define ELUTQ_UNPACK_FROM(bits) ((bits) <= 2 ? 4 : 6)
 #include "hlq_gemm.h"
 
 #endif
