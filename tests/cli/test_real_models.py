@@ -109,6 +109,15 @@ def test_one_failure_does_not_keep_the_others_from_being_made(index, tmp_path, m
     assert len([line for line in err.splitlines() if "SHA-256" in line]) == 1
 
 
+def test_a_model_of_whose_family_no_checkpoint_is_written_is_its_gguf(index, tmp_path, monkeypatch, capsys):
+    model = real_models.TrainedModel(tuple(PIECES), SHA256, gguf_only=True)
+    monkeypatch.setitem(real_models.MODELS, "small", model)
+    monkeypatch.setattr(sys, "argv", ["real_models.py", str(tmp_path), "small"])
+    with pytest.raises(SystemExit) as caught:
+        real_models.main()
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"{tmp_path / 'small.gguf'}\n")
+
+
 def test_a_name_that_is_not_known(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["real_models.py", str(tmp_path), "gpt-5"])
     with pytest.raises(SystemExit) as caught:
@@ -132,7 +141,7 @@ def test_a_conversion_that_fails_is_a_line_and_leaves_nothing(tmp_path):
 
 
 WRITTEN = ("llama", "qwen2", "qwen3")
-"""Architectures of which real models have been looked for."""
+"""Architectures of which checkpoints are written; not of mixtures of experts, which llama.cpp calls llama too."""
 
 
 def test_a_family_of_which_no_config_is_written_is_a_line(tmp_path):
@@ -141,7 +150,9 @@ def test_a_family_of_which_no_config_is_written_is_a_line(tmp_path):
         real_models.convert(path, tmp_path / "made")
 
 
-@pytest.mark.parametrize("family", [name for name in CONVERTED if architecture_of(GOLDEN / name) in WRITTEN])
+@pytest.mark.parametrize(
+    "family", [name for name in CONVERTED if architecture_of(GOLDEN / name) in WRITTEN and name != "mixtral"]
+)
 def test_a_checkpoint_has_the_weights_and_the_configuration_of_the_gguf(family, tmp_path):
     path = describe(GOLDEN / family).write(tmp_path / "model.gguf")
     real_models.convert(path, tmp_path / "made")
