@@ -16,7 +16,7 @@ ARCHITECTURE_NUMBERS = {name: number for number, name in MODEL_ARCH_NAMES.items(
 ARCHITECTURES = {
     "mistral": "llama",
     "ministral": None,
-    "ministral3": None,
+    "ministral3": "mistral3",
     "gemma3_text": "gemma3",
     "olmo3": "olmo2",
     "mixtral": "llama",
@@ -36,7 +36,7 @@ MIXTURES = {
 ROUTER = ".ffn_gate_inp"
 """The converter keeps it in F32."""
 
-PERMUTED = ("llama", "smollm3", "granite")
+PERMUTED = ("llama", "mistral3", "smollm3", "granite")
 """Architectures whose queries and keys the converter permutes."""
 
 
@@ -253,6 +253,9 @@ def own_keys(config, architecture, head_dim, rope):
     if full.get("rope_type") == "yarn":
         found["rope.scaling.original_context_length"] = full["original_max_position_embeddings"]
         found["rope.scaling.yarn_beta_fast"] = full["beta_fast"]
+    if config["model_type"] == "ministral3":
+        found["rope.scaling.yarn_log_multiplier"] = full["mscale_all_dim"]
+        found["attention.temperature_scale"] = full["llama_4_scaling_beta"]
     if full.get("type") == "longrope":
         context = config["original_max_position_embeddings"]
         found["rope.scaling.original_context_length"] = context

@@ -37,6 +37,9 @@ Divisors: TypeAlias = npt.NDArray[np.float32]
 PARTIAL = "rope.dimension_count"
 """What a family lists among its own keys if part of a head may turn."""
 
+YARN_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
+"""What a family lists among its own keys whose attention factor is divided by another."""
+
 EXPERT_WEIGHTS = "normalize_expert_weights"
 """What a family settles that may have experts: llama.cpp has it in its code."""
 
@@ -229,8 +232,12 @@ def _read_rope_scaling(
 
 
 def _read_yarn(keys: Keys, factor: float, context: int) -> RopeScaling:
-    """Read yarn, whose attention factor llama.cpp computes, and multiplies by another where a file has one."""
-    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    """Read yarn, whose attention factor llama.cpp computes, and multiplies by another where a file has one.
+
+    Source: llama.cpp, src/llama-context.cpp: what DeepSeek calls mscale is 1, and mscale_all_dim in the file, or 0.
+    """
+    growth = 0.1 * math.log(factor) if factor > 1 else 0.0
+    own = (1.0 + growth) / (1.0 + growth * keys.number_or_zero(YARN_LOG_MULTIPLIER))
     return RopeScaling(
         "yarn",
         factor,

@@ -32,6 +32,12 @@ class Keys:
         """Return a positive number."""
         return self.metadata.number(self.full(name)) if name in self else default
 
+    def number_or_zero(self, name: str) -> float:
+        """Return a number that may be 0, which it also is where the file lacks it."""
+        if name not in self or self.metadata.real(self.full(name)) == 0:
+            return 0.0
+        return self.number(name, 0.0)
+
     def string(self, name: str, default: str) -> str:
         """Return a text."""
         return self.metadata.string(self.full(name)) if name in self else default

@@ -92,6 +92,37 @@ def test_layers_slide_as_llama_cpp_has_them_where_a_file_does_not_say(family, la
         assert source.config.sliding_layers == slides
 
 
+def test_scores_of_a_mistral3_grow_only_where_its_file_says_so(tmp_path):
+    """Ministral 3's do beyond the original context, where contexts end; Mistral Small has the name and no more."""
+    described = describe(GOLDEN / "ministral3")
+    with (
+        Checkpoint.open(GOLDEN / "ministral3") as checkpoint,
+        open_source(described.write(tmp_path / "1.gguf")) as source,
+    ):
+        factor = checkpoint.config.rope_scaling.attention_factor
+        assert source.config.rope_scaling.attention_factor == pytest.approx(factor, rel=1e-12)
+        assert source.config.max_position_embeddings == 64
+    described.metadata |= {
+        "mistral3.attention.temperature_scale": 0.0,
+        "mistral3.rope.scaling.yarn_log_multiplier": 0.0,
+    }
+    with open_source(described.write(tmp_path / "2.gguf")) as source:
+        assert source.config.max_position_embeddings == 256
+        assert source.config.rope_scaling.attention_factor == pytest.approx(0.1 * np.log(4) + 1, rel=1e-12)
+    plain = {key: value for key, value in described.metadata.items() if "rope.scaling" not in key and "temp" not in key}
+    with open_source(replace(described, metadata=plain).write(tmp_path / "3.gguf")) as source:
+        assert (source.config.rope_scaling, source.config.max_position_embeddings) == (None, 256)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_growth_of_scores_that_is_no_number_from_0_on_is_refused(value, tmp_path):
+    for key in ("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"):
+        described = describe(GOLDEN / "ministral3")
+        described.metadata[f"mistral3.{key}"] = value
+        with pytest.raises(CheckpointError, match=f"mistral3.{key} is .*not a positive number"):
+            open_source(described.write(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize("kind", [KINDS.F16, KINDS.BF16])
 def test_halves_are_widened_exactly_without_the_package(kind, tmp_path, monkeypatch):
     path = describe(LLAMA, kind).write(tmp_path / "model.gguf")

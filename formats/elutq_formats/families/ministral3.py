@@ -1,7 +1,8 @@
 """Ministral 3: a Llama with yarn, whose scores grow beyond the original context: contexts end there."""
 
-from elutq_formats.family import Family, Settings, read_rope
+from elutq_formats.family import Family, InGGUF, Settings, read_rope
 from elutq_formats.fields import Fields
+from elutq_formats.gguf_keys import Keys
 
 YARN = {
     "rope_type": "yarn",
@@ -36,4 +37,16 @@ def read(fields: Fields) -> Settings:
     return found
 
 
-FAMILY = Family("mistral3", read, DEFAULTS)
+TEMPERATURE, WINDOW, CONTEXT = "attention.temperature_scale", "attention.sliding_window", "context_length"
+GGUF_KEYS = TEMPERATURE, WINDOW, "rope.scaling.yarn_log_multiplier"
+
+
+def read_gguf(keys: Keys) -> Settings:
+    """Read the same; llama.cpp's converter calls Mistral Small 3.1 and later mistral3 too, whose scores do not grow."""
+    context = keys.integer(CONTEXT, 1)
+    if keys.number_or_zero(TEMPERATURE):
+        context = min(context, keys.integer("rope.scaling.original_context_length", context))
+    return {"max_position_embeddings": context, "sliding_window": keys.integer(WINDOW, 0, minimum=0) or None}
+
+
+FAMILY = Family("mistral3", read, DEFAULTS, gguf=InGGUF(read_gguf, GGUF_KEYS, permuted=True))
