@@ -11,6 +11,7 @@ llama.cpp comes as the package llama-cpp-python, built for this machine from its
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ from elutq_cli.machine.processor import cpu_model
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.config import ModelConfig
+from elutq_formats.families import find_family
 from elutq_formats.names import gguf_name
 from elutq_formats.open_source import open_source
 from elutq_native import Model
@@ -38,19 +40,20 @@ HEAD_TYPE, EMBEDDING_TYPE = "Q6_K", "Q4_K"  # what llama.cpp's own 2-bit mixture
 CONTEXT = 1024
 
 
-def random_blocks(random: np.random.Generator, type_name: str, rows: int, columns: int) -> np.ndarray:
-    """Returns (rows, row bytes) uint8: blocks of a ggml type with small scales and random contents."""
+def random_blocks(random: np.random.Generator, type_name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns (..., row bytes) uint8: blocks of a ggml type with small scales and random contents."""
     block_weights, block_bytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
-    blocks = random.integers(0, 256, (rows * columns // block_weights, block_bytes), dtype=np.uint8)
+    blocks = random.integers(0, 256, (math.prod(shape) // block_weights, block_bytes), dtype=np.uint8)
     for offset in SCALE_OFFSETS[type_name]:
         blocks[:, offset : offset + 2] = np.array([0.001], np.float16).view(np.uint8)
-    return blocks.reshape(rows, -1)
+    return blocks.reshape(*shape[:-1], -1)
 
 
 def write_peer(path: Path, config: ModelConfig, type_name: str) -> None:
     """Writes the same shape as a GGUF file that llama.cpp runs."""
-    random = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
+    random, family, plain = np.random.default_rng(0), find_family(config.model_type), config.float_names()
+    assert family is not None
+    writer = gguf.GGUFWriter(path, family.architecture if config.n_experts else "llama", use_temp_file=True)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -60,6 +63,13 @@ def write_peer(path: Path, config: ModelConfig, type_name: str) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    if config.n_experts:
+        writer.add_expert_count(config.n_experts)
+        writer.add_expert_used_count(config.n_experts_used)
+        writer.add_expert_feed_forward_length(config.expert_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     writer.add_vocab_size(config.vocab_size)
     tokens = [f"<{i}>".encode() for i in range(config.vocab_size)]
     writer.add_tokenizer_model("llama")
@@ -67,11 +77,13 @@ def write_peer(path: Path, config: ModelConfig, type_name: str) -> None:
     writer.add_token_scores([0.0] * len(tokens))
     writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
     for name, shape in config.tensor_shapes().items():
-        if len(shape) == 1:
-            writer.add_tensor(gguf_name(name), np.ones(shape, np.float32))
+        if name in plain:
+            routes = len(shape) > 1  # what chooses among experts is random, so that it chooses all of them
+            values = random.standard_normal(shape, np.float32) if routes else np.ones(shape, np.float32)
+            writer.add_tensor(gguf_name(name), values)
             continue
         kind = {"model.embed_tokens.weight": EMBEDDING_TYPE, "lm_head.weight": HEAD_TYPE}.get(name, type_name)
-        blocks = random_blocks(random, kind, *shape)
+        blocks = random_blocks(random, kind, shape)
         writer.add_tensor(gguf_name(name), blocks, raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
