@@ -221,6 +221,7 @@ def quantize(
     calibration: PathLike | Sequence[PathLike] | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    executor: str = "threads",
     max_memory: float | None = None,
     force: bool = False,
     resume: bool = True,
@@ -240,6 +241,8 @@ def quantize(
         calibration: UTF-8 text or JSONL files to calibrate on, one or several; None: the weights alone are fitted.
         device: where to compute and to tune: cpu, or torch's name of another device (cuda, cuda:N).
         threads: threads; None: one for each physical core this process may use.
+        executor: who runs its units of work: ``threads`` of this process; or with the extra elutq[ray] ``ray`` or
+            ``ray:HOST:PORT``, a Ray cluster, which makes the same file. ``threads`` are then those of each unit.
         max_memory: refuse to start when the run may take more memory than so many GB; None: never.
         force: replace the output if it is there.
         resume: go on after what a stopped run with the same arguments has done.
@@ -271,7 +274,7 @@ def quantize(
     def check(source: ModelSource) -> None:
         prepare(source, target, chosen, read_text(source), backend, max_memory, device)
 
-    with make_backend(device, threads) as backend:
+    with make_backend(device, threads, executor) as backend:
         folder = find_checkpoint(Path(checkpoint), revision, offline, check, gguf_file)
         with open_source(folder) as source:
             text = read_text(source)

@@ -109,6 +109,14 @@ def quantize_command(
     sequence_length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence; default: 512.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the calibration sequences.")] = 0,
     threads: PoolThreads = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            metavar="threads|ray[:HOST:PORT]",
+            help="Who computes: threads of this process, or a Ray cluster, --threads of it for each unit of work.",
+            autocompletion=one_of("threads", "ray"),
+        ),
+    ] = "threads",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan: tensors, sizes, memory, disk and time; make nothing.")
     ] = False,
@@ -170,6 +178,7 @@ def quantize_command(
         calibration=calibration,
         device=device,
         threads=threads,
+        executor=executor,
         max_memory=max_memory,
         force=force,
         resume=resume,

@@ -10,7 +10,7 @@ from foreign_gguf import describe
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from elutq_cli.pipeline.compute.backend import native_backend
-from elutq_cli.pipeline.run.checked_weights import CheckedWeights
+from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_formats.errors import CheckpointError, ElutqError, FormatError
 from elutq_formats.gguf_source import GGUFSource
 from elutq_formats.model_file import ModelFile

@@ -8,9 +8,9 @@ import pytest
 from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
-from elutq_cli.pipeline.run.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages import by_rows
 from elutq_cli.pipeline.stages.by_rows import MatrixByRows, embed, look_up, runs_of_rows
+from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.fit import fit
 from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
 from elutq_formats.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ def go_through(backend, weights, plan, hessian, rows_at_once, monkeypatch):
     matrix, restored = MatrixByRows(plan, weights.shape, backend), np.empty_like(weights)
     for rows in runs_of_rows(len(weights)):
         part = weights[rows]
-        restore = matrix.add(rows, part, lambda part: fit(part, hessian, plan.layout, backend))
+        restore = matrix.add(rows, part, None if plan.layout is None else fit(part, hessian, plan.layout, backend))
         restored[rows] = restore()
     return matrix.record(hessian), matrix.contents, restored
 

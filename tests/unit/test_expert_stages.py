@@ -17,10 +17,10 @@ from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run import preparation
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
-from elutq_cli.pipeline.run.checked_weights import CheckedWeights
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.run.spool import Spool
 from elutq_cli.pipeline.stages.calibrate import block_statistics
+from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.experts import Routes, shrunk
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.stages.fit import fit

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from elutq_cli.pipeline.compute import products
 from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, KIND_OF_SCALES, Layout, bytes_reaching
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
-from elutq_cli.pipeline.run import tensors
 from elutq_cli.pipeline.run.tensors import Tensors
 from elutq_cli.pipeline.stages import by_rows
 from elutq_cli.pipeline.stages.feedback import inverse_factor
@@ -171,7 +171,7 @@ def some_inputs(backend):
 
 
 def tensors_of(source, backend, spool, monkeypatch):
-    for module in (by_rows, tensors):
+    for module in (by_rows, products):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", by_rows.SUPERBLOCK_ROWS)
     return Tensors(source, Recipe(method="correct"), backend, spool, Progress())
 

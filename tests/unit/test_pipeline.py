@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from elutq_cli.app import app
 from elutq_cli.evaluation import evaluate, split_windows
+from elutq_cli.pipeline.compute import products
 from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.compute.inner_loops import NumpyLoops
 from elutq_cli.pipeline.layout import FREE8, Layout
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import Recipe
-from elutq_cli.pipeline.run import tensors
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.stages.fit import fit
@@ -260,7 +260,7 @@ def test_threads_do_not_change_a_file_whose_activations_were_rounded(tmp_path, t
 
 def test_a_tall_matrix_goes_through_the_stages_in_parts(tmp_path, backend, text, monkeypatch):
     whole = run(UNTIED, tmp_path / "whole.gguf", backend, SMALL, text)
-    monkeypatch.setattr(tensors, "ROWS_AT_ONCE", 24)
+    monkeypatch.setattr(products, "ROWS_AT_ONCE", 24)
     parts = run(UNTIED, tmp_path / "parts.gguf", backend, SMALL, text)
     assert (
         ModelFile.open(tmp_path / "parts.gguf").tensors.keys() == ModelFile.open(tmp_path / "whole.gguf").tensors.keys()

@@ -1,15 +1,17 @@
-"""What a stage computes with: an array namespace, inner loops, and the threads that share its work."""
+"""What a stage computes with: an array namespace, inner loops, threads, and who runs its units of work."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from elutq_cli.pipeline.compute.arrays import Arrays, NumpyArrays
 from elutq_cli.pipeline.compute.blas import one_blas_thread
 from elutq_cli.pipeline.compute.crew import Crew
+from elutq_cli.pipeline.compute.executor import NAMES, Executor, Threads
 from elutq_cli.pipeline.compute.inner_loops import InnerLoops, NativeLoops, NumpyLoops
 from elutq_cli.pipeline.compute.torch_device import prepare_torch
+from elutq_formats.errors import ElutqError
 from elutq_native import default_threads
 from elutq_native.products import has_rounded_products
 
@@ -22,12 +24,19 @@ class Backend:
         arrays: where large matrices are.
         loops: the inner loops, in C or as they are defined.
         crew: threads that share the items of a map.
+        executor: runs units of work, here or on other machines; None: here, on the crew.
     """
 
     arrays: Arrays
     loops: InnerLoops
     crew: Crew
+    executor: Executor = None  # type: ignore[assignment]  # of the crew, once there is one
     _blas: AbstractContextManager[None] = field(default_factory=one_blas_thread, repr=False)
+
+    def __post_init__(self) -> None:
+        """Let the crew run units where nobody else is to."""
+        if self.executor is None:
+            object.__setattr__(self, "executor", Threads(self.crew))
 
     def __enter__(self) -> "Backend":
         self._blas.__enter__()
@@ -36,6 +45,7 @@ class Backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.executor.close()
         self.crew.close()
         self.loops.close()
         self._blas.__exit__(kind, error, trace)
@@ -79,13 +89,27 @@ def torch_backend(device: str, threads: int | None = None) -> Backend:
     return Backend(arrays, NativeLoops(threads), Crew(threads, arrays.begin_thread))
 
 
-def make_backend(device: str, threads: int | None) -> Backend:
+def make_backend(device: str, threads: int | None, executor: str = "threads") -> Backend:
     """Choose the backend for a device: numpy's products on ``cpu``, torch's elsewhere.
 
+    Args:
+        device: torch's name of it.
+        threads: how many; None: one for each core this process may use.
+        executor: who runs units of work: ``threads`` of this process, or ``ray`` or ``ray:ADDRESS``, a cluster's.
+
     Raises:
-        ElutqError: torch is not installed, or has no such device.
+        ElutqError: torch or Ray is not installed, or has no such device or cluster.
         NativeError: the threads cannot be started.
     """
+    name, _, address = executor.partition(":")
+    if name not in NAMES or (name == "threads" and executor != name):
+        raise ElutqError(f"executor {executor} is not known: choose threads, ray or ray:ADDRESS")
+    if name == "ray":
+        if device != "cpu":
+            raise ElutqError(f"--executor ray computes on processors: leave out --device {device}")
+        from elutq_cli.pipeline.compute.ray_cluster import RayCluster
+
+        return replace(native_backend(threads), executor=RayCluster(address or None, threads))
     if device == "cpu":
         return native_backend(threads)
     prepare_torch(device, threads or default_threads(), f"--device {device}")

@@ -1,6 +1,7 @@
 """Large products in tiles of fixed size, on the backend's threads: the result does not depend on their number."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,7 +32,7 @@ ROWS_AT_ONCE = 1 << 13
 """Rows of a matrix that go through the stages together: a head may have ten times as many, and needs no more memory."""
 
 AT_ONCE = 4
-"""Items of ``map_few`` that are in memory together, so that it does not depend on the number of threads."""
+"""Batches of tokens that are in memory together, so that it does not depend on the number of threads."""
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 Inner = Callable[[slice, slice], slice]
@@ -40,6 +41,12 @@ Inner = Callable[[slice, slice], slice]
 def pieces(n_rows: int, size: int = PIECE_ROWS) -> list[slice]:
     """Cut rows into runs of so many."""
     return [slice(first, min(first + size, n_rows)) for first in range(0, n_rows, size)]
+
+
+def unit_rows(n_rows: int, workers: int) -> list[slice]:
+    """Cut rows into units of work for so many workers: whole tiles, so that products come out the same in any cut."""
+    share = -(-n_rows // (workers * PIECE_ROWS)) * PIECE_ROWS
+    return pieces(n_rows, ROWS_AT_ONCE if workers == 1 else min(share, ROWS_AT_ONCE))
 
 
 def small_pieces(tensor: HLQTensor) -> list[slice]:
@@ -208,9 +215,9 @@ def mirror_upper(total: Array, backend: Backend) -> None:
 
 def quiet(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
     """Keep numpy from warning of overflow in calibration: a Hessian that is not finite is refused by name anyway."""
+    return partial(_call_quietly, function)
 
-    def call(item: Item) -> Result:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return function(item)
 
-    return call
+def _call_quietly(function: Callable[[Item], Result], item: Item) -> Result:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return function(item)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import threadpoolctl
+
 import elutq_cli
 import elutq_formats
 import elutq_native
@@ -12,6 +14,7 @@ from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.version import __version__
 from elutq_formats.source import ModelSource
+from elutq_native.products import has_rounded_products
 
 CHECKPOINT, CALIBRATION, CODE = "checkpoint", "calibration", "elutq"
 
@@ -45,6 +48,13 @@ def code_digest() -> str:
         for path in sorted(folder.glob(pattern)):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def describe_machine(_: None) -> str:
+    """Say what the bits of a result depend on where this runs, beside the fingerprint: a unit of work."""
+    blas = {f"{found['internal_api']} {found.get('architecture')}" for found in threadpoolctl.threadpool_info()}
+    rounding = "products rounded" if has_rounded_products() else "products exact"
+    return f"elutq {__version__} {code_digest()[:12]}, {', '.join(sorted(blas))}, {rounding}"
 
 
 def explain_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -11,14 +11,14 @@ from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import IMPORT, Plan, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
-from elutq_cli.pipeline.run.checked_weights import CheckedWeights
-from elutq_cli.pipeline.run.fingerprint import fingerprint
+from elutq_cli.pipeline.run.fingerprint import describe_machine, fingerprint
 from elutq_cli.pipeline.run.imported import describe_others
 from elutq_cli.pipeline.run.preparation import prepare
 from elutq_cli.pipeline.run.provenance import describe_run, printable_origin
 from elutq_cli.pipeline.run.spool import Spool
 from elutq_cli.pipeline.run.units import Run
 from elutq_cli.pipeline.stages.allocate import allocate
+from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
 from elutq_formats.atomic import check_output
 from elutq_formats.model_file import ModelFile
@@ -87,7 +87,9 @@ def quantize(
     check_output(output, force)
     recipe = recipe.resolved(calibration is not None)
     source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend.crew)
-    plan = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device).plan
+    preparation = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device)
+    plan = preparation.plan
+    backend.executor.join(describe_machine, preparation.forecast.memory_bytes)
     others = describe_others(checkpoint, plan) if recipe.method == IMPORT else []
     for note in (*checkpoint.notes_on(recipe.method == IMPORT), *others):
         log.warning("%s", note)

@@ -3,27 +3,26 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import ROWS_AT_ONCE, pieces
-from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.compute.products import unit_rows
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
-from elutq_cli.pipeline.run.checked_weights import CheckedWeights
 from elutq_cli.pipeline.run.spool import Spool
-from elutq_cli.pipeline.stages.by_rows import MatrixByRows, embed, read_rows
-from elutq_cli.pipeline.stages.feedback import check_finite, feedback, inverse_factor
-from elutq_cli.pipeline.stages.fit import fit
-from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix
+from elutq_cli.pipeline.stages.alone import quantize_alone
+from elutq_cli.pipeline.stages.by_rows import Use, embed, quantize_by_rows, read_rows
+from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
+from elutq_cli.pipeline.stages.feedback import check_finite, inverse_factor
+from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix, Treatment, quantize_rows
 from elutq_cli.pipeline.stages.measure import measure, measured_rows
 from elutq_cli.pipeline.stages.moments import InputStatistics
-from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.reference import Array
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.hlq import HLQTensor
@@ -51,6 +50,7 @@ class Tensors:
         self._backend = backend
         self._spool = spool
         self._progress = progress
+        self._alone: Iterator[tuple[TensorRecord, npt.NDArray[Any]]] = iter(())
 
     def load(self, name: str) -> FloatArray:
         """Load a tensor of the checkpoint; a tied head is the embedding."""
@@ -102,37 +102,37 @@ class Tensors:
         factor = inverse_factor(statistics.hessian, self._recipe.damping, self._backend, name)
         return LinearInputs(statistics.hessian, factor)
 
-    def add_by_rows(
-        self,
-        plan: MatrixPlan,
-        inputs: LinearInputs | None = None,
-        use: Callable[[slice, FloatArray, Callable[[], FloatArray]], None] | None = None,
-    ) -> None:
+    def begin_alone(self, plans: Iterable[MatrixPlan]) -> None:
+        """Let matrices be quantized by their weights alone, ahead of ``add_alone``, which is called for each."""
+        todo = [(plan, self._stored_name(plan.name)) for plan in plans if not plan.kept]
+        unit = partial(quantize_alone, self._source.source, self._treatment(None), self._backend)
+        self._alone = self._backend.executor.map(unit, todo)
+
+    def add_alone(self, plan: MatrixPlan) -> None:
+        """Put the next of ``begin_alone``'s matrices into the spool, or one that others have quantized."""
+        if plan.kept:
+            self._add_kept(plan)
+            return
+        begin = time.perf_counter()
+        record, contents = next(self._alone)
+        assert record.name == gguf_name(plan.name)
+        log_done(record, begin)
+        self._spool.add(record, contents)
+        self._progress.advance(record.n_weights)
+
+    def add_by_rows(self, plan: MatrixPlan, inputs: LinearInputs | None = None, use: Use | None = None) -> None:
         """Quantize a matrix, some rows at a time, and put it into the spool.
 
         Args:
             plan: what becomes of it.
             inputs: what is known of its input; None: nothing.
-            use: called with the place of some rows, what they were, and a function that dequantizes them.
+            use: is told of each run of rows.
         """
-        if plan.kept:
-            self._add_kept(plan)
-            return
-        begin = time.perf_counter()
-        name = self._stored_name(plan.name)
-        plan, kind = plan.settle(self._backend.arrays.place(weights) for _, weights in self._source.load_by_rows(name))
-        quantize = partial(self._run_stages, plan.layout, kind, inputs)
-        matrix = MatrixByRows(plan, self._source.shape(name), self._backend)
-        for rows, weights in self._source.load_by_rows(name):
-            placed = self._backend.arrays.place(weights)
-            restore = matrix.add(rows, placed, quantize)
-            if use is not None:
-                use(rows, weights, restore)
-            self._progress.advance(weights.size)
-            del weights, placed, restore
-        record = matrix.record(None if inputs is None else inputs.hessian)
+        begin, name, advance = time.perf_counter(), self._stored_name(plan.name), self._progress.advance
+        treatment = self._treatment(inputs)
+        record, contents = quantize_by_rows(self._source, plan, name, treatment, self._backend, use, advance)
         log_done(record, begin)
-        self._spool.add(record, matrix.contents)
+        self._spool.add(record, contents)
 
     def _add_kept(self, plan: MatrixPlan) -> None:
         """Put a matrix that others have quantized into the spool with their levels."""
@@ -169,7 +169,9 @@ class Tensors:
         if plan.layout is None:
             matrix = Matrix(plan.record(shape), self._backend.arrays.fetch(weights).astype(np.float16))
         else:
-            tensor = self._run_stages(plan.layout, kind, inputs, weights)
+            executor, unit = self._backend.executor, partial(quantize_rows, self._treatment(inputs), self._backend)
+            rows = ((plan.layout, kind, weights[part]) for part in unit_rows(len(weights), executor.workers))
+            tensor = HLQTensor.concatenate(list(executor.map(unit, rows)))
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
             matrix = Matrix(plan.record(shape, error, tensor.kind), tensor)
         if of_stack is None:
@@ -185,21 +187,8 @@ class Tensors:
         else:
             self._spool.add(matrix.record, contents)
 
-    def _run_stages(
-        self, layout: Layout | None, kind: BlockKind, inputs: LinearInputs | None, weights: Array
-    ) -> HLQTensor:
-        """Run the stages that the recipe and the calibration call for, on rows of a matrix that is to be quantized."""
-        assert layout is not None
-        if inputs is None or inputs.factor is None:
-            hessian = None if inputs is None else inputs.hessian
-            return fit(self._backend.arrays.fetch(weights), hessian, layout, self._backend, kind)
-        parts = []
-        for rows in pieces(len(weights), ROWS_AT_ONCE):
-            part = feedback(weights[rows], inputs.factor, layout, self._backend, kind)
-            if self._recipe.method != "feedback":
-                part = refine(weights[rows], inputs.hessian, part, self._recipe.damping, self._backend, kind)
-            parts.append(part)
-        return HLQTensor.concatenate(parts)
+    def _treatment(self, inputs: LinearInputs | None) -> Treatment:
+        return Treatment(self._recipe.method, self._recipe.damping, inputs)
 
     def _stored_name(self, name: str) -> str:
         """Return the name of the tensor that a matrix of the plan is made from."""

@@ -13,12 +13,12 @@ from elutq_cli.pipeline.compute.products import multiply_rounded
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
-from elutq_cli.pipeline.run.checked_weights import CheckedWeights
 from elutq_cli.pipeline.run.spool import Spool
 from elutq_cli.pipeline.run.stacks import StackOnItsWay
 from elutq_cli.pipeline.run.tensors import Tensors, log_done
 from elutq_cli.pipeline.stages.by_rows import look_up
 from elutq_cli.pipeline.stages.calibrate import block_statistics
+from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.correct import correct
 from elutq_cli.pipeline.stages.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.stages.linear import Matrix
@@ -83,6 +83,10 @@ class Run:
             *(partial(self.add_block, layer) for layer in range(self.config.num_hidden_layers)),
             self.add_head,
         ]
+        if self.text is None:
+            head = [] if self.plan.head is None else [self.plan.head]
+            todo = [[self.plan.embedding], *self.plan.blocks, head][self.spool.n_finished :]
+            self.tensors.begin_alone(plan for plans in todo for plan in plans if not self.is_stack(plan))
         for unit in units[self.spool.n_finished :]:
             self.spool.finish_unit(unit())
         sources: Iterable[TensorSource] = self.spool.sources()
@@ -109,11 +113,14 @@ class Run:
     def add_embedding(self) -> list[FloatArray]:
         """Quantize the embedding; return what it makes of the calibration text: the arrays of ``Streams``."""
         text = self.text
-        followed = [] if text is None else followed_tokens(text.tokens, text.held_out, self.recipe.keeps_exact)
+        if text is None:
+            self.tensors.add_alone(self.plan.embedding)
+            return []
+        followed = followed_tokens(text.tokens, text.held_out, self.recipe.keeps_exact)
         streams = [self.spool.make_room((*tokens.shape, self.config.hidden_size)) for tokens in followed]
 
         def look_up_rows(rows: slice, weights: FloatArray, restore: Callable[[], FloatArray]) -> None:
-            values = (restore(), weights) if streams else ()
+            values = restore(), weights
             for index, (stream, tokens) in enumerate(zip(streams, followed, strict=True)):
                 look_up(stream, tokens, rows, values[index % 2])
 
@@ -127,13 +134,17 @@ class Run:
             self.add_calibrated_block(layer, self.plan.blocks[layer], streams)
         else:
             for plan in self.plan.blocks[layer]:
-                if len(self.tensors.shape(plan.name)) == STACK_DIMENSIONS:
+                if self.is_stack(plan):
                     self.add_stack(plan)
                 else:
-                    self.tensors.add_by_rows(plan)
+                    self.tensors.add_alone(plan)
         for name in self.config.vector_shapes(layer):
             self.tensors.add_vector(name)
         return [] if streams is None else streams.arrays()
+
+    def is_stack(self, plan: MatrixPlan) -> bool:
+        """Whether a matrix is several, one an expert."""
+        return len(self.tensors.shape(plan.name)) == STACK_DIMENSIONS
 
     def add_stack(self, plan: MatrixPlan) -> None:
         """Quantize a stack of experts by their weights alone."""
@@ -163,13 +174,16 @@ class Run:
                 statistics = input_statistics([self.head_input(norm)], [streams.hidden], self.backend)
                 inputs = self.tensors.prepare(called(HEAD), statistics)
                 del statistics
-            self.tensors.add_by_rows(self.plan.head, inputs)
+            if streams is None:
+                self.tensors.add_alone(self.plan.head)
+            else:
+                self.tensors.add_by_rows(self.plan.head, inputs)
         return [] if streams is None else streams.arrays()
 
     def head_input(self, norm: FloatArray) -> Callable[[Array], Array]:
         """Return the function from the last block's output to the head's input."""
         weight, epsilon = self.backend.arrays.place(norm), self.config.rms_norm_eps
-        return lambda x: rms_norm(x, weight, epsilon, self.backend.arrays.xp)
+        return partial(rms_norm, weight=weight, epsilon=epsilon, xp=self.backend.arrays.xp)
 
     def add_calibrated_block(self, layer: int, plans: tuple[MatrixPlan, ...], streams: Streams) -> None:
         """Quantize a block's linears one input at a time.

@@ -1,7 +1,9 @@
 """Matrices with a row for each token of the vocabulary, some rows at a time: they need no more memory than others."""
 
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +12,13 @@ from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import ROWS_AT_ONCE, dequantize, pieces
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import MatrixPlan
+from elutq_cli.pipeline.stages.linear import Rows, Treatment, quantize_rows
 from elutq_cli.pipeline.stages.measure import measure, measured_rows
 from elutq_cli.reference import Array
 from elutq_cli.reference.transformer import WeightSource
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.constants import SUPERBLOCK_TILES, TILE_ROWS
 from elutq_formats.hlq import HLQTensor, block_bytes, block_count, unpack
 from elutq_formats.model_tensors import EMBEDDING
@@ -91,21 +96,20 @@ class MatrixByRows:
             self.contents = np.empty(blocks, dtype=np.uint8)
         self._measured: list[tuple[Array, HLQTensor]] = []
 
-    def add(self, rows: slice, weights: Array, quantize: Callable[[Array], HLQTensor]) -> Callable[[], FloatArray]:
-        """Quantize rows that ``runs_of_rows`` has named.
+    def add(self, rows: slice, weights: Array, tensor: HLQTensor | None) -> Callable[[], FloatArray]:
+        """Put rows that ``runs_of_rows`` has named into their place.
 
         Args:
             rows: which.
             weights: (rows, columns) float32.
-            quantize: the stages.
+            tensor: what became of them; None: they stay floats.
 
         Returns:
             A function that returns them dequantized: (rows, columns) float32.
         """
-        if self.plan.layout is None:
+        if tensor is None:
             halves = self.contents[rows] = self.backend.arrays.fetch(weights).astype(np.float16)
             return lambda: halves.astype(np.float32)
-        tensor = quantize(weights)
         blocks = self.backend.loops.pack(tensor)
         first = block_count(rows.start, self.shape[1], tensor.group_size)
         self.contents[first : first + len(blocks)] = blocks
@@ -124,3 +128,74 @@ class MatrixByRows:
         weights = self.backend.arrays.xp.concatenate([weights for weights, _ in self._measured])
         tensor = HLQTensor.concatenate([tensor for _, tensor in self._measured])
         return self.plan.record(self.shape, measure(weights, tensor, hessian, self.backend), tensor.kind)
+
+
+class RowReader(Protocol):
+    """A matrix at a time, of those that have a name."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+
+    def load_by_rows(self, name: str) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield a matrix some rows at a time, with their place: ``runs_of_rows``."""
+
+
+Use: TypeAlias = Callable[[slice, FloatArray, Callable[[], FloatArray]], None]
+"""Is called with the place of some rows, what they were, and a function that dequantizes them."""
+
+
+def quantize_by_rows(
+    source: RowReader,
+    plan: MatrixPlan,
+    name: str,
+    treatment: Treatment,
+    backend: Backend,
+    use: Use | None = None,
+    advance: Callable[[int], None] = lambda n_weights: None,
+) -> tuple[TensorRecord, npt.NDArray[Any]]:
+    """Quantize a matrix, some rows at a time.
+
+    Args:
+        source: what it is read from, twice where its layout depends on all of it.
+        plan: what becomes of it.
+        name: in the source.
+        treatment: what it goes through.
+        backend: runs a unit of work for each run of rows.
+        use: is told of each.
+        advance: is told how many weights are done.
+
+    Returns:
+        What the file says of it, and what it holds of it: blocks uint8, or (rows, columns) float16.
+    """
+    plan, kind = plan.settle(backend.arrays.place(weights) for _, weights in source.load_by_rows(name))
+    matrix = MatrixByRows(plan, source.shape(name), backend)
+    finished = (
+        ((rows, weights, None) for rows, weights in source.load_by_rows(name))
+        if plan.layout is None
+        else _quantized(source.load_by_rows(name), plan.layout, kind, treatment, backend)
+    )
+    for rows, weights, tensor in finished:
+        restore = matrix.add(rows, backend.arrays.place(weights), tensor)
+        if use is not None:
+            use(rows, weights, restore)
+        advance(weights.size)
+        del weights, tensor, restore
+    hessian = None if treatment.inputs is None else treatment.inputs.hessian
+    return matrix.record(hessian), matrix.contents
+
+
+def _quantized(
+    runs: Iterator[tuple[slice, FloatArray]], layout: Layout, kind: BlockKind, treatment: Treatment, backend: Backend
+) -> Iterator[tuple[slice, FloatArray, HLQTensor]]:
+    """Yield runs of rows with what becomes of them, a unit of work each."""
+    begun: deque[tuple[slice, FloatArray]] = deque()
+
+    def units() -> Iterator[Rows]:
+        for run in runs:
+            begun.append(run)
+            yield layout, kind, backend.arrays.place(run[1])
+            del run  # not to be held while the next is read
+
+    for tensor in backend.executor.map(partial(quantize_rows, treatment, backend), units()):
+        yield *begun.popleft(), tensor
+        del tensor

@@ -9,7 +9,7 @@ from functools import partial
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import map_few, quiet
+from elutq_cli.pipeline.compute.products import AT_ONCE, quiet
 from elutq_cli.pipeline.stages.experts import add_experts, expert_statistics
 from elutq_cli.pipeline.stages.moments import (
     InputStatistics,
@@ -17,8 +17,10 @@ from elutq_cli.pipeline.stages.moments import (
     MakeRoom,
     Writer,
     in_memory,
+    input_of_readers,
     input_statistics,
     token_batches,
+    without_stacks,
 )
 from elutq_cli.reference import Array, Block, Positions
 from elutq_formats.block import Branch
@@ -57,16 +59,19 @@ def block_statistics(
             if exact is not None:
                 add_experts(blocks[-1], branch, exact, backend, make_room)
             continue
-        yield branch.readers, input_statistics([partial(block.read, branch)], [hidden], backend)
-        inputs = [partial(_mixed, own, branch, positions) for own in blocks]
+        yield branch.readers, input_statistics([input_of_readers(block, branch)], [hidden], backend)
+        inputs = [partial(_mixed, without_stacks(own), branch, positions) for own in blocks]
         kept = make_room((*hidden.shape[:2], block.weights[f"{branch.writer}.weight"].shape[1]))
         moments = [input_statistics(inputs, streams, backend, Writer.of(blocks[-1], branch), kept)]
+        del inputs
         if exact is not None:  # the exact weights up to here have done their work
             for name in [name for name in blocks[-1].weights if name.startswith(branch.writer.split(".")[0])]:
                 del blocks[-1].weights[name]
         yield (branch.writer,), moments.pop()  # to be freed by the caller
-        add = quiet(partial(_add_output, partial(_written, block, branch), backend))
-        map_few(add, list(zip(token_batches(hidden), token_batches(kept), strict=True)), backend.crew)
+        unit = quiet(partial(_output_of, partial(_written, without_stacks(block), branch), backend))
+        outputs = backend.executor.map(unit, token_batches(kept), AT_ONCE)
+        for stream, added in zip(token_batches(hidden), outputs, strict=True):
+            stream += added
 
 
 def _mixed(block: Block, branch: Branch, positions: Positions, stream: Array) -> Array:
@@ -77,6 +82,5 @@ def _written(block: Block, branch: Branch, mixed: Array) -> Array:
     return block.finish(branch, block.linear(branch.writer, mixed))
 
 
-def _add_output(linear: Linear, backend: Backend, stream_and_input: tuple[FloatArray, FloatArray]) -> None:
-    stream, x = stream_and_input
-    stream += backend.arrays.fetch(linear(backend.arrays.place(x)))
+def _output_of(linear: Linear, backend: Backend, x: FloatArray) -> FloatArray:
+    return backend.arrays.fetch(linear(backend.arrays.place(x)))

@@ -1,7 +1,9 @@
 """The correct stage: weights to aim for, so that the residual stream gets back what quantization took from it."""
 
+from functools import partial
+
 from elutq_cli.pipeline.compute.backend import Backend
-from elutq_cli.pipeline.compute.products import multiply, right_lower, right_upper
+from elutq_cli.pipeline.compute.products import multiply, right_lower, right_upper, unit_rows
 from elutq_cli.reference import Array
 
 
@@ -25,6 +27,16 @@ def correct(weights: Array, lack: Array, factor: Array, backend: Backend) -> Arr
     Returns:
         (rows, columns) float32; the weights as they are where that is not finite.
     """
+    executor, xp = backend.executor, backend.arrays.xp
+    units = ((weights[rows], lack[rows]) for rows in unit_rows(len(weights), executor.workers))
+    parts = list(executor.map(partial(_correct_rows, factor, backend), units))
+    target = parts[0] if len(parts) == 1 else xp.concatenate(parts)
+    return target if bool(xp.isfinite(target).all()) else weights
+
+
+def _correct_rows(factor: Array, backend: Backend, rows: tuple[Array, Array]) -> Array:
+    """A unit of work: some rows' weights and what is lacking of them."""
+    weights, lack = rows
     target = multiply(multiply(lack, factor.T, backend, right_lower), factor, backend, right_upper)
     target += weights
-    return target if bool(backend.arrays.xp.isfinite(target).all()) else weights
+    return target

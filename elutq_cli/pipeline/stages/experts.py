@@ -18,7 +18,6 @@ unknowns in a row to observations.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -27,7 +26,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import add_gram, mirror_upper, pieces, quiet
-from elutq_cli.pipeline.stages.moments import InputStatistics, MakeRoom, in_memory, input_statistics
+from elutq_cli.pipeline.stages.moments import InputStatistics, MakeRoom, in_memory, input_of_readers, input_statistics
 from elutq_cli.reference import Array, Block
 from elutq_cli.reference.experts import expert_branch, route, shared_values
 from elutq_formats.block import Branch
@@ -92,7 +91,7 @@ def expert_statistics(
     routes, added = Routes.of(block, branch, flat, backend), make_room(flat.shape)
     width = block.weights[f"{branch.writer}.weight"].shape[2]
     kept = make_room((routes.places[-1].stop, width))
-    of_layer = input_statistics([partial(block.read, branch)], [hidden], backend).hessian
+    of_layer = input_statistics([input_of_readers(block, branch)], [hidden], backend).hessian
     log.info("blk.%d: %s", block.layer, routes.describe(flat.shape[1]))
     added[...] = 0.0
     for number, (tokens, place) in enumerate(zip(routes.tokens, routes.places, strict=True)):
@@ -125,7 +124,7 @@ def _shared_statistics(
     backend: Backend,
     make_room: MakeRoom,
 ) -> Iterator[tuple[tuple[str, ...], InputStatistics]]:
-    yield shared.readers, input_statistics([partial(block.read, branch)], [flat[None]], backend)
+    yield shared.readers, input_statistics([input_of_readers(block, branch)], [flat[None]], backend)
     kept = make_room((len(flat), block.weights[f"{shared.writer}.weight"].shape[1]))
     for rows in pieces(len(flat), EXPERT_TOKENS):
         kept[rows] = backend.arrays.fetch(shared_values(block, shared, _read(block, branch, flat, rows, backend)))

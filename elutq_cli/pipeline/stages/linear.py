@@ -1,13 +1,20 @@
 """A linear on its way through the stages: what is known of its inputs, and what becomes of it."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
+from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.levels import FloatArray, HalfArray
 from elutq_cli.pipeline.compute.products import dequantize
+from elutq_cli.pipeline.layout import Layout
+from elutq_cli.pipeline.stages.feedback import feedback
+from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.reference import Array
+from elutq_formats.block_kind import BlockKind
 from elutq_formats.hlq import HLQTensor
 from elutq_formats.tensor_record import TensorRecord
 
@@ -23,6 +30,37 @@ class LinearInputs:
 
     hessian: Array
     factor: Array | None
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What linears that share an input go through.
+
+    Attributes:
+        method: of the recipe.
+        damping: of the recipe.
+        inputs: what is known of the input; None: nothing.
+    """
+
+    method: str | None
+    damping: float
+    inputs: LinearInputs | None = None
+
+
+Rows: TypeAlias = tuple[Layout, BlockKind, Array]
+"""How a matrix is stored, the kind of its blocks, and some rows of it."""
+
+
+def quantize_rows(treatment: Treatment, backend: Backend, rows: Rows) -> HLQTensor:
+    """Run the stages that the recipe and the calibration call for on rows of a matrix: a unit of work."""
+    (layout, kind, weights), inputs = rows, treatment.inputs
+    if inputs is None or inputs.factor is None:
+        hessian = None if inputs is None else inputs.hessian
+        return fit(backend.arrays.fetch(weights), hessian, layout, backend, kind)
+    found = feedback(weights, inputs.factor, layout, backend, kind)
+    if treatment.method == "feedback":
+        return found
+    return refine(weights, inputs.hessian, found, treatment.damping, backend, kind)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from elutq_cli.pipeline.compute.products import (
     subtract_product,
 )
 from elutq_cli.reference import Array, Block
+from elutq_cli.reference.experts import Stack
 from elutq_formats.block import Branch
 
 TOKENS_AT_ONCE = 1024
@@ -60,6 +61,7 @@ class Writer:
     @classmethod
     def of(cls, block: Block, branch: Branch) -> "Writer":
         """Take a branch's from a block."""
+        block = without_stacks(block)
         weights, bias = block.weights[f"{branch.writer}.weight"], block.weights.get(f"{branch.writer}.bias")
         return cls(weights, bias, None if branch.after is None else partial(block.finish, branch))
 
@@ -71,6 +73,22 @@ MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
 def in_memory(shape: tuple[int, ...]) -> FloatArray:
     """Make room for activations in memory: float32 of this shape."""
     return np.empty(shape, dtype=np.float32)
+
+
+def without_stacks(block: Block) -> Block:
+    """Return a block as it is now, for units of work: without experts, whose matrices are read when they are needed."""
+    now = block.copy()
+    now.weights = {name: weights for name, weights in block.weights.items() if not isinstance(weights, Stack)}
+    return now
+
+
+def input_of_readers(block: Block, branch: Branch) -> Linear:
+    """Return the function from the residual stream to what a branch's readers take."""
+    return partial(_read, without_stacks(block), branch)
+
+
+def _read(block: Block, branch: Branch, stream: Array) -> Array:
+    return block.read(branch, stream)
 
 
 def input_statistics(
@@ -94,8 +112,14 @@ def input_statistics(
     waves = list(zip(*map(token_batches, streams), strict=True))
     room = token_batches(kept) if kept is not None else []
     hessian = lack = None
+    units = backend.executor.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves, AT_ONCE)
     for few in pieces(len(waves), AT_ONCE):
-        found = backend.crew.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves[few])
+        batches = [next(units) for _ in waves[few]]
+        found = [(x, wanted) for x, wanted, _ in batches]
+        for wave, (_, _, after) in zip(waves[few], batches, strict=True):
+            if after is not None:
+                wave[1][...] = after.reshape(wave[1].shape)
+        del batches
         if hessian is None:
             columns = found[0][0].shape[1]
             hessian = backend.arrays.zeros((columns, columns))
@@ -126,23 +150,24 @@ def token_batches(sequences: FloatArray) -> list[FloatArray]:
 
 def _inputs_of(
     inputs: Sequence[Linear], writer: Writer | None, backend: Backend, batch: tuple[FloatArray, ...]
-) -> tuple[Array, Array | None]:
-    """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, where it is known."""
+) -> tuple[Array, Array | None, FloatArray | None]:
+    """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, and that stream after.
+
+    Where the output is not added to the stream as it is, what X W^T should be is not known: None.
+    """
     streams = [backend.arrays.place(stream) for stream in batch]
     x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
     if writer is None or not exact:  # an exact stream comes with a writer
-        return x, None
+        return x, None, None
     product = multiply_rounded(exact[0], writer.weights.T, backend)
     if writer.finish is not None:
         added = writer.finish(product if writer.bias is None else product + writer.bias)
-        batch[1][...] = backend.arrays.fetch(_flat(streams[1]) + added).reshape(batch[1].shape)
-        return x, None
+        return x, None, backend.arrays.fetch(_flat(streams[1]) + added)
     after = _flat(streams[1]) + product
     wanted = after - _flat(streams[0])
     if writer.bias is not None:
         after = after + writer.bias
-    batch[1][...] = backend.arrays.fetch(after).reshape(batch[1].shape)
-    return x, wanted
+    return x, wanted, backend.arrays.fetch(after)
 
 
 def _flat(x: Array) -> Array:

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import map_few, quiet
+from elutq_cli.pipeline.compute.products import AT_ONCE, quiet
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.stages.experts import add_experts
 from elutq_cli.pipeline.stages.held_out import n_held_out
-from elutq_cli.pipeline.stages.moments import token_batches
+from elutq_cli.pipeline.stages.moments import token_batches, without_stacks
 from elutq_cli.reference import Block, Positions
 from elutq_formats.block import Branch
 
@@ -102,10 +102,12 @@ def run_block(block: Block, stream: FloatArray, backend: Backend) -> None:
     for branch in block.data.branches:
         if branch.mixer == "experts":
             add_experts(block, branch, stream, backend)
-        else:
-            map_few(quiet(partial(_run_batch, block, branch, positions, backend)), token_batches(stream), backend.crew)
+            continue
+        batches, unit = token_batches(stream), partial(_run_batch, without_stacks(block), branch, positions, backend)
+        for batch, output in zip(batches, backend.executor.map(quiet(unit), batches, AT_ONCE), strict=True):
+            batch[...] = output
 
 
-def _run_batch(block: Block, branch: Branch, positions: Positions, backend: Backend, batch: FloatArray) -> None:
+def _run_batch(block: Block, branch: Branch, positions: Positions, backend: Backend, batch: FloatArray) -> FloatArray:
     x = backend.arrays.place(batch)
-    batch[...] = backend.arrays.fetch(x + block.run(branch, x, positions))
+    return backend.arrays.fetch(x + block.run(branch, x, positions))

@@ -24,21 +24,22 @@ class CheckedWeights:
 
     Attributes:
         config: hyper-parameters of the model.
+        source: what they are read from, unchecked.
     """
 
     def __init__(self, source: Weights, crew: Crew) -> None:
         """Read nothing yet; the crew will."""
         self.config: ModelConfig = source.config
-        self._source = source
+        self.source = source
         self._crew = crew
 
     def has(self, name: str) -> bool:
         """Whether the model has this tensor."""
-        return self._source.has(name)
+        return self.source.has(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""
-        return self._source.shape(name)
+        return self.source.shape(name)
 
     def load(self, name: str, rows: slice = ALL_ROWS) -> FloatArray:
         """Return a tensor, or some of its rows.
@@ -46,7 +47,7 @@ class CheckedWeights:
         Raises:
             DamagedWeightsError: a value is not finite, or a matrix has one that float16 cannot hold.
         """
-        tensor = self._source.load(name, self._crew.map, rows)
+        tensor = self.source.load(name, self._crew.map, rows)
         flat = tensor.reshape(-1)
         largest = float(np.max(self._crew.map(lambda part: _largest(flat[part]), pieces(flat.size, CHECKED_AT_ONCE))))
         if not np.isfinite(largest):
@@ -63,7 +64,7 @@ class CheckedWeights:
         Raises:
             ElutqError: they have not, or no HLQ matrix has these levels.
         """
-        found = self._source.levels(name, self._crew.map)
+        found = self.source.levels(name, self._crew.map)
         if found is None:
             raise ElutqError(f"tensor {name} is not quantized: it has no levels to keep")
         return found

@@ -1,0 +1,164 @@
+"""Units of work on a Ray cluster: needs the extra elutq[ray].
+
+An array that several units are given goes into the object store once, and from there to a node once; what becomes of a
+unit whose worker or node dies is Ray's to see to: it runs again, elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from elutq_cli.pipeline.compute.backend import Backend, native_backend
+from elutq_cli.pipeline.compute.crew import Item, Result
+from elutq_cli.pipeline.compute.shipping import AnyArray, pack_unit, run_unit
+from elutq_formats.errors import ElutqError
+
+AHEAD = 2
+"""Units that wait or work for each worker: one beside the one at work, so that none waits for this process."""
+
+RETRIES = 100
+"""Times that a unit runs again when its worker or node has died."""
+
+ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class RayCluster:
+    """A cluster's workers, each of so many threads.
+
+    Attributes:
+        workers: units that run at the same time.
+        threads: of each.
+        shipped_bytes: what this process has put into the object store.
+    """
+
+    def __init__(self, address: str | None, threads: int | None) -> None:
+        """Join a cluster.
+
+        Args:
+            address: HOST:PORT of its head; None: that of RAY_ADDRESS, or the one that this machine belongs to.
+            threads: of a unit; None: as many as the smallest node has cores.
+
+        Raises:
+            ElutqError: Ray is not installed, the cluster cannot be reached, or no node has so many cores.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise ElutqError("--executor ray needs Ray: pip install 'elutq[ray]'") from None
+        self._ray: Any = ray
+        where = address or "of this machine (ray start has not been run here, or RAY_ADDRESS leads elsewhere)"
+        try:
+            ray.init(
+                address=address or "auto",
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": ENVIRONMENT},
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ElutqError(f"cannot join the Ray cluster {where}: {reason}") from error
+        self._nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        cores = [int(node["Resources"]["CPU"]) for node in self._nodes]
+        self.threads = threads or min(cores, default=1)
+        self.workers = sum(count // self.threads for count in cores)
+        if self.workers == 0:
+            self.close()
+            raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
+        self.shipped_bytes = 0
+        self._memory = 0
+        self._stored: dict[int, tuple[weakref.ref[AnyArray], Any]] = {}
+        self._run = ray.remote(_run)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item], at_once: int = 1) -> Iterator[Result]:
+        """Run units as workers become free, a few ahead of the results that are asked for."""
+        pending: deque[Any] = deque()
+        try:
+            for item in items:
+                pending.append(self._submit(function, item))
+                if len(pending) >= AHEAD * self.workers:
+                    yield self._result(pending.popleft())
+            while pending:
+                yield self._result(pending.popleft())
+        finally:
+            for unit in pending:
+                self._ray.cancel(unit, force=False)
+
+    def join(self, describe: Callable[[None], str], unit_bytes: int) -> None:
+        """Have Ray run a unit only where so much memory is not taken by others; ask every node what it is.
+
+        Raises:
+            ElutqError: no node has so much memory, or one is other than this machine.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        most = max(int(node["Resources"].get("memory", 0)) for node in self._nodes)
+        if unit_bytes > most:
+            raise ElutqError(
+                f"a unit of this run may take {unit_bytes / 1e9:.1f} GB of memory, and no node of the Ray cluster "
+                f"lends more than {most / 1e9:.1f} GB: use larger nodes, or ray start --memory"
+            )
+        self._memory, here = unit_bytes, describe(None)
+        asked = []
+        for node in self._nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            unit = self._submit(describe, None, num_cpus=1, memory=0, scheduling_strategy=there)
+            asked.append((node["NodeManagerAddress"], unit))
+        for name, unit in asked:
+            if (found := self._result(unit)) != here:
+                raise ElutqError(
+                    f"node {name} of the Ray cluster would make another file: it has {found}, and this machine {here}: "
+                    "use machines of one kind with one version of elutq"
+                )
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        self._ray.shutdown()
+
+    def _submit(self, function: Callable[[Item], Result], item: Item, **options: Any) -> Any:  # noqa: ANN401
+        text, arrays = pack_unit(function, item)
+        stored = [self._store(array) for array in arrays]
+        options = {"num_cpus": self.threads, "memory": self._memory, "max_retries": RETRIES} | options
+        return self._run.options(**options).remote(text, stored, self.threads)
+
+    def _store(self, array: AnyArray) -> Any:  # noqa: ANN401 (a reference of Ray's)
+        """Put an array into the object store, unless it is there."""
+        key = id(array)
+        if key not in self._stored:
+            self.shipped_bytes += array.nbytes
+            reference = self._ray.put(np.ascontiguousarray(array))
+            self._stored[key] = weakref.ref(array, lambda _: self._stored.pop(key, None)), reference
+        return self._stored[key][1]
+
+    def _result(self, unit: Any) -> Any:  # noqa: ANN401
+        """Wait for a unit.
+
+        Raises:
+            ElutqError: as the unit did, or its workers died over and over.
+        """
+        try:
+            return self._ray.get(unit)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except self._ray.exceptions.RayError as error:
+            raise ElutqError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error
+
+
+def _run(text: bytes, stored: list[Any], threads: int) -> Any:  # noqa: ANN401
+    """Run a unit in a worker."""
+    import ray
+
+    return run_unit(text, ray.get(stored), _own_backend(threads))
+
+
+@cache
+def _own_backend(threads: int) -> Backend:
+    """Return a worker's backend; it lives as long as the worker."""
+    return native_backend(threads).__enter__()

@@ -1,0 +1,160 @@
+"""Units of work: run here or elsewhere, in order, with the same results; what they are made of travels."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elutq_cli.api import quantize as quantize_model
+from elutq_cli.pipeline.compute.backend import Backend, make_backend, native_backend
+from elutq_cli.pipeline.compute.crew import Crew
+from elutq_cli.pipeline.compute.executor import Threads
+from elutq_cli.pipeline.compute.products import multiply, unit_rows
+from elutq_cli.pipeline.compute.shipping import LARGE, pack_unit, run_unit
+from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.quantize import quantize
+from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.errors import ElutqError
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+TEXT = "the quick brown fox jumps over a lazy dog " * 20
+SMALL = {"bits": 3, "group_size": 32, "num_samples": 6, "sequence_length": 24}
+
+
+class Elsewhere:
+    """Runs units as another process would: of a text and of arrays that are read-only, with a backend of its own."""
+
+    workers = 3
+
+    def __init__(self, backend):
+        self.backend, self.n_units = backend, 0
+
+    def map(self, function, items, at_once=1):
+        posted = [pack_unit(function, item) for item in items]
+        for text, arrays in posted:
+            self.n_units += 1
+            copies = [array.copy() for array in arrays]
+            for copy in copies:
+                copy.flags.writeable = False
+            yield run_unit(text, copies, self.backend)
+
+    def join(self, describe, unit_bytes):
+        assert describe(None) == run_unit(*pack_unit(describe, None), self.backend)
+
+    def close(self):
+        pass
+
+
+def make(folder, output, recipe, calibrated, executor=None):
+    with native_backend(2, rounds=False) as own:
+        backend = own if executor is None else Backend(own.arrays, own.loops, own.crew, executor)
+        with Checkpoint.open(folder) as source:
+            file = output.with_name("text.txt")
+            file.write_text(TEXT)
+            text = CalibrationText.read([file], source, recipe) if calibrated else None
+            quantize(source, output, recipe, text, backend)
+    return output.read_bytes()
+
+
+RUNS = {
+    "alone": (Recipe(bits=2, group_size=32), False),
+    "fit": (Recipe(method="fit", **SMALL), True),
+    "correct": (Recipe(method="correct", **SMALL), True),
+    "allocate": (Recipe(method="allocate", target_bpw=4.5, **SMALL), True),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("model", ["llama32-tied-head-dim", "gemma2", "mixtral"])
+def test_a_file_is_the_same_wherever_its_units_ran(tmp_path, model, name):
+    recipe, calibrated = RUNS[name]
+    here = make(GOLDEN / model, tmp_path / "here.gguf", recipe, calibrated)
+    with native_backend(1, rounds=False) as other:
+        elsewhere = Elsewhere(other)
+        assert make(GOLDEN / model, tmp_path / "elsewhere.gguf", recipe, calibrated, elsewhere) == here
+    assert elsewhere.n_units > 10
+
+
+def test_a_unit_carries_an_array_once_and_no_backend():
+    with native_backend(1) as here, native_backend(2) as there:
+        large = np.ones((LARGE // 4, 1), dtype=np.float32)
+        text, arrays = pack_unit(pair_of, (large, [large], here, np))
+        assert len(arrays) == 1 and len(text) < 1000
+        first, [again], backend, module = run_unit(text, arrays, there)
+    assert first is again is arrays[0] and backend is there and module is np
+
+
+def pair_of(item):
+    return item
+
+
+def test_what_is_no_unit_is_refused_when_it_is_sent():
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pack_unit(lambda item: item, 1)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_threads_yield_in_order_and_begin_nothing_that_nobody_asks_for(at_once):
+    crew, begun = Crew(3), []
+
+    def unit(number):
+        begun.append(number)
+        return number * number
+
+    found = Threads(crew).map(unit, iter(range(20)), at_once)
+    assert begun == []
+    assert [next(found) for _ in range(3)] == [0, 1, 4]
+    assert len(begun) <= 4
+    found.close()
+    assert len(begun) <= 4
+    crew.close()
+
+
+def test_an_error_of_a_unit_is_its_callers():
+    crew = Crew(2)
+    found = Threads(crew).map(lambda number: 1 // number, [1, 0, 1], 2)
+    with pytest.raises(ZeroDivisionError):
+        list(found)
+    crew.close()
+
+
+@pytest.mark.parametrize("n_rows", [1, 511, 4096, 14336, 128256])
+@pytest.mark.parametrize("workers", [1, 2, 7, 64])
+def test_units_of_rows_are_whole_tiles_for_all_workers(n_rows, workers):
+    found = unit_rows(n_rows, workers)
+    assert [rows.start for rows in found] == [0, *(rows.stop for rows in found[:-1])] and found[-1].stop == n_rows
+    assert all(rows.start % 512 == 0 and rows.stop - rows.start <= 8192 for rows in found)
+    if workers > 1 and n_rows >= 512 * workers:
+        assert len(found) >= workers // 2
+
+
+def test_a_product_cut_into_units_is_the_same():
+    rng = np.random.default_rng(1)
+    left, right = rng.normal(size=(1300, 700)).astype(np.float32), rng.normal(size=(700, 600)).astype(np.float32)
+    with native_backend(2) as backend:
+        whole = multiply(left, right, backend)
+        parts = [multiply(left[rows], right, backend) for rows in unit_rows(len(left), 3)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize(
+    ("executor", "device", "message"),
+    [
+        ("dask", "cpu", "executor dask is not known: choose threads, ray or ray:ADDRESS"),
+        ("threads:4", "cpu", "executor threads:4 is not known"),
+        ("ray", "cuda", "--executor ray computes on processors: leave out --device cuda"),
+    ],
+)
+def test_an_executor_that_cannot_be_is_refused(executor, device, message):
+    with pytest.raises(ElutqError, match=message):
+        make_backend(device, 1, executor)
+
+
+def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ElutqError, match=r"^--executor ray needs Ray: pip install 'elutq\[ray\]'$"):
+        quantize_model(GOLDEN / "llama1-mha", tmp_path / "out.gguf", executor="ray")
+    assert list(tmp_path.iterdir()) == []
