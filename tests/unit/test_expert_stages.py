@@ -25,6 +25,7 @@ from elutq_cli.pipeline.stages.experts import Routes, shrunk
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
 from elutq_cli.pipeline.stages.refine import refine
+from elutq_cli.pipeline.stages.streams import run_block
 from elutq_cli.reference import Transformer, transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
@@ -98,6 +99,29 @@ def test_the_log_says_how_many_experts_saw_few_tokens(tmp_path, text, caplog):
     assert "of 6 experts saw fewer tokens than columns (32), the fewest " in line
     routes = Routes(tuple(np.arange(n) for n in (40, 32, 31, 0)), ())
     assert routes.describe(32) == "2 of 4 experts saw fewer tokens than columns (32), the fewest 0"
+
+
+# ---- streams
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_streams_pass_the_experts_of_their_own_model(family):
+    """The exact model's those of the checkpoint, whatever the others become; held out ones as a block runs them."""
+    with Checkpoint.open(GOLDEN / family) as checkpoint:
+        model = Transformer(checkpoint)
+        block = model.block(checkpoint.config.num_hidden_layers - 1)
+        tokens = np.random.default_rng(1).integers(0, checkpoint.config.vocab_size, (5, 24))
+        start, backend = model.embed(tokens), numpy_backend()
+    held_out, hidden, exact, changed = start.copy(), start.copy(), start.copy(), block.copy()
+    run_block(block, held_out, backend)
+    wanted = block(start)
+    np.testing.assert_allclose(held_out, wanted, rtol=1e-4, atol=1e-5)
+    for linears, _ in block_statistics(block, hidden, exact, backend):
+        for linear in linears:
+            block.weights[f"{linear}.weight"] = changed.weights[f"{linear}.weight"] = 0.5 * block.weight(linear)
+    np.testing.assert_allclose(exact, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(hidden, changed(start), rtol=1e-4, atol=1e-5)
+    assert np.abs(hidden - exact).max() > 0.01
 
 
 # ---- files
