@@ -1,4 +1,7 @@
-"""Model files of a given shape with random weights, written directly in the format. Speed does not depend on values."""
+"""Model files of a given shape with random weights, written directly in the format.
+
+Speed does not depend on values, but that a prompt's tokens go to all of the experts, as those of a text do.
+"""
 
 import math
 from collections.abc import Callable
@@ -33,6 +36,11 @@ HEAD_BITS = Recipe.output_bits
 
 UNIQUE_BLOCKS = 4096
 """Random blocks made; a matrix repeats them. 5 MB at 2 bits, so that no cache makes the repetition faster."""
+
+
+QUIET = 1 / 2048
+"""What the norms of blocks multiply by where there are experts. What random blocks add to the stream makes all tokens
+alike, so that a few experts had all of them: so little leaves them what their embeddings are."""
 
 
 def plan_records(config: ModelConfig, layout: Layout = LAYOUT) -> list[TensorRecord]:
@@ -77,7 +85,7 @@ def write_synthetic(path: Path, config: ModelConfig, layout: Layout = LAYOUT, se
     kind, group_size = BlockKind.fitting(layout.kind, SPREAD * LARGEST), layout.group_size
     blocks = {planes: _random_blocks(random, planes, group_size, kind) for planes in {layout.bits, HEAD_BITS}}
     sources: list[TensorSource] = [
-        (record, _floats(record.shape, [seed, *record.name.encode()]))
+        (record, _floats(record, config.n_experts > 0, [seed, *record.name.encode()]))
         if record.group_size is None
         else (record, _repeated(blocks[record.bits], math.prod(record.dims[1:])))
         for record in plan_records(config, layout)
@@ -86,11 +94,13 @@ def write_synthetic(path: Path, config: ModelConfig, layout: Layout = LAYOUT, se
     write_model(path, config, sources, origin=origin, tokenizer_json=None, force=True)
 
 
-def _floats(shape: tuple[int, ...], seed: list[int]) -> Callable[[], NDArray[np.float32]]:
-    """Ones, as norms are; what chooses among experts is random, so that it chooses all of them."""
-    if len(shape) == 1:
-        return lambda: np.ones(shape, np.float32)
-    return lambda: np.random.default_rng(seed).standard_normal(shape, np.float32) / math.sqrt(shape[-1])
+def _floats(record: TensorRecord, has_experts: bool, seed: list[int]) -> Callable[[], NDArray[np.float32]]:
+    """Ones, as norms are, or QUIET; what chooses among experts is random, so that it chooses all of them."""
+    if len(record.shape) > 1:
+        spread = 1 / math.sqrt(record.columns)
+        return lambda: np.random.default_rng(seed).standard_normal(record.shape, np.float32) * np.float32(spread)
+    of_block = record.name.endswith((".attn_norm.weight", ".ffn_norm.weight"))
+    return lambda: np.full(record.shape, QUIET if has_experts and of_block else 1.0, np.float32)
 
 
 def _repeated(blocks: NDArray[np.uint8], n_blocks: int) -> Callable[[], NDArray[np.uint8]]:

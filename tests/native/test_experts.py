@@ -6,6 +6,7 @@ from expert_oracle import Oracle, silence_attention
 from gguf_container import Container
 from make_models import expert_config, write_random, write_stored
 
+from elutq_cli.benchmark import synthetic
 from elutq_formats.model_file import ModelFile
 from elutq_native import Engine, Model, NativeError, NativeSequence, Run, lib, supported_kernels
 
@@ -168,3 +169,17 @@ def test_rows_find_the_time_of_routing_under_its_name(tmp_path):
             engine.eval([Run(sequence, TOKENS[:40])])
         assert operations["route"] > 0 and operations["gate_up"] > 0
         assert len(operations) == lib.ELUTQ_N_OPERATIONS
+
+
+def test_tokens_of_a_synthetic_mixture_stay_apart_so_that_all_experts_are_used(tmp_path, monkeypatch):
+    """A benchmark's prompt reads the experts that a text's would: tokens alike would all be sent to the same few."""
+    config = expert_config(num_hidden_layers=12, shared_expert_intermediate_size=128)
+    path, likeness = tmp_path / "model.gguf", []
+    for quiet in (synthetic.QUIET, 1.0):
+        monkeypatch.setattr(synthetic, "QUIET", quiet)
+        synthetic.write_synthetic(path, config)
+        states = hidden(path, TOKENS)
+        states /= np.linalg.norm(states, axis=1, keepdims=True)
+        likeness.append(np.abs(np.mean(states @ states.T)))
+    print(likeness)
+    assert likeness[0] < 0.1 < 0.3 < likeness[1]
