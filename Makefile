@@ -1,4 +1,4 @@
-# make install | demo | test | lint | packages | native | clean; checks of the C code in tests/native/checks.mk and cross.mk
+# make install | demo | test | lint | packages | wheels | native | clean; checks of the C code in tests/native/checks.mk and cross.mk
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ NATIVE_SOURCES := $(shell find native -name '*.c' -o -name '*.h' | grep -v _elut
 
 DEMO_MODEL := build/novels-6m-2bit.gguf
 
-.PHONY: install demo test lint packages native clean
+.PHONY: install demo test lint packages wheels native clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,10 @@ lint: install
 # Wheel and sdist, installed in fresh environments of the lowest and the newest dependencies: needs a package index.
 packages: install
 	$(BIN)/python tests/packaging/check_packages.py build/packages
+
+# The wheels of every platform, cross-compiled where this is not it: needs a package index. WHEELS: some of them only.
+wheels: install
+	$(BIN)/python tests/packaging/build_wheels.py dist $(WHEELS)
 
 clean:
 	rm -rf build $(VENV) *.egg-info native/elutq_native/_elutq*

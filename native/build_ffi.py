@@ -13,7 +13,9 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 HEADERS = ("elutq_format.h", "elutq.h", "elutq_quantize.h", "elutq_kernels.h")
-ISA_FOLDERS = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm"}
+ISA_FOLDERS = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
+# What setuptools calls the target when it is not this machine, such as linux-aarch64 or win-amd64.
+TARGET = os.environ.get("_PYTHON_HOST_PLATFORM", f"{platform.system()}-{platform.machine()}").lower()
 
 
 def declarations(header: Path) -> str:
@@ -29,8 +31,7 @@ def sources() -> list[str]:
     """Returns the C files of the target's architecture, relative to the project's root (setuptools wants that)."""
     root = HERE / "src"
     folders = [root, root / "os", root / "quantize"]
-    # What setuptools calls the target when it is not this machine, such as linux-aarch64.
-    machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2]
+    machine = TARGET.rpartition("-")[2]
     if machine in ISA_FOLDERS:
         folders.append(root / ISA_FOLDERS[machine])
     files = sorted(file for folder in folders for file in folder.glob("*.c"))
@@ -47,7 +48,7 @@ builder.set_source(
     include_dirs=["native/include", "native/src"],
     # Python's own flags ask for debugging information, which is ten times the code: sanitizers compile for themselves.
     extra_compile_args=["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"],
-    extra_link_args=["-s"] if platform.system() == "Linux" else [],
-    libraries=["m", "pthread"],
+    extra_link_args=["-s"] if TARGET.startswith(("linux", "win")) else [],
+    libraries=[] if TARGET.startswith("win") else ["m", "pthread"],
     py_limited_api=True,
 )

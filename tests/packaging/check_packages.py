@@ -101,11 +101,10 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
-def run(*command: object) -> str:
+def run(*command: object, **variables: str) -> str:
     """Run a program outside the repository; return its stdout. What a failed one says is printed."""
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, env=clean_environment(), cwd="/"
-    )
+    environment = clean_environment() | variables
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, cwd="/")
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
