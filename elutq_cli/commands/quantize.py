@@ -159,6 +159,11 @@ def quantize_command(
         **given,
     ).resolved(bool(calibration))
     if dry_run:
+        if executor != "threads":
+            raise ElutqError(
+                "--dry-run plans for this machine alone: leave out --executor; docs/large-models.md has the time with "
+                "more workers"
+            )
         if output is not None:
             check_output(output, force)
         with open_headers(model, revision, offline, gguf_file) as checkpoint:

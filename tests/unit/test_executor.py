@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from elutq_cli.api import quantize as quantize_model
+from elutq_cli.app import app
 from elutq_cli.pipeline.compute.backend import Backend, make_backend, native_backend
 from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.executor import Threads
@@ -158,3 +160,8 @@ def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ElutqError, match=r"^--executor ray needs Ray: pip install 'elutq\[ray\]'$"):
         quantize_model(GOLDEN / "llama1-mha", tmp_path / "out.gguf", executor="ray")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_of_this_machine_and_says_so():
+    found = CliRunner().invoke(app, ["quantize", str(GOLDEN / "llama1-mha"), "--dry-run", "--executor", "ray"])
+    assert isinstance(found.exception, ElutqError) and "--dry-run plans for this machine alone" in str(found.exception)
