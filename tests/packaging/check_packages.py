@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MOST_WHEEL_BYTES = 1_300_000
 MODEL = ROOT / "tests/data/novels-6m"
+EXTRAS = ("--extra", "serve", "--extra", "gguf", "--extra", "grammar")
 PYTHONS = range(10, 20)
 """Minor versions of Python 3 that are looked for."""
 
@@ -57,11 +58,11 @@ def find_pythons() -> tuple[str, str]:
 
 
 def make_environment(folder: Path, python: str, package: Path, *resolution: str) -> Path:
-    """Return the Python of a new environment with the package and the dependencies of its core and its server."""
+    """Return the Python of a new environment with the package and the dependencies of its core and its extras."""
     uv = Path(sys.executable).with_name("uv")
     run(uv, "venv", "--quiet", "--python", python, folder)
     install = (uv, "pip", "install", "--quiet", "--python", folder / "bin/python")
-    run(*install, *resolution, "-r", ROOT / "pyproject.toml", "--extra", "serve")
+    run(*install, *resolution, "-r", ROOT / "pyproject.toml", *EXTRAS)
     run(*install, "--no-deps", package)
     return folder / "bin/python"
 
@@ -70,7 +71,7 @@ def try_out(python: Path, model: Path) -> None:
     """Quantize, run and serve as a user would, in another folder than the repository's."""
     elutq = python.with_name("elutq")
     run(elutq, "--version")
-    run(python, "-c", "import elutq; elutq.Recipe()")
+    run(python, "-c", "import elutq, gguf, llguidance; elutq.Recipe()")
     run(elutq, "quantize", MODEL, "-o", model, "--json")
     text = run(elutq, "run", model, "-p", "It was a dark night, and", "-n", "8", "--temp", "0")
     command = [elutq, "serve", model, "--port", "0"]
