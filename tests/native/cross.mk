@@ -40,14 +40,14 @@ WINE ?= $(firstword $(shell command -v wine64 || ls /usr/lib/wine/wine64 2>/dev/
 
 cross-run: cross-musl cross-qemu cross-wine
 
-# Prints what the scalar kernels gave, to be the same everywhere.
-CROSS_BITS := sed -n 's/^scalar.*bits //p' | tr -d '\r'
+# What the scalar kernels of a target gave, to be the same everywhere.
+cross_bits = $$(tr -d '\r' < $(CROSS)/$(1)/kernels.txt | sed -n 's/^scalar.*bits //p')
 
 # Runs the programs of a target by a command; the kernels' bits are to be those of x86-64 under Linux.
 define CROSS_RUN
 	$(2) $(CROSS)/$(1)/kernels_check 1 > $(CROSS)/$(1)/kernels.txt || { cat $(CROSS)/$(1)/kernels.txt; exit 1; }
 	cat $(CROSS)/$(1)/kernels.txt
-	test "$$($(CROSS_BITS) < $(CROSS)/$(1)/kernels.txt)" = "$$($(CROSS_BITS) < $(CROSS)/x86_64-linux-musl/kernels.txt)"
+	test -n "$(call cross_bits,$(1))" && test "$(call cross_bits,$(1))" = "$(call cross_bits,x86_64-linux-musl)"
 	$(2) $(CROSS)/$(1)/runtime_check $(CROSS_MODELS)
 endef
 

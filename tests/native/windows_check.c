@@ -70,8 +70,8 @@ static void check_paths(const char *path) {
     char name[3072], error[256] = "";
     elutq_model *model;
     MultiByteToWideChar(CP_UTF8, 0, path, -1, from, MAX_PATH);
-    GetTempPathW(MAX_PATH, folder);
-    _snwprintf(place, 1024, L"\\\\?\\%lselutq-%lu-", folder, (unsigned long)GetCurrentProcessId());
+    GetCurrentDirectoryW(MAX_PATH, folder); /* a new Wine only says where temporary files go */
+    _snwprintf(place, 1024, L"\\\\?\\%ls\\elutq-%lu-", folder, (unsigned long)GetCurrentProcessId());
     const size_t n = wcslen(place);
     for (unsigned i = 0; i < 230; i++)
         place[n + i] = i % 2 ? L'\u00e9' : L'\u6a21';
