@@ -159,7 +159,7 @@ INLINE void multiply_some_floats(const float *weights, const float *x, uint32_t 
         sums[row] = v16_set1(0);
     for (; i + 16 <= n_columns; i += 16) {
         const v16 xi = v16_load(x + i);
-#pragma GCC unroll 4
+        ELUTQ_UNROLL(4)
         for (uint32_t row = 0; row < n_rows; row++)
             sums[row] = v16_fma(v16_load(weights + (size_t)row * n_columns + i), xi, sums[row]);
     }
