@@ -32,7 +32,7 @@ def platform_name() -> str:
     systems = {"darwin": "macos", "win32": "windows"}
     name = systems.get(sys.platform, sys.platform)
     if sys.platform.startswith("linux"):
-        name += f"-{platform.libc_ver()[0] or 'musl'}"
+        name += "-glibc" if platform.libc_ver()[0] == "glibc" else "-musl"  # which Pythons call libc, musl or nothing
     return f"{name}-{architecture().lower()}"
 
 

@@ -154,6 +154,7 @@ def test_boards_and_processors_have_names(tmp_path, system, sysctl, monkeypatch)
     [
         ("linux", "glibc", "x86_64", "linux-glibc-x86_64"),
         ("linux", "", "aarch64", "linux-musl-aarch64"),
+        ("linux", "libc", "x86_64", "linux-musl-x86_64"),
         ("darwin", "", "arm64", "macos-arm64"),
         ("win32", "", "AMD64", "windows-amd64"),
     ],
