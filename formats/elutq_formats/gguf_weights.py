@@ -6,6 +6,7 @@ dequantized by the ``gguf`` package, which is needed for nothing else.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,25 +162,30 @@ def _dequantizer(kind: str, subject: str) -> Dequantize:
     Raises:
         UnsupportedModelError: the package that does so is missing, or does not know the type.
     """
-    if kind == "BF16":
-        return lambda rows: (rows.view(DTYPES[kind]).astype(np.uint32) << np.uint32(16)).view(np.float32)
     if kind in DTYPES:
-        return lambda rows: rows.view(DTYPES[kind]).astype(np.float32)
+        return partial(_widen, kind)
     if kind in LEVELS:
         return LEVELS[kind].dequantize
-    try:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-    except ImportError as error:
-        raise UnsupportedModelError(f"{subject} is {kind}, which needs gguf: pip install 'elutq[gguf]'") from error
-
-    def widen(rows: Rows) -> npt.NDArray[np.float32]:
-        with np.errstate(all="ignore"):  # scales that are no numbers are found where weights are checked
-            return np.asarray(dequantize(rows, GGMLQuantizationType[kind]), dtype=np.float32)
-
     block_bytes = next(known.block_bytes for known in GGML_TYPES.values() if known.name == kind)
     try:
-        widen(np.zeros((1, block_bytes), dtype=np.uint8))
+        _by_package(kind, np.zeros((1, block_bytes), dtype=np.uint8))
+    except ImportError as error:
+        raise UnsupportedModelError(f"{subject} is {kind}, which needs gguf: pip install 'elutq[gguf]'") from error
     except (KeyError, NotImplementedError) as error:
         raise UnsupportedModelError(f"{subject} is {kind}, which the gguf package here cannot dequantize") from error
-    return widen
+    return partial(_by_package, kind)
+
+
+def _widen(kind: str, rows: Rows) -> npt.NDArray[np.float32]:
+    """Return rows of floats, (n, row_bytes), as float32: (n, columns)."""
+    stored = rows.view(DTYPES[kind])
+    return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32) if kind == "BF16" else stored.astype(np.float32)
+
+
+def _by_package(kind: str, rows: Rows) -> npt.NDArray[np.float32]:
+    """Return the same of a type that only the gguf package knows."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    with np.errstate(all="ignore"):  # scales that are no numbers are found where weights are checked
+        return np.asarray(dequantize(rows, GGMLQuantizationType[kind]), dtype=np.float32)

@@ -7,7 +7,7 @@ maps the file, so that tensors take no memory before they are widened.
 import hashlib
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,22 @@ class PyTorchFile:
         stored: npt.NDArray[Any] = self._tensors[name].contiguous().numpy().copy()
         self._check()
         return stored
+
+    def __reduce__(self) -> "tuple[Callable[[UnchangedFile], PyTorchFile], tuple[UnchangedFile]]":
+        """Travel to another process by the file's path: torch would send all that it maps."""
+        return self._again, (self._file,)
+
+    @classmethod
+    def _again(cls, file: UnchangedFile) -> "PyTorchFile":
+        """Open a file that another process has opened.
+
+        Raises:
+            CheckpointError: see ``__init__``; or it is another than it was there.
+        """
+        opened = cls(file.path)
+        opened._file = file
+        opened._check()
+        return opened
 
     def _check(self) -> None:
         try:

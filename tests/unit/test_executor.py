@@ -1,16 +1,21 @@
 """Units of work: run here or elsewhere, in order, with the same results; what they are made of travels."""
 
+import importlib.util
+import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_gguf import describe
+from gguf import GGMLQuantizationType as Kinds
 from typer.testing import CliRunner
 
 from elutq_cli.api import quantize as quantize_model
 from elutq_cli.app import app
-from elutq_cli.pipeline.compute.backend import Backend, make_backend, native_backend
+from elutq_cli.pipeline.compute.backend import Backend, make_backend, native_backend, numpy_backend
 from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.executor import Threads
 from elutq_cli.pipeline.compute.products import multiply, unit_rows
@@ -18,8 +23,11 @@ from elutq_cli.pipeline.compute.shipping import LARGE, pack_unit, run_unit
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
 from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import CheckpointError, ElutqError
+from elutq_formats.open_source import open_source
+from elutq_formats.pytorch_file import PyTorchFile
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 TEXT = "the quick brown fox jumps over a lazy dog " * 20
@@ -91,6 +99,45 @@ def test_a_unit_carries_an_array_once_and_no_backend():
 
 def pair_of(item):
     return item
+
+
+def sources(tmp_path):
+    """A source of each kind that a unit may be given, where what it is made with is installed."""
+    llama = GOLDEN / "llama1-mha"
+    yield from (llama, GOLDEN / "mixtral", GOLDEN.parent / "quantized" / "awq-gemm")
+    for kind in (Kinds.F32, Kinds.F16, Kinds.BF16, Kinds.Q4_0, Kinds.Q5_1):
+        yield describe(llama).quantized(kind).write(tmp_path / f"{kind.name}.gguf")
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        folder = tmp_path / "bin"
+        shutil.copytree(llama, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        with Checkpoint.open(llama) as found:
+            weights = {name: torch.from_numpy(found.load(name)) for name in found.names}
+        torch.save(weights, folder / "pytorch_model.bin")
+        yield folder
+
+
+def test_every_source_travels_by_its_path_and_reads_the_same(tmp_path):
+    backend = numpy_backend()
+    for place in sources(tmp_path):
+        with open_source(place) as here:
+            text, arrays = pack_unit(pair_of, (here, RotatedCheckpoint(here, 0)))
+            assert arrays == [] and len(text) < 20_000, place
+            there, rotated = run_unit(text, arrays, backend)
+            for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
+                np.testing.assert_array_equal(there.load(name), here.load(name))
+            assert rotated.config == RotatedCheckpoint(here, 0).config
+
+
+def test_a_file_of_torch_that_is_another_where_it_arrives_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    place = tmp_path / "weights.bin"
+    torch.save({"a": torch.zeros(3)}, place)
+    text, arrays = pack_unit(pair_of, PyTorchFile(place))
+    os.utime(place, (1, 1))
+    with pytest.raises(CheckpointError, match="changed while it was being read"):
+        run_unit(text, arrays, numpy_backend())
 
 
 def test_what_is_no_unit_is_refused_when_it_is_sent():
