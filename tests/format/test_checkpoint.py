@@ -13,6 +13,7 @@ from samples import DATA, GOLDEN, every_family
 from elutq_formats import safetensors_file
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
+from elutq_formats.expert_names import expert_names
 from elutq_formats.safetensors_file import DTYPES, SafetensorsFile
 
 CONFIG = {
@@ -145,17 +146,27 @@ def test_every_golden_checkpoint_opens_as_the_safetensors_package_reads_it(famil
         for name in checkpoint.names:
             if name in checkpoint.parts:
                 continue  # a family's own way: the logits of transformers tell
-            assert checkpoint.shape(name) == tuple(stored[name]["shape"])
             values = checkpoint.load(name)
-            match stored[name]["dtype"]:
-                case "BF16":
-                    assert (values.view(np.uint32) >> 16).astype("<u2").tobytes() == stored[name]["data"]
-                case "F16":
-                    assert values.astype("<f2").tobytes() == stored[name]["data"]
-                case "F32":
-                    assert values.tobytes() == stored[name]["data"]
-                case other:
-                    pytest.fail(f"unexpected {other}")
+            assert checkpoint.shape(name) == values.shape
+            if values.ndim == 3:
+                for own, expert in zip(expert_names(name, len(values)), values, strict=True):
+                    assert_holds(stored[own], expert)
+            else:
+                assert_holds(stored[name], values)
+
+
+def assert_holds(stored, values):
+    """Check that these are the numbers of a tensor as the safetensors package reads it."""
+    assert values.shape == tuple(stored["shape"])
+    match stored["dtype"]:
+        case "BF16":
+            assert (values.view(np.uint32) >> 16).astype("<u2").tobytes() == stored["data"]
+        case "F16":
+            assert values.astype("<f2").tobytes() == stored["data"]
+        case "F32":
+            assert values.tobytes() == stored["data"]
+        case other:
+            pytest.fail(f"unexpected {other}")
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
