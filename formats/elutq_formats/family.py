@@ -249,6 +249,19 @@ def layers_of_kind(fields: Fields, default: int | tuple[bool, ...]) -> Settings:
     return window if all(slides) else {**window, "sliding_layers": slides}
 
 
+OTHER_ROUTERS: Mapping[str, Any] = {
+    "routed_scaling_factor": 1,
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 0,
+    "first_k_dense_replace": 0,
+    "moe_layer_freq": 1,
+}
+"""What other families say of their routers, and the value that changes nothing."""
+
+
 def read_experts(fields: Fields, n_experts: int, n_used: int, width: str, normalized: bool) -> Settings:
     """Read how many experts there are, and which layers have them: all, or as ``decoder_sparse_step`` says.
 
@@ -260,8 +273,12 @@ def read_experts(fields: Fields, n_experts: int, n_used: int, width: str, normal
         normalized: whether their weights come to one.
 
     Raises:
+        UnsupportedModelError: the router does what no supported one does.
         CheckpointError: a field is impossible, or two contradict each other.
     """
+    for name, usual in OTHER_ROUTERS.items():
+        if (value := fields[name]) not in (None, usual):
+            raise UnsupportedModelError(f"{name} {value!r:.60} is not supported in {fields['model_type']}")
     said = {
         fields.integer(name, minimum=0) for name in ("num_experts", "num_local_experts") if fields[name] is not None
     }

@@ -5,6 +5,7 @@ loader (src/llama-model.cpp).
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ from elutq_formats.model_metadata import (
     EXPERT_WIDTH,
     EXPERTS,
     EXPERTS_USED,
+    OF_EXPERTS,
     SHARED_WIDTH,
     SLIDING_LAYERS,
     expert_layers,
@@ -43,6 +45,9 @@ YARN_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 EXPERT_WEIGHTS = "normalize_expert_weights"
 """What a family settles that may have experts: llama.cpp has it in its code."""
 
+OLD_EXPERT = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.\d+\.weight")
+"""What llama.cpp's converter called an expert's own tensor until March 2024."""
+
 SOFTMAX = 1
 """llama.cpp's number of the function that turns a router's outputs into weights."""
 
@@ -55,7 +60,7 @@ READERS: Mapping[str, str] = {
 
 _KNOWN = (
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
-    *(EXPERTS, EXPERTS_USED, EXPERT_WIDTH, SHARED_WIDTH, EXPERT_NORM, "expert_gating_func", "tensor_data_layout"),
+    *(*OF_EXPERTS, "expert_gating_func", "tensor_data_layout"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
@@ -150,6 +155,8 @@ def read_gguf_config(
         settings |= family.settings(keys)
         if keys.integer(EXPERTS, 0, minimum=0):
             settings |= _read_experts(keys, tensors, settings)
+        elif keys.integer(EXPERTS_USED, 0, minimum=0):
+            metadata.refuse(f"{keys.full(EXPERTS_USED)} is above 0, but there are no experts ({EXPERTS})")
         return ModelConfig(**settings)
     except CheckpointError as error:
         if isinstance(error, UnsupportedModelError):
@@ -163,6 +170,11 @@ def _read_experts(keys: Keys, tensors: Mapping[str, TensorInfo], settings: Setti
         raise UnsupportedModelError(f"mixtures of experts ({EXPERTS}) are not supported in {keys.architecture}")
     if keys.integer("expert_gating_func", SOFTMAX) != SOFTMAX:
         raise UnsupportedModelError(f"{keys.full('expert_gating_func')} that is no softmax is not supported")
+
+    if any(OLD_EXPERT.fullmatch(name) for name in tensors):
+        raise UnsupportedModelError(
+            "an old file with a tensor for each expert is not supported: convert the checkpoint anew"
+        )
 
     def width(key: str, name: str) -> int:
         dims = next((info.dims for stored, info in tensors.items() if stored.endswith(f".{name}.weight")), ())

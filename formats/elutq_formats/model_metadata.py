@@ -24,6 +24,7 @@ ATTENTION_SOFTCAP, LOGIT_SOFTCAP = "attn_logit_softcapping", "final_logit_softca
 LOCAL_BASE, ACTIVATION = "rope.freq_base_swa", "hidden_activation"
 EXPERTS, EXPERTS_USED, EXPERT_WIDTH = "expert_count", "expert_used_count", "expert_feed_forward_length"
 SHARED_WIDTH, EXPERT_NORM = "expert_shared_feed_forward_length", "expert_weights_norm"
+OF_EXPERTS = EXPERTS, EXPERTS_USED, EXPERT_WIDTH, SHARED_WIDTH, EXPERT_NORM
 ROUTER = "blk.{}.ffn_gate_inp.weight"
 
 _KNOWN = (
@@ -32,7 +33,7 @@ _KNOWN = (
     *("attention.layer_norm_rms_epsilon", "attention.sliding_window", SLIDING_LAYERS),
     *("rope.dimension_count", "rope.freq_base", LOCAL_BASE, ROPE_LAYERS),
     *(ATTENTION_FACTOR, LONG_CONTEXT, ACTIVATION, ATTENTION_SOFTCAP, LOGIT_SOFTCAP),
-    *(EXPERTS, EXPERTS_USED, EXPERT_WIDTH, SHARED_WIDTH, EXPERT_NORM),
+    *OF_EXPERTS,
 )
 """Keys of an architecture in a model file, as the C runtime has them; another may change what the model computes."""
 EOS_TOKEN_IDS = "elutq.eos_token_ids"
@@ -199,7 +200,7 @@ def _read_layers(metadata: Metadata, prefix: str) -> dict[str, Any]:
 
 def _read_experts(metadata: Metadata, prefix: str, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """Read the sizes of experts, and from the tensors which layers have them."""
-    if f"{prefix}.{EXPERTS}" not in metadata:
+    if not any(f"{prefix}.{key}" in metadata for key in OF_EXPERTS):
         return {}
     layers, shared = metadata.integer(f"{prefix}.block_count"), f"{prefix}.{SHARED_WIDTH}"
     return {

@@ -38,7 +38,6 @@ LLAMA3 = {
     "bos_token_id": 128000,
     "eos_token_id": 128001,
 }
-MOE = {**LLAMA, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 SMOLLM = {
     **LLAMA,
     "hidden_size": 576,
@@ -226,34 +225,6 @@ FAMILIES = {
         {"max_position_embeddings": 16384, "head_dim": 128, "rope_theta": 1e6}
         | {"rope_scaling": RopeScaling("yarn", 16, original_max_position_embeddings=16384)},
     ),
-    "qwen3 with experts": (
-        {**MOE, "model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": [1], "decoder_sparse_step": 2},
-        {"n_experts": 8, "n_experts_used": 2, "expert_intermediate_size": 96, "normalize_expert_weights": True}
-        | {"expert_layers": tuple(layer % 2 == 1 and layer != 1 for layer in range(32)), "qk_norm": True},
-    ),
-    "qwen3 with experts, transformers 5": (
-        {**MOE, "model_type": "qwen3_moe", "num_experts": None, "num_local_experts": 16},
-        {"n_experts": 16, "expert_layers": None, "normalize_expert_weights": False},
-    ),
-    "qwen3 whose layers are all dense": (
-        {**MOE, "model_type": "qwen3_moe", "mlp_only_layers": list(range(32))},
-        {"n_experts": 0, "expert_layers": None},
-    ),
-    "mixtral": (
-        {**LLAMA, "model_type": "mixtral", "num_local_experts": 8, "router_jitter_noise": 0.1, "sliding_window": 64},
-        {"n_experts": 8, "n_experts_used": 2, "expert_intermediate_size": 11008, "normalize_expert_weights": True}
-        | {"shared_expert_intermediate_size": 0, "sliding_window": 64},
-    ),
-    "olmoe": (
-        {**LLAMA, "model_type": "olmoe", "num_experts": 16, "clip_qkv": None},
-        {"n_experts": 16, "n_experts_used": 8, "qk_norm_spans_heads": True, "normalize_expert_weights": False},
-    ),
-    "qwen2 with experts": (
-        {**MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 160, "use_sliding_window": True}
-        | {"max_window_layers": 3, "sliding_window": 64},
-        {"shared_expert_intermediate_size": 160, "attention_bias": True, "attention_output_bias": False}
-        | {"sliding_layers": tuple(layer in (0, 2) for layer in range(32))},
-    ),
     "granite": ({**LLAMA, "model_type": "granite", "attention_multiplier": 0.015625}, {"rope_theta": 1e4}),
     "transformers 5": (
         {**LLAMA3, "rope_theta": None, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 250000.0}},
@@ -289,20 +260,10 @@ def test_token_ids_outside_the_vocabulary_are_none():
 REFUSED = {
     "no model type": ({"model_type": None}, "model type None is not supported: supported are "),
     "model type of another kind": ({"model_type": ["llama"]}, "is not supported"),
-    "experts": ({"num_local_experts": 8}, "mixtures of experts .* are not supported in llama"),
-    "gpt_oss": (
-        {"model_type": "gpt_oss", "num_local_experts": 32},
-        "'gpt_oss' is not supported: it needs attention sinks, and experts with biases in MXFP4; .* is mixtral$",
-    ),
-    "clipped queries": ({"model_type": "olmoe", "clip_qkv": 8.0}, "clip_qkv is not supported in olmoe"),
     "gpt2": ({"model_type": "gpt2"}, "it needs LayerNorm with biases; .* is llama$"),
     "multimodal": (
         {"model_type": "llava", "text_config": {"model_type": "qwen2"}},
         r"'llava' is not supported: it needs more than text \(text_config\); the nearest that is supported is qwen2$",
-    ),
-    "unknown experts": (
-        {"model_type": "qwen9_moe", "num_experts": 8},
-        r"needs a mixture of experts of its own \(num_experts\); the nearest that is supported is qwen",
     ),
     "unknown": ({"model_type": "exaone5"}, "which nobody has written; the nearest that is supported is exaone4$"),
     "unknown and near nothing": ({"model_type": "xyz"}, "the nearest that is supported is llama$"),
@@ -330,7 +291,6 @@ REFUSED = {
     "RoPE per layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layers"),
     "partial RoPE": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "partial RoPE, transformers 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    "too many experts": ({"model_type": "mixtral", "num_local_experts": 1025}, "n_experts 1025 is more than 1024"),
     "too many layers": ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers 2147483647 is more than"),
 }
 
@@ -371,15 +331,6 @@ IMPOSSIBLE = {
     "llama3 without context": (
         {"rope_scaling": {**LLAMA3_ROPE, "original_max_position_embeddings": None}},
         "RoPE scaling has no original_max_position_embeddings",
-    ),
-    "two numbers of experts": (
-        {"model_type": "qwen3_moe", "num_experts": 8, "num_local_experts": 16},
-        "num_experts and num_local_experts differ",
-    ),
-    "more experts used than there are": ({"model_type": "mixtral", "num_experts_per_tok": 9}, "of 8 experts 9 are"),
-    "dense layers of another kind": (
-        {"model_type": "qwen3_moe", "mlp_only_layers": [True]},
-        "mlp_only_layers must be a list of layers",
     ),
     "llama3 upside down": (
         {"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 4.0}},

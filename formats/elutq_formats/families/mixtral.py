@@ -1,6 +1,7 @@
 """Mixtral 8x7B and 8x22B: a Mistral with experts in the place of each MLP."""
 
 from elutq_formats.config import ModelConfig
+from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.families.mistral import read as read_mistral
 from elutq_formats.family import Family, Parts, Settings, read_experts, renamed
 from elutq_formats.fields import Fields
@@ -24,6 +25,8 @@ DEFAULTS = {
 
 def read(fields: Fields) -> Settings:
     """Read the window and the experts; what jitters its router does so in training alone."""
+    if not fields.boolean("norm_topk_prob", True):
+        raise UnsupportedModelError("norm_topk_prob false is not supported in mixtral: experts' weights come to one")
     return {**read_mistral(fields), **read_experts(fields, 8, 2, "intermediate_size", normalized=True)}
 
 
