@@ -167,6 +167,15 @@ def test_of_a_stack_one_expert_is_read_at_a_time(method, tmp_path, text, monkeyp
     assert set(read) == {1}
 
 
+def test_what_experts_add_to_streams_of_comparison_is_on_disk(tmp_path, text, monkeypatch):
+    """To those that run beside: held out sequences, and the exact model's."""
+    rooms, make_room = [], Spool.make_room
+    monkeypatch.setattr(Spool, "make_room", lambda self, shape: rooms.append(shape) or make_room(self, shape))
+    run("olmoe", tmp_path / "out.gguf", replace(SMALL, method="fit"), text)
+    added = [tokens for tokens, width in (shape for shape in rooms if len(shape) == 2) if width == 32]
+    assert added.count(24) >= 3  # one sequence held out, followed in both models, and one to calibrate on in the exact
+
+
 def test_experts_may_stay_float16_and_rotate(tmp_path, text):
     recipe = replace(SMALL, method="correct", tensor_types=("ffn_up_exps=16",), rotate=True)
     file = run("qwen2-moe", tmp_path / "out.gguf", recipe, text)

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from safetensors.numpy import save_file
 
 from elutq_cli.pipeline.compute.backend import numpy_backend
 from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.run import forecast as forecasts
 from elutq_cli.pipeline.run import preparation
-from elutq_cli.pipeline.run.forecast import Forecast
+from elutq_cli.pipeline.run.forecast import Forecast, estimate_seconds
 from elutq_cli.pipeline.run.peak_memory import PROCESS_BYTES, THREAD_BYTES
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.checkpoint import Checkpoint
@@ -123,6 +125,28 @@ def test_a_mixture_of_experts_takes_no_more_than_one_of_its_experts_and_the_rest
     assert bound("qwen3-30b-a3b", n_tokens=0) < 1e9
     assert bound("qwen3-30b-a3b", sequence_length=512) < 5e9  # a layer's experts alone are 2.4 GB in float32
     assert bound("qwen3-30b-a3b", sequence_length=512, method="correct") < 3e9
+
+
+@pytest.mark.parametrize("method", ["correct", "allocate"])
+def test_the_time_of_products_grows_with_the_experts_of_a_token_and_not_with_all(method, monkeypatch):
+    monkeypatch.setattr(forecasts, "_seconds", lambda function: float(function.__name__ == "multiply"))
+
+    def seconds(**changes):
+        config, recipe = replace(named_shape("qwen3-30b-a3b"), **changes), Recipe(method=method)
+        return estimate_seconds(config, Plan.make(config, recipe), recipe, 1 << 15, numpy_backend())
+
+    assert seconds(n_experts=512) == pytest.approx(seconds(), rel=1e-6)
+    assert seconds(n_experts_used=16) > 1.5 * seconds()
+
+
+def test_scratch_has_room_for_what_a_wide_shared_expert_takes():
+    config, recipe = named_shape("qwen3-30b-a3b"), Recipe(method="correct")
+    narrow, wide = (
+        Forecast.make(of, Plan.make(of, recipe), recipe, 1 << 15, 2)
+        for of in (replace(config, shared_expert_intermediate_size=width) for width in (768, 1 << 16))
+    )
+    kept = 4 * (1 << 15) * ((1 << 16) - 8 * 768)
+    assert wide.scratch_bytes - narrow.scratch_bytes == wide.output_bytes - narrow.output_bytes + kept
 
 
 def test_rotation_and_long_sequences_are_counted():

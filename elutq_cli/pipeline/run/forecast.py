@@ -23,7 +23,7 @@ from elutq_cli.reference import Array
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
 from elutq_formats.names import gguf_name
-from elutq_formats.tensor_record import TensorRecord
+from elutq_formats.tensor_record import STACK_DIMENSIONS, TensorRecord
 
 SHORT_SEQUENCE = 512
 """Tokens of a sequence that is advised where memory is short: fewer save nothing."""
@@ -160,9 +160,15 @@ def _kept_columns(config: ModelConfig, layer: int) -> int:
     for branch in config.layer(layer).branches:
         columns = shapes[f"model.layers.{layer}.{branch.writer}.weight"][-1]
         if branch.mixer == "experts":  # of each that a token is sent to, and what they add
-            columns = columns * config.n_experts_used + config.hidden_size
+            columns = max(columns * config.n_experts_used, config.shared_expert_intermediate_size) + config.hidden_size
         found.append(columns)
     return max(found)
+
+
+def _weights_of_a_token(config: ModelConfig, shape: tuple[int, ...]) -> int:
+    """Return the weights of a linear that a token is multiplied by: of a stack those of the experts it is sent to."""
+    n_weights = math.prod(shape)
+    return n_weights * config.n_experts_used // config.n_experts if len(shape) == STACK_DIMENSIONS else n_weights
 
 
 def _size(n_bytes: int) -> str:
@@ -232,7 +238,7 @@ def estimate_seconds(
         seconds += n_experts * (stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + squares * columns**3)
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
-        n_weights = sum(math.prod(shapes[entry.name]) for block in plan.blocks for entry in block)
+        n_weights = sum(_weights_of_a_token(config, shapes[entry.name]) for block in plan.blocks for entry in block)
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         seconds += (3 * n_weights + 2 * config.vocab_size * config.hidden_size) * few * product + 0.3 * seconds
     seconds += tuning_seconds(config, recipe, product)

@@ -202,7 +202,7 @@ class Run:
         hidden, exact = streams.hidden, streams.exact if self.recipe.keeps_exact else None
         for stream in [streams.held_out_exact, streams.exact if exact is None else None]:
             if stream is not None:
-                run_block(block, stream, self.backend)  # before its weights change
+                run_block(block, stream, self.backend, self.spool.make_room)  # before its weights change
         before = np.array(hidden) if "block" in self.recipe.tune else None
         matrices: dict[str, Matrix] = {}
         stacks: dict[str, StackOnItsWay] = {}
@@ -239,7 +239,7 @@ class Run:
             for name, matrix in matrices.items():
                 self.tensors.add_matrix(Matrix(replace(matrix.record, error=errors.get(name)), matrix.contents))
         if streams.held_out is not None:
-            run_block(block, streams.held_out, self.backend)
+            run_block(block, streams.held_out, self.backend, self.spool.make_room)
 
     def tune_block(
         self, block: Block, matrices: Mapping[str, Matrix], train: Pair, held_out: Pair | None

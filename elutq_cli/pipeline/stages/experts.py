@@ -26,7 +26,7 @@ import numpy.typing as npt
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import add_gram, mirror_upper, pieces, quiet
-from elutq_cli.pipeline.stages.moments import InputStatistics, MakeRoom, in_memory, input_of_readers, input_statistics
+from elutq_cli.pipeline.stages.moments import InputStatistics, MakeRoom, input_of_readers, input_statistics
 from elutq_cli.reference import Array, Block
 from elutq_cli.reference.experts import expert_branch, route, shared_values
 from elutq_formats.block import Branch
@@ -134,9 +134,7 @@ def _shared_statistics(
         added[rows] += backend.arrays.fetch(block.linear(shared.writer, backend.arrays.place(kept[rows])))
 
 
-def add_experts(
-    block: Block, branch: Branch, stream: FloatArray, backend: Backend, make_room: MakeRoom = in_memory
-) -> None:
+def add_experts(block: Block, branch: Branch, stream: FloatArray, backend: Backend, make_room: MakeRoom) -> None:
     """Add to a stream, (sequences, n, hidden_size) float32, what a branch with experts makes of it: see ``Block.run``.
 
     Each expert's weights are read once for all tokens.

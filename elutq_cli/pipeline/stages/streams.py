@@ -17,7 +17,7 @@ from elutq_cli.pipeline.compute.products import AT_ONCE, quiet
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.stages.experts import add_experts
 from elutq_cli.pipeline.stages.held_out import n_held_out
-from elutq_cli.pipeline.stages.moments import token_batches, without_stacks
+from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory, token_batches, without_stacks
 from elutq_cli.reference import Block, Positions
 from elutq_formats.block import Branch
 
@@ -96,12 +96,12 @@ def compared_tokens(recipe: Recipe, n_tokens: int) -> int:
     return n_held_out(n_tokens // recipe.sequence_length) * recipe.sequence_length
 
 
-def run_block(block: Block, stream: FloatArray, backend: Backend) -> None:
-    """Replace a block's input, (sequences, n, hidden_size) float32, by its output."""
+def run_block(block: Block, stream: FloatArray, backend: Backend, make_room: MakeRoom = in_memory) -> None:
+    """Replace a block's input, (sequences, n, hidden_size) float32, by its output; what is added gets room."""
     positions = Positions.of(block.config, stream.shape[1], convert=backend.arrays.place)
     for branch in block.data.branches:
         if branch.mixer == "experts":
-            add_experts(block, branch, stream, backend)
+            add_experts(block, branch, stream, backend, make_room)
             continue
         batches, unit = token_batches(stream), partial(_run_batch, without_stacks(block), branch, positions, backend)
         for batch, output in zip(batches, backend.executor.map(quiet(unit), batches, AT_ONCE), strict=True):
