@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from elutq_cli.pipeline.compute.backend import Backend, make_backend, native_bac
 from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.executor import Threads
 from elutq_cli.pipeline.compute.products import multiply, unit_rows
+from elutq_cli.pipeline.compute.ray_cluster import RayCluster
 from elutq_cli.pipeline.compute.shipping import LARGE, pack_unit, run_unit
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
@@ -212,3 +214,56 @@ def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
 def test_a_plan_is_of_this_machine_and_says_so():
     found = CliRunner().invoke(app, ["quantize", str(GOLDEN / "llama1-mha"), "--dry-run", "--executor", "ray"])
     assert isinstance(found.exception, ElutqError) and "--dry-run plans for this machine alone" in str(found.exception)
+
+
+class Ray:
+    """As much of Ray as joining a cluster asks for."""
+
+    def __init__(self, *nodes):
+        self.shut_down = False
+        self._nodes = [
+            {"Alive": alive, "NodeID": str(number), "NodeManagerAddress": f"node-{number}"}
+            | {"Resources": {"CPU": float(cores), "memory": float(memory)}}
+            for number, (cores, memory, alive) in enumerate(nodes)
+        ]
+
+    def init(self, **options):
+        pass
+
+    def nodes(self):
+        return self._nodes
+
+    def remote(self, function):
+        return function
+
+    def shutdown(self):
+        self.shut_down = True
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    strategies = ModuleType("ray.util.scheduling_strategies")
+    strategies.NodeAffinitySchedulingStrategy = object
+
+    def join(*nodes, threads=None):
+        monkeypatch.setitem(sys.modules, "ray", Ray(*nodes))
+        monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
+        return RayCluster("head:1", threads)
+
+    return join
+
+
+def test_workers_are_those_of_nodes_with_enough_cores(cluster):
+    nodes = (16, 1e9, True), (4, 1e9, True), (35, 1e9, True), (64, 1e9, False), (0, 1e9, True)
+    found = {threads: cluster(*nodes, threads=threads).workers for threads in (16, 4, None)}
+    assert found == {16: 3, 4: 13, None: 13}
+    with pytest.raises(ElutqError, match=r"^no node of the Ray cluster head:1 has 36 cores: use a smaller --threads$"):
+        cluster(*nodes, threads=36)
+    assert sys.modules["ray"].shut_down
+
+
+def test_memory_of_a_node_that_has_too_few_cores_is_no_units(cluster):
+    """No unit would ever begin: Ray waits for a node that has both."""
+    joined = cluster((16, 8e9, True), (4, 64e9, True), threads=16)
+    with pytest.raises(ElutqError, match=r"may take 32\.0 GB of memory, and no node .* lends more than 8\.0 GB"):
+        joined.join(lambda _: "", 32_000_000_000)

@@ -65,10 +65,10 @@ class RayCluster:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ElutqError(f"cannot join the Ray cluster {where}: {reason}") from error
-        self._nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-        cores = [int(node["Resources"]["CPU"]) for node in self._nodes]
-        self.threads = threads or min(cores, default=1)
-        self.workers = sum(count // self.threads for count in cores)
+        nodes = [node for node in ray.nodes() if node["Alive"] and _cores(node) >= 1]
+        self.threads = threads or min(map(_cores, nodes), default=1)
+        self._nodes = [node for node in nodes if _cores(node) >= self.threads]  # others never run a unit
+        self.workers = sum(_cores(node) // self.threads for node in self._nodes)
         if self.workers == 0:
             self.close()
             raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
@@ -149,6 +149,10 @@ class RayCluster:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise ElutqError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error
+
+
+def _cores(node: dict[str, Any]) -> int:
+    return int(node["Resources"].get("CPU", 0))
 
 
 def _run(text: bytes, stored: list[Any], threads: int) -> Any:  # noqa: ANN401

@@ -42,6 +42,7 @@ def code_digest() -> str:
         (elutq_cli, "pipeline/**/*.py"),
         (elutq_cli, "reference/**/*.py"),
         (elutq_formats, "**/*.py"),
+        (elutq_native, "**/*.py"),
         (elutq_native, "_elutq*"),
     ):
         folder = Path(package.__path__[0])
