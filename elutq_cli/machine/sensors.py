@@ -14,9 +14,12 @@ from elutq_cli.machine.processor import processor_fields
 ROOT = Path("/")
 
 _CPUS = "sys/devices/system/cpu"
-_RASPBERRY = "sys/devices/platform/soc/soc:firmware/get_throttled"
+_RASPBERRY = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
+"""Where a Raspberry Pi's firmware tells; on the 5 addresses are parts of those names."""
 _SINCE_BOOT = 16
-"""From this bit on a Raspberry Pi's firmware tells what has been since it started, below what is now."""
+"""From this bit on it tells what has been since it started, below what is now."""
+_SLOWS = 0b1110
+"""Of either half: a capped clock, throttling, a soft limit; too low a voltage does not slow it down by itself."""
 
 
 def frequency_mhz(root: Path = ROOT) -> float | None:
@@ -43,7 +46,8 @@ class Throttling:
     """What tells, at one moment, whether the system slows its processor down; two moments are compared.
 
     Attributes:
-        events: how often the processor was slowed down since it started (Intel); None where that is not counted.
+        events: how often the processor was slowed down since it started (Intel), or in which ways (Raspberry Pi); None
+            where that is not told.
         now: whether it is slowed down at this moment; None where that is not told.
     """
 
@@ -59,8 +63,10 @@ class Throttling:
         """
         if sys.platform == "darwin":
             return Throttling(None, _macos_limit())
+        if (bits := _raspberry(root)) is not None:
+            return Throttling(bits >> _SINCE_BOOT & _SLOWS, bits & _SLOWS != 0)
         counts = _numbers((root / _CPUS).glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
-        return Throttling(int(sum(counts)) if counts else None, _slowed_down(root))
+        return Throttling(int(sum(counts)) if counts else None, _held_down(root))
 
     def since(self, before: "Throttling") -> bool | None:
         """Return whether the processor was slowed down since a moment before; None where that is not told."""
@@ -70,13 +76,18 @@ class Throttling:
         return any(told) if told else None
 
 
-def _slowed_down(root: Path) -> bool | None:
-    """Whether a Raspberry Pi's firmware, or Linux by its cooling devices, holds the clock down now."""
-    try:
-        bits = int((root / _RASPBERRY).read_text("ascii").strip(), 16)
-        return bits % (1 << _SINCE_BOOT) & ~1 != 0  # bit 0, too low a voltage, does not slow it down by itself
-    except (OSError, ValueError):
-        pass
+def _raspberry(root: Path) -> int | None:
+    """Return what a Raspberry Pi's firmware tells; None where there is none."""
+    for path in root.glob(_RASPBERRY):
+        try:
+            return int(path.read_text("ascii").strip(), 16)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _held_down(root: Path) -> bool | None:
+    """Whether Linux, by its cooling devices, holds the clock down now."""
     states = []
     for device in (root / "sys/class/thermal").glob("cooling_device*"):
         try:

@@ -192,13 +192,35 @@ def test_a_processor_that_counts_how_often_it_is_slowed_down_is_compared_with_be
     assert Throttling.read(tmp_path / "nowhere").since(Throttling.read(tmp_path / "nowhere")) is None
 
 
+RASPBERRIES = [f"sys__devices__platform__{soc}__{soc}:firmware__get_throttled" for soc in ("soc", "soc@107c000000")]
+
+
 @pytest.mark.parametrize(
     ("bits", "slow"), [("0", False), ("50000", False), ("1", False), ("2", True), ("4", True), ("8", True)]
 )
-def test_a_raspberry_tells_what_slows_it_down_now(tmp_path, bits, slow):
-    put(tmp_path, **{"sys__devices__platform__soc__soc:firmware__get_throttled": f"{bits}\n"})
+@pytest.mark.parametrize("file", RASPBERRIES, ids=["4", "5"])
+def test_a_raspberry_tells_what_slows_it_down_now(tmp_path, file, bits, slow):
+    put(tmp_path, **{file: f"{bits}\n"})
     now = Throttling.read(tmp_path)
     assert now.since(now) is slow
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "slow"),
+    [
+        ("0", "40000", True),
+        ("0", "80000", True),
+        ("20000", "60000", True),
+        ("0", "10000", False),
+        ("60000", "60000", False),
+    ],
+)
+def test_a_raspberry_tells_what_slowed_it_down_in_between(tmp_path, before, after, slow):
+    """When one looks it is over: a heat sink takes seconds."""
+    put(tmp_path, **{RASPBERRIES[0]: before})
+    began = Throttling.read(tmp_path)
+    put(tmp_path, **{RASPBERRIES[0]: after})
+    assert Throttling.read(tmp_path).since(began) is slow
 
 
 def test_a_cooling_device_that_holds_the_clock_down_counts_and_a_fan_does_not(tmp_path):
