@@ -180,7 +180,7 @@ def test_requests_of_several_texts_take_turns_with_others(chat_model, n_slots):
 
     async def watch(engine):
         def texts(n):
-            options, model = TextOptions(6, ignore_eos=True), engine.model
+            options, model = TextOptions(40, ignore_eos=True), engine.model
             sampler = Sampler(SamplingOptions())
             return [Generation([0, 84, 90], sampler, options, model.tokenizer, model.ctx_size) for _ in range(n)]
 
@@ -189,7 +189,8 @@ def test_requests_of_several_texts_take_turns_with_others(chat_model, n_slots):
                 if token is None:
                     order.append((name, index))
 
-        jobs = [engine.submit(texts(n), Reuse.NOTHING) for n in (9, 1, 1)]
+        waiting = [texts(n) for n in (9, 1, 1)]  # all made before the first begins
+        jobs = [engine.submit(some, Reuse.NOTHING) for some in waiting]
         await asyncio.gather(*(read(name, job) for name, job in zip("abc", jobs, strict=True)))
 
     with serving(chat_model, ctx_size=64, parallel=n_slots) as client:

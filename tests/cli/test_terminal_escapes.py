@@ -63,7 +63,7 @@ def test_json_keeps_the_name_and_escapes_it(forged, monkeypatch, capsys):
 
 
 def test_the_banner_of_serve_is_one_line_of_what_a_terminal_shows(forged, monkeypatch, capsys):
-    def announced(app, engine, listener, verbose, announce):
+    def announced(app, engine, listener, verbose, announce, shutdown_timeout):
         announce()
 
     monkeypatch.setattr("elutq_cli.server.listener.run", announced)
