@@ -29,7 +29,8 @@
 #define ELUTQ_LEVELS_TOKENS 8
 
 struct elutq_matrix {
-    const uint8_t *data; /* HLQ blocks (elutq_format.h) or fp16[n_rows][n_columns], 64-byte aligned; not owned */
+    const uint8_t *data; /* HLQ blocks (elutq_format.h), aligned as those behind the first are, or fp16[n_rows][n_columns],
+                            as fp16 is: a tensor is 64-byte aligned, the second expert in it may not be; not owned */
     uint32_t n_rows;
     uint32_t n_columns;
     uint32_t bits;       /* 1 to 4: HLQ; 16: fp16 */
@@ -61,8 +62,8 @@ struct elutq_tables {
 
 /*
  * Activations of a batch as whole numbers value + 256 * high, for kernels that expand bit-planes to 8-bit levels and
- * multiply: blocks of ELUTQ_LEVELS_TOKENS tokens; n_blocks = ceil(n_tokens / 8), tokens past the last are zero. Few cells
- * hold anything high.
+ * multiply: blocks of ELUTQ_LEVELS_TOKENS tokens; n_blocks = ceil(n_tokens / 8). In the place of tokens past the last may be
+ * what others have left there: it may be read, and changes no result. Few cells hold anything high.
  */
 struct elutq_levels {
     int8_t *values; /* [n_blocks][n_columns / 4][8][4] */

@@ -35,8 +35,9 @@ static float read_matrices(const struct elutq_engine *engine, unsigned thread, c
     const uint32_t n_chunks = elutq_matrix_chunks(stored->matrix), apart = stored->n_stored / stored->n_read;
     while (elutq_pool_take(engine->pool, thread, stored->n_read * n_chunks, &item)) {
         const struct elutq_matrix matrix = elutq_matrix_behind(stored->matrix, item / n_chunks * apart);
-        size_t n_floats = chunk_bytes(&matrix, item % n_chunks) / sizeof(float) / 64 * 64;
-        read += engine->model->kernels->read_floats((const float *)chunk_start(&matrix, item % n_chunks), n_floats);
+        const size_t n_floats = chunk_bytes(&matrix, item % n_chunks) / sizeof(float) / 64 * 64;
+        const uintptr_t start = (uintptr_t)chunk_start(&matrix, item % n_chunks); /* of an fp16 expert between two floats */
+        read += engine->model->kernels->read_floats((const float *)(start / sizeof(float) * sizeof(float)), n_floats);
     }
     elutq_pool_barrier(engine->pool, thread);
     return read;

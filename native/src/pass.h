@@ -64,8 +64,8 @@ void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct
 
 /*
  * The stages of layer i's experts: routes the rows of the pass, groups them by their experts, so that the weights of each are
- * read once, and adds to the stream what these give, times how likely each is; with a norm after the branch, writes it aside.
- * `shared`: routing->shared has what the shared expert gives.
+ * read once, and adds to the stream what these give, times how likely each is, and routing->shared where an expert is shared;
+ * with a norm after the branch, writes it aside.
  */
 void elutq_run_experts(struct elutq_pass *pass, unsigned thread, uint32_t i);
 

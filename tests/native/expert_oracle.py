@@ -20,9 +20,10 @@ def rms_norm(x, weight, epsilon):
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
 
 
-def gated(x, gate, up, down):
-    activated = x @ gate.T
-    return (activated / (1 + np.exp(-activated)) * (x @ up.T)) @ down.T
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_pytorch_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+}
 
 
 def choose(logits, n_used, normalize):
@@ -43,6 +44,9 @@ class Oracle:
     def load(self, name):
         return self.file.load(name).astype(np.float64)
 
+    def gated(self, x, gate, up, down):
+        return (ACTIVATIONS[self.config.hidden_act](x @ gate.T) * (x @ up.T)) @ down.T
+
     def experts(self, layer, x):
         config, mlp = self.config, f"model.layers.{layer}.mlp"
         gates, ups, downs = (self.load(f"{mlp}.experts.{part}_proj.weight") for part in ("gate", "up", "down"))
@@ -51,11 +55,11 @@ class Oracle:
             for expert, weight in zip(
                 *choose(logits, config.n_experts_used, config.normalize_expert_weights), strict=True
             ):
-                y[row] += weight * gated(x[row], gates[expert], ups[expert], downs[expert])
+                y[row] += weight * self.gated(x[row], gates[expert], ups[expert], downs[expert])
         if config.shared_expert_intermediate_size:
             shared = (self.load(f"{mlp}.shared_expert.{part}_proj.weight") for part in ("gate", "up", "down"))
             squashed = 1 / (1 + np.exp(-x @ self.load(f"{mlp}.shared_expert_gate.weight")))
-            y += squashed[:, None] * gated(x, *shared)
+            y += squashed[:, None] * self.gated(x, *shared)
         return y
 
     def hidden(self, tokens):
@@ -68,6 +72,6 @@ class Oracle:
             if config.has_experts(layer):
                 y = self.experts(layer, before)
             else:
-                y = gated(before, *(self.load(f"{stem}mlp.{part}_proj.weight") for part in ("gate", "up", "down")))
+                y = self.gated(before, *(self.load(f"{stem}mlp.{part}_proj.weight") for part in ("gate", "up", "down")))
             x = x + (y if branch.after is None else rms_norm(y, self.load(f"{stem}{branch.after}.weight"), epsilon))
         return rms_norm(x, self.load("model.norm.weight"), config.rms_norm_eps)

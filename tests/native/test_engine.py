@@ -171,6 +171,35 @@ def test_cancelling_ends_the_pass_under_way_and_no_other(model):
         assert np.array_equal(engine.eval([Run(first, [5]), Run(second, [7])])[0], wanted)
 
 
+def test_a_pass_cancelled_while_it_chooses_experts_leaves_nothing_to_the_next(tmp_path):
+    """Choosing among so many takes most of a pass, so that most are cancelled when some rows have chosen."""
+    path, n_tokens, n_cancelled = tmp_path / "model.gguf", 100, 0
+    mixture = expert_config(
+        hidden_size=32,
+        num_hidden_layers=1,
+        n_experts=512,
+        n_experts_used=64,
+        expert_intermediate_size=32,
+        shared_expert_intermediate_size=0,
+    )
+    write_random(path, mixture, bits=2, group_size=32, half="")
+    tokens = [token % 256 for token in range(n_tokens)]
+    with Model(path) as model, Engine(model, 3) as engine, NativeSequence(model, n_tokens) as sequence:
+        wanted = engine.eval([Run(sequence, tokens)])[0]
+        for round in range(30):
+            sequence.rewind(0)
+            timer = threading.Timer(0.0002 * round, engine.cancel)
+            timer.start()
+            try:
+                engine.eval([Run(sequence, tokens)])
+            except CancelledError:
+                n_cancelled += 1
+            timer.join()
+            sequence.rewind(0)
+            assert np.array_equal(engine.eval([Run(sequence, tokens)])[0], wanted)
+    assert n_cancelled > 0
+
+
 def test_an_engine_or_a_sequence_closed_is_an_error(model):
     engine, sequence, other = Engine(model, 1), NativeSequence(model, 8), NativeSequence(model, 8)
     sequence.close()
