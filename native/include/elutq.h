@@ -87,7 +87,8 @@ void elutq_model_describe(const elutq_model *model, struct elutq_model_info *inf
  * that cannot be read, is SIGBUS, which kills the process, unless this function was called: it installs a handler, for the
  * whole process and once, that puts zeros in the place of such pages of open models, so that the pass ends and returns
  * ELUTQ_ERROR_IO. Any other SIGBUS goes to the handler that was there before. At most 64 models are looked after at a time.
- * A program that installs a SIGBUS handler of its own does so before this call.
+ * A program that installs a SIGBUS handler of its own does so before this call. Under Windows all of this is said of the
+ * exception EXCEPTION_IN_PAGE_ERROR and of a vectored handler, and the zeros stand in the place of the whole model.
  */
 int elutq_survive_lost_pages(void);
 

@@ -30,6 +30,21 @@ void elutq_last_failure(char *text, size_t n_bytes) {
 
 /* ---- files ---- */
 
+#define PREFIX_ROOM 8 /* characters of the longest that comes before a path */
+
+/* The absolute path, PREFIX_ROOM behind where its memory begins; NULL when there is none. */
+static wchar_t *absolute(const wchar_t *path) {
+    const DWORD n = GetFullPathNameW(path, 0, NULL, NULL);
+    wchar_t *full = n == 0 ? NULL : malloc((n + PREFIX_ROOM) * sizeof *full);
+    if (full == NULL)
+        return NULL;
+    const DWORD n_written = GetFullPathNameW(path, n, full + PREFIX_ROOM, NULL);
+    if (n_written > 0 && n_written < n)
+        return full;
+    free(full); /* the current folder has become another in between */
+    return NULL;
+}
+
 /* A UTF-8 path as the system takes one of any length: absolute, after \\?\. NULL when it cannot be; free() frees it. */
 static wchar_t *long_path(const char *path) {
     const int n_wide = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
@@ -37,11 +52,9 @@ static wchar_t *long_path(const char *path) {
     if (wide == NULL)
         return NULL;
     MultiByteToWideChar(CP_UTF8, 0, path, -1, wide, n_wide);
-    const DWORD n_full = GetFullPathNameW(wide, 0, NULL, NULL);
-    wchar_t *full = n_full == 0 ? NULL : malloc((n_full + 8) * sizeof *full);
+    wchar_t *full = absolute(wide);
     if (full != NULL) {
-        wchar_t *at = full + 8; /* room for what comes before it */
-        GetFullPathNameW(wide, n_full, at, NULL);
+        wchar_t *at = full + PREFIX_ROOM;
         const bool is_share = wcsncmp(at, L"\\\\", 2) == 0, is_as_given = is_share && (at[2] == L'?' || at[2] == L'.');
         const wchar_t *before = is_as_given ? L"" : is_share ? L"\\\\?\\UNC\\" : L"\\\\?\\";
         const size_t n_before = wcslen(before), n_dropped = is_share && !is_as_given ? 2 : 0;
@@ -118,13 +131,13 @@ const uint8_t *elutq_file_map(elutq_file file, size_t n_bytes, int *slot) {
 
 void elutq_file_unmap(const uint8_t *data, size_t n_bytes, int slot) {
     (void)n_bytes;
-    const bool is_view = slot < 0 || atomic_load(&shown[slot]) == THE_FILE;
+    const int shows = slot < 0 ? THE_FILE : atomic_load(&shown[slot]);
     if (slot >= 0)
         atomic_store(&shown[slot], THE_FILE); /* for the next mapping there */
     elutq_unguard(slot);
-    if (is_view)
+    if (shows == THE_FILE)
         UnmapViewOfFile(data);
-    else
+    else if (shows == ZEROS)
         VirtualFree((void *)data, 0, MEM_RELEASE);
 }
 
@@ -161,11 +174,14 @@ static LONG CALLBACK on_fault(EXCEPTION_POINTERS *pointers) {
     return atomic_load(&shown[mapping.slot]) == ZEROS ? EXCEPTION_CONTINUE_EXECUTION : EXCEPTION_CONTINUE_SEARCH;
 }
 
+static BOOL CALLBACK install(PINIT_ONCE once, PVOID parameter, PVOID *context) {
+    (void)once, (void)parameter, (void)context;
+    return AddVectoredExceptionHandler(1, on_fault) != NULL;
+}
+
 int elutq_survive_lost_pages(void) {
-    static atomic_flag installed = ATOMIC_FLAG_INIT;
-    if (atomic_flag_test_and_set(&installed))
-        return ELUTQ_OK;
-    return AddVectoredExceptionHandler(1, on_fault) != NULL ? ELUTQ_OK : ELUTQ_ERROR_MEMORY;
+    static INIT_ONCE once = INIT_ONCE_STATIC_INIT;
+    return InitOnceExecuteOnce(&once, install, NULL, NULL) ? ELUTQ_OK : ELUTQ_ERROR_MEMORY;
 }
 
 /* ---- threads ---- */
@@ -265,7 +281,7 @@ static unsigned bits_of(uint64_t mask) {
     return n;
 }
 
-/* Counts cores of the process's group of processors that its affinity mask touches, each once. */
+/* Counts cores of a group of processors that a mask touches, each once. */
 static unsigned cores_within(DWORD_PTR allowed, WORD group) {
     DWORD n_bytes = 0;
     GetLogicalProcessorInformationEx(RelationProcessorCore, NULL, &n_bytes);
@@ -282,15 +298,15 @@ static unsigned cores_within(DWORD_PTR allowed, WORD group) {
     return n;
 }
 
-/* A process that is told nothing else runs in one group, of at most 64 processors. */
+/* Of the group that this thread runs in, of at most 64 processors. A mask of none says that the process is in several. */
 unsigned elutq_cores(void) {
     DWORD_PTR allowed, system;
     PROCESSOR_NUMBER here;
     GetCurrentProcessorNumberEx(&here);
-    if (!GetProcessAffinityMask(GetCurrentProcess(), &allowed, &system) || allowed == 0)
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &allowed, &system))
         return 1;
-    const unsigned n = cores_within(allowed, here.Group);
-    return n > 0 ? n : bits_of(allowed);
+    const unsigned n = cores_within(allowed != 0 ? allowed : ~(DWORD_PTR)0, here.Group);
+    return n > 0 ? n : allowed != 0 ? bits_of(allowed) : 1;
 }
 
 #if defined(__aarch64__)
