@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pickle
 import shutil
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -248,7 +249,8 @@ def cluster(monkeypatch):
     def join(*nodes, threads=None):
         monkeypatch.setitem(sys.modules, "ray", Ray(*nodes))
         monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
-        return RayCluster("head:1", threads)
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            return RayCluster(f"127.0.0.1:{head.getsockname()[1]}", threads)
 
     return join
 
@@ -257,7 +259,9 @@ def test_workers_are_those_of_nodes_with_enough_cores(cluster):
     nodes = (16, 1e9, True), (4, 1e9, True), (35, 1e9, True), (64, 1e9, False), (0, 1e9, True)
     found = {threads: cluster(*nodes, threads=threads).workers for threads in (16, 4, None)}
     assert found == {16: 3, 4: 13, None: 13}
-    with pytest.raises(ElutqError, match=r"^no node of the Ray cluster head:1 has 36 cores: use a smaller --threads$"):
+    with pytest.raises(
+        ElutqError, match=r"^no node of the Ray cluster 127\.0\.0\.1:\d+ has 36 cores: use a smaller --threads$"
+    ):
         cluster(*nodes, threads=36)
     assert sys.modules["ray"].shut_down
 
@@ -267,3 +271,13 @@ def test_memory_of_a_node_that_has_too_few_cores_is_no_units(cluster):
     joined = cluster((16, 8e9, True), (4, 64e9, True), threads=16)
     with pytest.raises(ElutqError, match=r"may take 32\.0 GB of memory, and no node .* lends more than 8\.0 GB"):
         joined.join(lambda _: "", 32_000_000_000)
+
+
+@pytest.mark.parametrize("of_environment", [False, True])
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch, of_environment):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    monkeypatch.setenv("RAY_ADDRESS", address if of_environment else "")
+    with pytest.raises(ElutqError, match=f"^cannot join the Ray cluster {address}: Connection refused$"):
+        RayCluster(None if of_environment else address, 1)

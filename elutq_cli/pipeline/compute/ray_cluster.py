@@ -7,6 +7,7 @@ unit whose worker or node dies is Ray's to see to: it runs again, elsewhere.
 from __future__ import annotations
 
 import os
+import socket
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,9 @@ AHEAD = 2
 
 RETRIES = 100
 """Times that a unit runs again when its worker or node has died."""
+
+ANSWER_SECONDS = 10
+"""How long a cluster's head may take to answer."""
 
 ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -54,6 +58,7 @@ class RayCluster:
         except ImportError:
             raise ElutqError("--executor ray needs Ray: pip install 'elutq[ray]'") from None
         self._ray: Any = ray
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
         where = address or "of this machine (ray start has not been run here, or RAY_ADDRESS leads elsewhere)"
         try:
             ray.init(
@@ -149,6 +154,22 @@ class RayCluster:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise ElutqError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error
+
+
+def _knock(address: str) -> None:
+    """Look whether anybody answers at HOST:PORT; Ray itself logs for two minutes, and ends the process.
+
+    Raises:
+        ElutqError: nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return  # for Ray to read
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ElutqError(f"cannot join the Ray cluster {address}: {reason}") from error
 
 
 def _cores(node: dict[str, Any]) -> int:
