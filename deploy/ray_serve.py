@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 import elutq
 from elutq_cli.server.endpoint import make_app
 from elutq_cli.server.engine import Engine
+from elutq_formats.errors import ElutqError
 
 METRICS_PORT = 9464
 """Where Prometheus asks each machine: the one address would answer for any of them."""
@@ -67,10 +68,22 @@ def app(arguments: dict[str, str]) -> serve.Application:
 
     Args:
         arguments: ``model``; ``replicas`` (1), one a machine; ``parallel`` (8), texts that each makes at a time.
+
+    Raises:
+        ElutqError: one is unknown, or no number, or there is no model.
     """
-    parallel = int(arguments.get("parallel", 8))
-    options = {
-        "num_replicas": int(arguments.get("replicas", 1)),
-        "max_ongoing_requests": parallel,
-    }  # others wait with Ray
+    if unknown := arguments.keys() - {"model", "replicas", "parallel"}:
+        raise ElutqError(f"{min(unknown)} is not known: give model, replicas or parallel")
+    if "model" not in arguments:
+        raise ElutqError("say which model: model=FILE, or org/name on the hub")
+    replicas, parallel = (
+        _count(name, arguments.get(name, usual)) for name, usual in (("replicas", 1), ("parallel", 8))
+    )
+    options = {"num_replicas": replicas, "max_ongoing_requests": parallel}  # others wait with Ray
     return Replica.options(**options).bind(arguments["model"], parallel, os.environ.get("ELUTQ_API_KEY"))
+
+
+def _count(name: str, text: str | int) -> int:
+    if not str(text).isdecimal() or int(text) < 1:
+        raise ElutqError(f"{name} is {text!r}: give a number from 1")
+    return int(text)

@@ -2,11 +2,13 @@
 
 import inspect
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
@@ -15,6 +17,7 @@ import yaml
 from elutq_cli.app import app
 from elutq_cli.commands.serve import serve_command
 from elutq_cli.server.listener import SHUTDOWN_SECONDS
+from elutq_formats.errors import ElutqError
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
@@ -103,3 +106,46 @@ def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path):
     assert "elutq" not in verified.stderr  # where other units of the machine are complained of too
     options = ["--offline=true", "--threshold=20"]  # tenths: "OK", as far as a service with a network can come
     subprocess.run(["systemd-analyze", "security", *options, unit], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def ray_app(monkeypatch):
+    """What deploy/ray_serve.py makes of arguments, and what it asks Ray Serve for."""
+
+    class Deployment:
+        @classmethod
+        def options(cls, **options):
+            cls.asked = options
+            return cls
+
+        @classmethod
+        def bind(cls, *arguments):
+            return cls.asked, arguments
+
+    ray, serve = ModuleType("ray"), ModuleType("ray.serve")
+    serve.deployment, serve.ingress, serve.Application = lambda **_: lambda _: Deployment, lambda: lambda of: of, object
+    ray.serve = serve
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    monkeypatch.setenv("ELUTQ_API_KEY", "key")
+    return runpy.run_path(str(DEPLOY / "ray_serve.py"))["app"]
+
+
+def test_ray_serve_is_asked_for_what_the_arguments_say(ray_app):
+    assert ray_app({"model": "a"}) == ({"num_replicas": 1, "max_ongoing_requests": 8}, ("a", 8, "key"))
+    asked, arguments = ray_app({"model": "a", "replicas": "4", "parallel": "2"})
+    assert (asked, arguments) == ({"num_replicas": 4, "max_ongoing_requests": 2}, ("a", 2, "key"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model": "a", "replica": "4"}, "replica is not known: give model, replicas or parallel"),
+        ({"replicas": "4"}, "say which model: model=FILE, or org/name on the hub"),
+        ({"model": "a", "replicas": "many"}, "replicas is 'many': give a number from 1"),
+        ({"model": "a", "parallel": "0"}, "parallel is '0': give a number from 1"),
+    ],
+)
+def test_arguments_of_ray_serve_are_checked(ray_app, arguments, said):
+    with pytest.raises(ElutqError, match=f"^{said}$"):
+        ray_app(arguments)
