@@ -94,6 +94,13 @@ static struct elutq_matrix random_matrix(uint32_t n_rows, uint32_t n_groups, str
     return matrix;
 }
 
+/* Tiles of one superblock, from `tile` on: as often as not all that are left of it, so that most are looked at both ways. */
+static struct elutq_part random_part(const struct elutq_matrix *matrix, uint32_t tile) {
+    const uint32_t left = elutq_matrix_tiles(matrix) - tile, within = ELUTQ_SUPERBLOCK_TILES - tile % ELUTQ_SUPERBLOCK_TILES;
+    const uint32_t most = left < within ? left : within;
+    return (struct elutq_part){tile, random_bits() % 2 ? most : 1 + random_bits() % most};
+}
+
 /* ---- products with HLQ matrices ---- */
 
 static struct elutq_tables tables_of(const struct elutq_kernels *kernels, const float *x, const struct elutq_matrix *matrix) {
@@ -150,17 +157,16 @@ static void check_gemv(const struct elutq_kernels *kernels, uint32_t n_rows, str
     free_guarded();
 }
 
-/* Parts of a superblock give what all of it gives, in every form of product. */
+/* Parts of a superblock give what all of it gives. */
 static void check_parts(const struct elutq_kernels *kernels, uint32_t n_rows, struct form form) {
     struct elutq_matrix matrix = random_matrix(n_rows, 3, form);
     const float *x = random_floats(matrix.n_columns, 2), *whole = gemv(kernels, &matrix, x);
     const struct elutq_tables tables = tables_of(kernels, x, &matrix);
     for (uint32_t tile = 0, n; tile < elutq_matrix_tiles(&matrix); tile += n) {
-        const uint32_t left = elutq_matrix_tiles(&matrix) - tile;
-        const uint32_t within = ELUTQ_SUPERBLOCK_TILES - tile % ELUTQ_SUPERBLOCK_TILES;
-        n = 1 + random_bits() % (left < within ? left : within);
+        const struct elutq_part part = random_part(&matrix, tile);
+        n = part.n_tiles;
         float *y = guarded(n * ELUTQ_TILE_ROWS * sizeof *y);
-        kernels->gemv(&matrix, &tables, (struct elutq_part){tile, n}, y);
+        kernels->gemv(&matrix, &tables, part, y);
         check(memcmp(y, whole + tile * ELUTQ_TILE_ROWS, n * ELUTQ_TILE_ROWS * sizeof *y) == 0,
               "%s gemv %u rows, kind %u, %u bits, group size %u: tiles %u to %u", kernels->name, n_rows, form.kind, form.bits,
               form.group_size, tile, tile + n);
@@ -168,7 +174,7 @@ static void check_parts(const struct elutq_kernels *kernels, uint32_t n_rows, st
     free_guarded();
 }
 
-/* A batch of tokens gets what gemv gives each. */
+/* A batch of tokens gets what gemv gives each, from parts of superblocks as from all of them. */
 static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_rows, struct form form) {
     enum { N_TOKENS = 11 }; /* whole batches of every set, and some over */
     struct elutq_matrix matrix = random_matrix(n_rows, 3, form);
@@ -178,18 +184,21 @@ static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_ro
         tables[token] = tables_of(kernels, x + (size_t)token * matrix.n_columns, &matrix);
         expected[token] = gemv(SCALAR, &matrix, x + (size_t)token * matrix.n_columns);
     }
-    for (uint32_t chunk = 0; chunk < elutq_matrix_chunks(&matrix); chunk++) {
-        const uint32_t rows = elutq_chunk_tiles(&matrix, chunk) * ELUTQ_TILE_ROWS;
-        float *y = guarded(((N_TOKENS - 1) * ELUTQ_CHUNK_STRIDE + rows) * sizeof *y);
-        kernels->gemm_tables(&matrix, tables, N_TOKENS, elutq_chunk_part(&matrix, chunk), y);
-        for (uint32_t token = 0; token < N_TOKENS; token++)
-            check(memcmp(y + token * ELUTQ_CHUNK_STRIDE, expected[token] + chunk * ELUTQ_CHUNK_ROWS, rows * sizeof *y) == 0,
-                  "%s gemm_tables %u rows, kind %u, %u bits, group size %u: chunk %u of token %u is not gemv's", kernels->name,
-                  n_rows, form.kind, form.bits, form.group_size, chunk, token);
+    for (uint32_t tile = 0, n; tile < elutq_matrix_tiles(&matrix); tile += n) {
+        const struct elutq_part part = random_part(&matrix, tile);
+        n = part.n_tiles;
+        const uint32_t rows = n * ELUTQ_TILE_ROWS, n_tokens = 1 + random_bits() % N_TOKENS;
+        float *y = guarded(((n_tokens - 1) * ELUTQ_CHUNK_STRIDE + rows) * sizeof *y);
+        kernels->gemm_tables(&matrix, tables, n_tokens, part, y);
+        for (uint32_t token = 0; token < n_tokens; token++)
+            check(memcmp(y + token * ELUTQ_CHUNK_STRIDE, expected[token] + tile * ELUTQ_TILE_ROWS, rows * sizeof *y) == 0,
+                  "%s gemm_tables %u rows, kind %u, %u bits, group size %u: tiles %u to %u of token %u of %u are not gemv's",
+                  kernels->name, n_rows, form.kind, form.bits, form.group_size, tile, tile + n, token, n_tokens);
     }
     free_guarded();
 }
 
+/* y[chunks][n_tokens][ELUTQ_CHUNK_STRIDE], by parts of superblocks. */
 static float *gemm_levels(const struct elutq_kernels *kernels, const struct elutq_matrix *matrix, const float *x,
                           uint32_t n_tokens) {
     const size_t padded = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS * ELUTQ_LEVELS_TOKENS;
@@ -202,19 +211,21 @@ static float *gemm_levels(const struct elutq_kernels *kernels, const struct elut
         .sums = guarded(n_scales * sizeof(float)),
         .biases = guarded(n_scales * sizeof(int32_t)),
     };
-    memset(levels.values, 0, padded * matrix->n_columns);
-    memset(levels.high, 0, padded * matrix->n_columns);
-    memset(levels.high_cells, 0, n_scales * sizeof(uint64_t));
-    memset(levels.scales, 0, n_scales * sizeof(float));
-    memset(levels.sums, 0, n_scales * sizeof(float));
-    memset(levels.biases, 0, n_scales * sizeof(int32_t));
+    const float *others = random_activations(matrix->n_columns, 2); /* what is left of them changes nothing */
+    for (uint32_t token = 0; token < padded; token++)
+        kernels->build_levels(others, matrix->n_columns, matrix->group_size, token, &levels);
     for (uint32_t token = 0; token < n_tokens; token++)
         kernels->build_levels(x + (size_t)token * matrix->n_columns, matrix->n_columns, matrix->group_size, token, &levels);
     const size_t chunk_floats = (size_t)n_tokens * ELUTQ_CHUNK_STRIDE;
     float *y = guarded(n_chunks * chunk_floats * sizeof *y);
     memset(y, 0, n_chunks * chunk_floats * sizeof *y);
-    for (uint32_t chunk = 0; chunk < n_chunks; chunk++)
-        kernels->gemm_levels(matrix, &levels, n_tokens, elutq_chunk_part(matrix, chunk), y + chunk * chunk_floats);
+    for (uint32_t tile = 0, n; tile < elutq_matrix_tiles(matrix); tile += n) {
+        const struct elutq_part part = random_part(matrix, tile);
+        n = part.n_tiles;
+        kernels->gemm_levels(matrix, &levels, n_tokens, part,
+                             y + tile / ELUTQ_SUPERBLOCK_TILES * chunk_floats +
+                                 tile % ELUTQ_SUPERBLOCK_TILES * ELUTQ_TILE_ROWS);
+    }
     return y;
 }
 
@@ -283,6 +294,9 @@ static void check_elementwise(const struct elutq_kernels *kernels, uint32_t n) {
     COMPARE("geglu", n, set->geglu(b, a, n, y));
     COMPARE("soften", n, (memcpy(y, b, n * sizeof *y), set->soften(y, n, 30)));
     COMPARE("add", n, (memcpy(y, a, n * sizeof *y), set->add(b, n, y)));
+    COMPARE("add_scaled", n, (memcpy(y, a, n * sizeof *y), set->add_scaled(b, 0.3f, n, y)));
+    const float *weights = random_floats(5 * (size_t)n, 1); /* more than are multiplied side by side */
+    COMPARE("multiply_floats", 5, set->multiply_floats(weights, a, 5, n, y));
     if (n % 2 == 0)
         COMPARE("rope", n, (memcpy(y, a, n * sizeof *y), set->rope(y, c, d, n)));
     free_guarded();
