@@ -1,7 +1,7 @@
 /*
  * libFuzzer target: the input is a model file. Opening it must either fail with a message or give a model, and a model that
- * opens must run - a prompt, one more token, and the figures that describe it - or say that its numbers are damaged. Files
- * of an odd length run with the scalar kernels, whose every operation UBSan sees. make fuzz.
+ * opens must run - a prompt, one more token, a reading of all weights, and the figures that describe it - or say that its
+ * numbers are damaged. Files of an odd length run with the scalar kernels, whose every operation UBSan sees. make fuzz.
  */
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -49,6 +49,8 @@ static void run(elutq_model *model) {
             require(runs(text_eval(&text, tokens + n_batch, 1, logits, 1, error, sizeof error), error), "token");
     }
     free(logits);
+    float read;
+    require(elutq_engine_read_weights(text.engine, &read) == ELUTQ_OK, "reading weights");
     text_destroy(&text);
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "native"))
 
-from make_models import golden_config, write_random  # noqa: E402
+from make_models import expert_config, golden_config, write_random  # noqa: E402
 
 SMALL = {
     "hidden_size": 32,
@@ -30,6 +30,7 @@ BITS = {
     "qwen2": 1,
     "qwen3": 2,
 }
+MIXTURE = SMALL | {"expert_intermediate_size": 32, "n_experts": 3, "n_experts_used": 2}
 KINDS = {"free8": 2, "even16": 2, "even8": 3, "even16c": 4, "even8c": 1}
 
 
@@ -42,6 +43,11 @@ def main(folder: Path) -> None:
     config = replace(golden_config("llama-biases"), **SMALL)
     for kind, bits in KINDS.items():
         write_random(folder / f"{kind}.gguf", config, bits, group_size=32, kind=kind)
+    config = expert_config(**MIXTURE | {"shared_expert_intermediate_size": 32, "normalize_expert_weights": True})
+    write_random(folder / "experts.gguf", config, 2, group_size=32)
+    layers = {"num_hidden_layers": 2, "expert_layers": (True, False), "shared_expert_intermediate_size": 0}
+    config = expert_config(**MIXTURE | layers | {"n_experts": 2, "norm_after": True})
+    write_random(folder / "experts-half.gguf", config, 1, group_size=32, half="gate_proj")
 
 
 if __name__ == "__main__":
