@@ -107,7 +107,7 @@ LYING_EXPERTS = {
     "only how many are used is said": (
         only_how_many_are_used,
         "expert_count is missing",
-        "tensor blk.0.ffn_gate.weight is missing",
+        "it has no qwen2moe.expert_count",
     ),
     "a norm that is a number": (
         lambda container: container.entry("qwen2moe.expert_weights_norm").__setitem__(slice(1, 3), [UINT32, bytes(4)]),
