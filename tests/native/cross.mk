@@ -58,6 +58,8 @@ cross-qemu: cross-musl
 	command -v $(QEMU) > /dev/null || { echo "make cross-qemu needs an emulator: apt-get install qemu-user-static" >&2; exit 1; }
 	$(call CROSS_RUN,aarch64-linux-musl,$(QEMU))
 
+# In another locale Wine has no names beyond ASCII.
+cross-wine: export LC_ALL := C.UTF-8
 cross-wine: export WINEDEBUG := -all
 cross-wine: export WINEPREFIX := $(abspath $(CROSS)/wine)
 cross-wine: cross-musl

@@ -66,18 +66,20 @@ static void check_lost_pages(const char *path) {
 
 /* A copy of the model under a name beyond 260 characters and ASCII, opened by its UTF-8 name. */
 static void check_paths(const char *path) {
+    enum { DEPTH = 6 };
     wchar_t from[MAX_PATH], folder[MAX_PATH], place[1024];
     char name[3072], error[256] = "";
     elutq_model *model;
     MultiByteToWideChar(CP_UTF8, 0, path, -1, from, MAX_PATH);
     GetCurrentDirectoryW(MAX_PATH, folder); /* a new Wine only says where temporary files go */
-    _snwprintf(place, 1024, L"\\\\?\\%ls\\elutq-%lu-", folder, (unsigned long)GetCurrentProcessId());
-    const size_t n = wcslen(place);
-    for (unsigned i = 0; i < 230; i++)
-        place[n + i] = i % 2 ? L'\u00e9' : L'\u6a21';
-    place[n + 230] = L'\0';
-    if (!check(CreateDirectoryW(place, NULL), "no folder: %lu", (unsigned long)GetLastError()))
-        return;
+    _snwprintf(place, 1024, L"\\\\?\\%ls\\elutq-%lu", folder, (unsigned long)GetCurrentProcessId());
+    wchar_t part[42] = L"\\"; /* 101 bytes of UTF-8: no file system has names beyond 255 */
+    for (unsigned i = 1; i <= 40; i++)
+        part[i] = i % 2 ? L'\u00e9' : L'\u6a21';
+    for (unsigned depth = 0; depth <= DEPTH; wcscat(place, part), depth++)
+        if (!check(CreateDirectoryW(place, NULL), "no folder: %lu", (unsigned long)GetLastError()))
+            return;
+    place[wcslen(place) - wcslen(part)] = L'\0';
     wcscat(place, L"\\model.gguf");
     check(CopyFileW(from, place, TRUE), "no copy: %lu", (unsigned long)GetLastError());
     check(wcslen(place) > 260, "the path is too short");
@@ -85,8 +87,10 @@ static void check_paths(const char *path) {
     if (check(elutq_model_open(name, NULL, &model, error, sizeof error) == ELUTQ_OK, "a long path: %s", error))
         elutq_model_close(model);
     check(DeleteFileW(place), "the file is still in use");
-    *wcsrchr(place, L'\\') = L'\0';
-    RemoveDirectoryW(place);
+    for (unsigned depth = 0; depth <= DEPTH; depth++) {
+        *wcsrchr(place, L'\\') = L'\0';
+        check(RemoveDirectoryW(place), "a folder is left: %lu", (unsigned long)GetLastError());
+    }
     check(elutq_model_open("no\\such\\file", NULL, &model, error, sizeof error) == ELUTQ_ERROR_IO &&
               strncmp(error, "cannot open: ", 13) == 0 && strlen(error) > 13 && error[strlen(error) - 1] != '.',
           "a missing file: %s", error);
