@@ -34,6 +34,15 @@ def test_the_sdist_holds_every_source_that_a_build_needs(sdist):
     assert wanted - names == set()
 
 
+def test_nothing_that_was_built_is_in_the_repository():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    built = []
+    for name in filter(None, listed.stdout.split("\0")):
+        with (ROOT / name).open("rb") as file:
+            built += [name] if file.read(4) == b"\x7fELF" else []
+    assert built == []
+
+
 def test_links_of_the_index_page_are_absolute(sdist):
     _, metadata = sdist
     links = re.findall(r"\]\(([^)]*)\)", metadata.get_payload())
