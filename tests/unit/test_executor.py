@@ -11,13 +11,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from elsewhere import Elsewhere, driver_of
 from foreign_gguf import describe
 from gguf import GGMLQuantizationType as Kinds
 from typer.testing import CliRunner
 
 from elutq_cli.api import quantize as quantize_model
 from elutq_cli.app import app
-from elutq_cli.pipeline.compute.backend import Backend, make_backend, native_backend, numpy_backend
+from elutq_cli.pipeline.compute.backend import make_backend, native_backend, numpy_backend
 from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.executor import Threads
 from elutq_cli.pipeline.compute.products import multiply, unit_rows
@@ -37,33 +38,9 @@ TEXT = "the quick brown fox jumps over a lazy dog " * 20
 SMALL = {"bits": 3, "group_size": 32, "num_samples": 6, "sequence_length": 24}
 
 
-class Elsewhere:
-    """Runs units as another process would: of a text and of arrays that are read-only, with a backend of its own."""
-
-    workers = 3
-
-    def __init__(self, backend):
-        self.backend, self.n_units = backend, 0
-
-    def map(self, function, items, at_once=1):
-        posted = [pack_unit(function, item) for item in items]
-        for text, arrays in posted:
-            self.n_units += 1
-            copies = [array.copy() for array in arrays]
-            for copy in copies:
-                copy.flags.writeable = False
-            yield run_unit(text, copies, self.backend)
-
-    def join(self, describe, unit_bytes):
-        assert describe(None) == run_unit(*pack_unit(describe, None), self.backend)
-
-    def close(self):
-        pass
-
-
 def make(folder, output, recipe, calibrated, executor=None):
     with native_backend(2, rounds=False) as own:
-        backend = own if executor is None else Backend(own.arrays, own.loops, own.crew, executor)
+        backend = own if executor is None else driver_of(own, executor)
         with Checkpoint.open(folder) as source:
             file = output.with_name("text.txt")
             file.write_text(TEXT)

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from elutq_cli.pipeline.compute.backend import Backend, native_backend
 from elutq_cli.pipeline.compute.crew import Item, Result
-from elutq_cli.pipeline.compute.shipping import AnyArray, pack_unit, run_unit
+from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit, run_unit
 from elutq_formats.errors import ElutqError
 
 AHEAD = 2
@@ -39,7 +36,6 @@ class RayCluster:
     Attributes:
         workers: units that run at the same time.
         threads: of each.
-        shipped_bytes: what this process has put into the object store.
     """
 
     def __init__(self, address: str | None, threads: int | None) -> None:
@@ -77,10 +73,14 @@ class RayCluster:
         if self.workers == 0:
             self.close()
             raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
-        self.shipped_bytes = 0
         self._memory = 0
-        self._stored: dict[int, tuple[weakref.ref[AnyArray], Any]] = {}
+        self._shelf: Shelf[Any] = Shelf(ray.put)
         self._run = ray.remote(_run)
+
+    @property
+    def shipped_bytes(self) -> int:
+        """What this process has put into the object store."""
+        return self._shelf.shipped_bytes
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], at_once: int = 1) -> Iterator[Result]:
         """Run units as workers become free, a few ahead of the results that are asked for."""
@@ -129,18 +129,9 @@ class RayCluster:
 
     def _submit(self, function: Callable[[Item], Result], item: Item, **options: Any) -> Any:  # noqa: ANN401
         text, arrays = pack_unit(function, item)
-        stored = [self._store(array) for array in arrays]
+        stored = [self._shelf.place(array) for array in arrays]
         options = {"num_cpus": self.threads, "memory": self._memory, "max_retries": RETRIES} | options
         return self._run.options(**options).remote(text, stored, self.threads)
-
-    def _store(self, array: AnyArray) -> Any:  # noqa: ANN401 (a reference of Ray's)
-        """Put an array into the object store, unless it is there."""
-        key = id(array)
-        if key not in self._stored:
-            self.shipped_bytes += array.nbytes
-            reference = self._ray.put(np.ascontiguousarray(array))
-            self._stored[key] = weakref.ref(array, lambda _: self._stored.pop(key, None)), reference
-        return self._stored[key][1]
 
     def _result(self, unit: Any) -> Any:  # noqa: ANN401
         """Wait for a unit.

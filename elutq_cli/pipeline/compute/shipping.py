@@ -7,9 +7,10 @@ travel: where a unit arrives it is given that process's own.
 import importlib
 import io
 import pickle
+import weakref
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ LARGE = 1 << 16
 """Bytes from which an array stands beside the text."""
 
 AnyArray: TypeAlias = npt.NDArray[Any]
+Place = TypeVar("Place")
 
 
 class _Packer(pickle.Pickler):
@@ -73,3 +75,26 @@ def run_unit(text: bytes, arrays: Sequence[AnyArray], backend: Backend) -> Any: 
     """Run a unit that has arrived; its arrays may be read-only."""
     function, item = _Unpacker(text, arrays, backend).load()
     return function(item)
+
+
+class Shelf(Generic[Place]):
+    """Where arrays have been put for others to take: each once, for as long as it lives here.
+
+    Attributes:
+        shipped_bytes: of all that has been put there.
+    """
+
+    def __init__(self, put: Callable[[AnyArray], Place]) -> None:
+        """Begin empty; ``put`` sends an array, whose rows are contiguous, and returns what it is found by."""
+        self.shipped_bytes = 0
+        self._put = put
+        self._places: dict[int, tuple[weakref.ref[AnyArray], Place]] = {}
+
+    def place(self, array: AnyArray) -> Place:
+        """Return where an array is, which must not have changed since it was first asked for."""
+        key = id(array)
+        if key not in self._places:
+            self.shipped_bytes += array.nbytes
+            place = self._put(np.ascontiguousarray(array))
+            self._places[key] = weakref.ref(array, lambda _: self._places.pop(key, None)), place
+        return self._places[key][1]

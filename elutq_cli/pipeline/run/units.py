@@ -23,7 +23,7 @@ from elutq_cli.pipeline.stages.correct import correct
 from elutq_cli.pipeline.stages.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.stages.linear import Matrix
 from elutq_cli.pipeline.stages.measure import measure_block, sample_rows
-from elutq_cli.pipeline.stages.moments import input_statistics
+from elutq_cli.pipeline.stages.moments import input_statistics, token_batches
 from elutq_cli.pipeline.stages.streams import Pair, Streams, followed_tokens, run_block
 from elutq_cli.pipeline.stages.tune.budget import keeps_activations
 from elutq_cli.reference import Array, Block, block_tensor_names
@@ -171,7 +171,9 @@ class Run:
         if self.plan.head is not None:
             inputs = None
             if streams is not None and self.plan.head.layout is not None:
-                statistics = input_statistics([self.head_input(norm)], [streams.hidden], self.backend)
+                head_input, make_room = self.head_input(norm), self.spool.make_room
+                batches = token_batches(streams.hidden)
+                statistics = input_statistics([head_input], [batches], self.backend, make_room=make_room)
                 inputs = self.tensors.prepare(called(HEAD), statistics)
                 del statistics
             if streams is None:

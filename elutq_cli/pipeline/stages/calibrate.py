@@ -20,7 +20,7 @@ from elutq_cli.pipeline.stages.moments import (
     input_of_readers,
     input_statistics,
     token_batches,
-    without_stacks,
+    with_linears,
 )
 from elutq_cli.reference import Array, Block, Positions
 from elutq_formats.block import Branch
@@ -59,19 +59,22 @@ def block_statistics(
             if exact is not None:
                 add_experts(blocks[-1], branch, exact, backend, make_room)
             continue
-        yield branch.readers, input_statistics([input_of_readers(block, branch)], [hidden], backend)
-        inputs = [partial(_mixed, without_stacks(own), branch, positions) for own in blocks]
+        batches = [token_batches(stream) for stream in streams]
+        read = [input_of_readers(block, branch)]
+        yield branch.readers, input_statistics(read, batches[:1], backend, make_room=make_room)
+        inputs = [partial(_mixed, with_linears(own, *branch.readers), branch, positions) for own in blocks]
         kept = make_room((*hidden.shape[:2], block.weights[f"{branch.writer}.weight"].shape[1]))
-        moments = [input_statistics(inputs, streams, backend, Writer.of(blocks[-1], branch), kept)]
+        moments = [input_statistics(inputs, batches, backend, Writer.of(blocks[-1], branch), kept, make_room)]
         del inputs
         if exact is not None:  # the exact weights up to here have done their work
             for name in [name for name in blocks[-1].weights if name.startswith(branch.writer.split(".")[0])]:
                 del blocks[-1].weights[name]
         yield (branch.writer,), moments.pop()  # to be freed by the caller
-        unit = quiet(partial(_output_of, partial(_written, without_stacks(block), branch), backend))
+        unit = quiet(partial(_output_of, partial(_written, with_linears(block, branch.writer), branch), backend))
         outputs = backend.executor.map(unit, token_batches(kept), AT_ONCE)
-        for stream, added in zip(token_batches(hidden), outputs, strict=True):
+        for stream, added in zip(batches[0], outputs, strict=True):
             stream += added
+        del kept
 
 
 def _mixed(block: Block, branch: Branch, positions: Positions, stream: Array) -> Array:

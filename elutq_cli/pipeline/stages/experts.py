@@ -26,7 +26,13 @@ import numpy.typing as npt
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import add_gram, mirror_upper, pieces, quiet
-from elutq_cli.pipeline.stages.moments import InputStatistics, MakeRoom, input_of_readers, input_statistics
+from elutq_cli.pipeline.stages.moments import (
+    InputStatistics,
+    MakeRoom,
+    input_of_readers,
+    input_statistics,
+    token_batches,
+)
 from elutq_cli.reference import Array, Block
 from elutq_cli.reference.experts import expert_branch, route, shared_values
 from elutq_formats.block import Branch
@@ -91,7 +97,8 @@ def expert_statistics(
     routes, added = Routes.of(block, branch, flat, backend), make_room(flat.shape)
     width = block.weights[f"{branch.writer}.weight"].shape[2]
     kept = make_room((routes.places[-1].stop, width))
-    of_layer = input_statistics([input_of_readers(block, branch)], [hidden], backend).hessian
+    read = [input_of_readers(block, branch)]
+    of_layer = input_statistics(read, [token_batches(hidden)], backend, make_room=make_room).hessian
     log.info("blk.%d: %s", block.layer, routes.describe(flat.shape[1]))
     added[...] = 0.0
     for number, (tokens, place) in enumerate(zip(routes.tokens, routes.places, strict=True)):
@@ -124,7 +131,8 @@ def _shared_statistics(
     backend: Backend,
     make_room: MakeRoom,
 ) -> Iterator[tuple[tuple[str, ...], InputStatistics]]:
-    yield shared.readers, input_statistics([input_of_readers(block, branch)], [flat[None]], backend)
+    read = [input_of_readers(block, branch)]
+    yield shared.readers, input_statistics(read, [[flat[None]]], backend, make_room=make_room)
     kept = make_room((len(flat), block.weights[f"{shared.writer}.weight"].shape[1]))
     for rows in pieces(len(flat), EXPERT_TOKENS):
         kept[rows] = backend.arrays.fetch(shared_values(block, shared, _read(block, branch, flat, rows, backend)))

@@ -7,11 +7,11 @@ from typing import TypeAlias
 import numpy as np
 
 from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.divided import multiply_by_columns, multiply_by_rows, subtract_square
 from elutq_cli.pipeline.compute.levels import CodeArray, FloatArray, HalfArray, levels
 from elutq_cli.pipeline.compute.products import (
     column_blocks,
     left_upper,
-    multiply,
     pieces,
     put_rows,
     ridge,
@@ -185,7 +185,8 @@ def check_finite(hessian: Array, backend: Backend, name: str) -> None:
 def invert_to_factor(matrix: Array, backend: Backend) -> None:
     """Replace a symmetric matrix by the upper triangular U whose U^T U is its inverse; its upper triangle is read.
 
-    With A = R R^T, R upper triangular, U is R^-1. By halves, so that nearly all is products:
+    With A = R R^T, R upper triangular, U is R^-1. By halves, so that nearly all is products, and
+    those of large halves units of work:
 
         A = [[P, Q], [Q^T, S]]    U = [[U_P, -U_P X U_S], [0, U_S]]    X = Q U_S^T, U_P the factor of P - X X^T
 
@@ -201,9 +202,9 @@ def invert_to_factor(matrix: Array, backend: Backend) -> None:
     half = n // 2
     top, corner, bottom = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
     invert_to_factor(bottom, backend)
-    across = multiply(corner, bottom.T, backend, right_lower)
-    subtract_product(top, across, across.T, backend, upper=True)
+    across = multiply_by_rows(corner, bottom, backend, right_lower, transposed=True)
+    subtract_square(top, across, backend)
     invert_to_factor(top, backend)
-    corner[:] = multiply(multiply(top, across, backend, left_upper), bottom, backend, right_upper)
+    corner[:] = multiply_by_rows(multiply_by_columns(top, across, backend, left_upper), bottom, backend, right_upper)
     corner *= -1.0
     matrix[half:, :half] = 0.0

@@ -1,5 +1,6 @@
 """Second moments of what linears take on calibration sequences."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.divided import less_product, sum_moments
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import (
     AT_ONCE,
@@ -17,10 +19,8 @@ from elutq_cli.pipeline.compute.products import (
     multiply_rounded,
     pieces,
     quiet,
-    subtract_product,
 )
 from elutq_cli.reference import Array, Block
-from elutq_cli.reference.experts import Stack
 from elutq_formats.block import Branch
 
 TOKENS_AT_ONCE = 1024
@@ -61,9 +61,8 @@ class Writer:
     @classmethod
     def of(cls, block: Block, branch: Branch) -> "Writer":
         """Take a branch's from a block."""
-        block = without_stacks(block)
         weights, bias = block.weights[f"{branch.writer}.weight"], block.weights.get(f"{branch.writer}.bias")
-        return cls(weights, bias, None if branch.after is None else partial(block.finish, branch))
+        return cls(weights, bias, None if branch.after is None else partial(with_linears(block).finish, branch))
 
 
 MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
@@ -75,16 +74,16 @@ def in_memory(shape: tuple[int, ...]) -> FloatArray:
     return np.empty(shape, dtype=np.float32)
 
 
-def without_stacks(block: Block) -> Block:
-    """Return a block as it is now, for units of work: without experts, whose matrices are read when they are needed."""
-    now = block.copy()
-    now.weights = {name: weights for name, weights in block.weights.items() if not isinstance(weights, Stack)}
+def with_linears(block: Block, *linears: str) -> Block:
+    """Return a block as it is now, for units of work: with the matrices of these linears alone, and all vectors."""
+    now, matrices = block.copy(), {f"{linear}.weight" for linear in linears}
+    now.weights = {name: own for name, own in block.weights.items() if len(own.shape) == 1 or name in matrices}
     return now
 
 
 def input_of_readers(block: Block, branch: Branch) -> Linear:
     """Return the function from the residual stream to what a branch's readers take."""
-    return partial(_read, without_stacks(block), branch)
+    return partial(_read, with_linears(block), branch)
 
 
 def _read(block: Block, branch: Branch, stream: Array) -> Array:
@@ -93,24 +92,31 @@ def _read(block: Block, branch: Branch, stream: Array) -> Array:
 
 def input_statistics(
     inputs: Sequence[Linear],
-    streams: Sequence[FloatArray],
+    streams: Sequence[Sequence[FloatArray]],
     backend: Backend,
     writer: Writer | None = None,
     kept: FloatArray | None = None,
+    make_room: MakeRoom = in_memory,
 ) -> InputStatistics:
     """Return the second moments of a linear's input, accumulated in float32 in the order of the tokens.
+
+    One worker adds the products of AT_ONCE batches at a time; for several, inputs are kept until all are there.
 
     Args:
         inputs: computes the linear's input from the residual stream, on the quantized prefix and, where it is kept, in
             the exact model.
-        streams: (sequences, n, hidden_size) float32 of each; the exact model's only with ``writer``.
+        streams: ``token_batches`` of each; the exact model's only with ``writer``.
         backend: runs AT_ONCE batches of sequences, then their products.
         writer: where the linear writes to the residual stream: the exact model's goes on from here.
-        kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: they are not kept.
+        kept: (sequences, n, columns) float32, becomes the inputs on the quantized prefix; None: nobody asks for them.
+        make_room: for what several workers need of all tokens.
     """
     assert writer is not None or len(streams) == 1
-    waves = list(zip(*map(token_batches, streams), strict=True))
-    room = token_batches(kept) if kept is not None else []
+    waves, hidden = list(zip(*streams, strict=True)), streams[0]
+    shape = sum(map(len, hidden)), hidden[0].shape[1]
+    n_tokens, hidden_size, divides = math.prod(shape), hidden[0].shape[2], backend.executor.workers > 1
+    adds = len(streams) == 2 and writer is not None and writer.finish is None
+    wants = token_batches(make_room((*shape, hidden_size))) if divides and adds else []
     hessian = lack = None
     units = backend.executor.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves, AT_ONCE)
     for few in pieces(len(waves), AT_ONCE):
@@ -120,25 +126,36 @@ def input_statistics(
             if after is not None:
                 wave[1][...] = after.reshape(wave[1].shape)
         del batches
+        columns = found[0][0].shape[1]
+        if divides and kept is None:
+            kept = make_room((*shape, columns))
+        room = [] if kept is None else token_batches(kept)
+        for place, (x, _) in zip(room[few], found, strict=bool(room)):
+            place[...] = backend.arrays.fetch(x).reshape(place.shape)
+        if divides:
+            for place, (_, wanted) in zip(wants[few], found, strict=bool(wants)):
+                assert wanted is not None  # where it adds
+                place[...] = wanted.reshape(place.shape)
+            continue
         if hessian is None:
-            columns = found[0][0].shape[1]
             hessian = backend.arrays.zeros((columns, columns))
-            adds = writer is not None and writer.finish is None
-            lack = backend.arrays.zeros((streams[0].shape[-1], columns)) if adds and len(streams) == 2 else None
+            lack = backend.arrays.zeros((hidden_size, columns)) if adds else None
         add_gram(hessian, [x for x, _ in found], backend)
         for x, wanted in found:
             if wanted is not None:
                 add_product(lack, wanted, x, backend)
-        for place, (x, _) in zip(room[few], found, strict=bool(room)):
-            place[...] = backend.arrays.fetch(x).reshape(place.shape)
+    del found
+    if divides:
+        assert kept is not None
+        wanted_of_all = list(map(_flat, wants)) if adds else None
+        hessian, lack = sum_moments(list(map(_flat, token_batches(kept))), wanted_of_all, backend)
     assert hessian is not None
-    n_tokens = streams[0].shape[0] * streams[0].shape[1]
     for total in (hessian, lack):
         if total is not None:
             total /= n_tokens
     mirror_upper(hessian, backend)
     if writer is not None and lack is not None:
-        subtract_product(lack, writer.weights, hessian, backend)  # what the linear itself adds to the stream here
+        lack = less_product(lack, writer.weights, hessian, backend)  # what the linear itself adds to the stream here
     return InputStatistics(hessian, lack)
 
 

@@ -17,7 +17,7 @@ from elutq_cli.pipeline.compute.products import AT_ONCE, quiet
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.stages.experts import add_experts
 from elutq_cli.pipeline.stages.held_out import n_held_out
-from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory, token_batches, without_stacks
+from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory, token_batches, with_linears
 from elutq_cli.reference import Block, Positions
 from elutq_formats.block import Branch
 
@@ -103,7 +103,8 @@ def run_block(block: Block, stream: FloatArray, backend: Backend, make_room: Mak
         if branch.mixer == "experts":
             add_experts(block, branch, stream, backend, make_room)
             continue
-        batches, unit = token_batches(stream), partial(_run_batch, without_stacks(block), branch, positions, backend)
+        batches, own = token_batches(stream), with_linears(block, *branch.readers, branch.writer)
+        unit = partial(_run_batch, own, branch, positions, backend)
         for batch, output in zip(batches, backend.executor.map(quiet(unit), batches, AT_ONCE), strict=True):
             batch[...] = output
 
