@@ -74,7 +74,7 @@ class RayCluster:
             self.close()
             raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
         self._memory = 0
-        self._shelf: Shelf[Any] = Shelf(ray.put)
+        self._shelf: Shelf[Any] = Shelf(lambda array: ray.put(array))
         self._run = ray.remote(_run)
 
     @property
