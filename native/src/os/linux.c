@@ -8,6 +8,8 @@
 
 #include "cgroup.h"
 
+#define MOST_CPUS (1u << 20)
+
 /* The lowest-numbered SMT sibling of a CPU, the CPU itself where the system does not say. */
 static unsigned first_sibling(unsigned cpu) {
     char path[96];
@@ -21,19 +23,34 @@ static unsigned first_sibling(unsigned cpu) {
     return n_read == 1 ? first : cpu;
 }
 
-/* Cores among the CPUs that the affinity mask allows: CPUs that share a core count once. */
-static unsigned allowed_cores(void) {
-    cpu_set_t allowed, cores;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0)
-        return 1;
-    CPU_ZERO(&cores);
-    for (unsigned cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed))
+/* Cores among the CPUs of a set, those that share a core counting once; `cores` is as large and empty. */
+static unsigned count_cores(const cpu_set_t *allowed, cpu_set_t *cores, size_t n_bytes) {
+    const size_t n_cpus = 8 * n_bytes;
+    for (unsigned cpu = 0; cpu < n_cpus; cpu++) {
+        if (!CPU_ISSET_S(cpu, n_bytes, allowed))
             continue;
-        unsigned core = first_sibling(cpu);
-        CPU_SET(core < CPU_SETSIZE ? core : cpu, &cores);
+        const unsigned core = first_sibling(cpu);
+        CPU_SET_S(core < n_cpus ? core : cpu, n_bytes, cores);
     }
-    return (unsigned)CPU_COUNT(&cores);
+    return (unsigned)CPU_COUNT_S(n_bytes, cores);
+}
+
+/*
+ * Cores that the affinity mask allows. The kernel refuses a set of fewer CPUs than the machine may have, and does not say how
+ * many those are: cpu_set_t has 1024, distributions build for 8192.
+ */
+static unsigned allowed_cores(void) {
+    unsigned n = 0;
+    for (size_t n_bytes = sizeof(cpu_set_t); n == 0 && n_bytes <= MOST_CPUS / 8; n_bytes *= 2) {
+        cpu_set_t *allowed = CPU_ALLOC(8 * n_bytes), *cores = CPU_ALLOC(8 * n_bytes);
+        if (allowed != NULL && cores != NULL && sched_getaffinity(0, n_bytes, allowed) == 0) {
+            CPU_ZERO_S(n_bytes, cores);
+            n = count_cores(allowed, cores, n_bytes);
+        }
+        CPU_FREE(allowed);
+        CPU_FREE(cores);
+    }
+    return n > 0 ? n : 1;
 }
 
 unsigned elutq_cores(void) {
