@@ -1,5 +1,6 @@
 """The linears of a block by themselves: an expert's own in the place of its layer's stacks."""
 
+from elutq_cli.pipeline.stages.row_errors import Sample, round_rows
 from elutq_cli.reference.experts import expert_branch
 from elutq_formats.expert_names import split_expert
 
@@ -21,3 +22,9 @@ def of_linear(weights, linear):
     stack, number = split_expert(linear) or (linear, ...)
     found = weights(f"{stack}.weight") if callable(weights) else weights[f"{stack}.weight"]
     return found[number]
+
+
+def errors_of(weights, hessian, factor, options, backend):
+    """What rounding does to some rows of a matrix in each layout."""
+    sample = Sample.of(weights, options, backend)
+    return sample.measured(round_rows(sample.rows, sample.layouts, hessian, factor, backend))

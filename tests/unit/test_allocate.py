@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from single_linears import errors_of
 
 from elutq_cli.evaluation import log_softmax
 from elutq_cli.pipeline.compute.backend import native_backend
@@ -19,7 +20,7 @@ from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.stages import allocate as stage
 from elutq_cli.pipeline.stages.allocate import Candidate, allocate, measure_candidates, spend
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
-from elutq_cli.pipeline.stages.row_errors import RowErrors, measure_errors
+from elutq_cli.pipeline.stages.row_errors import RowErrors
 from elutq_cli.pipeline.stages.sensitivity import gradient_squares
 from elutq_cli.reference import Block, Transformer
 from elutq_cli.reference.backward import draw
@@ -132,7 +133,7 @@ def test_a_harm_is_the_divergence_when_one_linear_is_quantized(backend, linear, 
 def test_rows_are_sampled_at_all_places_of_a_head(backend, rows):
     weights = np.random.default_rng(rows).normal(size=(rows, 32)).astype(np.float32)
     hessian = np.eye(32, dtype=np.float32)
-    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), [Layout(2, 32)], backend)
+    found = errors_of(weights, hessian, inverse_factor(hessian, 0.1, backend), [Layout(2, 32)], backend)
     sampled = np.arange(rows)[found.sampled]
     assert len(found.errors[Layout(2, 32)]) == len(sampled) >= 48
     assert sampled[0] < rows // 48
@@ -288,11 +289,11 @@ def test_matrices_that_bytes_do_not_suit_are_given_what_float16_takes(backend):
     weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32) * np.float32(1e-6)
     hessian = np.eye(64, dtype=np.float32)
     options = stage._options(64, RECIPE)
-    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
+    found = errors_of(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
     assert set(found) == {replace(option, kind=FREE16.name) for option in options}
     weights = np.random.default_rng(6).normal(size=(40, 64)).astype(np.float32)
     weights[3, 4] = 300.0  # at 4 bits too large beside the others where levels are free
-    found = measure_errors(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
+    found = errors_of(weights, hessian, inverse_factor(hessian, 0.1, backend), options, backend).errors
     assert {layout.kind for layout in found if layout.bits == 4} == {FREE16.name, EVEN8C}
     assert {layout.kind for layout in found if layout.bits == 2} == {FREE8}
 

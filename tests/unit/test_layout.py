@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from single_linears import errors_of
 
 from elutq_cli.pipeline.compute import products
 from elutq_cli.pipeline.compute.backend import native_backend
@@ -17,7 +18,6 @@ from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
 from elutq_cli.pipeline.stages.linear import LinearInputs
 from elutq_cli.pipeline.stages.measure import sample_rows
-from elutq_cli.pipeline.stages.row_errors import measure_errors
 from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.hlq import unpack
 from elutq_formats.model_tensors import EMBEDDING
@@ -219,7 +219,7 @@ def test_errors_of_small_weights_are_told_of_what_can_be_stored(backend):
     inputs = some_inputs(backend)
     for size, layout in ((1.0, BYTES), (1e-6, Layout(2, 32))):
         weights = np.random.default_rng(5).normal(size=(40, COLUMNS)).clip(-3, 3).astype(np.float32) * np.float32(size)
-        found = measure_errors(weights, inputs.hessian, inputs.factor, [BYTES], backend)
+        found = errors_of(weights, inputs.hessian, inputs.factor, [BYTES], backend)
         assert list(found.errors) == [layout]
 
 
@@ -227,6 +227,6 @@ def test_errors_of_levels_that_are_bytes_are_a_little_larger(backend):
     inputs, weights = some_inputs(backend), growing_weights(64)
 
     def total(layout):
-        return measure_errors(weights, inputs.hessian, inputs.factor, [layout], backend).errors[layout].sum()
+        return errors_of(weights, inputs.hessian, inputs.factor, [layout], backend).errors[layout].sum()
 
     assert 1.0 < total(Layout(4, 32, FREE8)) / total(Layout(4, 32)) < 1.1

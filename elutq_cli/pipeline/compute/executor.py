@@ -57,7 +57,9 @@ class Threads:
         """Run units as their results are asked for, ``at_once`` of them together."""
         todo = iter(items)
         while few := list(islice(todo, at_once)):
-            yield from self._crew.map(function, few)
+            results = self._crew.map(function, few)
+            few.clear()  # what belongs to a unit is not held while the next are made
+            yield from results
 
     def join(self, describe: Callable[[None], str], unit_bytes: int) -> None:
         """There is only this process."""

@@ -88,6 +88,7 @@ class RayCluster:
         try:
             for item in items:
                 pending.append(self._submit(function, item))
+                del item  # its arrays are in the store
                 if len(pending) >= AHEAD * self.workers:
                     yield self._result(pending.popleft())
             while pending:

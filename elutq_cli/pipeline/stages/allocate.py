@@ -7,7 +7,8 @@ over linears, and the budget is spent where a bit takes away most.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -22,11 +23,10 @@ from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.stages.by_rows import embed
 from elutq_cli.pipeline.stages.calibrate import block_statistics
-from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory
-from elutq_cli.pipeline.stages.row_errors import SAMPLED_ROWS, RowErrors, measure_errors
+from elutq_cli.pipeline.stages.row_errors import SAMPLED_ROWS, RowErrors, Sample, ToRound, round_all
 from elutq_cli.pipeline.stages.sensitivity import Squares, gradient_squares
-from elutq_cli.reference import Block, Transformer, WeightSource
+from elutq_cli.reference import Array, Block, Transformer, WeightSource
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
@@ -242,11 +242,7 @@ def measure_candidates(
     n_sequences = min(SEQUENCES, len(tokens))
     hidden = embed(source, tokens[np.arange(n_sequences) * len(tokens) // n_sequences])  # of all parts of the text
     inputs = make_room((source.config.num_hidden_layers, *hidden.shape))
-    found: dict[str, RowErrors] = {}
-    for layer in range(len(inputs)):
-        note(f"forwards through block {layer}")
-        inputs[layer] = hidden
-        found |= _measure_block(model.block(layer), hidden, recipe, names, backend, make_room)
+    found = _measure_errors(model, inputs, hidden, recipe, names, backend, make_room, note)
     squares = gradient_squares(model, inputs, hidden, recipe.seed, backend, note)
     shapes = source.config.tensor_shapes()
     return [
@@ -263,31 +259,73 @@ def _squares_of(squares: Squares, name: str, shape: tuple[int, ...]) -> npt.NDAr
     return np.concatenate([squares.get(own, unused) for own in expert_names(name, shape[0])])
 
 
-def _measure_block(
-    block: Block, hidden: FloatArray, recipe: Recipe, names: set[str], backend: Backend, make_room: MakeRoom
-) -> dict[str, "RowErrors"]:
-    """Measure the errors of a block's linears, those with these names; ``hidden`` becomes the block's output."""
+def _measure_errors(
+    model: Transformer,
+    inputs: FloatArray,
+    hidden: FloatArray,
+    recipe: Recipe,
+    names: set[str],
+    backend: Backend,
+    make_room: MakeRoom,
+    note: Callable[[str], None],
+) -> dict[str, RowErrors]:
+    """Measure the errors of the blocks' linears, those with these names, an input's Hessian a unit.
+
+    Args:
+        model: the exact one; one block of it is in memory at a time.
+        inputs: (layers, ...), becomes the stream before every block.
+        hidden: (sequences, n, hidden_size) float32, the first block's input; becomes the last one's output.
+        recipe: has the damping and the group size.
+        names: those of the linears.
+        backend: runs the units.
+        make_room: for activations.
+        note: is told how far it is.
+    """
+    begun: deque[list[tuple[str, bool, Sample]]] = deque()
+
+    def units() -> Iterator[tuple[Array | None, str, tuple[ToRound, ...]]]:
+        for layer in range(len(inputs)):
+            note(f"forwards through block {layer}")
+            inputs[layer] = hidden
+            block = model.block(layer)
+            for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
+                samples, hessian = _samples(block, linears, recipe, names, backend), statistics.hessian
+                del statistics
+                begun.append(samples)
+                to_round = tuple((sample.rows, sample.layouts) for _, _, sample in samples)
+                is_wanted = any(layouts for _, layouts in to_round)
+                yield hessian if is_wanted else None, called(f"model.layers.{layer}.{linears[0]}.weight"), to_round
+                del samples, hessian, to_round
+            del block  # before the next is read
+
     found: dict[str, RowErrors] = {}
     stacks: dict[str, list[RowErrors]] = {}
-    step = max(1, block.config.n_experts // SAMPLED_EXPERTS)
-    for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
-        full = {linear: f"model.layers.{block.layer}.{linear}.weight" for linear in linears}
-        stack, number = split_expert(full[linears[0]]) or (None, 0)
-        is_sampled, factor = number % step == 0, None
-        if is_sampled:
-            factor = inverse_factor(statistics.hessian, recipe.damping, backend, called(full[linears[0]]))
-        for linear, name in full.items():
-            own, _ = split_expert(name) or (name, 0)
-            if own in names:
-                weights = block.weight(linear)
-                options = _options(weights.shape[1], recipe)
-                rows = SAMPLED_ROWS if stack is None else max(1, SAMPLED_ROWS // SAMPLED_EXPERTS)
-                errors = measure_errors(weights, statistics.hessian, factor, options, backend, rows)
-                if stack is None:
-                    found[name] = errors
-                else:
-                    stacks.setdefault(own, []).append(errors)
+    for several in backend.executor.map(partial(round_all, recipe.damping, backend), units()):
+        for (name, is_stack, sample), errors in zip(begun.popleft(), several, strict=True):
+            if is_stack:
+                stacks.setdefault(name, []).append(sample.measured(errors))
+            else:
+                found[name] = sample.measured(errors)
     return found | {name: RowErrors.of_stack(errors) for name, errors in stacks.items()}
+
+
+def _samples(
+    block: Block, linears: tuple[str, ...], recipe: Recipe, names: set[str], backend: Backend
+) -> list[tuple[str, bool, Sample]]:
+    """Choose rows of linears that share an input, with the tensors they are of, and whether those are stacks."""
+    found, step = [], max(1, block.config.n_experts // SAMPLED_EXPERTS)
+    for linear in linears:
+        name = f"model.layers.{block.layer}.{linear}.weight"
+        stack, number = split_expert(name) or (None, 0)
+        if (stack or name) not in names:
+            continue
+        weights = block.weight(linear)
+        rows = SAMPLED_ROWS if stack is None else max(1, SAMPLED_ROWS // SAMPLED_EXPERTS)
+        options = _options(weights.shape[1], recipe)
+        is_sampled = number % step == 0
+        sample = Sample.of(weights, options, backend, rows) if is_sampled else Sample.of_none(weights, backend)
+        found.append((stack or name, stack is not None, sample))
+    return found
 
 
 def _options(columns: int, recipe: Recipe) -> list[Layout]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import map_few, multiply, pieces, quiet
+from elutq_cli.pipeline.compute.products import AT_ONCE, multiply, pieces, quiet
 from elutq_cli.pipeline.stages.streams import Pair, Streams
 from elutq_cli.reference import Array, Namespace
 from elutq_cli.reference.attention import soften
@@ -59,7 +59,7 @@ def measure_divergence(
         streams: the last blocks' outputs.
         head_input: applies the last norm.
         head: all rows of it, in runs.
-        backend: runs the products.
+        backend: runs a unit of work for some tokens and rows.
         softcap: of the logits; None: none.
 
     Returns:
@@ -89,7 +89,7 @@ def divergences(
             of the same n.
         head_input: applies the last norm.
         head: all rows of it, in runs.
-        backend: runs the products.
+        backend: runs a unit of work for some tokens and rows.
         softcap: of the logits; None: none.
     """
     tallies = [
@@ -100,7 +100,9 @@ def divergences(
     for rows in head:
         exact_rows, quantized_rows = map(backend.arrays.place, rows)
         add = partial(_add_rows, head_input, exact_rows, quantized_rows, backend, softcap)
-        map_few(quiet(add), tallies, backend.crew)
+        pairs = [(tally.exact, tally.hidden) for tally in tallies]
+        for tally, said in zip(tallies, backend.executor.map(quiet(add), pairs, AT_ONCE), strict=True):
+            quiet(tally.merge)(said)
     of_tokens = np.concatenate([tally.divergence() for tally in tallies])
     return np.asarray(of_tokens.reshape(len(sequences), -1).mean(axis=1))
 
@@ -117,8 +119,9 @@ class _Tally:
         self._log_a = self._log_b = np.full(len(hidden), -np.inf)
         self._gap = np.zeros(len(hidden))
 
-    def merge(self, log_a: DoubleArray, log_b: DoubleArray, gap: DoubleArray) -> None:
+    def merge(self, said: tuple[DoubleArray, DoubleArray, DoubleArray]) -> None:
         """Take what further rows say: log Z_a, log Z_b and E_a[a - b] over them alone, (tokens,) each."""
+        log_a, log_b, gap = said
         both = np.logaddexp(self._log_a, log_a)
         self._gap = self._gap * np.exp(self._log_a - both) + gap * np.exp(log_a - both)
         self._log_a, self._log_b = both, np.logaddexp(self._log_b, log_b)
@@ -134,15 +137,18 @@ def _add_rows(
     quantized_rows: Array,
     backend: Backend,
     softcap: float | None,
-    tally: _Tally,
-) -> None:
+    streams: tuple[FloatArray, FloatArray],
+) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+    """A unit of work: what rows of both heads say of some tokens, from their streams (exact, quantized)."""
     xp = backend.arrays.xp
-    a = soften(multiply(head_input(backend.arrays.place(tally.exact)), exact_rows.T, backend), softcap, xp)
-    b = soften(multiply(head_input(backend.arrays.place(tally.hidden)), quantized_rows.T, backend), softcap, xp)
+    exact, hidden = map(backend.arrays.place, streams)
+    a = soften(multiply(head_input(exact), exact_rows.T, backend), softcap, xp)
+    b = soften(multiply(head_input(hidden), quantized_rows.T, backend), softcap, xp)
     weights_a, log_a = _exponentials(a, xp)
     _, log_b = _exponentials(b, xp)
     gap = xp.sum(weights_a * (a - b), axis=-1) / xp.sum(weights_a, axis=-1)
-    tally.merge(*(backend.arrays.fetch(found).astype(np.float64) for found in (log_a, log_b, gap)))
+    log_a, log_b, gap = (backend.arrays.fetch(found).astype(np.float64) for found in (log_a, log_b, gap))
+    return log_a, log_b, gap
 
 
 def _exponentials(logits: Array, xp: Namespace) -> tuple[Array, Array]:

@@ -49,7 +49,7 @@ def gradient_squares(
         inputs: (layers, sequences, n, hidden_size) float32, the stream before every block.
         outputs: (sequences, n, hidden_size) float32, the stream after the last.
         seed: of the tokens that the model draws.
-        backend: runs the products, one sequence a thread.
+        backend: runs a unit of work for each sequence, the predictions here.
         note: is told how far it is.
 
     Returns:
@@ -74,7 +74,8 @@ def gradient_squares(
             passed = [back((inputs[layer][few], np.stack(gradients[few]))) for few in batches]
             gradients = [gradient for several, _ in passed for gradient in several]
         else:
-            passed = map_few(back, list(zip(inputs[layer], gradients, strict=True)), backend.crew, BACK_AT_ONCE)
+            pairs = zip(inputs[layer], gradients, strict=True)
+            passed = list(backend.executor.map(back, pairs, BACK_AT_ONCE))
             gradients = [gradient for gradient, _ in passed]
         del back
         for linear in dict.fromkeys(linear for _, squares in passed for linear in squares):
