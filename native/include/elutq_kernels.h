@@ -80,6 +80,16 @@ struct elutq_weighing {
 };
 
 /*
+ * The keys of one head that tokens attend to, and their values: n_keys of the rows of a ring, from row `first` on. What comes
+ * after the last row is the first one.
+ */
+struct elutq_ring {
+    const void *keys, *values; /* n_rows rows each, one behind the other */
+    uint32_t n_rows, first;    /* first < n_rows */
+    uint32_t n_keys;           /* at most n_rows; finite */
+};
+
+/*
  * Keys and values of one head, in one type of cache. A row is the key or value of one position: ELUTQ_CACHE_F16,
  * fp16[head_dim]; ELUTQ_CACHE_Q8, int8[head_dim] and then the float that they are multiples of. Rows need no alignment
  * but that of fp16.
@@ -93,12 +103,11 @@ struct elutq_cache_kernels {
      * part `part` of the keys goes, those from ELUTQ_ATTEND_KEYS * part on: y = sum exp(score - largest) * value, where
      * score = scale * query . key, or softcap * tanh(that / softcap) where softcap is not 0. The last token sees all n_keys
      * keys, each one before it one key less.
-     * queries, y: [n_tokens][n_queries][head_dim]; weighings: [n_tokens][n_queries]; keys, values: n_keys rows, one behind
-     * the other, finite; n_keys >= n_tokens; scores: scratch [n_tokens][n_queries][ELUTQ_ATTEND_STRIDE].
+     * queries, y: [n_tokens][n_queries][head_dim]; weighings: [n_tokens][n_queries]; ring->n_keys >= n_tokens; scores:
+     * scratch [n_tokens][n_queries][ELUTQ_ATTEND_STRIDE]. Where in the ring the keys lie changes no bit.
      */
-    void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,
-                   uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float softcap, float *scores,
-                   struct elutq_weighing *weighings, float *y);
+    void (*attend)(const float *queries, uint32_t n_tokens, uint32_t n_queries, const struct elutq_ring *ring, uint32_t part,
+                   uint32_t head_dim, float scale, float softcap, float *scores, struct elutq_weighing *weighings, float *y);
 };
 
 struct elutq_kernels {

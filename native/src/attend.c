@@ -69,10 +69,11 @@ static void attend_part(const struct elutq_engine *engine, const struct elutq_pi
     const struct elutq_config *config = &engine->model->config;
     const struct elutq_sequence *sequence = piece->sequence;
     const struct elutq_cache_kernels *cache = &engine->model->kernels->cache[sequence->cache_type];
-    const size_t at = elutq_cache_offset(sequence, i, kv_head, view->first);
-    cache->attend(queries, view->n_tokens, config->n_heads / config->n_kv_heads, sequence->keys + at, sequence->values + at,
-                  view->n_keys, part, config->head_dim, 1.0f / sqrtf((float)config->head_dim), config->attention_softcap,
-                  scores, weighings, y);
+    const size_t head = elutq_cache_offset(sequence, i, kv_head, 0);
+    const struct elutq_ring ring = {sequence->keys + head, sequence->values + head, sequence->context_size, view->first,
+                                    view->n_keys};
+    cache->attend(queries, view->n_tokens, config->n_heads / config->n_kv_heads, &ring, part, config->head_dim,
+                  1.0f / sqrtf((float)config->head_dim), config->attention_softcap, scores, weighings, y);
 }
 
 /* One block of a piece's tokens and one KV head, part after part. */

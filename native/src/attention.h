@@ -1,6 +1,6 @@
 /*
- * Storing keys and values, and attention over them, once for every type of cache (stored_row.h). Rows of one head lie one
- * behind the other. Part of float_kernels.h, which includes it.
+ * Storing keys and values, and attention over them, once for every type of cache (stored_row.h). Part of float_kernels.h,
+ * which includes it.
  */
 #ifndef ELUTQ_ATTENTION_H
 #define ELUTQ_ATTENTION_H
@@ -300,16 +300,35 @@ INLINE void add_values(enum elutq_cache_type type, float *weights, uint32_t n_ro
     }
 }
 
+/* Keys, and their values, that lie one behind the other, and where those end that follow them in this way. */
+struct span {
+    const uint8_t *keys, *values, *keys_end, *values_end;
+    uint32_t n;
+};
+
+/* The first of n keys from key `first` on, as many as lie one behind the other: the ring cuts them once at most. */
+INLINE struct span span_of(const struct elutq_ring *ring, uint32_t first, uint32_t n, size_t row_bytes) {
+    const uint32_t before = ring->n_rows - ring->first, row = first < before ? ring->first + first : first - before;
+    const uint32_t left = ring->n_keys - first, room = ring->n_rows - row, n_behind = left < room ? left : room;
+    const uint8_t *keys = (const uint8_t *)ring->keys + row * row_bytes;
+    const uint8_t *values = (const uint8_t *)ring->values + row * row_bytes;
+    return (struct span){keys, values, keys + n_behind * row_bytes, values + n_behind * row_bytes, n < n_behind ? n : n_behind};
+}
+
 INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_tokens, uint32_t n_queries,
-                   const uint8_t *keys, const uint8_t *values, uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale,
-                   float softcap, float *scores, struct elutq_weighing *weighings, float *y) {
+                   const struct elutq_ring *ring, uint32_t part, uint32_t head_dim, float scale, float softcap, float *scores,
+                   struct elutq_weighing *weighings, float *y) {
     const size_t row_bytes = elutq_cache_row_bytes(type, head_dim);
-    const uint32_t n_rows = n_tokens * n_queries, first = part * ELUTQ_ATTEND_KEYS, left = n_keys - first;
+    const uint32_t n_rows = n_tokens * n_queries, first = part * ELUTQ_ATTEND_KEYS, left = ring->n_keys - first;
     const uint32_t n = left < ELUTQ_ATTEND_KEYS ? left : ELUTQ_ATTEND_KEYS;
-    score_keys(type, queries, n_rows, keys + first * row_bytes, n, keys + n_keys * row_bytes, head_dim, scale, scores);
+    struct span span;
+    for (uint32_t key = 0; key < n; key += span.n) {
+        span = span_of(ring, first + key, n - key, row_bytes);
+        score_keys(type, queries, n_rows, span.keys, span.n, span.keys_end, head_dim, scale, scores + key);
+    }
     for (uint32_t q = 0; q < n_rows; q++) {
         float *weights = scores + (size_t)q * ELUTQ_ATTEND_STRIDE;
-        const uint32_t all = n_keys - (n_tokens - 1 - q / n_queries); /* that this query sees, from the first */
+        const uint32_t all = ring->n_keys - (n_tokens - 1 - q / n_queries); /* that this query sees, from the first */
         const uint32_t after = all > first ? all - first : 0, n_seen = after < n ? after : n;
         if (softcap != 0)
             soften(weights, n_seen, softcap);
@@ -317,15 +336,17 @@ INLINE void attend(enum elutq_cache_type type, const float *queries, uint32_t n_
         memset(weights + n_seen, 0, (n - n_seen) * sizeof *weights);
     }
     memset(y, 0, (size_t)n_rows * head_dim * sizeof *y);
-    add_values(type, scores, n_rows, values + first * row_bytes, n, values + n_keys * row_bytes, head_dim, y);
+    for (uint32_t key = 0; key < n; key += span.n) {
+        span = span_of(ring, first + key, n - key, row_bytes);
+        add_values(type, scores + key, n_rows, span.values, span.n, span.values_end, head_dim, y);
+    }
 }
 
 #define ATTEND(name, type)                                                                                                     \
-    KERNEL void name(const float *queries, uint32_t n_tokens, uint32_t n_queries, const void *keys, const void *values,        \
-                     uint32_t n_keys, uint32_t part, uint32_t head_dim, float scale, float softcap, float *scores,             \
+    KERNEL void name(const float *queries, uint32_t n_tokens, uint32_t n_queries, const struct elutq_ring *ring,               \
+                     uint32_t part, uint32_t head_dim, float scale, float softcap, float *scores,                              \
                      struct elutq_weighing *weighings, float *y) {                                                             \
-        attend(type, queries, n_tokens, n_queries, keys, values, n_keys, part, head_dim, scale, softcap, scores, weighings,    \
-               y);                                                                                                             \
+        attend(type, queries, n_tokens, n_queries, ring, part, head_dim, scale, softcap, scores, weighings, y);                \
     }
 ATTEND(attend_f16, ELUTQ_CACHE_F16)
 ATTEND(attend_q8, ELUTQ_CACHE_Q8)

@@ -337,19 +337,21 @@ static const uint8_t *random_rows(const struct elutq_kernels *kernels, enum elut
     return found;
 }
 
+/* The keys begin at row `first` of as many rows, so some of them lie before it. */
 static void check_attend(const struct elutq_kernels *kernels, enum elutq_cache_type type, uint32_t n_tokens,
-                         uint32_t n_queries, uint32_t n_keys, uint32_t head_dim) {
+                         uint32_t n_queries, uint32_t n_keys, uint32_t head_dim, uint32_t first) {
     const size_t n_rows = (size_t)n_tokens * n_queries;
     const float *queries = random_floats(n_rows * head_dim, 2);
     const uint8_t *keys = random_rows(kernels, type, n_keys, head_dim), *values = random_rows(kernels, type, n_keys, head_dim);
+    const struct elutq_ring ring = {keys, values, n_keys, first, n_keys};
     float *scores = guarded(n_rows * ELUTQ_ATTEND_STRIDE * sizeof *scores);
     struct elutq_weighing *weighings = guarded(2 * n_rows * sizeof *weighings);
     float *part = guarded(n_rows * head_dim * sizeof *part);
     COMPARE("attend", n_rows * head_dim, {
-        set->cache[type].attend(queries, n_tokens, n_queries, keys, values, n_keys, 0, head_dim, 0.2f, 0, scores, weighings, y);
+        set->cache[type].attend(queries, n_tokens, n_queries, &ring, 0, head_dim, 0.2f, 0, scores, weighings, y);
         if (n_keys > ELUTQ_ATTEND_KEYS) {
-            set->cache[type].attend(queries, n_tokens, n_queries, keys, values, n_keys, 1, head_dim, 0.2f, 0, scores,
-                                    weighings + n_rows, part);
+            set->cache[type].attend(queries, n_tokens, n_queries, &ring, 1, head_dim, 0.2f, 0, scores, weighings + n_rows,
+                                    part);
             set->join_parts(weighings + n_rows, part, (uint32_t)n_rows, head_dim, weighings, y);
         }
         set->finish_parts(weighings, (uint32_t)n_rows, head_dim, y);
@@ -362,7 +364,8 @@ static void check_attend(const struct elutq_kernels *kernels, enum elutq_cache_t
 static void check_set(const struct elutq_kernels *kernels) {
     static const uint32_t ROWS[] = {1, 31, 33, 64, 256, 300}, LENGTHS[] = {1, 2, 15, 16, 17, 34, 64, 100};
     static const uint32_t F16[][3] = {{1, 1, 1}, {5, 16, 4}, {7, 40, 7}, {259, 40, 3}, {20, 192, 9}};
-    static const uint32_t ATTEND[][4] = {{1, 1, 1, 8}, {1, 3, 16, 20}, {4, 1, 37, 64}, {3, 4, 50, 128}, {2, 3, 257, 20}};
+    static const uint32_t ATTEND[][5] = {{1, 1, 1, 8, 0},     {1, 3, 16, 20, 0},   {1, 3, 16, 20, 13}, {4, 1, 37, 64, 0},
+                                         {3, 4, 50, 128, 49}, {2, 3, 257, 20, 0}, {2, 3, 257, 20, 5}};
     for (uint32_t bits = ELUTQ_HLQ_MIN_BITS; bits <= ELUTQ_HLQ_MAX_BITS; bits++)
         for (uint32_t group_size = 32; group_size <= ELUTQ_HLQ_MAX_GROUP_SIZE; group_size *= 2)
             for (size_t i = 0; i < COUNT(ROWS) + COUNT(KINDS) - 1; i++) { /* all rows of free16, then the other kinds */
@@ -380,8 +383,9 @@ static void check_set(const struct elutq_kernels *kernels) {
     for (size_t i = 0; i < COUNT(LENGTHS); i++)
         check_elementwise(kernels, LENGTHS[i]);
     for (size_t i = 0; i < COUNT(ATTEND); i++) {
-        check_attend(kernels, ELUTQ_CACHE_F16, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2], ATTEND[i][3]);
-        check_attend(kernels, ELUTQ_CACHE_Q8, ATTEND[i][0], ATTEND[i][1], ATTEND[i][2], ATTEND[i][3]);
+        const uint32_t *of = ATTEND[i];
+        check_attend(kernels, ELUTQ_CACHE_F16, of[0], of[1], of[2], of[3], of[4]);
+        check_attend(kernels, ELUTQ_CACHE_Q8, of[0], of[1], of[2], of[3], of[4]);
     }
     check_store_f16(kernels);
 }

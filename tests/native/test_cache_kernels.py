@@ -48,15 +48,18 @@ def stored(kernels, cache_type, x, memory):
     return rows, rows[:, :head_dim].view(np.int8) * scales
 
 
-def attend(kernels, cache_type, queries, rows, n_keys, memory, softcap=0):
-    """What queries (n_tokens, n_queries, head_dim) attend to in rows of keys and of values, their parts joined."""
+def attend(kernels, cache_type, queries, rows, n_keys, memory, softcap=0, first=0):
+    """What queries (n_tokens, n_queries, head_dim) attend to in rows of keys and of values, their parts joined.
+
+    rows: a ring of (n_rows, row_bytes) each, in which the n_keys begin at row ``first``.
+    """
     n_tokens, n_queries, head_dim = queries.shape
     n_rows, found = n_tokens * n_queries, []
     for part in range(-(-n_keys // lib.ELUTQ_ATTEND_KEYS)):
         scores = memory.array((n_rows, lib.ELUTQ_ATTEND_STRIDE), np.float32)
         weighings, y = memory.array((n_rows, 2), np.float32), memory.array(queries.shape, np.float32)
-        caches = [ffi.from_buffer(array) for array in rows]
-        arguments = (floats(memory.copy(queries)), n_tokens, n_queries, *caches, n_keys, part, head_dim, 0.3, softcap)
+        ring = ffi.new("struct elutq_ring *", [*map(ffi.from_buffer, rows), len(rows[0]), first, n_keys])
+        arguments = (floats(memory.copy(queries)), n_tokens, n_queries, ring, part, head_dim, 0.3, softcap)
         weighing = ffi.from_buffer("struct elutq_weighing[]", weighings)
         kernels.cache[cache_type].attend(*arguments, floats(scores), weighing, floats(y))
         found.append((weighing, y))
@@ -118,3 +121,27 @@ def test_a_token_attends_in_a_batch_as_it_does_alone(name, cache_type, n_keys, n
     for token in range(n_tokens):
         alone = attend(SETS[name], cache_type, q[token : token + 1], rows, n_keys - n_tokens + token + 1, memory)
         assert np.array_equal(together[token], alone[0])
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("cache_type", [F16, Q8], ids=["f16", "q8"])
+@pytest.mark.parametrize(("n_tokens", "n_queries"), [(1, 1), (1, 6), (4, 3)])
+def test_where_the_keys_lie_in_a_ring_changes_no_bit(name, cache_type, n_tokens, n_queries, memory, rng):
+    """Rows that are not attended to hold what is not finite: whoever reads one shows it."""
+    head_dim, n_rows = 20, 530
+    q = rng.standard_normal((n_tokens, n_queries, head_dim)).astype(np.float32)
+    for n_keys in (5, 300, 517, n_rows):
+        rows = [
+            stored(SETS[name], cache_type, rng.standard_normal((n_keys, head_dim)).astype(np.float32), memory)[0]
+            for _ in range(2)
+        ]
+        wanted = attend(SETS[name], cache_type, q, rows, n_keys, memory)
+        for first in (0, 1, n_rows - n_keys, n_rows - n_keys // 2, n_rows - 3, n_rows - 1):
+            rings = []
+            for array in rows:
+                ring = memory.array((n_rows, array.shape[1]), np.uint8)
+                ring[:] = 0xFF
+                ring[(first + np.arange(n_keys)) % n_rows] = array
+                rings.append(ring)
+            first %= n_rows
+            assert np.array_equal(attend(SETS[name], cache_type, q, rings, n_keys, memory, first=first), wanted)
