@@ -14,6 +14,7 @@ from elutq_cli.pipeline.progress import Progress
 from elutq_cli.streams import ShownLines, printable, shown_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from elutq_cli.pipeline.recipe import Recipe
@@ -114,33 +115,39 @@ def print_forecast(
     threads: int | None,
     max_memory: float | None,
     json_output: bool,
+    executor: str = "threads",
 ) -> None:
-    """Print what a run would make and take.
+    """Print what a run would make and take; on a cluster, with its workers, or several numbers where none answers.
 
     Raises:
         ElutqError: it would be refused.
     """
-    from elutq_cli.pipeline.compute.backend import make_backend
+    from elutq_cli.pipeline.compute.backend import make_backend, names_ray
     from elutq_cli.pipeline.recipe import IMPORT
     from elutq_cli.pipeline.run.calibration_text import CalibrationText
-    from elutq_cli.pipeline.run.forecast import estimate_seconds
+    from elutq_cli.pipeline.run.estimate import estimate_work
     from elutq_cli.pipeline.run.imported import describe_others
     from elutq_cli.pipeline.run.preparation import prepare
+    from elutq_cli.pipeline.run.scaling import share_out
 
     for note in checkpoint.notes_on(recipe.method == IMPORT):
         print(shown_line(note), file=sys.stderr)
+    counts: Sequence[int] = _workers_of(executor, threads) if names_ray(executor, device) else ()
     with make_backend(device, threads) as backend:
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
-        run = prepare(checkpoint, output, recipe, text, backend, max_memory, device)
+        workers = max(counts, default=1)
+        run = prepare(checkpoint, output, recipe, text, backend, max_memory, device, workers)
         for line in describe_others(checkpoint, run.plan) if recipe.method == IMPORT else []:
             print(shown_line(line), file=sys.stderr)
         forecast = run.forecast
-        seconds = estimate_seconds(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens)
+        work = estimate_work(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens)
+    shares = share_out(run.config, run.plan, recipe, run.n_tokens, run.held_out_tokens, work, counts)
     if json_output:
         records = [
             asdict(record) | {"kind": record.kind.name if record.group_size else None} for record in forecast.records
         ]
-        print(json.dumps(asdict(forecast) | {"records": records, "seconds": seconds}))
+        shared = {"workers": list(map(asdict, shares))} if shares else {}
+        print(json.dumps(asdict(forecast) | {"records": records, "seconds": work.seconds()} | shared))
         return
     for record in forecast.records:
         if record.bits != 32:
@@ -153,4 +160,28 @@ def print_forecast(
     if forecast.tuning_bytes:
         print(f"of that      {forecast.tuning_bytes / 1e9:.2f} GB to tune, on --device")
     counted = ", tuning on them too" if recipe.tune else ""
-    print(f"time         about {seconds / 60:.0f} minutes with {backend.crew.threads} threads of this machine{counted}")
+    each = f"with {backend.crew.threads} threads of this machine{counted}"
+    if not shares:
+        print(f"time         about {work.seconds() / 60:.0f} minutes {each}")
+        return
+    print(f"of a worker  as much memory for each of its units of work, {each}")
+    print("workers  minutes, without what travels  sent, GB  travels at most, GB  object store here, GB")
+    for share in shares:
+        sizes = share.sent_bytes, share.carried_bytes, share.store_bytes
+        sent, carried, store = (f"{n_bytes / 1e9:.1f}" for n_bytes in sizes)
+        print(f"{share.workers:7}  {share.seconds / 60:29.0f}  {sent:>8}  {carried:>19}  {store:>21}")
+
+
+def _workers_of(executor: str, threads: int | None) -> Sequence[int]:
+    """Return how many workers a Ray cluster has, or several numbers and why on stderr, where none can be joined."""
+    from elutq_cli.pipeline.compute.ray_cluster import RayCluster
+    from elutq_cli.pipeline.run.scaling import COUNTS
+    from elutq_formats.errors import ElutqError
+
+    try:
+        cluster = RayCluster(executor.partition(":")[2] or None, threads)
+    except ElutqError as error:
+        print(shown_line(f"planned for {', '.join(map(str, COUNTS))} workers: {error}"), file=sys.stderr)
+        return COUNTS
+    cluster.close()
+    return (cluster.workers,)

@@ -159,15 +159,13 @@ def quantize_command(
         **given,
     ).resolved(bool(calibration))
     if dry_run:
-        if executor != "threads":
-            raise ElutqError(
-                "--dry-run plans for this machine alone: leave out --executor; docs/large-models.md has the time with "
-                "more workers"
-            )
         if output is not None:
             check_output(output, force)
         with open_headers(model, revision, offline, gguf_file) as checkpoint:
-            print_forecast(checkpoint, output, recipe, calibration or [], device, threads, max_memory, json_output)
+            text = calibration or []
+            print_forecast(
+                checkpoint, output, recipe, text, device, threads, max_memory, json_output, executor=executor
+            )
         return
     if output is None:
         raise ElutqError("say where the model file goes: -o FILE (or --dry-run to see the plan alone)")

@@ -10,7 +10,8 @@ from processes import paused_quantize
 
 from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.recipe import Plan, Recipe
-from elutq_cli.pipeline.run.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.run.estimate import estimate_work
+from elutq_cli.pipeline.run.forecast import Forecast
 from elutq_formats.checkpoint import Checkpoint
 
 DATA = Path(__file__).parent.parent / "data"
@@ -72,7 +73,7 @@ def test_the_forecast_counts_tuning():
         for recipe in (plain, tuned):
             plan = Plan.make(checkpoint.config, recipe)
             forecasts.append(Forecast.make(checkpoint.config, plan, recipe, 1024, 1))
-            seconds.append(estimate_seconds(checkpoint.config, plan, recipe, 1024, backend))
+            seconds.append(estimate_work(checkpoint.config, plan, recipe, 1024, backend).seconds())
     assert forecasts[0].tuning_bytes == 0
     assert 0 < forecasts[1].tuning_bytes < forecasts[1].memory_bytes
     assert forecasts[1].memory_bytes > forecasts[0].memory_bytes

@@ -1,6 +1,7 @@
 """Units of work: run here or elsewhere, in order, with the same results; what they are made of travels."""
 
 import importlib.util
+import json
 import os
 import pickle
 import shutil
@@ -189,9 +190,36 @@ def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_is_of_this_machine_and_says_so():
-    found = CliRunner().invoke(app, ["quantize", str(GOLDEN / "llama1-mha"), "--dry-run", "--executor", "ray"])
-    assert isinstance(found.exception, ElutqError) and "--dry-run plans for this machine alone" in str(found.exception)
+PLAN = ["quantize", str(GOLDEN / "llama1-mha"), "--group-size", "32", "--dry-run", "--threads", "1"]
+
+
+def planned(*options):
+    found = CliRunner().invoke(app, [*PLAN, *options], catch_exceptions=False)
+    return json.loads(found.stdout) if "--json" in options else found.stdout
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_plan_without_a_cluster_is_of_several_numbers_of_workers(tmp_path, monkeypatch, calibrated):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    sizes = ["--calibration", str(text), "--num-samples", "6", "--sequence-length", "24"] if calibrated else []
+    plan = planned("--executor", "ray", "--json", *sizes)
+    assert [share["workers"] for share in plan["workers"]] == [1, 4, 16, 64]
+    one, four, sixteen, many = (share["seconds"] for share in plan["workers"])
+    assert one == plan["seconds"]
+    if calibrated:  # here + divided / workers
+        assert (
+            (one - four) * 4 / 3 == pytest.approx((four - sixteen) * 16 / 3) == pytest.approx((sixteen - many) * 64 / 3)
+        )
+        assert all(0 < share["store_bytes"] < share["sent_bytes"] for share in plan["workers"])
+        assert planned("--json", *sizes)["scratch_bytes"] < plan["scratch_bytes"]
+    else:
+        assert one > 3 * four > 0 and many <= sixteen
+        assert {(share["sent_bytes"], share["store_bytes"]) for share in plan["workers"]} == {(0, 0)}
+    printed = planned("--executor", "ray", *sizes)
+    assert [line.split()[0] for line in printed.splitlines()[-4:]] == ["1", "4", "16", "64"]
+    assert "workers" not in planned("--json", *sizes)
 
 
 class Ray:
@@ -240,6 +268,14 @@ def test_workers_are_those_of_nodes_with_enough_cores(cluster):
         ElutqError, match=r"^no node of the Ray cluster 127\.0\.0\.1:\d+ has 36 cores: use a smaller --threads$"
     ):
         cluster(*nodes, threads=36)
+    assert sys.modules["ray"].shut_down
+
+
+def test_a_plan_is_of_the_workers_that_a_cluster_has(cluster):
+    cluster((16, 1e9, True), (35, 1e9, True))  # whose Ray answers from now on
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        plan = planned("--executor", f"ray:127.0.0.1:{head.getsockname()[1]}", "--json")
+    assert [share["workers"] for share in plan["workers"]] == [51]
     assert sys.modules["ray"].shut_down
 
 

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 from elutq_cli.pipeline.compute.backend import numpy_backend
 from elutq_cli.pipeline.recipe import Plan, Recipe
-from elutq_cli.pipeline.run import forecast as forecasts
-from elutq_cli.pipeline.run import preparation
-from elutq_cli.pipeline.run.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.run import estimate, preparation
+from elutq_cli.pipeline.run.estimate import estimate_work
+from elutq_cli.pipeline.run.forecast import Forecast
 from elutq_cli.pipeline.run.peak_memory import PROCESS_BYTES, THREAD_BYTES
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.checkpoint import Checkpoint
@@ -129,11 +129,11 @@ def test_a_mixture_of_experts_takes_no_more_than_one_of_its_experts_and_the_rest
 
 @pytest.mark.parametrize("method", ["correct", "allocate"])
 def test_the_time_of_products_grows_with_the_experts_of_a_token_and_not_with_all(method, monkeypatch):
-    monkeypatch.setattr(forecasts, "_seconds", lambda function: float(function.__name__ == "multiply"))
+    monkeypatch.setattr(estimate, "_seconds", lambda function: float(function.__name__ == "multiply"))
 
     def seconds(**changes):
         config, recipe = replace(named_shape("qwen3-30b-a3b"), **changes), Recipe(method=method)
-        return estimate_seconds(config, Plan.make(config, recipe), recipe, 1 << 15, numpy_backend())
+        return estimate_work(config, Plan.make(config, recipe), recipe, 1 << 15, numpy_backend()).seconds()
 
     assert seconds(n_experts=512) == pytest.approx(seconds(), rel=1e-6)
     assert seconds(n_experts_used=16) > 1.5 * seconds()

@@ -13,10 +13,11 @@ from elutq_cli.pipeline.compute.backend import native_backend, numpy_backend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
-from elutq_cli.pipeline.run import forecast
+from elutq_cli.pipeline.run import estimate
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.estimate import estimate_work
 from elutq_cli.pipeline.run.fingerprint import explain_difference, fingerprint
-from elutq_cli.pipeline.run.forecast import Forecast, estimate_seconds
+from elutq_cli.pipeline.run.forecast import Forecast
 from elutq_cli.pipeline.run.preparation import prepare
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.stages import by_rows, divergence
@@ -292,15 +293,15 @@ def test_their_streams_are_in_the_forecast_of_scratch_disk(tmp_path, backend, re
 
 
 def test_they_take_less_than_an_eighth_of_the_forward_passes(backend, monkeypatch):
-    monkeypatch.setattr(forecast, "_seconds", lambda function: 1.0)
+    monkeypatch.setattr(estimate, "_seconds", lambda function: 1.0)
     config, recipe = named_shape("llama3-8b"), Recipe(method="correct")
     plan, n_tokens, held_out = Plan.make(config, recipe), 64 * 512, 8 * 512
     sizes = [Forecast.make(config, plan, recipe, n_tokens, 2, held_out_tokens=n) for n in (0, held_out)]
     assert sizes[0].memory_bytes == sizes[1].memory_bytes
     assert sizes[0].scratch_bytes < sizes[1].scratch_bytes < 1.1 * sizes[0].scratch_bytes
-    without, with_them = (estimate_seconds(config, plan, recipe, n_tokens, backend, n) for n in (0, held_out))
+    without, with_them = (estimate_work(config, plan, recipe, n_tokens, backend, n).seconds() for n in (0, held_out))
     n_weights = sum(math.prod(config.tensor_shapes()[entry.name]) for block in plan.blocks for entry in block)
-    all_passes = 3 * n_weights * n_tokens * (1.0 / forecast.PROBE_COLUMNS**3)
+    all_passes = 3 * n_weights * n_tokens * (1.0 / estimate.PROBE_COLUMNS**3)
     assert 1 / 16 < (with_them - without) / all_passes < 1 / 8
 
 

@@ -13,7 +13,7 @@ from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import METHODS, Plan, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
-from elutq_cli.pipeline.run.forecast import estimate_seconds
+from elutq_cli.pipeline.run.estimate import estimate_work
 from elutq_cli.pipeline.run.quantize import quantize as run_pipeline
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.stages.refine import refine
@@ -81,7 +81,7 @@ def test_the_time_of_a_run_there_is_estimated(on_torch, method):
     recipe = Recipe(method=method, group_size=32)
     with Checkpoint.open(TINY) as checkpoint:
         plan = Plan.make(checkpoint.config, recipe)
-        assert 0.0 < estimate_seconds(checkpoint.config, plan, recipe, 1024, on_torch) < 600.0
+        assert 0.0 < estimate_work(checkpoint.config, plan, recipe, 1024, on_torch).seconds() < 600.0
 
 
 @pytest.mark.parametrize("method", ["fit", "correct", "allocate"])

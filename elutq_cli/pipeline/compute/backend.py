@@ -101,16 +101,25 @@ def make_backend(device: str, threads: int | None, executor: str = "threads") ->
         ElutqError: torch or Ray is not installed, or has no such device or cluster.
         NativeError: the threads cannot be started.
     """
-    name, _, address = executor.partition(":")
-    if name not in NAMES or (name == "threads" and executor != name):
-        raise ElutqError(f"executor {executor} is not known: choose threads, ray or ray:ADDRESS")
-    if name == "ray":
-        if device != "cpu":
-            raise ElutqError(f"--executor ray computes on processors: leave out --device {device}")
+    if names_ray(executor, device):
         from elutq_cli.pipeline.compute.ray_cluster import RayCluster
 
-        return replace(native_backend(threads), executor=RayCluster(address or None, threads))
+        return replace(native_backend(threads), executor=RayCluster(executor.partition(":")[2] or None, threads))
     if device == "cpu":
         return native_backend(threads)
     prepare_torch(device, threads or default_threads(), f"--device {device}")
     return torch_backend(device, threads)
+
+
+def names_ray(executor: str, device: str) -> bool:
+    """Whether this is a Ray cluster, which may have an address; see ``make_backend``.
+
+    Raises:
+        ElutqError: it is nothing that is known, or cannot be with this device.
+    """
+    name, _, _ = executor.partition(":")
+    if name not in NAMES or (name == "threads" and executor != name):
+        raise ElutqError(f"executor {executor} is not known: choose threads, ray or ray:ADDRESS")
+    if name == "ray" and device != "cpu":
+        raise ElutqError(f"--executor ray computes on processors: leave out --device {device}")
+    return name == "ray"

@@ -50,14 +50,20 @@ def multiply_by_rows(
 
 
 def multiply_by_columns(left: Array, right: Array, backend: Backend, inner: Inner = all_of_it) -> Array:
-    """Return left @ right, some columns of it a unit; ``inner`` is as a tile's rows alone have it."""
+    """Return left @ right, some columns of it a unit, each with both factors.
+
+    Args:
+        left: (rows, inner) float32.
+        right: (inner, columns) float32.
+        backend: runs the units.
+        inner: as a tile's rows alone have it.
+    """
     workers = backend.executor.workers
-    unit = partial(multiply, left, backend=backend, inner=inner)
     if workers == 1 or len(left) < DIVIDED_ROWS:
-        return unit(right)
+        return multiply(left, right, backend, inner)
     product = backend.arrays.empty((len(left), right.shape[1]))
-    cut = unit_rows(right.shape[1], workers)
-    for columns, part in zip(cut, backend.executor.map(unit, (right[:, columns] for columns in cut)), strict=True):
+    cut, unit = unit_rows(right.shape[1], workers), partial(_columns_of_product, left, right, inner, backend)
+    for columns, part in zip(cut, backend.executor.map(unit, cut), strict=True):
         product[:, columns] = part
     return product
 
@@ -83,8 +89,9 @@ def subtract_square(target: Array, factor: Array, backend: Backend) -> None:
 
 def less_product(target: Array, left: Array, right: Array, backend: Backend) -> Array:
     """Return target - left @ right, some rows a unit: (rows, columns), (rows, inner), (inner, columns)."""
-    units = ((target[rows], left[rows]) for rows in unit_rows(len(target), backend.executor.workers))
-    parts = list(backend.executor.map(partial(_less_rows, right, backend), units))
+    cut = unit_rows(len(target), backend.executor.workers)
+    unit = partial(_less_rows, left, right, backend)  # all of the left, which is a linear's: it has travelled before
+    parts = list(backend.executor.map(unit, ((target[rows], rows) for rows in cut)))
     return parts[0] if len(parts) == 1 else backend.arrays.xp.concatenate(parts)
 
 
@@ -152,6 +159,10 @@ def _rows_of_product(right: Array, transposed: bool, inner: Inner, backend: Back
     return multiply(left, right.T if transposed else right, backend, inner)
 
 
+def _columns_of_product(left: Array, right: Array, inner: Inner, backend: Backend, columns: slice) -> Array:
+    return multiply(left, right[:, columns], backend, inner)
+
+
 def _less_square(factor: Array, backend: Backend, part: tuple[Array, slice]) -> Array:
     """A unit of work: rows of a target from its diagonal on, and which they are."""
     target, rows = part
@@ -160,10 +171,11 @@ def _less_square(factor: Array, backend: Backend, part: tuple[Array, slice]) -> 
     return less
 
 
-def _less_rows(right: Array, backend: Backend, rows: tuple[Array, Array]) -> Array:
-    target, left = rows
+def _less_rows(left: Array, right: Array, backend: Backend, part: tuple[Array, slice]) -> Array:
+    """A unit of work: rows of a target, and which they are."""
+    target, rows = part
     less = target + 0.0
-    subtract_product(less, left, right, backend)
+    subtract_product(less, left[rows], right, backend)
     return less
 
 

@@ -48,6 +48,7 @@ def prepare(
     backend: Backend,
     max_memory: float | None,
     device: str,
+    workers: int | None = None,
 ) -> Preparation:
     """Check and plan a run; warn of one that may take more memory than can be had.
 
@@ -59,6 +60,7 @@ def prepare(
         backend: runs the inner loops.
         max_memory: refuse a run that may take more memory than so many GB; None: none.
         device: torch's name of where to tune.
+        workers: that the run will have; None: those of the backend.
 
     Raises:
         ElutqError: the recipe does not fit the model or the text, a tokenizer or template cannot be used, memory or
@@ -90,8 +92,9 @@ def prepare(
     n_tokens = 0 if calibration is None else calibration.tokens.size
     held_out_tokens = 0 if held_out is None else held_out.size
     encoding = 0 if calibration is None else calibration.encoding_bytes
+    package, workers = checkpoint.package_bytes(), workers or backend.executor.workers
     forecast = Forecast.make(
-        config, plan, recipe, n_tokens, backend.crew.threads, encoding, checkpoint.package_bytes(), held_out_tokens
+        config, plan, recipe, n_tokens, backend.crew.threads, encoding, package, held_out_tokens, workers
     )
     forecast.check(output, max_memory)
     shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None

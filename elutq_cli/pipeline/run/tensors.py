@@ -20,7 +20,7 @@ from elutq_cli.pipeline.stages.alone import quantize_alone
 from elutq_cli.pipeline.stages.by_rows import Use, embed, quantize_by_rows, read_rows
 from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.feedback import check_finite, inverse_factor
-from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix, Treatment, quantize_rows
+from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix, Treatment, quantize_part, quantize_rows
 from elutq_cli.pipeline.stages.measure import measure, measured_rows
 from elutq_cli.pipeline.stages.moments import InputStatistics
 from elutq_cli.reference import Array
@@ -153,6 +153,7 @@ class Tensors:
         inputs: LinearInputs | None,
         sample: Array,
         of_stack: BlockKind | None = None,
+        travels: bool = False,
     ) -> Matrix:
         """Quantize a matrix, or one of a stack.
 
@@ -162,6 +163,7 @@ class Tensors:
             inputs: what is known of its input.
             sample: ``sample_rows`` of the checkpoint's weights.
             of_stack: the kind of the blocks, where the plan is settled for a whole stack.
+            travels: whether other units of the block use the same array.
         """
         shape = tuple(weights.shape)
         begin = time.perf_counter()
@@ -169,9 +171,16 @@ class Tensors:
         if plan.layout is None:
             matrix = Matrix(plan.record(shape), self._backend.arrays.fetch(weights).astype(np.float16))
         else:
-            executor, unit = self._backend.executor, partial(quantize_rows, self._treatment(inputs), self._backend)
-            rows = ((plan.layout, kind, weights[part]) for part in unit_rows(len(weights), executor.workers))
-            tensor = HLQTensor.concatenate(list(executor.map(unit, rows)))
+            treatment, executor = self._treatment(inputs), self._backend.executor
+            cut = unit_rows(len(weights), executor.workers)
+            if travels:
+                unit = partial(quantize_part, plan.layout, kind, weights, treatment, self._backend)
+                parts = list(executor.map(unit, cut))
+            else:
+                rows = ((plan.layout, kind, weights[part]) for part in cut)
+                parts = list(executor.map(partial(quantize_rows, treatment, self._backend), rows))
+            tensor = HLQTensor.concatenate(parts)
+            del parts
             error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
             matrix = Matrix(plan.record(shape, error, tensor.kind), tensor)
         if of_stack is None:

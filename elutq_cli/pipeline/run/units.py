@@ -224,7 +224,8 @@ class Run:
                     own = stacks.get(stack[0]) or stacks.setdefault(stack[0], self.open_stack(by_name[stack[0]]))
                     matrix = own.add(target, inputs, sample)
                 else:
-                    matrix = self.tensors.quantize_matrix(by_name[name], target, inputs, sample)
+                    travels = target is block.weights.get(name.removeprefix(prefix))
+                    matrix = self.tensors.quantize_matrix(by_name[name], target, inputs, sample, travels=travels)
                     if before is None:
                         self.tensors.add_matrix(matrix)
                     else:

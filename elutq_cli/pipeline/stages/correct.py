@@ -28,15 +28,16 @@ def correct(weights: Array, lack: Array, factor: Array, backend: Backend) -> Arr
         (rows, columns) float32; the weights as they are where that is not finite.
     """
     executor, xp = backend.executor, backend.arrays.xp
-    units = ((weights[rows], lack[rows]) for rows in unit_rows(len(weights), executor.workers))
-    parts = list(executor.map(partial(_correct_rows, factor, backend), units))
+    units = ((lack[rows], rows) for rows in unit_rows(len(weights), executor.workers))
+    unit = partial(_correct_rows, weights, factor, backend)  # all of the weights: they have travelled before
+    parts = list(executor.map(unit, units))
     target = parts[0] if len(parts) == 1 else xp.concatenate(parts)
     return target if bool(xp.isfinite(target).all()) else weights
 
 
-def _correct_rows(factor: Array, backend: Backend, rows: tuple[Array, Array]) -> Array:
-    """A unit of work: some rows' weights and what is lacking of them."""
-    weights, lack = rows
+def _correct_rows(weights: Array, factor: Array, backend: Backend, part: tuple[Array, slice]) -> Array:
+    """A unit of work: what is lacking of some rows, and which they are."""
+    lack, rows = part
     target = multiply(multiply(lack, factor.T, backend, right_lower), factor, backend, right_upper)
-    target += weights
+    target += weights[rows]
     return target

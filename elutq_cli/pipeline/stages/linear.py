@@ -63,6 +63,13 @@ def quantize_rows(treatment: Treatment, backend: Backend, rows: Rows) -> HLQTens
     return refine(weights, inputs.hessian, found, treatment.damping, backend, kind)
 
 
+def quantize_part(
+    layout: Layout, kind: BlockKind, weights: Array, treatment: Treatment, backend: Backend, rows: slice
+) -> HLQTensor:
+    """Run them on some rows of a matrix that travels whole, since other units use it, too."""
+    return quantize_rows(treatment, backend, (layout, kind, weights[rows]))
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A matrix as the file will hold it.

@@ -118,7 +118,8 @@ def input_statistics(
     adds = len(streams) == 2 and writer is not None and writer.finish is None
     wants = token_batches(make_room((*shape, hidden_size))) if divides and adds else []
     hessian = lack = None
-    units = backend.executor.map(quiet(partial(_inputs_of, inputs, writer, backend)), waves, AT_ONCE)
+    unit = quiet(partial(_inputs_of, inputs, writer if len(streams) == 2 else None, backend))
+    units = backend.executor.map(unit, waves, AT_ONCE)
     for few in pieces(len(waves), AT_ONCE):
         batches = [next(units) for _ in waves[few]]
         found = [(x, wanted) for x, wanted, _ in batches]
