@@ -1,6 +1,6 @@
 """The C runtime behind elutq: models, engines and the quantizer's hot loops."""
 
-from elutq_native.engine import PIECE_TOKENS, Engine, Run
+from elutq_native.engine import MANY_ROWS, PIECE_TOKENS, Engine, Run
 from elutq_native.errors import CancelledError, ClosedError, ContextFullError, NativeError
 from elutq_native.library import default_threads, ffi, lib, supported_kernels, survive_lost_pages
 from elutq_native.model import CACHE_TYPES, Model, ModelInfo
@@ -9,6 +9,7 @@ from elutq_native.session import Session
 
 __all__ = [
     "CACHE_TYPES",
+    "MANY_ROWS",
     "PIECE_TOKENS",
     "CancelledError",
     "ClosedError",

@@ -8,7 +8,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_native.errors import ClosedError
+from elutq_native.errors import ClosedError, NativeError
 from elutq_native.handle import Handle
 from elutq_native.library import MESSAGE_BYTES, check, check_use, default_threads, ffi, lib
 from elutq_native.model import Model
@@ -20,6 +20,9 @@ OPERATIONS = ("embed", "prepare", "qkv", "position", "attend", "attn_output", "r
 
 PIECE_TOKENS: int = lib.ELUTQ_PIECE_TOKENS
 """Tokens of a run that a pass takes at a time, counted from the run's first."""
+
+MANY_ROWS: int = lib.ELUTQ_MANY_ROWS
+"""Rows of a pass from which it takes all threads."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Engine:
     Attributes:
         model: Evaluated.
         threads: Threads.
+        decode_threads: Those of them that run passes of less than MANY_ROWS rows.
     """
 
     def __init__(self, model: Model, threads: int | None = None, n_sequences: int = 1, name: str = "engine") -> None:
@@ -72,7 +76,20 @@ class Engine:
         self._counters = ffi.new("struct elutq_profile *")
         self._name = name
         self.model = model
-        self.threads = threads
+        self.threads = self.decode_threads = threads
+
+    def use_for_decode(self, threads: int) -> None:
+        """Has passes of less than MANY_ROWS rows run on so many of the threads; the others sleep. Changes no result.
+
+        Raises:
+            NativeError: There are not so many, or another thread uses the engine.
+        """
+        with self._handle.use() as engine:
+            status = lib.elutq_engine_use_for_decode(engine, max(threads, 0))
+        check_use(status, self._name)
+        if status != lib.ELUTQ_OK:
+            raise NativeError(status, f"{threads} threads of {self.threads} cannot be used", bad_input=True)
+        self.decode_threads = threads
 
     def eval(self, runs: Sequence[Run]) -> list[NDArray[np.float32]]:
         """Appends tokens to sequences, all in the same passes, and computes logits.

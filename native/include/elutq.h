@@ -139,6 +139,15 @@ int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32
 int elutq_engine_create(elutq_model *model, uint32_t n_sequences, unsigned n_threads, elutq_engine **engine, char *error,
                         size_t error_bytes);
 
+/* Passes of so many rows are bound by arithmetic, and take all threads that there are. */
+#define ELUTQ_MANY_ROWS 8
+
+/*
+ * Has passes of less than ELUTQ_MANY_ROWS rows, which memory bounds, run on the first n_threads of the engine's threads; the
+ * others sleep meanwhile. ELUTQ_ERROR_ARGUMENT: the engine has not so many. Changes no result.
+ */
+int elutq_engine_use_for_decode(elutq_engine *engine, unsigned n_threads);
+
 /* Frees an engine; NULL is allowed. Sequences go on. While another thread is in a call on it: ELUTQ_ERROR_IN_USE; it stays. */
 int elutq_engine_destroy(elutq_engine *engine);
 

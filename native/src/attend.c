@@ -167,9 +167,8 @@ static uint32_t widest_window(const struct elutq_model *model) {
     return model->config.sliding_window;
 }
 
-void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces) {
+void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces, unsigned n_threads) {
     const uint32_t n_kv_heads = engine->model->config.n_kv_heads;
-    const unsigned n_threads = elutq_pool_threads(engine->pool);
     const uint32_t window = widest_window(engine->model);
     uint64_t n_blocks = 0, n_slots = 0;
     for (uint32_t i = 0; i < n_pieces; i++) {

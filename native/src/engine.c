@@ -51,8 +51,18 @@ int elutq_engine_create(elutq_model *model, uint32_t n_sequences, unsigned n_thr
         elutq_engine_destroy(engine);
         return elutq_fail(&report, status, "cannot start %u threads", n_threads);
     }
+    engine->n_decode_threads = n_threads;
     *out = engine;
     return ELUTQ_OK;
+}
+
+int elutq_engine_use_for_decode(elutq_engine *engine, unsigned n_threads) {
+    if (n_threads < 1 || n_threads > elutq_pool_threads(engine->pool))
+        return ELUTQ_ERROR_ARGUMENT;
+    if (!elutq_begin_call(&engine->in_use))
+        return ELUTQ_ERROR_IN_USE;
+    engine->n_decode_threads = n_threads;
+    return elutq_end_call(&engine->in_use, ELUTQ_OK);
 }
 
 int elutq_engine_destroy(elutq_engine *engine) {

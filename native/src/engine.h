@@ -105,6 +105,7 @@ struct elutq_routing {
 struct elutq_engine {
     struct elutq_model *model; /* shared, and kept open */
     elutq_pool *pool;
+    unsigned n_decode_threads; /* that run passes of less than ELUTQ_MANY_ROWS rows */
     uint32_t max_rows;     /* of a pass */
     atomic_bool cancelled; /* the pass under way is to end */
     atomic_bool in_use;    /* a call is under way */

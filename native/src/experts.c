@@ -234,7 +234,7 @@ static void multiply(const struct elutq_pass *pass, unsigned thread, const struc
     const struct elutq_routing *routing = &engine->routing;
     const struct elutq_matrix *first = &products[0].linear->weight;
     const uint32_t n_tiles = elutq_matrix_tiles(first), n_matrices = routing->n_batches * n_products;
-    const uint32_t tiles = elutq_tiles_per_item(n_tiles * n_matrices, elutq_pool_threads(engine->pool));
+    const uint32_t tiles = elutq_tiles_per_item(n_tiles * n_matrices, pass->n_threads);
     const uint32_t n_parts = (n_tiles + tiles - 1) / tiles;
     unsigned item;
     while (elutq_take(pass, thread, n_matrices * n_parts, &item)) {
@@ -255,8 +255,8 @@ static void join(const struct elutq_pass *pass, unsigned thread, const struct el
     const struct elutq_routing *routing = &engine->routing;
     const struct elutq_config *config = &engine->model->config;
     const struct elutq_kernels *kernels = engine->model->kernels;
-    const uint32_t n_rows = engine->all.n_rows, n_threads = elutq_pool_threads(engine->pool);
-    const uint32_t n_parts = n_rows >= n_threads ? 1 : (n_threads + n_rows - 1) / n_rows;
+    const uint32_t n_rows = engine->all.n_rows;
+    const uint32_t n_parts = n_rows >= pass->n_threads ? 1 : (pass->n_threads + n_rows - 1) / n_rows;
     const size_t hidden_size = config->hidden_size;
     unsigned item;
     while (elutq_take(pass, thread, n_rows * n_parts, &item)) {

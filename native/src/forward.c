@@ -312,12 +312,14 @@ static void lay_out_logits(struct elutq_engine *engine, uint32_t n_pieces) {
 int elutq_forward(struct elutq_engine *engine, uint32_t n_pieces) {
     lay_out_rows(engine, n_pieces);
     lay_out_logits(engine, n_pieces);
-    elutq_share_keys(engine, n_pieces);
-    struct elutq_pass pass = {.engine = engine, .n_pieces = n_pieces};
+    const bool few = engine->all.n_rows < ELUTQ_MANY_ROWS;
+    const unsigned n_threads = few ? engine->n_decode_threads : elutq_pool_threads(engine->pool);
+    elutq_share_keys(engine, n_pieces, n_threads);
+    struct elutq_pass pass = {.engine = engine, .n_threads = n_threads, .n_pieces = n_pieces};
     if (engine->profile != NULL) {
         engine->profile->n_passes++;
         pass.last_mark = elutq_nanoseconds();
     }
-    const int status = elutq_pool_run(engine->pool, run_pass, &pass);
+    const int status = elutq_pool_run_few(engine->pool, n_threads, run_pass, &pass);
     return status == ELUTQ_OK && atomic_load(&engine->cancelled) ? ELUTQ_ERROR_CANCELLED : status;
 }

@@ -69,7 +69,7 @@ void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const s
     struct elutq_forms forms[ELUTQ_GROUP_SIZES];
     elutq_find_forms(batch, products, n_products, forms);
     /* Many rows are shared out whole, few by columns; levels are made of whole rows. */
-    const uint32_t n_threads = elutq_pool_threads(engine->pool);
+    const uint32_t n_threads = pass->n_threads;
     const bool whole = batch->n_rows >= n_threads || forms[0].levels + forms[1].levels + forms[2].levels + forms[3].levels > 0;
     const uint32_t n_parts = whole ? 1 : (n_threads + batch->n_rows - 1) / batch->n_rows;
     const uint32_t unit = column_unit(forms, batch->n_rows), n_units = (n_columns + unit - 1) / unit;
@@ -160,7 +160,7 @@ void elutq_multiply(const struct elutq_pass *pass, unsigned thread, const struct
     uint32_t n_tiles = 0;
     for (unsigned i = 0; i < n_products; i++)
         n_tiles += elutq_matrix_tiles(&products[i].linear->weight);
-    const uint32_t tiles = elutq_tiles_per_item(n_tiles, elutq_pool_threads(engine->pool));
+    const uint32_t tiles = elutq_tiles_per_item(n_tiles, pass->n_threads);
     unsigned n_items = 0, item;
     for (unsigned i = 0; i < n_products; i++)
         n_items += n_parts(&products[i], tiles);

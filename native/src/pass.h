@@ -1,4 +1,4 @@
-/* What the stages of a pass share. All threads of the pool run every stage; between two barriers they share its items. */
+/* What the stages of a pass share. All of its threads run every stage; between two barriers they share its items. */
 #ifndef ELUTQ_PASS_H
 #define ELUTQ_PASS_H
 
@@ -6,6 +6,7 @@
 
 struct elutq_pass {
     struct elutq_engine *engine;
+    unsigned n_threads; /* that run it, the first ones of the pool */
     uint32_t n_pieces;
     uint64_t last_mark; /* when the last operation ended, in ns; thread 0 only */
 };
@@ -83,6 +84,6 @@ void elutq_attend(const struct elutq_pass *pass, unsigned thread, uint32_t i);
  * Before a pass: has the threads share the keys of single tokens where heads alone would leave the busiest thread more than 1.1
  * times what the average one has.
  */
-void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces);
+void elutq_share_keys(struct elutq_engine *engine, uint32_t n_pieces, unsigned n_threads);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * A persistent pool that runs one task on all of its threads at once (SPMD), with a barrier and a work queue.
+ * A persistent pool that runs one task on all or some of its threads at once (SPMD), with a barrier and a work queue.
  *
  * Inside a task the threads share work between two barriers through elutq_pool_take, and meet in elutq_pool_barrier.
  * Each thread starts with its own contiguous range of items, so that it streams memory in order, and takes from the
@@ -21,7 +21,7 @@
  */
 #define ELUTQ_STACK_BYTES (1 << 20)
 
-/* Runs on every thread of the pool, thread = 0 .. n_threads - 1; thread 0 is the caller of elutq_pool_run. */
+/* Runs on each of n_threads threads, thread = 0 .. n_threads - 1; thread 0 is the caller of elutq_pool_run. */
 typedef void (*elutq_task)(void *context, unsigned thread, unsigned n_threads);
 
 unsigned elutq_pool_threads(const elutq_pool *pool);
@@ -31,6 +31,9 @@ unsigned elutq_pool_threads(const elutq_pool *pool);
  * another task runs, ELUTQ_ERROR_FORKED in a process that has not the threads: then the task does not run at all.
  */
 ELUTQ_MUST_USE int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context);
+
+/* The same on the first n_threads, 1 to all; the others sleep on. */
+ELUTQ_MUST_USE int elutq_pool_run_few(elutq_pool *pool, unsigned n_threads, elutq_task task, void *context);
 
 /*
  * Called by all threads of a running task, each with its own number: returns in each when the last has arrived, and refills

@@ -29,33 +29,44 @@
 
 /* ---- the pool ---- */
 
+#define N_TASKS 8
+#define N_ROUNDS 21
+
 struct counting {
     elutq_pool *pool;
     atomic_uint taken[512];
+    atomic_uint largest; /* number of a thread that ran */
 };
 
 static void count(void *context, unsigned thread, unsigned n_threads) {
     struct counting *counting = context;
-    unsigned item;
+    unsigned item, largest = atomic_load(&counting->largest);
     (void)n_threads;
-    for (unsigned round = 0; round < 20; round++) {
+    while (thread > largest && !atomic_compare_exchange_weak(&counting->largest, &largest, thread))
+        ;
+    for (unsigned round = 0; round < N_ROUNDS; round++) {
+        if (round > 0)
+            elutq_pool_barrier(counting->pool, thread);
         while (elutq_pool_take(counting->pool, thread, 512, &item))
             atomic_fetch_add_explicit(&counting->taken[item], 1, memory_order_relaxed);
-        elutq_pool_barrier(counting->pool, thread);
     }
 }
 
-/* Every item is handed out once between two barriers, with more threads than cores too. */
+/* Every item is handed out once between two barriers, with more threads than cores too; every other task has fewer threads. */
 static void check_pool(unsigned n_threads) {
     static struct counting counting;
     memset(&counting, 0, sizeof counting);
     if (!check(elutq_pool_create(n_threads, &counting.pool) == ELUTQ_OK, "pool of %u threads", n_threads))
         return;
-    for (unsigned task = 0; task < 3; task++)
-        check(elutq_pool_run(counting.pool, count, &counting) == ELUTQ_OK, "%u threads: a task was refused", n_threads);
+    for (unsigned task = 0; task < N_TASKS; task++) {
+        const unsigned n_running = task % 2 ? 1 + task / 2 % n_threads : n_threads;
+        check(elutq_pool_run_few(counting.pool, n_running, count, &counting) == ELUTQ_OK, "%u threads: a task was refused",
+              n_threads);
+        check(atomic_exchange(&counting.largest, 0) < n_running, "%u threads: one that was left out ran", n_threads);
+    }
     for (unsigned item = 0; item < 512; item++)
-        check(atomic_load(&counting.taken[item]) == 60, "%u threads: item %u was taken %u times", n_threads, item,
-              atomic_load(&counting.taken[item]));
+        check(atomic_load(&counting.taken[item]) == N_ROUNDS * N_TASKS, "%u threads: item %u was taken %u times", n_threads,
+              item, atomic_load(&counting.taken[item]));
     elutq_pool_destroy(counting.pool);
 }
 
@@ -65,7 +76,7 @@ struct run {
     elutq_model *model;
     uint32_t vocab_size, hidden_size;
     enum elutq_cache_type cache_type;
-    unsigned n_threads;
+    unsigned n_threads, n_for_decode;
     size_t step;   /* tokens a call */
     float *logits; /* [N_TOKENS][vocab_size] */
 };
@@ -85,6 +96,7 @@ static void *evaluate(void *argument) {
         text_create(run->model, N_TOKENS, run->cache_type, run->n_threads, &text, error, sizeof error);
     if (!check(status == ELUTQ_OK, "text: %s", error))
         return NULL;
+    check(elutq_engine_use_for_decode(text.engine, run->n_for_decode) == ELUTQ_OK, "%u threads", run->n_for_decode);
     for (size_t done = 0; done < N_TOKENS && status == ELUTQ_OK; done += run->step) {
         size_t n = N_TOKENS - done < run->step ? N_TOKENS - done : run->step;
         status = text_eval(&text, tokens + done, n, run->logits + done * run->vocab_size, n, error, sizeof error);
@@ -103,7 +115,7 @@ static struct run new_run(elutq_model *model, enum elutq_cache_type cache_type, 
     struct elutq_model_info info;
     elutq_model_describe(model, &info);
     float *logits = calloc((size_t)N_TOKENS * info.vocab_size, sizeof *logits);
-    struct run run = {model, info.vocab_size, info.hidden_size, cache_type, n_threads, step, logits};
+    struct run run = {model, info.vocab_size, info.hidden_size, cache_type, n_threads, n_threads, step, logits};
     if (run.logits == NULL)
         exit(1);
     return run;
@@ -113,6 +125,20 @@ static struct run finished_run(elutq_model *model, enum elutq_cache_type cache_t
     struct run run = new_run(model, cache_type, n_threads, step);
     evaluate(&run);
     return run;
+}
+
+/* Passes of few rows on fewer threads than those of many change nothing: of 21 tokens by nines the last three are few. */
+static void check_fewer_threads(elutq_model *model, enum elutq_cache_type cache_type, const struct run *single,
+                                const char *isa) {
+    struct run nines = finished_run(model, cache_type, 1, 9);
+    for (unsigned n_for_decode = 1; n_for_decode < 3; n_for_decode++) {
+        struct run run = new_run(model, cache_type, 3, n_for_decode == 1 ? 9 : 1);
+        run.n_for_decode = n_for_decode;
+        evaluate(&run);
+        check_same(&run, n_for_decode == 1 ? &nines : single, "3 threads, fewer for few rows", isa);
+        free(run.logits);
+    }
+    free(nines.logits);
 }
 
 static void check_side_by_side(elutq_model *model, const struct run *alone, const char *isa) {
@@ -167,6 +193,8 @@ static void check_one_text(elutq_model *model, const struct run *alone, const ch
               "%s: token %d was taken", isa, outside[i]);
     check(text_eval(&text, tokens, 0, logits, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: no tokens", isa);
     check(text_eval(&text, tokens, 1, logits, 2, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: logits of no token", isa);
+    check(elutq_engine_use_for_decode(text.engine, 0) == ELUTQ_ERROR_ARGUMENT, "%s: no thread was taken", isa);
+    check(elutq_engine_use_for_decode(text.engine, 3) == ELUTQ_ERROR_ARGUMENT, "%s: three threads of two were taken", isa);
     text_destroy(&text);
     free(logits);
 }
@@ -284,6 +312,7 @@ static void check_cache_type(elutq_model *model, enum elutq_cache_type type, con
     struct run pooled = finished_run(model, type, 3, 1), wide = finished_run(model, type, 3, N_TOKENS);
     check_same(&pooled, &single, "3 threads, token by token", isa);
     check_same(&wide, &batch, "3 threads, one batch", isa);
+    check_fewer_threads(model, type, &single, isa);
     if (reference->logits == NULL) {
         *reference = single;
         check_side_by_side(model, &batch, isa);

@@ -37,10 +37,11 @@ def make_texts(model, rng):
     return texts
 
 
-def evaluate(model, texts, cache_types, threads, rng=None):
+def evaluate(model, texts, cache_types, threads, rng=None, decode_threads=None):
     """Logits and hidden states of every token; alone, one text after the other, or with rng in random company."""
     found = [[] for _ in texts]
     with Engine(model, threads, n_sequences=4) as engine:
+        engine.use_for_decode(decode_threads or threads)
         sequences = [NativeSequence(model, min(160, model.context_length), kind) for kind in cache_types]
         left = [list(pieces) for pieces in texts]
         while waiting := [i for i, pieces in enumerate(left) if pieces]:
@@ -117,6 +118,26 @@ def test_threads_that_share_the_keys_of_a_long_text_change_no_bit(cache_type, no
                 logits = [engine.eval([Run(sequence, [7]) for sequence in sequences[:n]]) for n in (1, 2, 3)]
                 found.append(np.concatenate([row for rows in logits for row in rows]))
     assert all(np.array_equal(logits, found[0]) for logits in found[1:])
+
+
+@pytest.mark.parametrize("decode_threads", [1, 2, 4, 5])
+def test_passes_of_few_rows_on_fewer_threads_change_no_bit(decode_threads, make_model):
+    """In random company passes of few rows and of many take turns, so that threads sit out some of them."""
+    rng = np.random.default_rng(decode_threads)
+    with Model(make_model(GOLDEN / "qwen3", bits=2, group_size=32)) as model:
+        texts = make_texts(model, rng)
+        alone = evaluate(model, texts, ["f16", "q8"] * 8, threads=1)
+        found = evaluate(model, texts, ["f16", "q8"] * 8, 5, rng, decode_threads)
+        assert all(map(np.array_equal, found, alone))
+
+
+def test_threads_that_an_engine_has_not_cannot_decode(novels_2bit):
+    with Model(novels_2bit) as model, Engine(model, 3) as engine:
+        for threads in (0, -1, 4):
+            with pytest.raises(NativeError, match=f"{threads} threads of 3 cannot be used"):
+                engine.use_for_decode(threads)
+        engine.use_for_decode(2)
+        assert (engine.threads, engine.decode_threads) == (3, 2)
 
 
 @pytest.fixture
