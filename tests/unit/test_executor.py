@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from elutq_cli.api import quantize as quantize_model
 from elutq_cli.app import app
+from elutq_cli.pipeline.compute import ray_cluster
 from elutq_cli.pipeline.compute.backend import make_backend, native_backend, numpy_backend
 from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.executor import Threads
@@ -284,6 +285,68 @@ def test_memory_of_a_node_that_has_too_few_cores_is_no_units(cluster):
     joined = cluster((16, 8e9, True), (4, 64e9, True), threads=16)
     with pytest.raises(ElutqError, match=r"may take 32\.0 GB of memory, and no node .* lends more than 8\.0 GB"):
         joined.join(lambda _: "", 32_000_000_000)
+
+
+class StuckRay(Ray):
+    """Takes units, and ends none of them."""
+
+    class exceptions:
+        RayError = RayTaskError = KeyError
+
+    def __init__(self, *nodes, free):
+        super().__init__(*nodes)
+        self.n_looks, self.free = 0, free
+
+    def put(self, array):
+        return array
+
+    def wait(self, units, timeout):
+        return [], units
+
+    def cancel(self, unit, force):
+        pass
+
+    def available_resources(self):
+        self.n_looks += 1
+        return {"CPU": self.free[min(self.n_looks, len(self.free)) - 1]}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "free", "message", "n_looks"),
+    [
+        (
+            [(4, 1e9, True)],
+            [4.0],
+            r"^the Ray cluster has run no unit of work for 5 minutes, and its cores are free: see",
+            4,
+        ),
+        ([(4, 1e9, True)], [4.0, 4.0, 2.0, 4.0], "its cores are free", 7),
+        (
+            [(2, 1e9, True), (64, 9e9, False)],
+            [2.0],
+            r"^the .* has had no node with 4 cores and 0\.0 GB of memory for",
+            0,
+        ),
+    ],
+    ids=["idle", "idle again", "dead"],
+)
+def test_a_cluster_that_has_ceased_to_work_ends_the_run_in_a_line(monkeypatch, nodes, free, message, n_looks):
+    ticks = iter(range(0, 10000, 100))
+    monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setitem(sys.modules, "ray", Ray((4, 1e9, True)))
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        joined = RayCluster(f"127.0.0.1:{head.getsockname()[1]}", 4)
+    joined._ray = stuck = StuckRay(*nodes, free=free)
+    joined._run = ray_task()
+    with pytest.raises(ElutqError, match=message):
+        list(joined.map(pair_of, [1, 2]))
+    assert stuck.n_looks == n_looks
+
+
+def ray_task():
+    """A task that can be submitted."""
+    task = SimpleNamespace(remote=lambda *arguments: object())
+    return SimpleNamespace(options=lambda **options: task)
 
 
 @pytest.mark.parametrize("of_environment", [False, True])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -26,6 +27,9 @@ RETRIES = 100
 
 ANSWER_SECONDS = 10
 """How long a cluster's head may take to answer."""
+
+LOOK_SECONDS, PATIENCE_SECONDS = 10.0, 300.0
+"""How often it is looked whether a unit that does not end can; how long none may be at work before the run is ended."""
 
 ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -74,6 +78,7 @@ class RayCluster:
             self.close()
             raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
         self._memory = 0
+        self._idle_since: float | None = None
         self._shelf: Shelf[Any] = Shelf(lambda array: ray.put(array))
         self._run = ray.remote(_run)
 
@@ -138,14 +143,46 @@ class RayCluster:
         """Wait for a unit.
 
         Raises:
-            ElutqError: as the unit did, or its workers died over and over.
+            ElutqError: as the unit did, or its workers died over and over, or none is left that could run it.
         """
+        self._idle_since = None
         try:
+            while not self._ray.wait([unit], timeout=LOOK_SECONDS)[0]:
+                self._check_alive()
             return self._ray.get(unit)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise ElutqError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error
+
+    def _check_alive(self) -> None:
+        """Look whether units are at work, or could be.
+
+        Raises:
+            ElutqError: for PATIENCE_SECONDS they were not.
+        """
+        nodes = [node for node in self._ray.nodes() if node["Alive"] and self._fits(node)]
+        if nodes and self._ray.available_resources().get("CPU", 0.0) < sum(map(_cores, nodes)):
+            self._idle_since = None  # cores are taken, be it by others' units
+            return
+        now = time.monotonic()
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        if now - self._idle_since < PATIENCE_SECONDS:
+            return
+        how_long = f"for {PATIENCE_SECONDS / 60:.0f} minutes"
+        if nodes:
+            raise ElutqError(
+                f"the Ray cluster has run no unit of work {how_long}, and its cores are free: see its logs "
+                "(/tmp/ray/session_latest/logs on each node), start it again, and then this run: it goes on"
+            )
+        raise ElutqError(
+            f"the Ray cluster has had no node with {self.threads} cores and {self._memory / 1e9:.1f} GB of memory "
+            f"{how_long}: start some (ray start), and then this run: it goes on"
+        )
+
+    def _fits(self, node: dict[str, Any]) -> bool:
+        """Whether a node could run a unit."""
+        return _cores(node) >= self.threads and node["Resources"].get("memory", 0) >= self._memory
 
 
 def _knock(address: str) -> None:
