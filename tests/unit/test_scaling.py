@@ -15,9 +15,14 @@ from elutq_cli.shapes import named_shape
 TOKENS = 16 * 512
 
 
-def test_what_is_divided_is_shared_and_the_rest_is_not():
-    work = Work(10.0, 100.0, 5.0)
-    assert [work.seconds(workers) for workers in (1, 4, 20, 1000)] == [110.0, 35.0, 15.0, 15.0]
+def test_what_is_divided_is_shared_as_far_as_it_has_units_and_the_rest_is_not():
+    work = Work(10.0, ((100.0, 50), (12.0, 3)))
+    assert [work.seconds(workers) for workers in (1, 2, 3, 50, 1000)] == [122.0, 68.0, 48.0, 16.0, 16.0]
+    assert Work(0.0, ((100.0, 50),), 7.0).seconds(50) == 7.0
+
+
+def divided(work):
+    return sum(seconds for seconds, _ in work.divided)
 
 
 def work_of(shape, monkeypatch, method="correct", n_tokens=TOKENS, **times):
@@ -35,29 +40,33 @@ def test_of_a_factor_what_is_too_small_to_be_divided_stays(monkeypatch):
     cubes = [4096, 4096, 4096, 14336]  # what readers and writers of both branches take
     layers = config.num_hidden_layers / PROBE_COLUMNS**3
     assert work.here == pytest.approx(layers * sum(n**3 * undivided_share(n) for n in cubes))
-    assert work.here + work.divided == pytest.approx(layers * sum(n**3 for n in cubes))
+    assert work.here + divided(work) == pytest.approx(layers * sum(n**3 for n in cubes))
 
 
 def test_products_of_tokens_divide_and_packing_stays(monkeypatch):
     config, work = work_of("llama3-8b", monkeypatch, product=1.0)
-    assert work.here == 0.0 < work.divided
+    assert work.here == 0.0 < divided(work)
+    forward = [seconds for seconds, units in work.divided if units == TOKENS // 1024]
+    n_weights = config.num_hidden_layers * sum(map(math.prod, config.linear_shapes(0).values()))
+    assert sum(forward) >= 3 * n_weights * TOKENS / PROBE_COLUMNS**3
     config, work = work_of("llama3-8b", monkeypatch, stages=1.0)
-    assert work.here == 0.0 < work.divided
+    assert max(units for seconds, units in work.divided if seconds) == 14336 // 512
+    assert work.here == 0.0 < divided(work)
     config, work = work_of("llama3-8b", monkeypatch, finish=1.0)
     n_weights = sum(
         math.prod(shape) for n in range(config.num_hidden_layers) for shape in config.linear_shapes(n).values()
     )
-    assert (work.here, work.divided) == (pytest.approx(n_weights / (PROBE_ROWS * PROBE_COLUMNS)), 0.0)
+    assert (work.here, divided(work)) == (pytest.approx(n_weights / (PROBE_ROWS * PROBE_COLUMNS)), 0.0)
 
 
 def test_experts_on_calibration_tokens_stay(monkeypatch):
     _, work = work_of("qwen3-30b-a3b", monkeypatch, product=1.0)
-    assert work.here > work.divided > 0.0
+    assert work.here > divided(work) > 0.0
 
 
 def test_a_plan_shares_what_is_divided_and_counts_what_all_workers_need():
     config, recipe = named_shape("llama3-8b"), Recipe(method="correct")
-    plan, work = Plan.make(config, recipe), Work(60.0, 600.0)
+    plan, work = Plan.make(config, recipe), Work(60.0, ((600.0, 10),))
     shares = share_out(config, plan, recipe, TOKENS, 1024, work, (1, 10))
     assert [share.seconds for share in shares] == [660.0, 120.0]
     blocks = [config.num_hidden_layers * block_traffic(config, 0, recipe, TOKENS, n, 1024).sent for n in (1, 10)]

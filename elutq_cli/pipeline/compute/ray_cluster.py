@@ -31,6 +31,9 @@ ANSWER_SECONDS = 10
 LOOK_SECONDS, PATIENCE_SECONDS = 10.0, 300.0
 """How often it is looked whether a unit that does not end can; how long none may be at work before the run is ended."""
 
+UNIMPORTED = "failed to import on the worker"
+"""What Ray says where a unit's function is not to be had."""
+
 ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -151,6 +154,9 @@ class RayCluster:
                 self._check_alive()
             return self._ray.get(unit)
         except self._ray.exceptions.RayTaskError as error:
+            if UNIMPORTED in str(error.cause):
+                reason = str(error.cause).strip().splitlines()[-1]
+                raise ElutqError(f"a worker of the Ray cluster cannot import elutq as it is here: {reason}") from error
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise ElutqError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error

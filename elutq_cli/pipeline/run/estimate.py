@@ -9,12 +9,14 @@ import numpy as np
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.divided import DIVIDED_ROWS
-from elutq_cli.pipeline.compute.products import dequantize
+from elutq_cli.pipeline.compute.products import MOMENT_TILES, PIECE_ROWS, ROWS_AT_ONCE, dequantize
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.forecast import plan_shapes
 from elutq_cli.pipeline.stages.allocate import SEQUENCES
+from elutq_cli.pipeline.stages.divergence import TOKENS_AT_ONCE as TOKENS_AT_HEAD
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.moments import TOKENS_AT_ONCE
 from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
 from elutq_cli.pipeline.stages.tune.budget import tuning_seconds
@@ -39,18 +41,19 @@ class Work:
     """Seconds that a run takes one worker, what travels left out.
 
     Attributes:
-        here: of these, those of the machine that calls, whatever the number of workers.
-        divided: the others, of which N workers have an Nth each.
-        longest: of the divided ones, what is one unit.
+        here: those of the machine that calls, whatever the number of workers.
+        divided: the others, and of how many units they are, all as long: N workers have them done N at a time.
+        longest: of a unit, where not all are as long.
     """
 
     here: float
-    divided: float
+    divided: tuple[tuple[float, int], ...]
     longest: float = 0.0
 
     def seconds(self, workers: int = 1) -> float:
         """Return what it takes so many workers, each of them as the one that was measured."""
-        return self.here + max(self.divided / workers, self.longest)
+        shared = sum(seconds * -(-units // workers) / units for seconds, units in self.divided)
+        return self.here + max(shared, self.longest)
 
 
 def estimate_work(
@@ -73,7 +76,7 @@ def estimate_work(
 
     if n_tokens == 0:
         times = list(map(alone, plan.matrices()))
-        return Work(0.0, sum(times), max(times))
+        return Work(0.0, ((sum(times), len(times)),), max(times))
     x = backend.arrays.place(rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32))
 
     def multiply() -> None:
@@ -88,8 +91,9 @@ def estimate_work(
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     tensor = fit(weights, None, recipe.layout(recipe.bits), backend)
     finish = _seconds(lambda: (backend.loops.pack(tensor), dequantize(tensor, backend.crew))) / weights.size
-    here, divided = 0.0, alone(plan.embedding)
+    here, divided = 0.0, [(alone(plan.embedding), _pieces(config.vocab_size, ROWS_AT_ONCE))]
     beside = stream_tokens(recipe, n_tokens, held_out_tokens) - (2 if recipe.keeps_exact else 1) * n_tokens
+    in_batch = max(1, TOKENS_AT_ONCE // recipe.sequence_length) * recipe.sequence_length
     layers = [config.layer(layer) for layer in range(config.num_hidden_layers)]
     corrected = tuple(
         branch.writer
@@ -101,29 +105,44 @@ def estimate_work(
     for entry in (entry for block in plan.blocks for entry in block):
         *stack, rows, columns = shapes[entry.name]
         share, n_experts = (config.n_experts_used, stack[0]) if stack else (1, 1)
-        linear = entry.name.removesuffix(".weight")
+        linear, n_tiles = entry.name.removesuffix(".weight"), _pieces(columns, MOMENT_TILES * PIECE_ROWS)
+        of_rows, of_moments = _pieces(rows, PIECE_ROWS), n_tiles * (n_tiles + 1) // 2
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
-        products = share * ((3 * rows + 0.5 * columns) * columns * n_tokens + rows * columns * beside)
-        if recipe.corrects and linear.endswith(corrected):
-            products += rows * columns * (n_tokens + 2 * columns)  # what the stream lacks, and what makes up for it
+        parts = [
+            (share * 3 * rows * columns * n_tokens * product, _pieces(n_tokens, in_batch)),
+            (share * rows * columns * beside * product, _pieces(beside, in_batch)),
+            (share * 0.5 * columns**2 * n_tokens * product, of_moments),
+        ]
+        if recipe.corrects and linear.endswith(corrected):  # what the stream lacks, and what makes up for it
+            parts.append((rows * columns * n_tokens * product, n_tiles * _pieces(rows, MOMENT_TILES * PIECE_ROWS)))
+            parts.append((2 * rows * columns**2 * product, of_rows))
+        if stack:
+            here, parts = here + sum(seconds for seconds, _ in parts), []
         factor = n_experts * squares * columns**3 if linear.endswith(firsts) else 0.0
         stays = 1.0 if stack else undivided_share(columns)
         here += n_experts * rows * columns * finish + stays * factor
-        divided += n_experts * stages * rows * columns * max(1.0, columns / PROBE_COLUMNS) + (1.0 - stays) * factor
-        if stack:
-            here += products * product
-        else:
-            divided += products * product
+        parts.append(((1.0 - stays) * factor, _pieces(columns // 2, PIECE_ROWS)))
+        parts.append((n_experts * stages * rows * columns * max(1.0, columns / PROBE_COLUMNS), of_rows))
+        divided += parts
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
         n_weights = sum(_weights_of_a_token(config, shapes[entry.name]) for block in plan.blocks for entry in block)
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
-        divided += 3 * n_weights * few * product + 0.3 * (here + divided)
+        errors = 0.3 * (here + sum(seconds for seconds, _ in divided))
+        divided += [(3 * n_weights * few * product, SEQUENCES), (errors, 2 * len(layers))]
         here += 2 * config.vocab_size * config.hidden_size * few * product
     here += tuning_seconds(config, recipe, product)
-    logits = 2 * config.vocab_size * (compared_tokens(recipe, n_tokens) + held_out_tokens)
-    divided += logits * (config.hidden_size + EXPONENTIAL) * product
-    return Work(here, divided + (alone(plan.head) * 2 if plan.head is not None else 0.0))
+    compared = compared_tokens(recipe, n_tokens) + held_out_tokens
+    logits = 2 * config.vocab_size * compared * (config.hidden_size + EXPONENTIAL) * product
+    divided.append((logits, _pieces(compared, TOKENS_AT_HEAD)))
+    if plan.head is not None:
+        divided.append((alone(plan.head) * 2, _pieces(config.vocab_size, ROWS_AT_ONCE)))
+    return Work(here, tuple(divided))
+
+
+def _pieces(n: int, size: int) -> int:
+    """Return into how many units so many rows or tokens are cut."""
+    return max(1, -(-n // size))
 
 
 def undivided_share(columns: int) -> float:
