@@ -210,6 +210,8 @@ def _experts(
 
 def _moments(columns: int, others: int, n_tokens: int, workers: int) -> Traffic:
     """Return what travels for X^T X, and for Y^T X where there are others: columns of Y."""
+    if workers == 1:  # the machine that calls adds them up
+        return Traffic()
     size = MOMENT_TILES * TILE
     squares = pieces(columns, panel_columns(columns, workers, size))
     lengths = [part.stop - part.start for part in squares]
@@ -231,7 +233,7 @@ def _inputs(columns: int, recipe: Recipe, workers: int) -> Traffic:
 
 def _factor(n: int, workers: int) -> Traffic:
     half = n // 2
-    if half < divided.DIVIDED_ROWS:
+    if workers == 1 or half < divided.DIVIDED_ROWS:
         return Traffic()
     rest = n - half
     cut = unit_rows(half, UNITS_EACH * workers)
