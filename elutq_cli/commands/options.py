@@ -17,6 +17,13 @@ def one_of(*values: object) -> Callable[[str], list[str]]:
 
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)]
 
+TextThreads = Annotated[
+    int | None,
+    typer.Option(
+        "-t", "--threads", help="Threads; default: all cores, of more than eight the fastest number for decode.", min=1
+    ),
+]
+
 CacheType = Annotated[
     str,
     typer.Option(

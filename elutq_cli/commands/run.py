@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
-from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
+from elutq_cli.commands.options import CacheType, ChatTemplateFile, TextThreads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import shown_text
@@ -59,7 +59,7 @@ def run_command(
         int | None,
         typer.Option("-c", "--ctx-size", help="Context in tokens; default: what is needed, or fits into memory."),
     ] = None,
-    threads: Threads = None,
+    threads: TextThreads = None,
     seed: Annotated[
         int,
         typer.Option(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
-from elutq_cli.commands.options import CacheType, ChatTemplateFile, Threads
+from elutq_cli.commands.options import CacheType, ChatTemplateFile, TextThreads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import printable, shown_line
@@ -34,7 +34,7 @@ def serve_command(
         int | None,
         typer.Option("-np", "--parallel", help="Texts made at a time; default: what memory and cores allow.", min=1),
     ] = None,
-    threads: Threads = None,
+    threads: TextThreads = None,
     cache_type: CacheType = "f16",
     chat_template: ChatTemplateFile = None,
     alias: Annotated[
@@ -101,7 +101,7 @@ def serve_command(
     except ImportError as error:
         raise ElutqError(f"elutq serve needs {error.name}: pip install 'elutq[serve]'") from error
     from elutq_cli.api import load
-    from elutq_cli.generation.statistics import describe_context
+    from elutq_cli.generation.statistics import describe_context, describe_threads
     from elutq_cli.generation.thinking import check_budget
 
     api_key = checked_key(api_key)
@@ -120,7 +120,8 @@ def serve_command(
         check_budget(reasoning_budget, template)
         n_slots = len(language_model.scheduler.contexts)
         context = describe_context(language_model.ctx_size, language_model.kv_bytes, n_slots)
-        lines = [f"{shown_line(name)}: {url(listener)}, {context}"]
+        engine_threads = language_model.scheduler.engine.threads, language_model.scheduler.engine.decode_threads
+        lines = [f"{shown_line(name)}: {url(listener)}, {context}, {describe_threads(*engine_threads)}"]
         if ui:
             lines.append(f"chat in a browser: {url(listener).removesuffix('v1')}")
         if template is None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elutq_cli.generation.context_size import check_context, checked_cache_type, fit_context
-from elutq_cli.generation.language_model import choose_threads
+from elutq_cli.generation.thread_counts import choose_threads
 from elutq_cli.machine.memory import available_memory
 from elutq_native import Model
 

@@ -23,6 +23,7 @@ from elutq_cli.generation.sampling import SamplingOptions
 from elutq_cli.generation.scheduler import Scheduler
 from elutq_cli.generation.template import ChatTemplate, Message
 from elutq_cli.generation.text import TextOptions
+from elutq_cli.generation.thread_counts import choose_decode_threads, choose_threads
 from elutq_cli.machine.memory import available_memory
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
@@ -32,14 +33,6 @@ WHAT_A_PROMPT_IS = "a prompt is a text, a sequence of token ids, or a list of me
 
 MOST_PARALLEL = 1024
 """Texts at a time."""
-
-BYTES_PER_THREAD = 4 << 20
-"""Weights that a token reads, for another thread to gain more than the threads lose by waiting for each other."""
-
-
-def choose_threads(model: Model) -> int:
-    """Return how many threads generate best: one for each physical core, fewer for a very small model."""
-    return max(1, min(default_threads(), model.info.bytes_per_token // BYTES_PER_THREAD))
 
 
 class LanguageModel:
@@ -68,7 +61,8 @@ class LanguageModel:
         Args:
             path: a model file of elutq.
             ctx_size: tokens in the context; None: as many as the model and this machine's memory allow.
-            threads: threads; None: one for each physical core this process may use.
+            threads: threads; None: one for each physical core this process may use, and on a large machine as many of
+                them for decode as are measured to be fastest.
             cache_type: keys and values as f16, or as q8 in half the memory.
             chat_template: Jinja in the place of the file's chat template; None: that one, if there is any.
             parallel: texts that can be made at a time, each with a context of its own; None: as many as this machine's
@@ -93,6 +87,7 @@ class LanguageModel:
         self.native = Model(self.path)
         self._chat_template = chat_template
         self._threads, self._parallel = threads, parallel
+        self._decode_threads: int | None = None
         self._scheduler: Scheduler | None = None
         if ctx_size is not None:
             self.start(ctx_size)
@@ -189,6 +184,9 @@ class LanguageModel:
         self._stop()
         engine = Engine(self.native, self._threads or choose_threads(self.native), n_slots)
         try:
+            if self._threads is None:
+                self._decode_threads = self._decode_threads or choose_decode_threads(engine)
+                engine.use_for_decode(self._decode_threads)
             sequences = [NativeSequence(self.native, ctx_size, self.cache_type) for _ in range(n_slots)]
         except NativeError:
             engine.close()

@@ -25,6 +25,7 @@ def summarize(generation: Generation, model: LanguageModel, load_seconds: float)
         "kv_bytes": model.kv_bytes,
         "cache_type": model.cache_type,
         "n_threads": model.scheduler.engine.threads,
+        "n_decode_threads": model.scheduler.engine.decode_threads,
         "isa": model.native.info.isa,
     }
 
@@ -40,7 +41,7 @@ def describe_statistics(statistics: dict[str, Any]) -> str:
             describe_context(statistics["ctx_size"], statistics["kv_bytes"])
             + (", full" if statistics["finish_reason"] == "context" else ""),
             f"peak memory {statistics['peak_rss'] / 1e6:.0f} MB",
-            f"{statistics['isa']}, {statistics['n_threads']} thread{'s' * (statistics['n_threads'] > 1)}",
+            f"{statistics['isa']}, {describe_threads(statistics['n_threads'], statistics['n_decode_threads'])}",
         )
     )
 
@@ -48,6 +49,12 @@ def describe_statistics(statistics: dict[str, Any]) -> str:
 def _count(n_tokens: int, per_second: float) -> str:
     """Return a number of tokens, and how fast they came where that is known."""
     return f"{n_tokens} tokens" + (f", {per_second:.1f}/s" if per_second else "")
+
+
+def describe_threads(n_threads: int, n_decode_threads: int) -> str:
+    """Return how many threads there are, and how many of them decode where that is another number."""
+    for_decode = f", {n_decode_threads} of them for decode" if n_decode_threads < n_threads else ""
+    return f"{n_threads} thread{'s' * (n_threads > 1)}{for_decode}"
 
 
 def describe_context(ctx_size: int, kv_bytes: int, n_slots: int = 1) -> str:

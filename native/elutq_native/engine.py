@@ -139,6 +139,26 @@ class Engine:
         with suppress(ClosedError), self._handle.use() as engine:
             lib.elutq_engine_cancel(engine)
 
+    def rehearse(self, first_layer: int, n_layers: int) -> float:
+        """Takes a token through some layers, with the last ones through the head too, and forgets it.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            ClosedError: The engine is closed, or was meanwhile.
+            CancelledError: :meth:`cancel` was called.
+            NativeError: The model has not these layers, memory is short, or another thread uses the engine.
+        """
+        nanoseconds, message = ffi.new("uint64_t *"), ffi.new("char[]", MESSAGE_BYTES)
+        with self._handle.use() as engine:
+            status = lib.elutq_engine_rehearse(engine, first_layer, n_layers, nanoseconds, message, MESSAGE_BYTES)
+        if status == lib.ELUTQ_ERROR_CANCELLED:
+            self._handle.check()  # close() cancels too
+        check_use(status, self._name)
+        check(status, message)
+        return int(nanoseconds[0]) / 1e9
+
     def read_weights(self) -> int:
         """Reads the bytes that decoding a token reads and does nothing with them; returns how many."""
         with self._handle.use() as engine:

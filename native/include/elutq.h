@@ -206,6 +206,13 @@ struct elutq_profile {
 void elutq_engine_profile(elutq_engine *engine, struct elutq_profile *profile);
 
 /*
+ * Takes the first token of a text through n_layers layers from first_layer on, and through the head where they end with the
+ * last one, and forgets it: *nanoseconds is how long that part of a pass took. For finding out how many threads are best.
+ */
+int elutq_engine_rehearse(elutq_engine *engine, uint32_t first_layer, uint32_t n_layers, uint64_t *nanoseconds, char *error,
+                          size_t error_bytes);
+
+/*
  * Reads every byte of the file that decoding one token reads (info.bytes_per_token but for the embedding row), in the same
  * order and shared among the same threads, and does nothing with it: what the memory allows. *read is something of what it
  * read, so that no compiler leaves the reading out.

@@ -232,7 +232,7 @@ static void run_pass(void *context, unsigned thread, unsigned n_threads) {
     struct elutq_pass *pass = context;
     embed(pass, thread);
     elutq_mark(pass, thread, ELUTQ_EMBED);
-    for (uint32_t i = 0; i < pass->engine->model->config.n_layers; i++) {
+    for (uint32_t i = pass->layers.first; i < pass->layers.end; i++) {
         attention_block(pass, thread, i);
         mlp_block(pass, thread, i);
     }
@@ -309,13 +309,13 @@ static void lay_out_logits(struct elutq_engine *engine, uint32_t n_pieces) {
     }
 }
 
-int elutq_forward(struct elutq_engine *engine, uint32_t n_pieces) {
+int elutq_forward(struct elutq_engine *engine, uint32_t n_pieces, struct elutq_layers layers) {
     lay_out_rows(engine, n_pieces);
     lay_out_logits(engine, n_pieces);
     const bool few = engine->all.n_rows < ELUTQ_MANY_ROWS;
     const unsigned n_threads = few ? engine->n_decode_threads : elutq_pool_threads(engine->pool);
     elutq_share_keys(engine, n_pieces, n_threads);
-    struct elutq_pass pass = {.engine = engine, .n_threads = n_threads, .n_pieces = n_pieces};
+    struct elutq_pass pass = {.engine = engine, .n_threads = n_threads, .n_pieces = n_pieces, .layers = layers};
     if (engine->profile != NULL) {
         engine->profile->n_passes++;
         pass.last_mark = elutq_nanoseconds();

@@ -2,12 +2,13 @@
 #ifndef ELUTQ_PASS_H
 #define ELUTQ_PASS_H
 
-#include "engine.h"
+#include "forward.h"
 
 struct elutq_pass {
     struct elutq_engine *engine;
     unsigned n_threads; /* that run it, the first ones of the pool */
     uint32_t n_pieces;
+    struct elutq_layers layers;
     uint64_t last_mark; /* when the last operation ended, in ns; thread 0 only */
 };
 

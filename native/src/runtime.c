@@ -1,4 +1,4 @@
-/* Evaluating: what callers ask for is checked, and cut into passes. */
+/* Evaluating: what callers ask for is checked, and cut into passes. Rehearsing: a part of a pass that leaves nothing. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,18 +76,22 @@ static uint32_t fill_pass(struct elutq_engine *engine, const struct elutq_run *r
     return n_pieces;
 }
 
+/* A pass over the file as it was opened, and as it still is afterwards. */
+static int run_pass(struct elutq_engine *engine, uint32_t n_pieces, struct elutq_layers layers,
+                    const struct elutq_error *report) {
+    const int status = elutq_forward(engine, n_pieces, layers);
+    if (status == ELUTQ_ERROR_CANCELLED)
+        return elutq_fail(report, status, "cancelled");
+    if (status != ELUTQ_OK)
+        return elutq_fail(report, status, "this process was forked and has not the engine's threads; open an engine in it");
+    return elutq_mapping_check(&engine->model->gguf.mapping, report);
+}
+
 static int run_passes(struct elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, size_t *done,
                       const struct elutq_error *report) {
-    struct elutq_mapping *mapping = &engine->model->gguf.mapping;
-    int status = elutq_mapping_check(mapping, report);
-    for (uint32_t n_pieces; status == ELUTQ_OK && (n_pieces = fill_pass(engine, runs, n_runs, done)) > 0;) {
-        status = elutq_forward(engine, n_pieces);
-        if (status == ELUTQ_ERROR_CANCELLED)
-            return elutq_fail(report, status, "cancelled");
-        if (status != ELUTQ_OK)
-            return elutq_fail(report, status, "this process was forked and has not the engine's threads; open an engine in it");
-        status = elutq_mapping_check(mapping, report);
-    }
+    int status = elutq_mapping_check(&engine->model->gguf.mapping, report);
+    for (uint32_t n_pieces; status == ELUTQ_OK && (n_pieces = fill_pass(engine, runs, n_runs, done)) > 0;)
+        status = run_pass(engine, n_pieces, (struct elutq_layers){0, engine->model->config.n_layers}, report);
     return status;
 }
 
@@ -128,5 +132,43 @@ int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t
                                   : eval_runs(engine, runs, n_runs, &report);
     while (n_begun > 0)
         elutq_end_call(&runs[--n_begun].sequence->in_use, status);
+    return elutq_end_call(&engine->in_use, status);
+}
+
+static int rehearse(struct elutq_engine *engine, struct elutq_layers layers, float *logits, elutq_sequence *sequence,
+                    uint64_t *nanoseconds, const struct elutq_error *report) {
+    static const int32_t token = 0;
+    const bool to_the_end = layers.end == engine->model->config.n_layers;
+    engine->pieces[0] = (struct elutq_piece){
+        .sequence = sequence, .tokens = &token, .n_tokens = 1, .n_logits = to_the_end ? 1 : 0, .logits = logits};
+    int status = elutq_mapping_check(&engine->model->gguf.mapping, report);
+    const uint64_t begin = elutq_nanoseconds();
+    if (status == ELUTQ_OK)
+        status = run_pass(engine, 1, layers, report);
+    *nanoseconds = elutq_nanoseconds() - begin;
+    return status;
+}
+
+int elutq_engine_rehearse(elutq_engine *engine, uint32_t first_layer, uint32_t n_layers, uint64_t *nanoseconds, char *error,
+                          size_t error_bytes) {
+    const struct elutq_error report = {error, error_bytes};
+    const struct elutq_config *config = &engine->model->config;
+    *nanoseconds = 0;
+    if (n_layers == 0 || first_layer >= config->n_layers || n_layers > config->n_layers - first_layer)
+        return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "a model of %u layers has not %u of them from %u on", config->n_layers,
+                          n_layers, first_layer);
+    if (!elutq_begin_call(&engine->in_use))
+        return elutq_fail(&report, ELUTQ_ERROR_IN_USE, "another thread is using this engine; open one for each thread");
+    atomic_store(&engine->cancelled, false);
+    elutq_sequence *sequence;
+    float *logits = calloc(config->vocab_size, sizeof *logits);
+    int status = logits == NULL ? elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory")
+                                : elutq_sequence_create(engine->model, 1, ELUTQ_CACHE_F16, &sequence, error, error_bytes);
+    if (status == ELUTQ_OK) {
+        const struct elutq_layers layers = {first_layer, first_layer + n_layers};
+        status = rehearse(engine, layers, logits, sequence, nanoseconds, &report);
+        elutq_sequence_destroy(sequence);
+    }
+    free(logits);
     return elutq_end_call(&engine->in_use, status);
 }

@@ -234,7 +234,7 @@ def test_other_statuses(server):
 
 def test_model_without_a_template_completes_but_does_not_chat(novels_2bit):
     server = Server(novels_2bit, "-c", 64, "--parallel", 3)
-    assert "3 slots, each with a context of 64 tokens, KV cache 0.6 MB" in server.line
+    assert "3 slots, each with a context of 64 tokens, KV cache 0.6 MB, 1 thread" in server.line
     try:
         status, answer = server.post({"messages": MESSAGES}, "/v1/chat/completions")
         assert (status, "no chat template" in answer["error"]["message"]) == (400, True)

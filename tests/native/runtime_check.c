@@ -97,6 +97,9 @@ static void *evaluate(void *argument) {
     if (!check(status == ELUTQ_OK, "text: %s", error))
         return NULL;
     check(elutq_engine_use_for_decode(text.engine, run->n_for_decode) == ELUTQ_OK, "%u threads", run->n_for_decode);
+    uint64_t nanoseconds = 0; /* what a rehearsal leaves behind changes nothing */
+    status = elutq_engine_rehearse(text.engine, 0, 1, &nanoseconds, error, sizeof error);
+    check(status == ELUTQ_OK && nanoseconds > 0, "rehearsing: status %d, %s", status, error);
     for (size_t done = 0; done < N_TOKENS && status == ELUTQ_OK; done += run->step) {
         size_t n = N_TOKENS - done < run->step ? N_TOKENS - done : run->step;
         status = text_eval(&text, tokens + done, n, run->logits + done * run->vocab_size, n, error, sizeof error);
@@ -193,6 +196,14 @@ static void check_one_text(elutq_model *model, const struct run *alone, const ch
               "%s: token %d was taken", isa, outside[i]);
     check(text_eval(&text, tokens, 0, logits, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: no tokens", isa);
     check(text_eval(&text, tokens, 1, logits, 2, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: logits of no token", isa);
+    const struct {
+        uint32_t first, n;
+    } none[] = {{0, 0}, {0, 1000}, {1000, 1}, {1, UINT32_MAX}, {UINT32_MAX, 1}};
+    uint64_t nanoseconds;
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++)
+        check(elutq_engine_rehearse(text.engine, none[i].first, none[i].n, &nanoseconds, error, sizeof error) ==
+                  ELUTQ_ERROR_ARGUMENT,
+              "%s: %u layers from %u on were rehearsed", isa, none[i].n, none[i].first);
     check(elutq_engine_use_for_decode(text.engine, 0) == ELUTQ_ERROR_ARGUMENT, "%s: no thread was taken", isa);
     check(elutq_engine_use_for_decode(text.engine, 3) == ELUTQ_ERROR_ARGUMENT, "%s: three threads of two were taken", isa);
     text_destroy(&text);

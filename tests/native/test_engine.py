@@ -140,6 +140,23 @@ def test_threads_that_an_engine_has_not_cannot_decode(novels_2bit):
         assert (engine.threads, engine.decode_threads) == (3, 2)
 
 
+def test_a_part_of_a_pass_is_timed_and_leaves_nothing(novels_2bit):
+    rng = np.random.default_rng(5)
+    text = rng.integers(4096, size=12).tolist()
+    with Model(novels_2bit) as model, Engine(model, 2) as engine, NativeSequence(model, 16) as sequence:
+        (wanted,) = engine.eval([Run(sequence, text)])
+        sequence.rewind(0)
+        assert all(engine.rehearse(first, n) > 0 for first, n in ((0, 6), (0, 1), (5, 1), (2, 3)))
+        assert sequence.position == 0
+        assert np.array_equal(engine.eval([Run(sequence, text)])[0], wanted)
+        for first, n in ((0, 0), (0, 7), (6, 1), (5, 2)):
+            with pytest.raises(NativeError, match=f"a model of 6 layers has not {n} of them from {first} on"):
+                engine.rehearse(first, n)
+        engine.close()
+        with pytest.raises(ClosedError):
+            engine.rehearse(0, 1)
+
+
 @pytest.fixture
 def model(novels_2bit):
     with Model(novels_2bit) as model:
