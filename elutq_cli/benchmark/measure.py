@@ -106,7 +106,7 @@ class Result:
 
 def token_bytes(model: Model, position: int, cache_type: str) -> int:
     """Returns the bytes that decoding one token reads after ``position`` others: weights, keys and values."""
-    return model.info.bytes_per_token + position * model.kv_bytes_per_token(cache_type)
+    return model.info.bytes_per_token + model.attended_bytes(position, cache_type)
 
 
 class Texts:
@@ -114,7 +114,6 @@ class Texts:
 
     Attributes:
         engine: Evaluates them.
-        n_tokens: Tokens that each has.
     """
 
     def __init__(self, model: Model, test: Test, context_size: int, cache_type: str) -> None:
@@ -123,7 +122,12 @@ class Texts:
         self._sequences = [
             self._open.enter_context(NativeSequence(model, context_size, cache_type)) for _ in range(test.n_parallel)
         ]
-        self.n_tokens = 0
+        self._tokens: list[int] = []
+
+    @property
+    def n_tokens(self) -> int:
+        """How many each has."""
+        return len(self._tokens)
 
     def __enter__(self) -> "Texts":
         return self
@@ -134,13 +138,17 @@ class Texts:
     def append(self, tokens: list[int]) -> None:
         """Evaluates tokens in each text."""
         self.engine.eval([Run(sequence, tokens) for sequence in self._sequences])
-        self.n_tokens += len(tokens)
+        self._tokens += tokens
 
     def rewind(self, n_tokens: int) -> None:
-        """Takes the tokens after the first ``n_tokens`` back."""
+        """Takes the tokens after the first ``n_tokens`` back; evaluates these again where they are too far back."""
+        kept = self._tokens[:n_tokens]
+        can_rewind = all(sequence.can_rewind(n_tokens) for sequence in self._sequences)
         for sequence in self._sequences:
-            sequence.rewind(n_tokens)
-        self.n_tokens = n_tokens
+            sequence.rewind(n_tokens if can_rewind else 0)
+        self._tokens = kept if can_rewind else []
+        if not can_rewind:
+            self.append(kept)
 
 
 def run_tests(

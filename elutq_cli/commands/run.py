@@ -256,7 +256,7 @@ def one_shot(
     cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
     load_seconds = time.perf_counter() - begin
     generation = Continuation(model, tokens, Sampler(sampling), options, form)
-    made = stream_text(generation, quiet=json_output)
+    made = stream_text(generation, quiet=json_output, cache=cache)
     if cache is not None:
         cache.keep(generation)
     statistics = summarize(generation, model, load_seconds)

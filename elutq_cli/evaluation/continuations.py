@@ -74,6 +74,7 @@ class NativeContinuations:
                 if tokens != held or n_logits != len(logits):  # choices of one token have all else in common
                     n_shared = min(common_length(held, tokens), len(request.context) - 1)
                     n_shared -= n_shared % PIECE_TOKENS
+                    n_shared = n_shared if sequence.can_rewind(n_shared) else 0
                     sequence.rewind(n_shared)
                     logits = engine.eval([Run(sequence, tokens[n_shared:], n_logits)])[0]
                     held = tokens

@@ -65,10 +65,12 @@ class Context:
         if reuse is Reuse.NOTHING:
             return 0
         n_tokens = min(self.common(tokens), most)
-        return n_tokens if reuse is Reuse.ALL else _whole_pieces(min(n_tokens, self._n_exact))
+        if reuse is Reuse.EXACT:
+            n_tokens = _whole_pieces(min(n_tokens, self._n_exact))
+        return n_tokens if self.sequence.can_rewind(n_tokens) else 0  # what is further back, still less
 
     def rewind(self, n_tokens: int) -> None:
-        """Forget all but the first so many tokens."""
+        """Forget all but the first so many tokens: none, or as many as are reusable."""
         del self._tokens[n_tokens:]
         self._n_exact = _whole_pieces(min(self._n_exact, n_tokens))
         self.sequence.rewind(len(self._tokens))
@@ -97,7 +99,7 @@ class Context:
         self._tokens.extend(tokens)
 
     def export_state(self, first: int, n_tokens: int) -> NDArray[np.uint8]:
-        """Return the keys and values of tokens held, as the runtime keeps them."""
+        """Return the keys and values of tokens held, as far as the runtime keeps them."""
         return self.sequence.export_state(first, n_tokens)
 
     def adopt(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
@@ -106,11 +108,16 @@ class Context:
         Raises:
             NativeError: there is no room for them, or a value is not finite.
         """
-        self.sequence.import_state(state)
+        self.sequence.import_state(state, len(tokens))
         self._tokens.extend(tokens)
 
     def copy(self, other: "Context", n_tokens: int) -> None:
-        """Append tokens that another context goes on with, up to its first so many; it begins with those held here."""
+        """Append tokens that another context goes on with, up to its first so many; it begins with those held here.
+
+        Args:
+            other: the context.
+            n_tokens: how many; reusable there.
+        """
         n_exact = min(other._n_exact, n_tokens) if len(self) == self._n_exact else 0
         for first in range(len(self), n_tokens, COPIED_TOKENS):
             end = min(first + COPIED_TOKENS, n_tokens)

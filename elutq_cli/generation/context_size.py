@@ -1,5 +1,8 @@
 """How long contexts may be, and how many: a machine's memory against the bytes of keys and values, and their type."""
 
+from bisect import bisect_right
+from collections.abc import Callable
+
 from elutq_formats.errors import ElutqError
 from elutq_native import CACHE_TYPES
 
@@ -12,6 +15,8 @@ FLOOR = 512
 SHARE = 2
 """A fitted KV cache takes at most one part in so many of the memory that the weights leave."""
 
+CacheBytes = Callable[[int], int]
+"""Bytes of the keys and values of a context of so many tokens; never fewer for more tokens."""
 
 SLOT_TOKENS = 4096
 """Where nobody says how many slots there are to be, each has room for so many tokens, or for the model's context."""
@@ -47,31 +52,36 @@ class ContextOverflowError(ElutqError):
         self.ctx_size = ctx_size
 
 
-def fit_context(maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: int | None) -> int:
+def longest_context(maximum: int, cache_bytes: CacheBytes, memory: int) -> int:
+    """Return how many tokens, 0 to ``maximum``, a context can have whose KV cache takes at most so much memory."""
+    return bisect_right(range(1, maximum + 1), memory, key=cache_bytes)
+
+
+def fit_context(maximum: int, cache_bytes: CacheBytes, file_bytes: int, memory: int | None, n_contexts: int = 1) -> int:
     """Return the longest context whose KV cache leaves room for the weights and for other programs.
 
     Args:
         maximum: tokens that the model was trained for.
-        kv_bytes_per_token: of all layers.
+        cache_bytes: of one context.
         file_bytes: the weights, which are mapped and want to stay in memory.
         memory: bytes available; None: unknown, and the model's own maximum is used.
+        n_contexts: how many there are to be.
     """
     if memory is None:
         return maximum
-    tokens = max(0, memory - file_bytes) // SHARE // kv_bytes_per_token
-    tokens = max(tokens // STEP * STEP, FLOOR)
-    return min(tokens, maximum)
+    tokens = longest_context(maximum, cache_bytes, max(0, memory - file_bytes) // SHARE // n_contexts)
+    return maximum if tokens == maximum else min(max(tokens // STEP * STEP, FLOOR), maximum)
 
 
 def choose_parallel(
-    ctx_size: int | None, maximum: int, kv_bytes_per_token: int, file_bytes: int, memory: int | None, n_cores: int
+    ctx_size: int | None, maximum: int, cache_bytes: CacheBytes, file_bytes: int, memory: int | None, n_cores: int
 ) -> int:
     """Return how many texts can be made at a time: as memory and cores allow, one at least.
 
     Args:
         ctx_size: tokens of each context; None: not chosen yet.
         maximum: tokens that the model was trained for.
-        kv_bytes_per_token: of all layers.
+        cache_bytes: of one context.
         file_bytes: the weights, which are mapped and want to stay in memory.
         memory: bytes available; None: unknown.
         n_cores: of this machine.
@@ -79,12 +89,12 @@ def choose_parallel(
     most = max(FEWEST_SLOTS, min(n_cores, MOST_SLOTS))
     if memory is None:
         return most
-    n_tokens = max(0, memory - file_bytes) // SHARE // kv_bytes_per_token
-    return max(1, min(most, n_tokens // (ctx_size or min(maximum, SLOT_TOKENS))))
+    n_contexts = max(0, memory - file_bytes) // SHARE // cache_bytes(ctx_size or min(maximum, SLOT_TOKENS))
+    return max(1, min(most, n_contexts))
 
 
 def check_context(
-    ctx_size: int, maximum: int, kv_bytes_per_token: int, memory: int | None, n_contexts: int = 1
+    ctx_size: int, maximum: int, cache_bytes: CacheBytes, memory: int | None, n_contexts: int = 1
 ) -> None:
     """Refuse contexts that the model or the machine cannot hold, before anything is allocated.
 
@@ -93,14 +103,15 @@ def check_context(
     """
     if not 1 <= ctx_size <= maximum:
         raise ElutqError(f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}: change -c")
-    needed = n_contexts * ctx_size * kv_bytes_per_token
+    needed = n_contexts * cache_bytes(ctx_size)
     if memory is not None and needed > memory:
         contexts = f"a context of {ctx_size} tokens needs"
         if n_contexts > 1:
             contexts = f"{n_contexts} contexts of {ctx_size} tokens need"
         raise ElutqError(
             f"{contexts} {needed / 1e9:.2f} GB for keys and values, and only "
-            f"{memory / 1e9:.2f} GB are available: use -c {max(1, memory // 2 // kv_bytes_per_token // n_contexts)} "
+            f"{memory / 1e9:.2f} GB are available: "
+            f"use -c {max(1, longest_context(maximum, cache_bytes, memory // 2 // n_contexts))} "
             "or less" + (", or a smaller --parallel" if n_contexts > 1 else "")
         )
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from elutq_cli.generation.context_size import check_context, checked_cache_type, fit_context
@@ -24,7 +25,7 @@ class Fitness:
     Attributes:
         ctx_size: tokens in the context.
         weights_bytes: the file, mapped.
-        kv_bytes: keys and values of the whole context.
+        kv_bytes: room for keys and values of the whole context.
         needed_bytes: all in all.
         available_bytes: what can be had without swapping; None where the system does not tell.
         fits: whether it does; None where that is not known.
@@ -34,6 +35,8 @@ class Fitness:
         read_gbps: how fast the weights were read just now, in 1e9 bytes per second; None: not measured.
         roof_ts: tokens per second if reading were all there is to do, with an empty context.
         roof_full_ts: the same with a full one.
+        full_kv_bytes: keys and values that a token reads behind a full context; fewer than there are in layers with a
+            window.
     """
 
     ctx_size: int
@@ -48,6 +51,7 @@ class Fitness:
     read_gbps: float | None = None
     roof_ts: float | None = None
     roof_full_ts: float | None = None
+    full_kv_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field."""
@@ -67,16 +71,25 @@ def assess(model: Model, ctx_size: int | None, threads: int | None, cache_type: 
         ElutqError: the context is out of range, or there is no such type of cache.
     """
     info, available = model.info, available_memory()
-    kv_bytes_per_token = model.kv_bytes_per_token(checked_cache_type(cache_type))
+    cache_bytes = partial(model.cache_bytes, cache_type=checked_cache_type(cache_type))
     if ctx_size is None:
-        ctx_size = fit_context(info.context_length, kv_bytes_per_token, info.file_bytes, available)
-    check_context(ctx_size, info.context_length, kv_bytes_per_token, None)
-    kv_bytes = ctx_size * kv_bytes_per_token
+        ctx_size = fit_context(info.context_length, cache_bytes, info.file_bytes, available)
+    check_context(ctx_size, info.context_length, cache_bytes, None)
+    kv_bytes = cache_bytes(ctx_size)
     needed = info.file_bytes + kv_bytes + PROCESS_BYTES
     fits = None if available is None else needed <= available
     n_threads = threads or choose_threads(model)
     return Fitness(
-        ctx_size, info.file_bytes, kv_bytes, needed, available, fits, info.isa, n_threads, info.bytes_per_token
+        ctx_size,
+        info.file_bytes,
+        kv_bytes,
+        needed,
+        available,
+        fits,
+        info.isa,
+        n_threads,
+        info.bytes_per_token,
+        full_kv_bytes=model.attended_bytes(ctx_size, cache_type),
     )
 
 
@@ -89,7 +102,7 @@ def measure_roof(model: Model, fitness: Fitness) -> Fitness:
     if fitness.fits is False:
         return fitness
     gbps = read_bandwidth(model, fitness.n_threads)
-    empty, full = fitness.bytes_per_token, fitness.bytes_per_token + fitness.kv_bytes
+    empty, full = fitness.bytes_per_token, fitness.bytes_per_token + fitness.full_kv_bytes
     return replace(fitness, read_gbps=gbps, roof_ts=1e9 * gbps / empty, roof_full_ts=1e9 * gbps / full)
 
 

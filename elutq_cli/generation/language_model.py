@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -115,7 +115,7 @@ class LanguageModel:
     @property
     def kv_bytes(self) -> int:
         """Bytes of all contexts' keys and values."""
-        return len(self.scheduler.contexts) * self.ctx_size * self.native.kv_bytes_per_token(self.cache_type)
+        return len(self.scheduler.contexts) * self.native.cache_bytes(self.ctx_size, self.cache_type)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -174,13 +174,13 @@ class LanguageModel:
             NativeError: memory or threads are short, or the model is closed.
         """
         info, memory = self.native.info, available_memory()
-        kv_bytes = self.native.kv_bytes_per_token(self.cache_type)
+        cache_bytes = partial(self.native.cache_bytes, cache_type=self.cache_type)
         n_slots = self._parallel or choose_parallel(
-            ctx_size, info.context_length, kv_bytes, info.file_bytes, memory, default_threads()
+            ctx_size, info.context_length, cache_bytes, info.file_bytes, memory, default_threads()
         )
         if ctx_size is None:
-            ctx_size = fit_context(info.context_length, n_slots * kv_bytes, info.file_bytes, memory)
-        check_context(ctx_size, info.context_length, kv_bytes, memory, n_slots)
+            ctx_size = fit_context(info.context_length, cache_bytes, info.file_bytes, memory, n_slots)
+        check_context(ctx_size, info.context_length, cache_bytes, memory, n_slots)
         self._stop()
         engine = Engine(self.native, self._threads or choose_threads(self.native), n_slots)
         try:

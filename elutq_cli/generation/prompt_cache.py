@@ -1,9 +1,9 @@
 """A prompt's keys and values in a file, so that a later run need not compute them again.
 
-The file, little-endian: MAGIC, the model's fingerprint, the type of cache (and LONG) and the number of tokens (uint32),
-their ids (uint32 each), the state of the context (``Context.export_state``) in pieces of PIECE_TOKENS tokens, and the
-SHA-256 of all that. The checksum finds accidents; whoever writes such a file decides what the model believes to have
-read.
+The file, little-endian: MAGIC, the model's fingerprint, the type of cache (and LONG), the number of tokens and the
+first one that layers with a window hold (uint32), their ids (uint32 each), the state of the context
+(``Context.export_state``) in pieces of PIECE_TOKENS tokens, and the SHA-256 of all that. The checksum finds accidents;
+whoever writes such a file decides what the model believes to have read.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from elutq_formats.atomic import atomic_output, check_output
 from elutq_formats.errors import ElutqError
 from elutq_native import CACHE_TYPES, NativeError
 
-MAGIC = b"elutqkv3"
+FORMAT = b"elutqkv"
+MAGIC = FORMAT + b"4"
 DIGEST_BYTES = hashlib.sha256().digest_size
 PIECE_TOKENS = 64
 LONG = 256
@@ -30,7 +31,10 @@ ENOUGH = 0.75
 
 
 class PromptCache:
-    """One file, read when a session begins and written after its first text, unless it held most of the prompt."""
+    """One file, read when a session begins and written after its first text, unless it held most of the prompt.
+
+    Layers with a window give keys and values up while a reply is made: where they may, it is written before that.
+    """
 
     def __init__(self, path: Path, model: LanguageModel) -> None:
         """Put what the file holds into the model's context; a file that is of no use is told on stderr and replaced.
@@ -57,11 +61,24 @@ class PromptCache:
                     f"{shown_line(path)}: {reason or 'damaged or cut short'}; the prompt is computed", file=sys.stderr
                 )
 
+    def keep_in_time(self, generation: Generation) -> None:
+        """Write the first text's prompt if more of the text may overwrite some of it.
+
+        Args:
+            generation: the text, its prompt computed.
+
+        Raises:
+            ElutqError: the disk refuses; the file is as it was.
+        """
+        native, ctx_size = self._model.native, self._model.ctx_size
+        if native.cache_bytes(ctx_size) < native.state_bytes(ctx_size, ctx_size):
+            self.keep(generation)
+
     def keep(self, generation: Generation) -> None:
         """Write the first text's prompt, as far as it was computed; later calls do nothing.
 
         Args:
-            generation: the text, ended.
+            generation: the text.
 
         Raises:
             ElutqError: the disk refuses; the file is as it was.
@@ -84,7 +101,8 @@ class PromptCache:
             digest.update(piece)
             file.write(piece)
 
-        write(MAGIC + self._fingerprint + np.array([self._form(), len(tokens), *tokens], "<u4").tobytes())
+        numbers = [self._form(), len(tokens), self._model.context.sequence.oldest, *tokens]
+        write(MAGIC + self._fingerprint + np.array(numbers, "<u4").tobytes())
         for start in range(0, len(tokens), PIECE_TOKENS):
             n_tokens = min(PIECE_TOKENS, len(tokens) - start)
             write(self._model.context.export_state(start, n_tokens).data.cast("B"))
@@ -101,26 +119,25 @@ class PromptCache:
             digest.update(piece)
             return piece
 
-        if read(len(MAGIC)) != MAGIC:
-            raise ElutqError("not a prompt cache of elutq")
+        if (magic := read(len(MAGIC))) != MAGIC:
+            raise ElutqError("made by another version" if magic.startswith(FORMAT) else "not a prompt cache of elutq")
         if read(DIGEST_BYTES) != self._fingerprint:
             raise ElutqError("made with another model")
         if (form := int.from_bytes(read(4), "little")) != self._form():
             turned = abs(form - self._form()) == LONG
             other = "size of context, in which positions turn otherwise" if turned else "cache type"
             raise ElutqError(f"made with another {other}")
-        n_tokens = int.from_bytes(read(4), "little")
-        token_bytes = model.native.kv_bytes_per_token(model.cache_type)
-        size = len(MAGIC) + 2 * DIGEST_BYTES + 8 + n_tokens * (4 + token_bytes)
+        n_tokens, oldest = (int.from_bytes(read(4), "little") for _ in range(2))
+        sequence = model.context.sequence
+        size = len(MAGIC) + 2 * DIGEST_BYTES + 12 + 4 * n_tokens + sequence.state_bytes(0, n_tokens, oldest)
         if size != self._path.stat().st_size:
             raise EOFError
         tokens = np.frombuffer(read(4 * n_tokens), "<u4").tolist()
         for start in range(0, n_tokens, PIECE_TOKENS):
             piece = tokens[start : start + PIECE_TOKENS]
-            shape = model.context.sequence.state_shape(len(piece))
-            state = np.frombuffer(read(len(piece) * token_bytes), np.uint8).reshape(shape)
-            n_fitting = min(len(piece), max(0, model.ctx_size - start))
-            model.context.adopt(piece[:n_fitting], state[:, :, :, :n_fitting])
+            state = np.frombuffer(read(sequence.state_bytes(start, len(piece), oldest)), np.uint8)
+            if start + len(piece) <= model.ctx_size:
+                model.context.adopt(piece, state)
         expected = digest.digest()
         if file.read() != expected:
             raise ElutqError("damaged")

@@ -65,7 +65,7 @@ def choose_slot(slots: Sequence[Slot], prompt: Sequence[int], reuse: Reuse) -> S
     unused = (empty or free)[0]
     if reuse is Reuse.NOTHING:
         return unused
-    common = {slot: slot.context.common(prompt) for slot in free}
+    common = {slot: slot.context.reusable(prompt, len(prompt), Reuse.ALL) for slot in free}
     best = max(free, key=lambda slot: common[slot])
     n_held = len(best.context)
     if common[best] == n_held or (not empty and common[best] >= SAME_TEXT * n_held):

@@ -51,7 +51,10 @@ def write_text(text: str, dimmed: bool = False) -> None:
 
 
 def stream_text(
-    generation: Continuation, quiet: bool = False, thoughts: ThoughtReader | None = None
+    generation: Continuation,
+    quiet: bool = False,
+    thoughts: ThoughtReader | None = None,
+    cache: PromptCache | None = None,
 ) -> list[GeneratedToken]:
     """Write a text while it is made; Ctrl-C ends it, a second one raises KeyboardInterrupt.
 
@@ -59,6 +62,7 @@ def stream_text(
         generation: the text.
         quiet: do not write it.
         thoughts: tells its thoughts from the answer, which are dimmed then; None: it is written as it is.
+        cache: keeps the prompt, where it cannot wait for the end.
 
     Returns:
         Its tokens.
@@ -76,6 +80,8 @@ def stream_text(
         for token in generation:
             made.append(token)
             write([(False, token.text)] if thoughts is None else thoughts.put(token.text))
+            if cache is not None:
+                cache.keep_in_time(generation)
     write(() if thoughts is None else thoughts.finish())
     if not quiet:
         print(flush=True)
@@ -175,7 +181,7 @@ class Chat:
             return
         try:
             with unseen_keyboard():
-                stream_text(generation, thoughts=conversation.thoughts)
+                stream_text(generation, thoughts=conversation.thoughts, cache=self._cache)
         finally:
             conversation.keep(generation)
         _say(reply_note(generation, conversation.model))

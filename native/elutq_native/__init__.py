@@ -1,7 +1,7 @@
 """The C runtime behind elutq: models, engines and the quantizer's hot loops."""
 
-from elutq_native.engine import MANY_ROWS, PIECE_TOKENS, Engine, Run
-from elutq_native.errors import CancelledError, ClosedError, ContextFullError, NativeError
+from elutq_native.engine import MANY_ROWS, PIECE_TOKENS, REWIND_TOKENS, Engine, Run
+from elutq_native.errors import CancelledError, ClosedError, ContextFullError, NativeError, OverwrittenError
 from elutq_native.library import default_threads, ffi, lib, supported_kernels, survive_lost_pages
 from elutq_native.model import CACHE_TYPES, Model, ModelInfo
 from elutq_native.sequence import NativeSequence
@@ -11,6 +11,7 @@ __all__ = [
     "CACHE_TYPES",
     "MANY_ROWS",
     "PIECE_TOKENS",
+    "REWIND_TOKENS",
     "CancelledError",
     "ClosedError",
     "ContextFullError",
@@ -19,6 +20,7 @@ __all__ = [
     "ModelInfo",
     "NativeError",
     "NativeSequence",
+    "OverwrittenError",
     "Run",
     "Session",
     "default_threads",

@@ -24,6 +24,9 @@ PIECE_TOKENS: int = lib.ELUTQ_PIECE_TOKENS
 MANY_ROWS: int = lib.ELUTQ_MANY_ROWS
 """Rows of a pass from which it takes all threads."""
 
+REWIND_TOKENS: int = lib.ELUTQ_REWIND_TOKENS
+"""A sequence of a model with windows can be taken back by so many tokens; of another by all."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -104,6 +107,7 @@ class Engine:
 
         Raises:
             ContextFullError: A context cannot hold its tokens.
+            OverwrittenError: A call on more than REWIND_TOKENS failed, and left too little of a sequence to go on from.
             CancelledError: :meth:`cancel` was called.
             ClosedError: The engine or a sequence is closed, or the engine was closed meanwhile.
             NativeError: No tokens, a token outside the vocabulary, a sequence twice, or another thread uses one of

@@ -19,6 +19,10 @@ class ContextFullError(NativeError):
     """More tokens than the session's context holds."""
 
 
+class OverwrittenError(NativeError):
+    """Keys and values that would be needed have given way to later ones: start afresh, from position 0."""
+
+
 class ClosedError(NativeError):
     """A model, session or quantizer was used after it was closed."""
 

@@ -1,7 +1,7 @@
 """The compiled library, and how its statuses become exceptions."""
 
 from elutq_native._elutq import ffi, lib
-from elutq_native.errors import CancelledError, ContextFullError, NativeError
+from elutq_native.errors import CancelledError, ContextFullError, NativeError, OverwrittenError
 
 __all__ = [
     "MESSAGE_BYTES",
@@ -26,7 +26,7 @@ def check(status: int, message: object, subject: str = "") -> None:
         subject: What the call was about (a file's path); put before the message.
 
     Raises:
-        ContextFullError, CancelledError, NativeError: When the status is not ``ELUTQ_OK``.
+        ContextFullError, CancelledError, OverwrittenError, NativeError: When the status is not ``ELUTQ_OK``.
     """
     if status == lib.ELUTQ_OK:
         return
@@ -38,6 +38,8 @@ def check(status: int, message: object, subject: str = "") -> None:
         raise ContextFullError(status, line, bad_input=True)
     if status == lib.ELUTQ_ERROR_CANCELLED:
         raise CancelledError(status, line, bad_input=False)
+    if status == lib.ELUTQ_ERROR_OVERWRITTEN:
+        raise OverwrittenError(status, line, bad_input=False)
     raise NativeError(status, line, bad_input=True)
 
 

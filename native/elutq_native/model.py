@@ -26,6 +26,8 @@ class ModelInfo:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    sliding_window: int
+    n_sliding_layers: int
     file_bytes: int
     bytes_per_token: int
     isa: str
@@ -72,6 +74,27 @@ class Model:
         """Bytes of a token's keys and values in all layers, for one of CACHE_TYPES."""
         with self._handle.use() as model:
             return int(lib.elutq_model_kv_bytes(model, CACHE_TYPES[cache_type]))
+
+    def cache_bytes(self, context_size: int, cache_type: str = "f16") -> int:
+        """Bytes that a sequence has for keys and values: layers that have a window hold little more than that."""
+        with self._handle.use() as model:
+            return int(lib.elutq_model_cache_bytes(model, context_size, CACHE_TYPES[cache_type]))
+
+    def attended_bytes(self, n_tokens: int, cache_type: str = "f16") -> int:
+        """Bytes of keys and values that decoding a token reads after ``n_tokens`` others."""
+        return self.state_bytes(n_tokens, min(n_tokens, self.info.sliding_window), cache_type)
+
+    def state_bytes(self, n_tokens: int, n_recent: int, cache_type: str = "f16") -> int:
+        """Bytes of the keys and values of tokens (``NativeSequence.export_state``).
+
+        Args:
+            n_tokens: Of layers without a window.
+            n_recent: Of layers that have one.
+            cache_type: One of CACHE_TYPES.
+        """
+        n_sliding = self.info.n_sliding_layers
+        n_rows = (self.info.n_layers - n_sliding) * n_tokens + n_sliding * n_recent
+        return self.kv_bytes_per_token(cache_type) // self.info.n_layers * n_rows
 
     def session(
         self, context_size: int | None = None, threads: int | None = None, cache_type: str = "f16"

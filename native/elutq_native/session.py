@@ -26,7 +26,7 @@ class Session:
         """Starts it; arguments and errors are those of ``Model.session``."""
         self._sequence = NativeSequence(model, context_size, cache_type, "session")
         self._engine = Engine(model, threads, name="session")
-        self.rewind, self.state_shape = self._sequence.rewind, self._sequence.state_shape
+        self.rewind, self.can_rewind = self._sequence.rewind, self._sequence.can_rewind
         self.export_state, self.import_state = self._sequence.export_state, self._sequence.import_state
         self.cancel, self.read_weights = self._engine.cancel, self._engine.read_weights
         self.model = model

@@ -30,7 +30,8 @@ enum elutq_status {
     ELUTQ_ERROR_CONTEXT = 5,  /* more tokens than the sequence's context holds */
     ELUTQ_ERROR_CANCELLED = 6, /* elutq_engine_cancel was called */
     ELUTQ_ERROR_IN_USE = 7,    /* another thread is in a call on the same engine, sequence or pool */
-    ELUTQ_ERROR_FORKED = 8     /* the process was forked after the threads were started, and has none of them */
+    ELUTQ_ERROR_FORKED = 8,    /* the process was forked after the threads were started, and has none of them */
+    ELUTQ_ERROR_OVERWRITTEN = 9 /* keys and values that would be needed have given way to later ones */
 };
 
 typedef struct elutq_pool elutq_pool;
@@ -59,6 +60,8 @@ struct elutq_model_info {
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
+    uint32_t sliding_window;   /* tokens that a position attends to, itself included, in layers that have a window */
+    uint32_t n_sliding_layers; /* how many layers have one; the others attend to all tokens */
     uint64_t file_bytes;
     uint64_t bytes_per_token;    /* weights read from the file to decode one token: an embedding row, the head, and of all
                                     blocks what it uses, of experts those that it is sent to */
@@ -100,8 +103,20 @@ enum elutq_cache_type {
     ELUTQ_CACHE_Q8 = 1   /* int8, with one scale for each head and token */
 };
 
-/* Bytes of one token's keys and values in all layers. */
+/* Bytes of one token's keys and values in all layers, each layer the same. */
 uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type cache_type);
+
+/*
+ * A layer that has a window keeps the keys and values of so many tokens beyond it: by so many a sequence can be taken back.
+ * No less than ELUTQ_PIECE_TOKENS, which a pass that fails may have overwritten.
+ */
+#define ELUTQ_REWIND_TOKENS 512
+
+/*
+ * Bytes of a sequence's keys and values: of all context_size tokens, in layers that have a window of no more than the window
+ * and ELUTQ_REWIND_TOKENS.
+ */
+uint64_t elutq_model_cache_bytes(const elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type);
 
 /* context_size: tokens that it can hold, 1 to the model's context_length. The caller owns *sequence. */
 int elutq_sequence_create(elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type,
@@ -113,22 +128,36 @@ int elutq_sequence_destroy(elutq_sequence *sequence);
 /* Number of tokens in the context. */
 uint32_t elutq_sequence_position(const elutq_sequence *sequence);
 
-/* Forgets the tokens from `position` on; ELUTQ_ERROR_ARGUMENT when it is past the current position. */
+/* The first position whose keys and values all layers hold: 0 until layers that have a window give the oldest up. */
+uint32_t elutq_sequence_oldest(const elutq_sequence *sequence);
+
+/*
+ * The first position, but for 0, that a sequence can be taken back to and go on from: ELUTQ_REWIND_TOKENS before the furthest
+ * that passes have come, or earlier.
+ */
+uint32_t elutq_sequence_earliest(const elutq_sequence *sequence);
+
+/*
+ * Forgets the tokens from `position` on; ELUTQ_ERROR_ARGUMENT when it is past the current position, ELUTQ_ERROR_OVERWRITTEN
+ * when it is before elutq_sequence_earliest and not 0.
+ */
 int elutq_sequence_rewind(elutq_sequence *sequence, uint32_t position);
 
 /*
  * Copies the keys and values of n_tokens positions from `first` on, all of them in the context, into `state`, rows as
- * elutq_cache_kernels has them: [n_layers][keys, values][n_kv_heads][n_tokens], n_tokens * elutq_model_kv_bytes bytes of the
- * caller's. ELUTQ_ERROR_ARGUMENT when the context does not hold them.
+ * elutq_cache_kernels has them: [n_layers][keys, values][n_kv_heads][rows], rows of all n_tokens, in layers that have a window
+ * of those from elutq_sequence_oldest on. ELUTQ_ERROR_ARGUMENT when the context does not hold them.
  */
 int elutq_sequence_export(elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state);
 
 /*
  * Appends to the context n_tokens whose keys and values are known, as elutq_sequence_export gave them for the same model and
- * type of cache at the same positions. Nothing is appended on ELUTQ_ERROR_CONTEXT, or on ELUTQ_ERROR_FORMAT: a value is not
- * finite. That a state belongs to the model and to the tokens before it is for the caller to know.
+ * type of cache at the same positions, n_recent rows of them in layers that have a window: of the last ones, 0 to n_tokens.
+ * Nothing is appended on ELUTQ_ERROR_ARGUMENT, ELUTQ_ERROR_CONTEXT, or ELUTQ_ERROR_FORMAT: a value is not finite. That a
+ * state belongs to the model and to the tokens before it is for the caller to know; whether enough of it is there to go on,
+ * elutq_sequence_earliest says.
  */
-int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens);
+int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens, uint32_t n_recent);
 
 /* ---- engine ---- */
 
@@ -168,7 +197,9 @@ struct elutq_run {
 };
 
 /*
- * Evaluates runs[n_runs] together. On error no sequence's position has changed. What a token computes depends neither on the
+ * Evaluates runs[n_runs] together. On error no sequence's position has changed; but passes that ended before it may have
+ * overwritten what a sequence needs to go on, where layers have a window and a run has more than ELUTQ_REWIND_TOKENS: then its
+ * next call returns ELUTQ_ERROR_OVERWRITTEN until it is taken back to 0. What a token computes depends neither on the
  * number of threads nor on the other runs: every run has the same results as alone. It does depend on how its sequence's tokens
  * are cut: passes take ELUTQ_PIECE_TOKENS of a run at a time, and products of many tokens round otherwise than those of few.
  */

@@ -70,8 +70,8 @@ static void attend_part(const struct elutq_engine *engine, const struct elutq_pi
     const struct elutq_sequence *sequence = piece->sequence;
     const struct elutq_cache_kernels *cache = &engine->model->kernels->cache[sequence->cache_type];
     const size_t head = elutq_cache_offset(sequence, i, kv_head, 0);
-    const struct elutq_ring ring = {sequence->keys + head, sequence->values + head, sequence->context_size, view->first,
-                                    view->n_keys};
+    const struct elutq_ring ring = {sequence->keys + head, sequence->values + head, elutq_cache_rows(sequence, i),
+                                    elutq_cache_row(sequence, i, view->first), view->n_keys};
     cache->attend(queries, view->n_tokens, config->n_heads / config->n_kv_heads, &ring, part, config->head_dim,
                   1.0f / sqrtf((float)config->head_dim), config->attention_softcap, scores, weighings, y);
 }

@@ -102,7 +102,8 @@ static void position_and_store(const struct elutq_pass *pass, unsigned thread, u
             position_head(engine, row, layer->rope, q_norm, for_queries,
                           engine->q + ((size_t)item * n_queries + q) * head_dim);
         position_head(engine, row, layer->rope, k_norm, for_keys, engine->k + (size_t)item * head_dim);
-        const size_t at = elutq_cache_offset(sequence, i, kv_head, piece->position + engine->rows[row].token);
+        const uint32_t position = piece->position + engine->rows[row].token;
+        const size_t at = elutq_cache_offset(sequence, i, kv_head, elutq_cache_row(sequence, i, position));
         cache->store(engine->k + (size_t)item * head_dim, head_dim, sequence->keys + at);
         cache->store(engine->v + (size_t)item * head_dim, head_dim, sequence->values + at);
     }

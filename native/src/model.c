@@ -85,6 +85,8 @@ void elutq_model_describe(const elutq_model *model, struct elutq_model_info *inf
         .n_heads = config->n_heads,
         .n_kv_heads = config->n_kv_heads,
         .head_dim = config->head_dim,
+        .sliding_window = config->sliding_window,
+        .n_sliding_layers = config->n_sliding_layers,
         .file_bytes = model->gguf.mapping.n_bytes,
         .isa = model->kernels->name,
     };

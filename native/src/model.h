@@ -17,6 +17,7 @@ struct elutq_config {
     uint32_t vocab_size;
     uint32_t context_length;
     uint32_t sliding_window; /* tokens a position attends to, itself included, in layers that slide; 0: all in all */
+    uint32_t n_sliding_layers;
     uint32_t rope_dim;       /* features of a head that turn, the first ones; even, at most head_dim */
     uint32_t rope_context;   /* tokens of a sequence from which rope_long_divisors hold */
     float rms_norm_eps;
@@ -48,6 +49,7 @@ struct elutq_layer {
     const float *attn_post_norm, *ffn_post_norm; /* [hidden_size] of what it adds to the stream; NULL: added as it is */
     const float *q_norm, *k_norm; /* [head_dim], or of all heads' rows where norm_spans_heads; NULL: not normed */
     uint32_t window;              /* tokens a position attends to, itself included; 0: all */
+    uint32_t n_sliding_before;    /* layers before this one that have a window */
     enum elutq_rope rope;
     struct elutq_linear q, k, v, o;
     struct elutq_linear gate, up, down; /* of the MLP, or of the shared expert; no weights where there is neither */

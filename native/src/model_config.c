@@ -182,12 +182,14 @@ static const uint8_t *layer_flags(struct elutq_loader *loader, const char *suffi
 
 /* Which layers have a window, and how their heads turn. */
 void elutq_load_layer_kinds(struct elutq_loader *loader) {
-    const struct elutq_config *config = &loader->model->config;
+    struct elutq_config *config = &loader->model->config;
     const uint8_t *slide = layer_flags(loader, "attention.sliding_window_pattern");
     const uint8_t *turn = layer_flags(loader, "rope.layers");
     for (uint32_t i = 0; i < config->n_layers; i++) {
         struct elutq_layer *layer = &loader->model->layers[i];
         layer->window = slide == NULL || slide[i] != 0 ? config->sliding_window : 0;
+        layer->n_sliding_before = config->n_sliding_layers;
+        config->n_sliding_layers += layer->window != 0;
         layer->rope = layer->window != 0 && config->local_rope_theta != 0 ? ELUTQ_LOCAL_ROPE : ELUTQ_ROPE;
         if (turn != NULL && turn[i] == 0)
             layer->rope = ELUTQ_NO_ROPE;

@@ -14,6 +14,9 @@ static int check_run(const struct elutq_engine *engine, const struct elutq_run *
     if (run->n_tokens > sequence->context_size - sequence->position)
         return elutq_fail(report, ELUTQ_ERROR_CONTEXT, "the context is full: %u of %u tokens are used and %zu more were given",
                           sequence->position, sequence->context_size, run->n_tokens);
+    if (!elutq_can_go_on(sequence, sequence->position))
+        return elutq_fail(report, ELUTQ_ERROR_OVERWRITTEN,
+                          "a call that failed has overwritten keys and values that layers with a window need: rewind to 0");
     for (size_t i = 0; i < run->n_tokens; i++)
         if (run->tokens[i] < 0 || (uint32_t)run->tokens[i] >= engine->model->config.vocab_size)
             return elutq_fail(report, ELUTQ_ERROR_ARGUMENT, "token id %d is outside the vocabulary of %u", run->tokens[i],
@@ -69,6 +72,7 @@ static uint32_t fill_pass(struct elutq_engine *engine, const struct elutq_run *r
         const struct elutq_piece piece = next_piece(&runs[i], done[i]);
         if (piece.n_tokens > engine->max_rows - n_rows)
             continue;
+        elutq_overwrite(piece.sequence, piece.position, piece.position + piece.n_tokens);
         engine->pieces[n_pieces++] = piece;
         n_rows += piece.n_tokens;
         done[i] += piece.n_tokens;

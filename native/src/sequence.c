@@ -12,6 +12,23 @@ uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type ca
     return 2ull * config->n_layers * config->n_kv_heads * elutq_cache_row_bytes(cache_type, config->head_dim);
 }
 
+_Static_assert(ELUTQ_REWIND_TOKENS >= ELUTQ_PIECE_TOKENS, "a pass must not overwrite what its own tokens see");
+
+static uint32_t window_rows(const struct elutq_config *config, uint32_t context_size) {
+    const uint64_t most = (uint64_t)config->sliding_window + ELUTQ_REWIND_TOKENS;
+    return config->n_sliding_layers > 0 && most < context_size ? (uint32_t)most : context_size;
+}
+
+/* Rows of all layers' keys, or values. */
+static uint64_t count_rows(const struct elutq_config *config, uint32_t context_size) {
+    const uint64_t n_sliding = config->n_sliding_layers, n_whole = config->n_layers - n_sliding;
+    return config->n_kv_heads * (n_whole * context_size + n_sliding * window_rows(config, context_size));
+}
+
+uint64_t elutq_model_cache_bytes(const elutq_model *model, uint32_t context_size, enum elutq_cache_type cache_type) {
+    return 2 * count_rows(&model->config, context_size) * elutq_cache_row_bytes(cache_type, model->config.head_dim);
+}
+
 /* Only where keys are rounded to int8: fp16 has room for outliers. */
 static bool balance_keys(struct elutq_sequence *sequence) {
     const struct elutq_config *config = &sequence->model->config;
@@ -26,7 +43,7 @@ static bool balance_keys(struct elutq_sequence *sequence) {
 
 static bool allocate_cache(struct elutq_sequence *sequence) {
     const struct elutq_config *config = &sequence->model->config;
-    const uint64_t n_rows = (uint64_t)config->n_layers * config->n_kv_heads * sequence->context_size;
+    const uint64_t n_rows = count_rows(config, sequence->context_size);
     const size_t row_bytes = elutq_cache_row_bytes(sequence->cache_type, config->head_dim);
     sequence->keys = elutq_allocate_aligned(n_rows, row_bytes);
     sequence->values = elutq_allocate_aligned(n_rows, row_bytes);
@@ -48,6 +65,7 @@ int elutq_sequence_create(elutq_model *model, uint32_t context_size, enum elutq_
     atomic_fetch_add(&model->n_owners, 1);
     sequence->model = model;
     sequence->context_size = context_size;
+    sequence->window_rows = window_rows(&model->config, context_size);
     sequence->cache_type = cache_type;
     if (!allocate_cache(sequence)) {
         elutq_sequence_destroy(sequence);
@@ -75,26 +93,51 @@ uint32_t elutq_sequence_position(const elutq_sequence *sequence) {
     return sequence->position;
 }
 
+uint32_t elutq_sequence_oldest(const elutq_sequence *sequence) {
+    return sequence->position == 0 ? 0 : sequence->oldest;
+}
+
+uint32_t elutq_sequence_earliest(const elutq_sequence *sequence) {
+    const uint32_t oldest = elutq_sequence_oldest(sequence);
+    return oldest == 0 ? 0 : oldest + sequence->model->config.sliding_window - 1;
+}
+
 int elutq_sequence_rewind(elutq_sequence *sequence, uint32_t position) {
     if (!elutq_begin_call(&sequence->in_use))
         return ELUTQ_ERROR_IN_USE;
+    int status = ELUTQ_OK;
     if (position > sequence->position)
-        return elutq_end_call(&sequence->in_use, ELUTQ_ERROR_ARGUMENT);
-    sequence->position = position;
-    return elutq_end_call(&sequence->in_use, ELUTQ_OK);
+        status = ELUTQ_ERROR_ARGUMENT;
+    else if (!elutq_can_go_on(sequence, position))
+        status = ELUTQ_ERROR_OVERWRITTEN;
+    else
+        sequence->position = position;
+    return elutq_end_call(&sequence->in_use, status);
+}
+
+/* Of n positions from `first` on, how many have rows one behind the other, from the first one's on. */
+static uint32_t contiguous(const struct elutq_sequence *sequence, uint32_t layer, uint32_t first, uint32_t n) {
+    const uint32_t left = elutq_cache_rows(sequence, layer) - elutq_cache_row(sequence, layer, first);
+    return n < left ? n : left;
 }
 
 static int export_rows(const elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state) {
     const struct elutq_config *config = &sequence->model->config;
     if (first > sequence->position || n_tokens > sequence->position - first)
         return ELUTQ_ERROR_ARGUMENT;
-    const size_t n_bytes = n_tokens * elutq_cache_row_bytes(sequence->cache_type, config->head_dim);
-    for (uint32_t layer = 0; layer < config->n_layers; layer++)
+    const size_t row_bytes = elutq_cache_row_bytes(sequence->cache_type, config->head_dim);
+    const uint32_t end = first + n_tokens, oldest = elutq_sequence_oldest(sequence);
+    for (uint32_t layer = 0; layer < config->n_layers; layer++) {
+        const uint32_t held = sequence->model->layers[layer].window != 0 && oldest > first ? oldest : first;
         for (uint32_t part = 0; part < 2; part++)
-            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n_bytes) {
-                const uint8_t *rows = part == 0 ? sequence->keys : sequence->values;
-                memcpy(state, rows + elutq_cache_offset(sequence, layer, head, first), n_bytes);
-            }
+            for (uint32_t head = 0; head < config->n_kv_heads; head++)
+                for (uint32_t at = held, n; at < end; at += n, state += n * row_bytes) {
+                    const uint8_t *rows = part == 0 ? sequence->keys : sequence->values;
+                    n = contiguous(sequence, layer, at, end - at);
+                    memcpy(state, rows + elutq_cache_offset(sequence, layer, head, elutq_cache_row(sequence, layer, at)),
+                           n * row_bytes);
+                }
+    }
     return ELUTQ_OK;
 }
 
@@ -111,22 +154,44 @@ static bool row_is_finite(const uint8_t *row, enum elutq_cache_type type, uint32
     return true;
 }
 
-static int import_rows(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens) {
+/* Rows of some positions of a layer from `first` to `end`, which a ring may be too small to hold all of. */
+static const uint8_t *import_layer(elutq_sequence *sequence, uint32_t layer, uint32_t first, uint32_t end,
+                                   const uint8_t *state) {
     const struct elutq_config *config = &sequence->model->config;
+    const size_t row_bytes = elutq_cache_row_bytes(sequence->cache_type, config->head_dim);
+    const uint32_t n_rows = elutq_cache_rows(sequence, layer), n_lost = end - first > n_rows ? end - first - n_rows : 0;
+    for (uint32_t part = 0; part < 2; part++)
+        for (uint32_t head = 0; head < config->n_kv_heads; head++) {
+            state += n_lost * row_bytes;
+            for (uint32_t at = first + n_lost, n; at < end; at += n, state += n * row_bytes) {
+                uint8_t *rows = part == 0 ? sequence->keys : sequence->values;
+                n = contiguous(sequence, layer, at, end - at);
+                memcpy(rows + elutq_cache_offset(sequence, layer, head, elutq_cache_row(sequence, layer, at)), state,
+                       n * row_bytes);
+            }
+        }
+    return state;
+}
+
+static int import_rows(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens, uint32_t n_recent) {
+    const struct elutq_config *config = &sequence->model->config;
+    if (n_recent > n_tokens)
+        return ELUTQ_ERROR_ARGUMENT;
     if (n_tokens > sequence->context_size - sequence->position)
         return ELUTQ_ERROR_CONTEXT;
-    const size_t row_bytes = elutq_cache_row_bytes(sequence->cache_type, config->head_dim), n_bytes = n_tokens * row_bytes;
-    const size_t n_rows = 2 * (size_t)config->n_layers * config->n_kv_heads * n_tokens;
+    const size_t row_bytes = elutq_cache_row_bytes(sequence->cache_type, config->head_dim);
+    const size_t n_sliding = config->n_sliding_layers, n_whole = config->n_layers - n_sliding;
+    const size_t n_rows = 2 * (size_t)config->n_kv_heads * (n_whole * n_tokens + n_sliding * n_recent);
     for (size_t row = 0; row < n_rows; row++)
         if (!row_is_finite(state + row * row_bytes, sequence->cache_type, config->head_dim))
             return ELUTQ_ERROR_FORMAT;
+    const uint32_t first = sequence->position, end = first + n_tokens;
+    elutq_overwrite(sequence, first, end);
     for (uint32_t layer = 0; layer < config->n_layers; layer++)
-        for (uint32_t part = 0; part < 2; part++)
-            for (uint32_t head = 0; head < config->n_kv_heads; head++, state += n_bytes) {
-                uint8_t *rows = part == 0 ? sequence->keys : sequence->values;
-                memcpy(rows + elutq_cache_offset(sequence, layer, head, sequence->position), state, n_bytes);
-            }
-    sequence->position += n_tokens;
+        state = import_layer(sequence, layer, sequence->model->layers[layer].window != 0 ? end - n_recent : first, end, state);
+    if (n_sliding > 0 && n_recent < n_tokens && end - n_recent > sequence->oldest)
+        sequence->oldest = end - n_recent;
+    sequence->position = end;
     return ELUTQ_OK;
 }
 
@@ -136,8 +201,8 @@ int elutq_sequence_export(elutq_sequence *sequence, uint32_t first, uint32_t n_t
     return elutq_end_call(&sequence->in_use, export_rows(sequence, first, n_tokens, state));
 }
 
-int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens) {
+int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens, uint32_t n_recent) {
     if (!elutq_begin_call(&sequence->in_use))
         return ELUTQ_ERROR_IN_USE;
-    return elutq_end_call(&sequence->in_use, import_rows(sequence, state, n_tokens));
+    return elutq_end_call(&sequence->in_use, import_rows(sequence, state, n_tokens, n_recent));
 }

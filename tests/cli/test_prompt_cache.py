@@ -115,7 +115,7 @@ def damaged(contents, how):
     elif how == "not a number":
         body[-2:] = np.array([np.nan], "<f2").tobytes()
     elif how == "foreign tokens":
-        body[HEADER + 4 : HEADER + 8] = b"\xff" * 4
+        body[HEADER + 8 : HEADER + 12] = b"\xff" * 4
     return bytes(body) + hashlib.sha256(body).digest()
 
 

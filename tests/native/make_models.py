@@ -125,6 +125,8 @@ def main(folder: Path) -> None:
     )
     half = expert_config(n_experts=3, shared_expert_intermediate_size=0, expert_layers=(True, False), norm_after=True)
     write_random(folder / "experts-half.gguf", half, bits=4, group_size=64, half="gate_proj")
+    windows = replace(golden_config("gemma3"), max_position_embeddings=700)  # more than its layers with a window hold
+    write_random(folder / "windows.gguf", windows, bits=4, group_size=32)
     for bits in (1, 2, 3, 4):
         for group_size in (64, 128):
             write_random(

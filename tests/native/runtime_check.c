@@ -19,6 +19,7 @@
 #include "checking.h"
 #include "elutq.h"
 #include "elutq_kernels.h"
+#include "many_windows.h"
 #include "one_text.h"
 #include "os/os.h"
 #include "threads.h"
@@ -332,6 +333,7 @@ static void check_cache_type(elutq_model *model, enum elutq_cache_type type, con
         free(single.logits);
     }
     check_one_text(model, &batch, isa);
+    check_many_windows(model, type, isa);
     free(batch.logits);
     free(pooled.logits);
     free(wide.logits);

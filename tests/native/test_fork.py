@@ -75,7 +75,7 @@ def test_a_session_of_one_thread_goes_on_in_a_child(novels_2bit):
         state = session.export_state(0, 3)
         wanted = session.eval(PROMPT[3:])
         session.rewind(0)
-        session.import_state(state)
+        session.import_state(state, 3)
         in_child(lambda: np.testing.assert_array_equal(session.eval(PROMPT[3:]), wanted))
 
 

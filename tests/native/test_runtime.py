@@ -271,15 +271,15 @@ def test_a_state_goes_on_as_the_session_it_came_from(novels_2bit, cache_type):
         model.session(64, 2, cache_type) as other,
     ):
         session.eval(tokens)
-        other.import_state(session.export_state(0, 20))
-        other.import_state(session.export_state(20, 30))
+        other.import_state(session.export_state(0, 20), 20)
+        other.import_state(session.export_state(20, 30), 30)
         assert other.position == 50
         np.testing.assert_array_equal(other.eval([7]), session.eval([7]))
         again = other.export_state(0, 50)
         np.testing.assert_array_equal(again, session.export_state(0, 50))
-        again[-1, 1, -1, -1, -1] ^= 0x04  # the last value of the last token, or its scale: exponent bits
+        again[-1] ^= 0x04  # the last value of the last token, or its scale: exponent bits
         other.rewind(0)
-        other.import_state(again)
+        other.import_state(again, 50)
         session.rewind(50)
         assert (other.eval([7]) != session.eval([7])).any()
 
@@ -292,26 +292,28 @@ def test_states_that_do_not_fit_are_refused(novels_2bit):
             with pytest.raises(ValueError, match="are not among"):
                 session.export_state(first, n_tokens)
         with pytest.raises(ContextFullError):
-            session.import_state(state[:, :, :, :7])
-        for shape in (state[:-1], state[:, :1], state[..., :-1], state.ravel()):
+            session.import_state(session.export_state(0, 7), 7)
+        for wrong, n_tokens in ((state[:-1], 10), (state, 9), (state, 11), (state[:0], 1), (state, -10), (state, 0)):
             with pytest.raises(ValueError, match="does not fit"):
-                session.import_state(shape)
+                session.import_state(wrong, n_tokens)
+        rows = session.export_state(0, 6).view(np.uint16).reshape(6, 2, 2, 6, 64)
         for value in (0x7C00, 0xFC00, 0x7E01):
-            state.view(np.uint16)[3, 1, 0, 2, 5] = value
+            rows[3, 1, 0, 2, 5] = value
             with pytest.raises(NativeError, match="not finite"):
-                session.import_state(state[:, :, :, :6])
+                session.import_state(rows.view(np.uint8), 6)
         assert session.position == 10
         with session._sequence._handle.use() as pointer:
             assert lib.elutq_sequence_export(pointer, 11, 0, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
             assert lib.elutq_sequence_export(pointer, 5, 2**32 - 1, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
-            assert lib.elutq_sequence_import(pointer, ffi.NULL, 2**32 - 1) == lib.ELUTQ_ERROR_CONTEXT
+            assert lib.elutq_sequence_import(pointer, ffi.NULL, 2**32 - 1, 0) == lib.ELUTQ_ERROR_CONTEXT
+            assert lib.elutq_sequence_import(pointer, ffi.NULL, 1, 2) == lib.ELUTQ_ERROR_ARGUMENT
 
 
 def test_a_state_of_int8_with_a_scale_that_is_not_finite_is_refused(novels_2bit):
     with Model(novels_2bit) as model, model.session(16, 1, "q8") as session:
         session.eval([1] * 4)
         state = session.export_state(0, 4)
-        state[2, 0, 1, 3, 64:].view(np.float32)[0] = np.nan
+        state.reshape(6, 2, 2, 4, 68)[2, 0, 1, 3, 64:].view(np.float32)[0] = np.nan
         with pytest.raises(NativeError, match="not finite"):
-            session.import_state(state)
+            session.import_state(state, 4)
         assert session.position == 4

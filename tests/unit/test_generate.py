@@ -349,15 +349,20 @@ def test_cancel_from_another_thread_stops_a_prompt(novels_2bit, monkeypatch):
     ],
 )
 def test_context_fits_the_memory(maximum, memory, expected):
-    assert fit_context(maximum, kv_bytes_per_token=1000, file_bytes=1_000_000, memory=memory) == expected
+    assert fit_context(maximum, of_a_thousand, file_bytes=1_000_000, memory=memory) == expected
+
+
+def of_a_thousand(n_tokens):
+    """Bytes of a context whose tokens take a thousand bytes each."""
+    return 1000 * n_tokens
 
 
 def test_context_larger_than_memory_is_refused_with_one_that_fits():
     with pytest.raises(ElutqError, match=r"needs 0\.10 GB for keys and values, and only 0\.05 GB .* -c 25000"):
-        check_context(100_000, 131072, 1000, 50_000_000)
-    check_context(100_000, 131072, 1000, None)
+        check_context(100_000, 131072, of_a_thousand, 50_000_000)
+    check_context(100_000, 131072, of_a_thousand, None)
     with pytest.raises(ElutqError, match=r"4 contexts of 20000 tokens need 0\.08 GB .* -c 6250 or less, or a smaller"):
-        check_context(20_000, 131072, 1000, 50_000_000, 4)
+        check_context(20_000, 131072, of_a_thousand, 50_000_000, 4)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +381,7 @@ def test_context_larger_than_memory_is_refused_with_one_that_fits():
 )
 def test_as_many_texts_at_a_time_as_memory_and_cores_allow(ctx_size, maximum, memory, n_cores, expected):
     memory = None if memory is None else memory + 1_000_000
-    assert choose_parallel(ctx_size, maximum, 1000, 1_000_000, memory, n_cores) == expected
+    assert choose_parallel(ctx_size, maximum, of_a_thousand, 1_000_000, memory, n_cores) == expected
 
 
 @pytest.mark.parametrize(
