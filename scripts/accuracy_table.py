@@ -46,7 +46,7 @@ from elutq_cli.pipeline.recipe import Recipe  # noqa: E402
 from elutq_cli.pipeline.run.calibration_text import CalibrationText  # noqa: E402
 from elutq_cli.pipeline.run.fingerprint import code_digest  # noqa: E402
 from elutq_cli.pipeline.run.quantize import quantize  # noqa: E402
-from elutq_cli.pipeline.run.spool import work_folder  # noqa: E402
+from elutq_cli.pipeline.run.work_folder import work_folder  # noqa: E402
 from elutq_cli.reference import Transformer  # noqa: E402
 from elutq_cli.text_input import read_bytes, read_text  # noqa: E402
 from elutq_formats.errors import ElutqError  # noqa: E402

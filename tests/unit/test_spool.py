@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from elutq_cli.pipeline.run.spool import Spool, work_folder
+from elutq_cli.pipeline.run.spool import Spool
+from elutq_cli.pipeline.run.work_folder import work_folder
 from elutq_formats.errors import (
     CalibrationError,
     CheckpointError,

@@ -6,7 +6,7 @@ from pathlib import Path
 from elutq_cli.machine.disk import free_room
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.peak_memory import MARGIN, peak_memory, process_bytes
-from elutq_cli.pipeline.run.spool import work_folder
+from elutq_cli.pipeline.run.work_folder import work_folder
 from elutq_cli.pipeline.stages.allocate import SEQUENCES
 from elutq_cli.pipeline.stages.streams import stream_tokens
 from elutq_cli.pipeline.stages.tune.budget import tuning_bytes, tuning_scratch

@@ -7,47 +7,28 @@ the same fingerprint goes on after them.
 import json
 import logging
 import math
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from elutq_cli.machine.disk import open_nameless, reserve
-from elutq_cli.machine.file_lock import lock_file
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.run.fingerprint import explain_difference
 from elutq_cli.pipeline.run.stack_file import StackFile
-from elutq_formats.atomic import derived, output_target, remove_abandoned
+from elutq_cli.pipeline.run.work_folder import FINGERPRINT, FOUND, NEW, OWN, STREAM, TENSOR, UNIT, WorkFolder
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.errors import ElutqError
 from elutq_formats.file_system import sync
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.tensor_record import TensorRecord
 
-_LOCK, _FINGERPRINT, _FOUND = "lock", "fingerprint.json", "found.json"
-_TENSOR, _UNIT, _STREAM, _NEW = ".npy", ".unit", ".stream", ".new"
-_MARK = b"elutq quantize\n"
-"""What the lock holds: the folder is a spool's."""
-
-_OWN = re.compile(
-    r"(fingerprint\.json|found\.json|\d{5}\.unit)(\.new)?|activations\.new|\d{5}\.\d+\.stream"
-    r"|(token_embd|output|output_norm|blk\.\d+\.\w+)\.(weight|bias)\.npy"
-)
-"""Names of the spool's own files, beside the lock: nothing else is ever removed."""
-
 log = logging.getLogger(__name__)
-
-
-def work_folder(output: Path) -> Path:
-    """Return the folder ``OUTPUT.work``, beside the file that ``output`` leads to."""
-    return derived(output_target(output), "", ".work")
 
 
 class Spool:
@@ -79,16 +60,15 @@ class Spool:
             resume: go on after the units that a stopped run has finished; otherwise they are removed.
             force: remove them, too, when they are of no use to this run; otherwise it is refused.
         """
-        self.folder = work_folder(output)
+        self._work = WorkFolder(output)
+        self.folder = self._work.path
         self.records: list[TensorRecord] = []
         self.n_finished = 0
-        self._output = output
         self._fingerprint = dict(fingerprint or {})
         self._resume, self._force = resume, force
         self._n_recorded = 0
         self._n_streams = 0
         self._mapped: list[npt.NDArray[Any]] = []
-        self._lock: BinaryIO | None = None
 
     def __enter__(self) -> "Spool":
         """Make the folder, or read what a stopped run left in it.
@@ -97,24 +77,11 @@ class Spool:
             ElutqError: the disk refuses, the folder is not a spool's, another run is using it, or what it holds was
                 made otherwise.
         """
-        try:
-            self.folder.mkdir(exist_ok=True)
-            if not self._is_ours():
-                raise ElutqError(
-                    f"{self.folder} is in the way, and not a work folder of elutq: move it, or choose another output"
-                )
-            self._lock = (self.folder / _LOCK).open("ab")
-        except OSError as error:
-            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
-        try:
-            lock_file(self._lock)
-        except OSError as error:
-            self._lock.close()
-            raise ElutqError(f"another run is writing {self.folder}: wait for it, or choose another output") from error
+        self._work.open()
         try:
             self._start()
         except BaseException:
-            self._lock.close()
+            self._work.unlock()
             raise
         return self
 
@@ -123,13 +90,7 @@ class Spool:
     ) -> None:
         self._mapped = []
         of_no_use = isinstance(error, ElutqError) and error.recurs
-        if kind is None or of_no_use or not self._holds_work():
-            self._remove(set())
-            (self.folder / _LOCK).unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.close()
-        if not self.folder.is_symlink() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        self._work.close(worthless=kind is None or of_no_use or not self._holds_work())
 
     def add(self, record: TensorRecord, contents: npt.NDArray[Any]) -> None:
         """Put a tensor of the present unit on disk.
@@ -137,7 +98,7 @@ class Spool:
         Raises:
             ElutqError: the disk refuses.
         """
-        self._save(self._tensor(record), contents)
+        self._work.save(self._tensor(record), contents)
         self.records.append(record)
 
     def open_stack(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> "StackFile":
@@ -146,7 +107,7 @@ class Spool:
         Raises:
             ElutqError: the disk refuses.
         """
-        return StackFile(self.folder / (name + _TENSOR), shape, dtype)
+        return StackFile(self.folder / (name + TENSOR), shape, dtype)
 
     def add_stack(self, record: TensorRecord, file: "StackFile") -> None:
         """Put a stack that is complete among the tensors of the present unit."""
@@ -165,7 +126,7 @@ class Spool:
         number = self.n_finished
         for index, stream in enumerate(streams):
             if not any(stream is mapped for mapped in self._mapped):
-                self._save(self._stream(number, index), stream)
+                self._work.save(self._stream(number, index), stream)
         self._mapped = []
         records = self.records[self._n_recorded :]
         written = [self._tensor(record) for record in records]
@@ -174,11 +135,11 @@ class Spool:
         try:
             for path in written:
                 sync(path)
-            self._write_json(self.folder / f"{number:05}{_UNIT}", unit)
+            self._work.write_json(self.folder / f"{number:05}{UNIT}", unit)
             for index in range(self._n_streams):
                 self._stream(number - 1, index).unlink(missing_ok=True)
         except OSError as error:
-            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise self._work.refusal(error) from error
         self.n_finished, self._n_recorded, self._n_streams = number + 1, len(self.records), len(streams)
 
     def open_streams(self) -> list[FloatArray]:
@@ -195,7 +156,7 @@ class Spool:
                 shutil.copyfile(source, copy)
                 self._mapped.append(np.asarray(np.lib.format.open_memmap(copy, mode="r+")))
             except OSError as error:
-                raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+                raise self._work.refusal(error) from error
         return list(self._mapped)
 
     def make_room(self, shape: tuple[int, ...]) -> FloatArray:
@@ -205,11 +166,11 @@ class Spool:
             ElutqError: the disk refuses.
         """
         try:
-            with open_nameless(self.folder / ("activations" + _NEW)) as file:
+            with open_nameless(self.folder / ("activations" + NEW)) as file:
                 reserve(file, 4 * math.prod(shape))
                 return np.asarray(np.memmap(file, np.float32, mode="r+", shape=shape))
         except OSError as error:
-            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise self._work.refusal(error) from error
 
     def remember(self, find: Callable[[], Any]) -> Any:  # noqa: ANN401 (a JSON value)
         """Return what a stopped run found, or find it and keep it for the next run; it must be a JSON value.
@@ -217,42 +178,31 @@ class Spool:
         Raises:
             ElutqError: the disk refuses.
         """
-        path = self.folder / _FOUND
+        path = self.folder / FOUND
         try:
             if not path.exists():
-                self._write_json(path, find())
+                self._work.write_json(path, find())
             return json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise self._work.refusal(error) from error
 
     def sources(self) -> Iterator[TensorSource]:
         """Yield every tensor in the order of ``add``, each read when it is asked for."""
         for record in self.records:
             yield record, self._reader(record)
 
-    def _is_ours(self) -> bool:
-        """Whether the folder is empty or a spool's; one may have been killed before it wrote its mark."""
-        names = {path.name for path in self.folder.iterdir()}
-        mark = (self.folder / _LOCK).read_bytes() if _LOCK in names else b""
-        return mark == _MARK or (not mark and names <= {_LOCK})
-
     def _start(self) -> None:
-        assert self._lock is not None
-        remove_abandoned(self._output)
         try:
-            if os.fstat(self._lock.fileno()).st_size == 0:
-                self._lock.write(_MARK)
-                self._lock.flush()
             if self._resume and self._take_over():
                 kept = {self._tensor(record).name for record in self.records}
-                kept |= {f"{number:05}{_UNIT}" for number in range(self.n_finished)}
+                kept |= {f"{number:05}{UNIT}" for number in range(self.n_finished)}
                 kept |= {self._stream(self.n_finished - 1, index).name for index in range(self._n_streams)}
-                self._remove(kept | {_FINGERPRINT, _FOUND})
+                self._work.remove_all_but(kept | {FINGERPRINT, FOUND})
             else:
-                self._remove(set())
-                self._write_json(self.folder / _FINGERPRINT, self._fingerprint)
+                self._work.remove_all_but(set())
+                self._work.write_json(self.folder / FINGERPRINT, self._fingerprint)
         except OSError as error:
-            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise self._work.refusal(error) from error
 
     def _take_over(self) -> bool:
         """Read what a stopped run has finished; return whether it is of use.
@@ -260,11 +210,11 @@ class Spool:
         Raises:
             ElutqError: it is not, and may not be removed.
         """
-        if not self._holds_work() or not (self.folder / _FINGERPRINT).exists():
+        if not self._holds_work() or not (self.folder / FINGERPRINT).exists():
             return False
         found, advice = f"{self.folder} is damaged", ""
         try:
-            then = json.loads((self.folder / _FINGERPRINT).read_text(encoding="utf-8"))
+            then = json.loads((self.folder / FINGERPRINT).read_text(encoding="utf-8"))
             if then == self._fingerprint:
                 self._read_units()
                 return True
@@ -283,13 +233,13 @@ class Spool:
         Raises:
             OSError, ValueError, TypeError, KeyError: it is not, or not what a spool wrote.
         """
-        paths = sorted(self.folder.glob("*" + _UNIT))
+        paths = sorted(self.folder.glob("*" + UNIT))
         records, n_streams = [], 0
         for path in paths:
             unit = json.loads(path.read_text(encoding="utf-8"))
             records += [TensorRecord(**record | {"kind": BlockKind(**record["kind"])}) for record in unit["records"]]
             n_streams = unit["streams"]
-        sound = all(_OWN.fullmatch(self._tensor(record).name) for record in records)
+        sound = all(OWN.fullmatch(self._tensor(record).name) for record in records)
         sound = sound and all(self._reader(record)().nbytes == record.n_bytes for record in records)
         if not sound or not all(self._stream(len(paths) - 1, index).exists() for index in range(n_streams)):
             raise ValueError(f"{self.folder} is damaged")
@@ -299,37 +249,13 @@ class Spool:
             log.warning("going on after the %d units that are finished in %s", self.n_finished, self.folder)
 
     def _holds_work(self) -> bool:
-        return (self.folder / _FOUND).exists() or any(self.folder.glob("*" + _UNIT))
-
-    def _save(self, path: Path, contents: npt.NDArray[Any]) -> None:
-        contents = np.ascontiguousarray(contents)
-        try:
-            with path.open("wb") as file:  # np.save's own writing does not say why a write failed
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(contents))
-                file.write(contents.data)
-        except OSError as error:
-            raise ElutqError(f"cannot write {self.folder}: {error.strerror}") from error
-
-    def _write_json(self, path: Path, value: object) -> None:
-        new = path.with_name(path.name + _NEW)
-        new.write_text(json.dumps(value), encoding="utf-8")
-        sync(new)
-        new.replace(path)
-        sync(self.folder)
+        return (self.folder / FOUND).exists() or any(self.folder.glob("*" + UNIT))
 
     def _reader(self, record: TensorRecord) -> Callable[[], npt.NDArray[Any]]:
         return lambda: np.asarray(np.load(self._tensor(record), mmap_mode="r"))
 
     def _tensor(self, record: TensorRecord) -> Path:
-        return self.folder / (record.name + _TENSOR)
+        return self.folder / (record.name + TENSOR)
 
     def _stream(self, unit: int, index: int) -> Path:
-        return self.folder / f"{unit:05}.{index}{_STREAM}"
-
-    def _remove(self, kept: set[str]) -> None:
-        """Remove the spool's files but those kept; without its fingerprint, what remains of a folder is worthless."""
-        if _FINGERPRINT not in kept:
-            (self.folder / _FINGERPRINT).unlink(missing_ok=True)
-        for path in self.folder.iterdir():
-            if path.name not in kept and _OWN.fullmatch(path.name):
-                path.unlink()
+        return self.folder / f"{unit:05}.{index}{STREAM}"
