@@ -341,6 +341,78 @@ def test_a_cluster_that_has_ceased_to_work_ends_the_run_in_a_line(monkeypatch, n
     assert stuck.n_looks == n_looks
 
 
+class DyingRay(Ray):
+    """Its units say what a node is: another than this machine, or nothing, where it dies before it has answered."""
+
+    class exceptions:
+        class RayTaskError(Exception):
+            pass
+
+        class RayError(Exception):
+            pass
+
+    def put(self, array):
+        return array
+
+    def wait(self, units, timeout):
+        return units, []
+
+    def get(self, answer):
+        if answer is None:
+            raise self.exceptions.RayError("it doesn't exist any more")
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("answers", "alive", "message"),
+    [
+        (["this", "this"], True, None),
+        (["this", None], False, None),
+        (["this", None], True, "^the Ray cluster lost a unit of work: it doesn't exist any more$"),
+        (
+            ["this", "that"],
+            True,
+            "^node node-1 of the Ray cluster would make another file: it has that, and .* this: use",
+        ),
+    ],
+    ids=["same", "dead", "lost", "other"],
+)
+def test_nodes_are_asked_what_they_are_and_may_die_before_they_answer(cluster, monkeypatch, answers, alive, message):
+    joined = cluster((4, 1e9, True), (4, 1e9, True))
+    monkeypatch.setattr(sys.modules["ray.util.scheduling_strategies"], "NodeAffinitySchedulingStrategy", NoPlace)
+    joined._ray, given = DyingRay((4, 1e9, True), (4, 1e9, alive)), iter(answers)
+    task = SimpleNamespace(remote=lambda *arguments: next(given))
+    joined._run = SimpleNamespace(options=lambda **options: task)
+    if message is None:
+        joined.join(this, 0)
+        assert joined._kind == (pack_unit(this, None)[0], "this")
+    else:
+        with pytest.raises(ElutqError, match=message):
+            joined.join(this, 0)
+
+
+class NoPlace:
+    def __init__(self, number, soft):
+        pass
+
+
+def this(_):
+    return "this"
+
+
+def test_a_worker_that_is_another_refuses_units(monkeypatch):
+    """Its node may have joined when the others had been asked."""
+    ray = ModuleType("ray")
+    ray.get, ray.util = list, SimpleNamespace(get_node_ip_address=lambda: "node-9")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    text, describe = pack_unit(pair_of, 5)[0], pack_unit(this, None)[0]
+    assert ray_cluster._run(text, [], 1, (describe, "this")) == ray_cluster._run(text, [], 1, None) == 5
+    with pytest.raises(
+        ElutqError, match=r"^node node-9 of the Ray cluster would make another file: it has this, and .* that"
+    ):
+        ray_cluster._run(text, [], 1, (describe, "that"))
+
+
 def ray_task():
     """A task that can be submitted."""
     task = SimpleNamespace(remote=lambda *arguments: object())

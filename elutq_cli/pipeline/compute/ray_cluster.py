@@ -81,6 +81,7 @@ class RayCluster:
             self.close()
             raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
         self._memory = 0
+        self._kind: tuple[bytes, str] | None = None
         self._idle_since: float | None = None
         self._shelf: Shelf[Any] = Shelf(lambda array: ray.put(array))
         self._run = ray.remote(_run)
@@ -124,13 +125,17 @@ class RayCluster:
         for node in self._nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             unit = self._submit(describe, None, num_cpus=1, memory=0, scheduling_strategy=there)
-            asked.append((node["NodeManagerAddress"], unit))
-        for name, unit in asked:
-            if (found := self._result(unit)) != here:
-                raise ElutqError(
-                    f"node {name} of the Ray cluster would make another file: it has {found}, and this machine {here}: "
-                    "use machines of one kind with one version of elutq"
-                )
+            asked.append((node["NodeID"], node["NodeManagerAddress"], unit))
+        for number, name, unit in asked:
+            try:
+                found = self._result(unit)
+            except ElutqError:
+                if any(node["Alive"] and node["NodeID"] == number for node in self._ray.nodes()):
+                    raise
+                continue  # it has died meanwhile
+            if found != here:
+                raise ElutqError(_difference(name, found, here))
+        self._kind = pack_unit(describe, None)[0], here
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -140,7 +145,7 @@ class RayCluster:
         text, arrays = pack_unit(function, item)
         stored = [self._shelf.place(array) for array in arrays]
         options = {"num_cpus": self.threads, "memory": self._memory, "max_retries": RETRIES} | options
-        return self._run.options(**options).remote(text, stored, self.threads)
+        return self._run.options(**options).remote(text, stored, self.threads, self._kind)
 
     def _result(self, unit: Any) -> Any:  # noqa: ANN401
         """Wait for a unit.
@@ -211,11 +216,33 @@ def _cores(node: dict[str, Any]) -> int:
     return int(node["Resources"].get("CPU", 0))
 
 
-def _run(text: bytes, stored: list[Any], threads: int) -> Any:  # noqa: ANN401
-    """Run a unit in a worker."""
+def _run(text: bytes, stored: list[Any], threads: int, kind: tuple[bytes, str] | None) -> Any:  # noqa: ANN401
+    """Run a unit in a worker, whose node may have joined after others were asked: of a kind, with what to ask it."""
     import ray
 
+    if kind is not None:
+        _check_kind(*kind, threads)
     return run_unit(text, ray.get(stored), _own_backend(threads))
+
+
+@cache
+def _check_kind(describe: bytes, expected: str, threads: int) -> None:
+    """Look once in a worker's life whether it is of the kind of the machine that calls.
+
+    Raises:
+        ElutqError: it is not.
+    """
+    import ray
+
+    if (found := run_unit(describe, [], _own_backend(threads))) != expected:
+        raise ElutqError(_difference(ray.util.get_node_ip_address(), found, expected))
+
+
+def _difference(name: str, found: str, here: str) -> str:
+    return (
+        f"node {name} of the Ray cluster would make another file: it has {found}, and the machine that calls {here}: "
+        "use machines of one kind with one version of elutq"
+    )
 
 
 @cache
