@@ -124,9 +124,12 @@ struct elutq_kernels {
     void (*gemm_tables)(const struct elutq_matrix *matrix, const struct elutq_tables *tables, uint32_t n_tokens,
                         struct elutq_part part, float *y);
 
-    /* Quantizes token `token` (0 .. n_tokens - 1) of a batch into `levels`. NULL with gemm_levels where an ISA has none. */
-    void (*build_levels)(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
-                         struct elutq_levels *levels);
+    /*
+     * Quantizes groups first_group .. end_group - 1 of token `token` (0 .. n_tokens - 1) of a batch into `levels`. NULL with
+     * gemm_levels where an ISA has none.
+     */
+    void (*build_levels)(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token, uint32_t first_group,
+                         uint32_t end_group, struct elutq_levels *levels);
 
     /* A part times a batch of int8 activations: y[n_tokens][ELUTQ_CHUNK_STRIDE]. */
     void (*gemm_levels)(const struct elutq_matrix *matrix, const struct elutq_levels *levels, uint32_t n_tokens,
@@ -198,6 +201,17 @@ const struct elutq_kernels *elutq_kernels_named(const char *name);
  * up to four threads).
  */
 uint32_t elutq_tiles_per_item(uint32_t n_tiles, unsigned n_threads);
+
+/*
+ * Threads that round activations write no cache line of 64 bytes together. One row's tables are cut between columns whose
+ * multipliers fill a line; the levels of a batch, where the tokens of a block lie side by side, between groups whose scales,
+ * eight tokens', do, the columns of all blocks one behind the other.
+ */
+#define ELUTQ_TABLES_LINE_COLUMNS 256
+#define ELUTQ_LEVELS_LINE_GROUPS 2
+
+/* Where part `part` of n_parts begins when n_columns are cut so; n_columns for what lies behind the last part. */
+uint64_t elutq_part_start(uint64_t n_columns, uint32_t line_columns, unsigned n_parts, unsigned part);
 
 /* Dequantizes one row of an HLQ or fp16 matrix: y[n_columns]. */
 void elutq_matrix_row(const struct elutq_matrix *matrix, uint32_t row, float *y);

@@ -126,11 +126,11 @@ INLINE float round_group(const float *xg, uint32_t group_size, float inverse, in
  * the outliers' bound, over 127.
  */
 KERNEL ELUTQ_MAYBE_UNUSED void build_levels(const float *x, uint32_t n_columns, uint32_t group_size, uint32_t token,
-                                                 struct elutq_levels *levels) {
+                                            uint32_t first_group, uint32_t end_group, struct elutq_levels *levels) {
     const uint32_t n_groups = n_columns / group_size, lane = token % ELUTQ_LEVELS_TOKENS;
     const size_t block = token / ELUTQ_LEVELS_TOKENS, cell_stride = ELUTQ_LEVELS_TOKENS * ELUTQ_CELL_COLUMNS;
     const size_t first = block * n_columns * ELUTQ_LEVELS_TOKENS + (size_t)lane * ELUTQ_CELL_COLUMNS;
-    for (uint32_t group = 0; group < n_groups; group++) {
+    for (uint32_t group = first_group; group < end_group; group++) {
         const float *xg = x + (size_t)group * group_size;
         v16 largest = v16_set1(0), total = largest, magnitudes = largest;
         for (uint32_t i = 0; i < group_size; i += 16) {

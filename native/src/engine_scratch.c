@@ -18,6 +18,11 @@ static float *allocate_floats(struct elutq_engine *engine, uint64_t n) {
     return allocate(engine, n, sizeof(float));
 }
 
+/* Bytes of the cache lines that hold n_bytes: what threads write of two tokens shares none. */
+static uint64_t whole_lines(uint64_t n_bytes) {
+    return (n_bytes + ELUTQ_ALIGNMENT - 1) / ELUTQ_ALIGNMENT * ELUTQ_ALIGNMENT;
+}
+
 static uint32_t largest_of(uint32_t a, uint32_t b) {
     return a > b ? a : b;
 }
@@ -62,16 +67,18 @@ static void find_needs(const struct elutq_engine *engine, struct needs all[ELUTQ
 static bool allocate_tables(struct elutq_engine *engine, uint32_t n_columns, uint32_t group_size, uint32_t n_tokens,
                             struct elutq_tables **out) {
     struct elutq_tables *tables = allocate(engine, n_tokens, sizeof *tables);
-    uint64_t entry_bytes = (uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16 + TABLE_PADDING, n_groups = n_columns / group_size + 1;
+    uint64_t entry_bytes = (uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16 + TABLE_PADDING;
+    const uint64_t multiplier_bytes = whole_lines(n_columns / ELUTQ_CELL_COLUMNS);
+    const uint64_t n_groups = whole_lines(n_columns / group_size * sizeof(float)) / sizeof(float);
     int8_t *entries = allocate(engine, n_tokens, entry_bytes);
-    uint8_t *multipliers = allocate(engine, n_tokens, n_columns / ELUTQ_CELL_COLUMNS);
+    uint8_t *multipliers = allocate(engine, n_tokens, multiplier_bytes);
     float *scales = allocate_floats(engine, 2 * n_tokens * n_groups);
     if (tables == NULL || entries == NULL || multipliers == NULL || scales == NULL)
         return false;
     for (uint32_t token = 0; token < n_tokens; token++)
         tables[token] = (struct elutq_tables){
             .entries = entries + token * entry_bytes,
-            .multipliers = multipliers + (size_t)token * (n_columns / ELUTQ_CELL_COLUMNS),
+            .multipliers = multipliers + token * multiplier_bytes,
             .scales = scales + 2 * token * n_groups,
             .sums = scales + (2 * token + 1) * n_groups,
         };

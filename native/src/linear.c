@@ -40,52 +40,85 @@ void elutq_find_forms(const struct elutq_batch *batch, const struct elutq_produc
     }
 }
 
-/* Columns are dealt to threads in units that the group sizes of these products divide; inputs of fp16 products need none. */
-static uint32_t column_unit(const struct elutq_forms forms[ELUTQ_GROUP_SIZES], uint32_t n_rows) {
-    uint32_t unit = 32;
-    for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++)
-        if (forms[i].tables < n_rows)
-            unit = 32u << i;
-    return unit;
-}
-
 void elutq_round_row(const struct elutq_kernels *kernels, const struct elutq_forms forms[ELUTQ_GROUP_SIZES],
                      struct elutq_input *input, const float *x, uint32_t n_columns, uint32_t row, uint32_t first,
                      uint32_t end) {
     for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++) {
         const uint32_t group_size = 32u << i;
         if (row < forms[i].levels)
-            kernels->build_levels(x, n_columns, group_size, row, &input->levels[i]);
+            kernels->build_levels(x, n_columns, group_size, row, first / group_size, end / group_size, &input->levels[i]);
         if (row >= forms[i].tables)
             kernels->build_tables(x, group_size, first / group_size, end / group_size, &input->tables[i][row]);
     }
 }
 
+uint64_t elutq_part_start(uint64_t n_columns, uint32_t line_columns, unsigned n_parts, unsigned part) {
+    const uint64_t n_lines = (n_columns + line_columns - 1) / line_columns, start = n_lines * part / n_parts * line_columns;
+    return start < n_columns ? start : n_columns;
+}
+
+/* Reads a source's columns first .. end - 1 of a row and rounds them. */
+static void prepare_columns(struct elutq_engine *engine, const struct elutq_source *source,
+                            const struct elutq_forms forms[ELUTQ_GROUP_SIZES], uint32_t n_columns, uint32_t row, uint32_t first,
+                            uint32_t end) {
+    float *x = engine->input.x + (size_t)row * n_columns;
+    read_source(engine, source, n_columns, row, first, end, x);
+    elutq_round_row(engine->model->kernels, forms, &engine->input, x, n_columns, row, first, end);
+}
+
+/* The same of the first n_rows rows, block by block: columns of all blocks, one behind the other. */
+static void prepare_blocks(struct elutq_engine *engine, const struct elutq_source *source,
+                           const struct elutq_forms forms[ELUTQ_GROUP_SIZES], uint32_t n_columns, uint32_t n_rows,
+                           uint64_t first, uint64_t end) {
+    while (first < end) {
+        const uint32_t first_row = (uint32_t)(first / n_columns) * ELUTQ_LEVELS_TOKENS, column = (uint32_t)(first % n_columns);
+        const uint32_t n = end - first < n_columns - column ? (uint32_t)(end - first) : n_columns - column;
+        for (uint32_t row = first_row; row < first_row + ELUTQ_LEVELS_TOKENS && row < n_rows; row++)
+            prepare_columns(engine, source, forms, n_columns, row, column, column + n);
+        first += n;
+    }
+}
+
+/* The largest groups of those rows that some matrix takes as levels, and how many rows these are. */
+static uint32_t largest_group(const struct elutq_forms forms[ELUTQ_GROUP_SIZES], uint32_t *n_level_rows) {
+    uint32_t largest = 32;
+    *n_level_rows = 0;
+    for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++)
+        *n_level_rows = forms[i].levels > *n_level_rows ? forms[i].levels : *n_level_rows;
+    for (uint32_t i = 0; i < ELUTQ_GROUP_SIZES; i++)
+        if (forms[i].levels > 0 || forms[i].tables < *n_level_rows)
+            largest = 32u << i;
+    return largest;
+}
+
+/* Items: of levels, blocks or parts of their columns; then other rows, many of them whole, few by columns. */
 void elutq_prepare_input(const struct elutq_pass *pass, unsigned thread, const struct elutq_source *source,
                          const struct elutq_batch *batch, uint32_t n_columns, const struct elutq_product *products,
                          unsigned n_products) {
     struct elutq_engine *engine = pass->engine;
-    struct elutq_input *input = &engine->input;
     struct elutq_forms forms[ELUTQ_GROUP_SIZES];
     elutq_find_forms(batch, products, n_products, forms);
-    /* Many rows are shared out whole, few by columns; levels are made of whole rows. */
-    const uint32_t n_threads = pass->n_threads;
-    const bool whole = batch->n_rows >= n_threads || forms[0].levels + forms[1].levels + forms[2].levels + forms[3].levels > 0;
-    const uint32_t n_parts = whole ? 1 : (n_threads + batch->n_rows - 1) / batch->n_rows;
-    const uint32_t unit = column_unit(forms, batch->n_rows), n_units = (n_columns + unit - 1) / unit;
+    uint32_t n_level_rows;
+    const uint32_t line = ELUTQ_LEVELS_LINE_GROUPS * largest_group(forms, &n_level_rows), n_threads = pass->n_threads;
+    const uint32_t n_blocks = (n_level_rows + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS;
+    const uint32_t n_block_items = n_blocks == 0 || n_blocks >= n_threads ? n_blocks : n_threads;
+    const uint32_t n_parts = batch->n_rows >= n_threads ? 1 : (n_threads + batch->n_rows - 1) / batch->n_rows;
+    const uint64_t all_columns = (uint64_t)n_blocks * n_columns;
     unsigned item;
     if (thread == 0)
-        input->n_columns = n_columns;
-    while (elutq_take(pass, thread, batch->n_rows * n_parts, &item)) {
-        const uint32_t row = item / n_parts, part = item % n_parts;
-        const uint32_t first = n_units * part / n_parts * unit;
-        uint32_t end = n_units * (part + 1) / n_parts * unit;
-        end = end < n_columns ? end : n_columns;
-        float *x = input->x + (size_t)row * n_columns;
-        if (first >= end)
+        engine->input.n_columns = n_columns;
+    while (elutq_take(pass, thread, n_block_items + (batch->n_rows - n_level_rows) * n_parts, &item)) {
+        if (item < n_block_items) {
+            prepare_blocks(engine, source, forms, n_columns, n_level_rows,
+                           elutq_part_start(all_columns, line, n_block_items, item),
+                           elutq_part_start(all_columns, line, n_block_items, item + 1));
             continue;
-        read_source(engine, source, n_columns, row, first, end, x);
-        elutq_round_row(engine->model->kernels, forms, input, x, n_columns, row, first, end);
+        }
+        const uint32_t row = n_level_rows + (item - n_block_items) / n_parts, part = (item - n_block_items) % n_parts;
+        const uint32_t first = (uint32_t)elutq_part_start(n_columns, ELUTQ_TABLES_LINE_COLUMNS, n_parts, part);
+        const uint32_t end = (uint32_t)elutq_part_start(n_columns, ELUTQ_TABLES_LINE_COLUMNS, n_parts, part + 1);
+        if (first < end)
+            prepare_columns(engine, source, forms, n_columns, row, first, end);
     }
     elutq_pool_barrier(engine->pool, thread);
 }

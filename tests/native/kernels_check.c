@@ -202,7 +202,8 @@ static void check_gemm_tables(const struct elutq_kernels *kernels, uint32_t n_ro
 static float *gemm_levels(const struct elutq_kernels *kernels, const struct elutq_matrix *matrix, const float *x,
                           uint32_t n_tokens) {
     const size_t padded = (n_tokens + ELUTQ_LEVELS_TOKENS - 1) / ELUTQ_LEVELS_TOKENS * ELUTQ_LEVELS_TOKENS;
-    const size_t n_scales = padded * elutq_matrix_groups(matrix), n_chunks = elutq_matrix_chunks(matrix);
+    const uint32_t n_groups = elutq_matrix_groups(matrix);
+    const size_t n_scales = padded * n_groups, n_chunks = elutq_matrix_chunks(matrix);
     struct elutq_levels levels = {
         .values = guarded(padded * matrix->n_columns),
         .high = guarded(padded * matrix->n_columns),
@@ -213,9 +214,13 @@ static float *gemm_levels(const struct elutq_kernels *kernels, const struct elut
     };
     const float *others = random_activations(matrix->n_columns, 2); /* what is left of them changes nothing */
     for (uint32_t token = 0; token < padded; token++)
-        kernels->build_levels(others, matrix->n_columns, matrix->group_size, token, &levels);
+        kernels->build_levels(others, matrix->n_columns, matrix->group_size, token, 0, n_groups, &levels);
     for (uint32_t token = 0; token < n_tokens; token++)
-        kernels->build_levels(x + (size_t)token * matrix->n_columns, matrix->n_columns, matrix->group_size, token, &levels);
+        for (uint32_t first = 0, end; first < n_groups; first = end) { /* in parts, as threads do */
+            end = first + 1 + token % 3 < n_groups ? first + 1 + token % 3 : n_groups;
+            kernels->build_levels(x + (size_t)token * matrix->n_columns, matrix->n_columns, matrix->group_size, token, first,
+                                  end, &levels);
+        }
     const size_t chunk_floats = (size_t)n_tokens * ELUTQ_CHUNK_STRIDE;
     float *y = guarded(n_chunks * chunk_floats * sizeof *y);
     memset(y, 0, n_chunks * chunk_floats * sizeof *y);

@@ -25,7 +25,7 @@ def gemm_levels(kernels, matrix, x, memory):
     for name, array in arrays.items():
         setattr(levels, name, ffi.from_buffer(f"{CTYPES[array.dtype.name]}[]", array))
     for token, row in enumerate(x):
-        kernels.build_levels(floats(memory.copy(row)), n_columns, matrix.group_size, token, levels)
+        kernels.build_levels(floats(memory.copy(row)), n_columns, matrix.group_size, token, 0, n_groups, levels)
     results = []
     for chunk in range(matrix.n_chunks):
         y = memory.array((n_tokens - 1) * STRIDE + matrix.padded_rows(chunk), np.float32)
