@@ -13,8 +13,11 @@ static const float TABLE_SIGNS[4][16] = {
     {-1, -1, -1, -1, -1, -1, -1, -1, 1, 1, 1, 1, 1, 1, 1, 1},
 };
 
-/* Groups whose largest value is below this are taken for zero, so that 127 / largest stays finite. */
-#define SMALLEST_SCALED 1e-30f
+/*
+ * Groups whose largest value is below this are taken for zero, so that 127 / largest stays finite and a scale, which is at
+ * least this over 127^2, a normal number when it is taken times 2^-19.
+ */
+#define SMALLEST_SCALED 1e-27f
 
 /*
  * Multipliers of a group's cells, from the largest sum of each: that over 127 times the group's scale, rounded up. The scale

@@ -65,6 +65,9 @@
 /* Has a vector computed up to here: what follows is not regrouped with what came before. */
 #define ELUTQ_SETTLE(vector) __asm__("" : "+v"(vector))
 
+/* Where a pointer comes from is forgotten: what lies behind it is loaded where it is used, not kept from before. */
+#define ELUTQ_FORGET(pointer) __asm__("" : "+r"(pointer))
+
 /* acc + the dot products of four unsigned with four signed bytes in each 32-bit lane, of vectors of 64 bytes. */
 #define ELUTQ_ADD_DOT_BYTES(acc, unsigned_bytes, signed_bytes)                                                                 \
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes))

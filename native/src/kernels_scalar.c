@@ -5,14 +5,15 @@
 #include "float_kernels.h"
 #include "hlq_block.h"
 #include "kernel_sets.h"
+#include "stream.h"
 
 /*
  * One block: f[row] += c * sum(x) + scale * sum_k h_k * (sum of the table entries that plane k picks,
  * each times its cell's multiplier). The integer sum is exact, at most ELUTQ_MULTIPLIERS times 127: sixteen bits hold it.
  */
 INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
-                      float scale, float sum, size_t ahead, float *f) {
-    (void)ahead;
+                      float scale, float sum, struct elutq_asking asking, float *f) {
+    (void)asking;
     for (uint32_t row = 0; row < ELUTQ_TILE_ROWS; row++) {
         const uint32_t byte = elutq_cell_byte(row), shift = elutq_cell_shift(row);
         float u = 0;

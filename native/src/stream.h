@@ -41,6 +41,18 @@ INLINE void ask_by_line(const void *piece, size_t n_bytes, size_t ahead) {
         ELUTQ_PREFETCH(following + i, 3);
 }
 
+/* How a walk asks: by line so far ahead, which is not 0, or by page. by_line is a constant of the walk. */
+struct elutq_asking {
+    bool by_line;
+    size_t ahead;
+};
+
+/* For a piece that add_block uses; a walk by page asks for itself. */
+INLINE void ask_for(struct elutq_asking asking, const void *piece, size_t n_bytes) {
+    if (asking.by_line)
+        ask_by_line(piece, n_bytes, asking.ahead);
+}
+
 /* Does something about once a KB. */
 INLINE void ask_by_page(const void *piece, size_t n_bytes) {
     if ((uintptr_t)piece % (ELUTQ_PAGE_BYTES / 4) >= n_bytes)

@@ -3,6 +3,7 @@
 #define ELUTQ_GEMV_NEON_H
 
 #include "scales_neon.h"
+#include "stream.h"
 
 struct row_sums {
     int16x8_t eight[4]; /* rows 8i .. 8i+7 */
@@ -37,8 +38,8 @@ INLINE float32x4_t four_sums(const struct row_sums *picked, uint32_t row) {
 }
 
 INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
-                      float scale, float sum, size_t ahead, float *f) {
-    (void)ahead;
+                      float scale, float sum, struct elutq_asking asking, float *f) {
+    (void)asking;
     struct row_sums picked[ELUTQ_HLQ_MAX_BITS];
     for (uint32_t k = 0; k < block->bits; k++)
         picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells);

@@ -44,12 +44,11 @@ struct row_sums {
  * vpdpbusd adds the four signed bytes, times the multipliers of their cells, to the row's sum.
  */
 INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells,
-                                 size_t ahead) {
+                                 struct elutq_asking asking) {
     struct row_sums sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     ELUTQ_UNROLL(8)
     for (uint32_t i = 0; i < n_cells / 4; i++) {
-        if (ahead > 0)
-            ask_by_line(plane + 64 * i, 64, ahead);
+        ask_for(asking, plane + 64 * i, 64);
         const struct row_indices rows = four_cells(plane + 64 * i);
         __m512i table = _mm512_load_si512(entries + 64 * i);
         const __m512i of_cells = four_multipliers(multipliers + 4 * i);
@@ -60,14 +59,13 @@ INLINE struct row_sums sum_plane(const uint8_t *plane, const int8_t *entries, co
 }
 
 INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
-                      float scale, float sum, size_t ahead, float *f) {
+                      float scale, float sum, struct elutq_asking asking, float *f) {
     __m512 u_0 = _mm512_setzero_ps(), u_16 = u_0;
-    if (ahead > 0)
-        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits), ahead);
+    ask_for(asking, block->scales, elutq_scales_bytes(block->kind, block->bits));
     ELUTQ_UNROLL(4)
     for (uint32_t k = 0; k < block->bits; k++) {
         struct row_sums picked =
-            sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, ahead);
+            sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, asking);
         __m512 picked_0 = _mm512_cvtepi32_ps(picked.rows_0), picked_16 = _mm512_cvtepi32_ps(picked.rows_16);
         const __m512 h_0 = load_half_scales(block, k, 0), h_16 = load_half_scales(block, k, 1);
         u_0 = k == 0 ? _mm512_mul_ps(h_0, picked_0) : _mm512_fmadd_ps(h_0, picked_0, u_0);

@@ -23,6 +23,15 @@ INLINE __m512i eight_multipliers(const uint8_t *multipliers) {
     return _mm512_shuffle_epi8(_mm512_set1_epi64(eight), order);
 }
 
+/* The multipliers of a group's cells, each eight as add_eight takes them: all tiles of the group use them. */
+#define ELUTQ_SPREADS_MULTIPLIERS
+#define ELUTQ_SPREAD_BYTES (ELUTQ_HLQ_MAX_GROUP_SIZE / ELUTQ_CELL_COLUMNS / 8 * 64)
+INLINE const uint8_t *spread_multipliers(const uint8_t *multipliers, uint32_t n_cells, uint8_t *room) {
+    for (uint32_t i = 0; i < n_cells / 8; i++)
+        _mm512_store_si512(room + 64 * i, eight_multipliers(multipliers + 8 * i));
+    return room;
+}
+
 /* Sums of multiplied entries as 16-bit lanes, two cells side by side in each quarter, as in gemv_avx2.h (same bounds). */
 struct word_sums {
     __m512i low_0, high_0, low_16, high_16;
@@ -50,17 +59,16 @@ INLINE __m512i sums_by_row(const struct word_sums *sums) {
 
 /* Sums the entries that one plane picks, each times its cell's multiplier. */
 INLINE __m512i sum_plane(const uint8_t *plane, const int8_t *entries, const uint8_t *multipliers, uint32_t n_cells,
-                         size_t ahead) {
+                         struct elutq_asking asking) {
     const __m512i nibble = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
     struct word_sums sums = {zero, zero, zero, zero};
     ELUTQ_UNROLL(2)
     for (uint32_t i = 0; i < n_cells / 8; i++) {
-        const __m512i of_cells = eight_multipliers(multipliers + 8 * i);
+        const __m512i of_cells = _mm512_load_si512(multipliers + 64 * i);
         __m512i rows_0[2], rows_16[2];
         ELUTQ_UNROLL(2)
         for (uint32_t j = 0; j < 2; j++) {
-            if (ahead > 0)
-                ask_by_line(plane + 128 * i + 64 * j, 64, ahead);
+            ask_for(asking, plane + 128 * i + 64 * j, 64);
             const __m512i cells = _mm512_loadu_si512(plane + 128 * i + 64 * j);
             const __m512i table = _mm512_load_si512(entries + 128 * i + 64 * j);
             rows_0[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(cells, nibble));
@@ -78,12 +86,11 @@ INLINE __m512 half_to_floats(__m512i words, uint32_t half) {
 }
 
 INLINE void add_block(const struct elutq_block *block, uint32_t n_cells, const int8_t *entries, const uint8_t *multipliers,
-                      float scale, float sum, size_t ahead, float *f) {
+                      float scale, float sum, struct elutq_asking asking, float *f) {
     __m512i picked[ELUTQ_HLQ_MAX_BITS];
-    if (ahead > 0)
-        ask_by_line(block->scales, elutq_scales_bytes(block->kind, block->bits), ahead);
+    ask_for(asking, block->scales, elutq_scales_bytes(block->kind, block->bits));
     for (uint32_t k = 0; k < block->bits; k++)
-        picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, ahead);
+        picked[k] = sum_plane(block->planes + (size_t)k * n_cells * ELUTQ_CELL_BYTES, entries, multipliers, n_cells, asking);
     for (uint32_t half = 0; half < 2; half++) {
         __m512 u = _mm512_mul_ps(load_half_scales(block, 0, half), half_to_floats(picked[0], half));
         for (uint32_t k = 1; k < block->bits; k++)

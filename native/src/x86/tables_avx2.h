@@ -3,7 +3,7 @@
  *
  * What a cell picks from is one table, in both halves of a register: the lower half looks up what its low nibbles pick, the
  * upper one what the high ones do. So two registers hold a plane's sums of all rows, with no halves left to be added. They
- * hold the rows in an order of their own, which scales are unpacked to and finish_tile undoes.
+ * hold the rows in the order of whole_avx2.h, which scales are unpacked to and finish_tile undoes.
  */
 #ifndef ELUTQ_TABLES_AVX2_H
 #define ELUTQ_TABLES_AVX2_H
@@ -22,18 +22,6 @@ INLINE void order_rows(__m256 rows[4]) {
     rows[1] = _mm256_permute2f128_ps(b, d, 0x20);
     rows[2] = _mm256_permute2f128_ps(a, c, 0x31);
     rows[3] = _mm256_permute2f128_ps(b, d, 0x31);
-}
-
-/* y[32] back in the order of its rows. */
-INLINE void finish_tile(float *y) {
-    const __m256 rows_0 = _mm256_loadu_ps(y), rows_2 = _mm256_loadu_ps(y + 8);
-    const __m256 rows_4 = _mm256_loadu_ps(y + 16), rows_6 = _mm256_loadu_ps(y + 24);
-    const __m256 a = _mm256_permute2f128_ps(rows_0, rows_4, 0x20), b = _mm256_permute2f128_ps(rows_2, rows_6, 0x20);
-    const __m256 c = _mm256_permute2f128_ps(rows_0, rows_4, 0x31), d = _mm256_permute2f128_ps(rows_2, rows_6, 0x31);
-    _mm256_storeu_ps(y, _mm256_shuffle_ps(a, b, 0x88));
-    _mm256_storeu_ps(y + 8, _mm256_shuffle_ps(a, b, 0xDD));
-    _mm256_storeu_ps(y + 16, _mm256_shuffle_ps(c, d, 0x88));
-    _mm256_storeu_ps(y + 24, _mm256_shuffle_ps(c, d, 0xDD));
 }
 
 /* scales[bits + 2][32] = half scales by plane, centers, and -SUMS_BIAS times the first plane's half scales, which is exact. */
