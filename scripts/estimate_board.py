@@ -85,7 +85,7 @@ KERNEL __attribute__((noinline, used)) void one_block(const uint8_t *block, cons
         __builtin_prefetch(block + ELUTQ_PAGE_BYTES + i * ELUTQ_LINE_BYTES, 0, 2);
     const struct elutq_matrix matrix = {{.bits = {bits}, .group_size = {group}}};
     const struct elutq_block one = elutq_block_of(&matrix, 0, {bits}, block);
-    add_block(&one, {group} / 4, entries, multipliers, scale, sum, false, f);
+    add_block(&one, {group} / 4, entries, multipliers, scale, sum, (struct elutq_asking){{.by_line = false}}, f);
 }}
 """
 # A loop over eight blocks that stay in L1.
