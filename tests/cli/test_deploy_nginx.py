@@ -90,7 +90,7 @@ class Balanced:
                 if name is None:
                     begun.release()
                 name = chunk.model
-        except openai.APIConnectionError:
+        except (openai.APIConnectionError, httpx.RemoteProtocolError):  # the latter of openai 2.0
             return name, "error"
         return name, chunk.choices[0].finish_reason
 

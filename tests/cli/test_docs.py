@@ -133,6 +133,7 @@ def test_python_runs(page, novels_2bit, tmp_path):
 
 def test_figures_are_drawn_from_what_the_commands_write(novels_2bit, tmp_path):
     """The same script, fed with the reports of this very version, draws every figure."""
+    pytest.importorskip("matplotlib", reason="drawing needs matplotlib, of the extra elutq[dev]")
     elutq = Path(sys.executable).with_name("elutq")
     text = ROOT / "tests" / "data" / "sampled.txt"
     other = tmp_path / "other.gguf"
