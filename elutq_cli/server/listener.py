@@ -98,9 +98,10 @@ class _Server(uvicorn.Server):
         self._shutdown_timeout = shutdown_timeout
         self._draining = False
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+    async def main_loop(self) -> None:
+        # Not at the end of startup: told to leave there, uvicorn goes without shutting the application down.
         self._announce()
+        await super().main_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not here in the signal handler, which may have interrupted whoever holds the queue's lock.
