@@ -39,15 +39,15 @@ STAGES = {
     ALLOCATE: (("run.quantize", "allocate"),),
     GRADIENTS: (("stages.allocate", "gradient_squares"),),
     "Cholesky factor": (("run.tensors", "inverse_factor"),),
-    "correction": (("run.units", "correct"),),
+    "correction": (("run.calibrated_block", "correct"),),
     "fit levels": (("compute.inner_loops", "NativeLoops.fit_groups"),),
     "feedback, columns": (("compute.inner_loops", "NativeLoops.feedback_columns"),),
     "feedback, rest of the row": (("stages.linear", "feedback"),),
     "refine, residual": (("stages.linear", "refine"),),
     "refine, groups": (("compute.inner_loops", "NativeLoops.refine_group"),),
-    "tune, block": (("run.units", "Run.tune_block"),),
-    TUNE_ALL: (("run.units", "Run.tune_end_to_end"),),
-    "held out, forward": (("run.units", "run_block"),),
+    "tune, block": (("run.calibrated_block", "CalibratedBlock.tune"),),
+    TUNE_ALL: (("run.end_to_end", "tune_end_to_end"),),
+    "held out, forward": (("run.calibrated_block", "run_block"),),
     "compare predictions": (("run.units", "measure_divergence"),),
     "error": (("run.tensors", "measure"), ("stages.by_rows", "measure"), ("stages.measure", "measure")),
     "dequantize": (("stages.linear", "dequantize"), ("stages.by_rows", "dequantize")),
@@ -59,7 +59,7 @@ STAGES = {
     ),
     WRITE: (("run.quantize", "write_model"),),
 }
-CALLERS = tuple(f"elutq_cli.pipeline.{module}" for module in ("run.quantize", "run.units", "run.tensors"))
+CALLERS = tuple(f"elutq_cli.pipeline.run.{module}" for module in ("quantize", "units", "calibrated_block", "tensors"))
 OTHER = "all else"
 OF_BLOCKS = (ALLOCATE, GRADIENTS, TUNE_ALL)  # in proportion to the blocks, though not of one block
 SERIAL = ("scratch files", WRITE, OTHER)

@@ -56,25 +56,26 @@ def main() -> None:
     from elutq_cli.pipeline.compute.backend import native_backend
     from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit
     from elutq_cli.pipeline.recipe import Recipe
+    from elutq_cli.pipeline.run.calibrated_block import CalibratedBlock
     from elutq_cli.pipeline.run.calibration_text import CalibrationText
     from elutq_cli.pipeline.run.quantize import quantize
     from elutq_cli.pipeline.run.traffic import block_traffic
-    from elutq_cli.pipeline.run.units import Run
     from elutq_formats.open_source import open_source
 
     sizes = {"num_samples": given.num_samples, "sequence_length": given.sequence_length}
     recipe = Recipe(method=given.method, embedding_bits=16, output_bits=16, **sizes)
-    shelf, add_block = Shelf(lambda array: None), Run.add_calibrated_block
+    shelf, quantize_block = Shelf(lambda array: None), CalibratedBlock.quantize
     executor = Counted(given.workers, shelf.place, pack_unit)
     with native_backend() as own, open_source(given.checkpoint) as source, tempfile.TemporaryDirectory() as folder:
         text = CalibrationText.read([given.calibration], source, recipe)
         held_out = 0 if text.held_out is None else text.held_out.size
 
-        def counted(run: Run, layer: int, *arguments: Any) -> None:  # noqa: ANN401
+        def counted(block: CalibratedBlock) -> None:
             before, begin = (shelf.shipped_bytes, executor.returned_bytes), time.perf_counter()
-            add_block(run, layer, *arguments)
+            quantize_block(block)
             after, seconds = (shelf.shipped_bytes, executor.returned_bytes), time.perf_counter() - begin
             sent, returned = ((now - then) / 1e9 for now, then in zip(after, before, strict=True))
+            layer = block.layer
             foretold = block_traffic(source.config, layer, recipe, text.tokens.size, given.workers, held_out)
             print(
                 f"block {layer}, {given.workers} workers: sent {sent:.2f} GB, {foretold.sent / 1e9:.2f} foretold; "
@@ -82,7 +83,7 @@ def main() -> None:
                 flush=True,
             )
 
-        Run.add_calibrated_block = counted  # type: ignore[method-assign, assignment]
+        CalibratedBlock.quantize = counted  # type: ignore[method-assign, assignment]
         quantize(source, Path(folder) / "out.gguf", recipe, text, replace(own, executor=executor))
 
 

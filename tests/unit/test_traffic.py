@@ -14,10 +14,10 @@ from elutq_cli.pipeline.compute import divided
 from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit
 from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.run.calibrated_block import CalibratedBlock
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.run.traffic import Traffic, block_traffic
-from elutq_cli.pipeline.run.units import Run
 from elutq_cli.shapes import named_shape
 from elutq_formats.checkpoint import Checkpoint
 
@@ -77,14 +77,14 @@ class Counting(Elsewhere):
 def test_a_block_sends_what_the_formula_says_and_nothing_twice(wide, tmp_path, monkeypatch, method, workers):
     monkeypatch.setattr(divided, "DIVIDED_ROWS", 256)
     recipe = Recipe(bits=2, group_size=64, num_samples=24, sequence_length=128, method=method)
-    before, after, add_block = {}, {}, Run.add_calibrated_block
+    before, after, quantize_block = {}, {}, CalibratedBlock.quantize
 
-    def counted(run, *arguments):
+    def counted(block):
         before.update(sent=there.shelf.shipped_bytes, returned=there.returned_bytes, n=len(there.contents))
-        add_block(run, *arguments)
+        quantize_block(block)
         after.update(sent=there.shelf.shipped_bytes, returned=there.returned_bytes, n=len(there.contents))
 
-    monkeypatch.setattr(Run, "add_calibrated_block", counted)
+    monkeypatch.setattr(CalibratedBlock, "quantize", counted)
     with native_backend(2) as here, native_backend(1) as other, Checkpoint.open(wide) as source:
         there = Counting(other, workers)
         text = CalibrationText.read([SAMPLED], source, recipe)

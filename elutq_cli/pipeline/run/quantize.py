@@ -16,7 +16,9 @@ from elutq_cli.pipeline.run.imported import describe_others
 from elutq_cli.pipeline.run.preparation import prepare
 from elutq_cli.pipeline.run.provenance import describe_run, printable_origin
 from elutq_cli.pipeline.run.spool import Spool
+from elutq_cli.pipeline.run.tensors import Tensors
 from elutq_cli.pipeline.run.units import Run
+from elutq_cli.pipeline.run.workbench import Workbench
 from elutq_cli.pipeline.stages.allocate import allocate
 from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
@@ -99,7 +101,8 @@ def quantize(
             find = partial(allocate, source, recipe, calibration.tokens, backend, spool.make_room, progress.note)
             found = spool.remember(lambda: {name: astuple(layout) for name, layout in find().items()})
             plan = Plan.make(source.config, recipe, {name: Layout(*fields) for name, fields in found.items()})
-        run = Run(source, plan, recipe, backend, spool, progress, device, calibration)
+        tensors = Tensors(source, recipe, backend, spool, progress)
+        run = Run(Workbench(tensors, recipe, backend, spool, progress, device), plan, calibration)
         sources, divergence = run.add_all()
         origin = printable_origin(checkpoint)
         write_model(
