@@ -29,6 +29,7 @@ from elutq_cli.pipeline.compute.shipping import LARGE, pack_unit, run_unit
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError, ElutqError
@@ -360,7 +361,7 @@ class DyingRay(Ray):
     def get(self, answer):
         if answer is None:
             raise self.exceptions.RayError("it doesn't exist any more")
-        return answer
+        return answer, []
 
 
 @pytest.mark.parametrize(
@@ -406,11 +407,33 @@ def test_a_worker_that_is_another_refuses_units(monkeypatch):
     ray.get, ray.util = list, SimpleNamespace(get_node_ip_address=lambda: "node-9")
     monkeypatch.setitem(sys.modules, "ray", ray)
     text, describe = pack_unit(pair_of, 5)[0], pack_unit(this, None)[0]
-    assert ray_cluster._run(text, [], 1, (describe, "this")) == ray_cluster._run(text, [], 1, None) == 5
+    assert ray_cluster._run(text, [], 1, (describe, "this")) == ray_cluster._run(text, [], 1, None) == (5, [])
     with pytest.raises(
         ElutqError, match=r"^node node-9 of the Ray cluster would make another file: it has this, and .* that"
     ):
         ray_cluster._run(text, [], 1, (describe, "that"))
+
+
+def not_positive_definite(item):
+    hessian, backend = item
+    return inverse_factor(hessian, 1e-9, backend, "its linear").shape
+
+
+def test_what_a_unit_warns_of_is_logged_where_it_is_asked_for(cluster, monkeypatch, caplog):
+    joined, ray = cluster((1, 1e9, True)), DyingRay()
+    hessian = np.ones((300, 300), dtype=np.float32)
+    text, arrays = pack_unit(not_positive_definite, (hessian, numpy_backend()))
+    ray.get = lambda stored: stored
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    answer = pickle.dumps(ray_cluster._run(text, arrays, 1, None))
+    assert "damping raised" in caplog.text
+    caplog.clear()
+    joined._ray = SimpleNamespace(wait=ray.wait, get=pickle.loads, exceptions=ray.exceptions)
+    assert joined._result(answer) == (300, 300)
+    assert {record.getMessage() for record in caplog.records} >= {
+        "its linear: its Hessian is not positive definite: damping raised to 1e-08"
+    }
+    assert all(record.name == "elutq_cli.pipeline.stages.feedback" for record in caplog.records)
 
 
 def ray_task():

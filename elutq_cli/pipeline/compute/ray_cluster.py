@@ -6,12 +6,15 @@ unit whose worker or node dies is Ray's to see to: it runs again, elsewhere.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
 from typing import Any
 
 from elutq_cli.pipeline.compute.backend import Backend, native_backend
@@ -157,7 +160,7 @@ class RayCluster:
         try:
             while not self._ray.wait([unit], timeout=LOOK_SECONDS)[0]:
                 self._check_alive()
-            return self._ray.get(unit)
+            result, warnings = self._ray.get(unit)
         except self._ray.exceptions.RayTaskError as error:
             if UNIMPORTED in str(error.cause):
                 reason = str(error.cause).strip().splitlines()[-1]
@@ -165,6 +168,9 @@ class RayCluster:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise ElutqError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error
+        for warning in warnings:
+            logging.getLogger(warning.name).handle(warning)
+        return result
 
     def _check_alive(self) -> None:
         """Look whether units are at work, or could be.
@@ -216,13 +222,26 @@ def _cores(node: dict[str, Any]) -> int:
     return int(node["Resources"].get("CPU", 0))
 
 
-def _run(text: bytes, stored: list[Any], threads: int, kind: tuple[bytes, str] | None) -> Any:  # noqa: ANN401
-    """Run a unit in a worker, whose node may have joined after others were asked: of a kind, with what to ask it."""
+def _run(
+    text: bytes, stored: list[Any], threads: int, kind: tuple[bytes, str] | None
+) -> tuple[Any, list[logging.LogRecord]]:
+    """Run a unit in a worker, whose node may have joined after others were asked: of a kind, with what to ask it.
+
+    Returns:
+        Its result, and what was logged meanwhile: nobody reads a worker's log.
+    """
     import ray
 
     if kind is not None:
         _check_kind(*kind, threads)
-    return run_unit(text, ray.get(stored), _own_backend(threads))
+    logged: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    root, handler = logging.getLogger(), QueueHandler(logged)
+    root.addHandler(handler)
+    try:
+        result = run_unit(text, ray.get(stored), _own_backend(threads))
+    finally:
+        root.removeHandler(handler)
+    return result, [logged.get_nowait() for _ in range(logged.qsize())]
 
 
 @cache
