@@ -243,7 +243,8 @@ def quantize(
         device: where to compute and to tune: cpu, or torch's name of another device (cuda, cuda:N).
         threads: threads; None: one for each physical core this process may use.
         executor: who runs its units of work: ``threads`` of this process; or with the extra elutq[ray] ``ray`` or
-            ``ray:HOST:PORT``, a Ray cluster, which makes the same file. ``threads`` are then those of each unit.
+            ``ray:HOST:PORT``, a Ray cluster, which makes the same file. ``threads`` are then those of each unit, and
+            this process has all of its cores for what it does itself.
         max_memory: refuse to start when the run may take more memory than so many GB; None: never.
         force: replace the output if it is there.
         resume: go on after what a stopped run with the same arguments has done.

@@ -22,7 +22,7 @@ class Counted:
 
     def __init__(self, workers: int, put: Any, pack: Any) -> None:  # noqa: ANN401
         """Count with a shelf's ``put`` what ``pack`` finds in units, and in their results."""
-        self.workers = workers
+        self.workers, self.threads = workers, 1
         self.returned_bytes = 0
         self._put, self._pack = put, pack
 

@@ -14,7 +14,7 @@ class Elsewhere:
     """Runs units one after the other, with another backend than the driver; counts them and what they are sent."""
 
     def __init__(self, backend, workers=3):
-        self.backend, self.workers, self.n_units = backend, workers, 0
+        self.backend, self.workers, self.threads, self.n_units = backend, workers, backend.crew.threads, 0
         self.shelf = Shelf(copied)
 
     def map(self, function, items, at_once=1):

@@ -129,6 +129,7 @@ def print_forecast(
     from elutq_cli.pipeline.run.imported import describe_others
     from elutq_cli.pipeline.run.preparation import prepare
     from elutq_cli.pipeline.run.scaling import share_out
+    from elutq_native import default_threads
 
     for note in checkpoint.notes_on(recipe.method == IMPORT):
         print(shown_line(note), file=sys.stderr)
@@ -136,7 +137,8 @@ def print_forecast(
     with make_backend(device, threads) as backend:
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
         workers = max(counts, default=1)
-        run = prepare(checkpoint, output, recipe, text, backend, max_memory, device, workers)
+        most = max(default_threads(), backend.crew.threads) if counts else None  # the process that calls has all cores
+        run = prepare(checkpoint, output, recipe, text, backend, max_memory, device, workers, most)
         for line in describe_others(checkpoint, run.plan) if recipe.method == IMPORT else []:
             print(shown_line(line), file=sys.stderr)
         forecast = run.forecast

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from elutq_cli.api import quantize as quantize_model
 from elutq_cli.app import app
+from elutq_cli.pipeline.compute import backend as backend_module
 from elutq_cli.pipeline.compute import ray_cluster
 from elutq_cli.pipeline.compute.backend import make_backend, native_backend, numpy_backend
 from elutq_cli.pipeline.compute.crew import Crew
@@ -28,6 +29,7 @@ from elutq_cli.pipeline.compute.ray_cluster import RayCluster
 from elutq_cli.pipeline.compute.shipping import LARGE, pack_unit, run_unit
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
+from elutq_cli.pipeline.run.preparation import prepare
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
@@ -269,6 +271,20 @@ def test_workers_are_those_of_nodes_with_enough_cores(cluster):
     ):
         cluster(*nodes, threads=36)
     assert sys.modules["ray"].shut_down
+
+
+def test_what_stays_here_has_all_cores_and_a_unit_those_it_is_given(cluster, monkeypatch):
+    cluster((16, 1e9, True))  # whose Ray answers from now on
+    monkeypatch.setattr(backend_module, "default_threads", lambda: 3)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"ray:127.0.0.1:{head.getsockname()[1]}"
+        for threads, of_unit, most in ((1, 1, 3), (8, 8, 8), (None, 16, 16)):
+            with make_backend("cpu", threads, address) as backend, Checkpoint.open(GOLDEN / "llama1-mha") as source:
+                assert (backend.crew.threads, backend.executor.threads) == (3, of_unit)
+                recipe = Recipe(bits=2, group_size=32)
+                of_both = prepare(source, None, recipe, None, backend, None, "cpu").forecast.memory_bytes
+                of_most = prepare(source, None, recipe, None, backend, None, "cpu", threads=most).forecast.memory_bytes
+                assert of_both == of_most
 
 
 def test_a_plan_is_of_the_workers_that_a_cluster_has(cluster):

@@ -94,7 +94,8 @@ def make_backend(device: str, threads: int | None, executor: str = "threads") ->
 
     Args:
         device: torch's name of it.
-        threads: how many; None: one for each core this process may use.
+        threads: how many; None: one for each core this process may use. On a cluster those of a unit: what stays here
+            has all cores then.
         executor: who runs units of work: ``threads`` of this process, or ``ray`` or ``ray:ADDRESS``, a cluster's.
 
     Raises:
@@ -104,7 +105,8 @@ def make_backend(device: str, threads: int | None, executor: str = "threads") ->
     if names_ray(executor, device):
         from elutq_cli.pipeline.compute.ray_cluster import RayCluster
 
-        return replace(native_backend(threads), executor=RayCluster(executor.partition(":")[2] or None, threads))
+        cluster = RayCluster(executor.partition(":")[2] or None, threads)
+        return replace(native_backend(), executor=cluster)
     if device == "cpu":
         return native_backend(threads)
     prepare_torch(device, threads or default_threads(), f"--device {device}")

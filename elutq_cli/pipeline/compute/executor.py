@@ -20,6 +20,10 @@ class Executor(Protocol):
     def workers(self) -> int:
         """Units that are at work at the same time, each with a backend's threads."""
 
+    @property
+    def threads(self) -> int:
+        """Those of the backend that a unit has."""
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], at_once: int = 1) -> Iterator[Result]:
         """Yield the function's results for all items, in their order; closing the iterator cancels what is left.
 
@@ -52,6 +56,7 @@ class Threads:
     def __init__(self, crew: Crew) -> None:
         """Use a crew that others may use, too."""
         self._crew = crew
+        self.threads = crew.threads
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], at_once: int = 1) -> Iterator[Result]:
         """Run units as their results are asked for, ``at_once`` of them together."""

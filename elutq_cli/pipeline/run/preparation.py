@@ -49,6 +49,7 @@ def prepare(
     max_memory: float | None,
     device: str,
     workers: int | None = None,
+    threads: int | None = None,
 ) -> Preparation:
     """Check and plan a run; warn of one that may take more memory than can be had.
 
@@ -61,6 +62,7 @@ def prepare(
         max_memory: refuse a run that may take more memory than so many GB; None: none.
         device: torch's name of where to tune.
         workers: that the run will have; None: those of the backend.
+        threads: of that process of the run that has the most; None: of the backend's.
 
     Raises:
         ElutqError: the recipe does not fit the model or the text, a tokenizer or template cannot be used, memory or
@@ -93,9 +95,8 @@ def prepare(
     held_out_tokens = 0 if held_out is None else held_out.size
     encoding = 0 if calibration is None else calibration.encoding_bytes
     package, workers = checkpoint.package_bytes(), workers or backend.executor.workers
-    forecast = Forecast.make(
-        config, plan, recipe, n_tokens, backend.crew.threads, encoding, package, held_out_tokens, workers
-    )
+    threads = threads or max(backend.crew.threads, backend.executor.threads)
+    forecast = Forecast.make(config, plan, recipe, n_tokens, threads, encoding, package, held_out_tokens, workers)
     forecast.check(output, max_memory)
     shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None
     if shortage is not None:
