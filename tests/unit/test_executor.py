@@ -73,6 +73,32 @@ def test_a_file_is_the_same_wherever_its_units_ran(tmp_path, model, name):
     assert elsewhere.n_units > 10
 
 
+class Ahead(Elsewhere):
+    """Has begun all units of a map before it returns a result of one, as a large cluster has; counts those of each."""
+
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.counts = []
+
+    def map(self, function, items, at_once=1):
+        results = list(super().map(function, items, at_once))
+        self.counts.append((function.func.__name__, len(results)))
+        yield from results
+
+
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [("llama32-tied-head-dim", [2, 1, 2, 1] * 2), ("mixtral", [2, 1, *[2] * 4, *[1] * 4])],
+)
+def test_linears_that_share_an_input_are_units_of_one_map(tmp_path, model, counts):
+    recipe = Recipe(method="correct", **SMALL, tensor_types=("attn_v=16",))  # no unit, but for q and k
+    here = make(GOLDEN / model, tmp_path / "here.gguf", recipe, True)
+    with native_backend(1, rounds=False) as other:
+        ahead = Ahead(other)
+        assert make(GOLDEN / model, tmp_path / "ahead.gguf", recipe, True, ahead) == here
+    assert [count for name, count in ahead.counts if name == "quantize_part"] == counts
+
+
 def test_a_unit_carries_an_array_once_and_no_backend():
     with native_backend(1) as here, native_backend(2) as there:
         large = np.ones((LARGE // 4, 1), dtype=np.float32)

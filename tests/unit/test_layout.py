@@ -12,7 +12,7 @@ from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, KIND_OF_SCALES, Layout, bytes_reaching
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
-from elutq_cli.pipeline.run.tensors import Tensors
+from elutq_cli.pipeline.run.tensors import Tensors, ToQuantize
 from elutq_cli.pipeline.stages import by_rows
 from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
@@ -211,7 +211,8 @@ def test_a_matrix_of_float16_levels_is_read_once(backend, monkeypatch):
 def test_a_matrix_quantized_in_runs_of_rows_has_one_grid(backend, monkeypatch):
     weights = growing_weights()
     ours = tensors_of(Source(weights), backend, Kept(), monkeypatch)
-    matrix = ours.quantize_matrix(MatrixPlan(NAME, BYTES), weights, some_inputs(backend), sample_rows(weights))
+    given = ToQuantize(MatrixPlan(NAME, BYTES), weights, sample_rows(weights))
+    (matrix,) = ours.quantize_sharing([given], some_inputs(backend))
     assert_of_bytes(matrix.contents, bytes_reaching(float(np.abs(weights).max())))
 
 

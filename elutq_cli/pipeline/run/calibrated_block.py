@@ -1,7 +1,7 @@
 """A block on its way through the stages on a calibration text, one input of its linears at a time."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +10,7 @@ import numpy as np
 from elutq_cli.pipeline.compute.products import multiply_rounded
 from elutq_cli.pipeline.recipe import MatrixPlan
 from elutq_cli.pipeline.run.stacks import StackOnItsWay
-from elutq_cli.pipeline.run.tensors import log_done
+from elutq_cli.pipeline.run.tensors import ToQuantize, log_done
 from elutq_cli.pipeline.run.workbench import Workbench
 from elutq_cli.pipeline.stages.calibrate import block_statistics
 from elutq_cli.pipeline.stages.correct import correct
@@ -97,21 +97,29 @@ class CalibratedBlock:
 
     def _quantize_sharing(self, inputs: LinearInputs, targets: dict[str, Array]) -> None:
         """Quantize linears that share an input; the targets are taken out, so that each is freed when it is done."""
-        tensors, weights = self._bench.tensors, self.block.weights
-        for name in list(targets):
-            own_name = name.removeprefix(self._prefix)
-            sample = sample_rows(weights.get(own_name, targets[name]))
-            expert, target = split_expert(name), targets.pop(name)
+        tensors, names = self._bench.tensors, list(targets)
+        found = tensors.quantize_sharing(self._to_quantize(targets), inputs)
+        for name, matrix in zip(names, found, strict=True):
+            own_name, expert = name.removeprefix(self._prefix), split_expert(name)
             if expert is not None:
-                matrix = self._stack(expert[0]).add(target, inputs, sample)
+                self._stack(expert[0]).add(matrix)
+            elif "block" in self._bench.recipe.tune:
+                self._to_tune[own_name] = matrix
             else:
-                travels = target is weights.get(own_name)
-                matrix = tensors.quantize_matrix(self._plans[name], target, inputs, sample, travels=travels)
-                if "block" in self._bench.recipe.tune:
-                    self._to_tune[own_name] = matrix
-                else:
-                    tensors.add_matrix(matrix)
-            weights[own_name] = self._backend.arrays.place(matrix.restore(self._backend.crew))
+                tensors.add_matrix(matrix)
+            self.block.weights[own_name] = self._backend.arrays.place(matrix.restore(self._backend.crew))
+
+    def _to_quantize(self, targets: dict[str, Array]) -> Iterator[ToQuantize]:
+        """Yield linears as the stages are to have them, each when its turn comes."""
+        for name in list(targets):
+            expert, target = split_expert(name), targets.pop(name)
+            exact = self.block.weights.get(name.removeprefix(self._prefix), target)
+            sample = sample_rows(exact)
+            if expert is not None:
+                yield self._stack(expert[0]).to_quantize(target, sample)
+            else:
+                yield ToQuantize(self._plans[name], target, sample, shared=target is exact)
+            del target, exact, sample
 
     def _stack(self, name: str) -> StackOnItsWay:
         if name not in self._stacks:

@@ -10,8 +10,8 @@ from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import dequantize
 from elutq_cli.pipeline.recipe import MatrixPlan
 from elutq_cli.pipeline.run.spool import Spool
-from elutq_cli.pipeline.run.tensors import Tensors
-from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix
+from elutq_cli.pipeline.run.tensors import Tensors, ToQuantize
+from elutq_cli.pipeline.stages.linear import Matrix
 from elutq_cli.reference import Array
 from elutq_formats.hlq import HLQTensor, unpack
 from elutq_formats.tensor_record import TensorRecord
@@ -31,9 +31,12 @@ class StackOnItsWay:
         dims, dtype = tuple(reversed(self._record.dims)), np.uint8 if self._record.group_size else np.float16
         self._file = spool.open_stack(self._record.name, dims, dtype)
 
-    def add(self, weights: Array, inputs: LinearInputs | None, sample: Array) -> Matrix:
-        """Quantize the next expert's matrix: see ``Tensors.quantize_matrix``."""
-        matrix = self._tensors.quantize_matrix(self._plan, weights, inputs, sample, self._kind)
+    def to_quantize(self, weights: Array, sample: Array) -> ToQuantize:
+        """Return the next expert's matrix as the stages are to have it: see ``ToQuantize``."""
+        return ToQuantize(self._plan, weights, sample, self._kind)
+
+    def add(self, matrix: Matrix) -> None:
+        """Put the next expert's matrix, which is quantized, where it belongs."""
         contents = matrix.contents
         if isinstance(contents, HLQTensor):
             self._file.add(self._backend.loops.pack(contents))
@@ -41,7 +44,6 @@ class StackOnItsWay:
             self._file.add(contents)
         if matrix.record.error is not None:
             self._errors.append(matrix.record.error)
-        return matrix
 
     def restore(self, number: int) -> FloatArray:
         """Return an expert's matrix, dequantized: (rows, columns) float32."""

@@ -3,7 +3,9 @@
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,7 @@ from elutq_cli.pipeline.stages.alone import quantize_alone
 from elutq_cli.pipeline.stages.by_rows import Use, embed, quantize_by_rows, read_rows
 from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.feedback import check_finite, inverse_factor
-from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix, Treatment, quantize_part, quantize_rows
+from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix, Part, Treatment, quantize_part
 from elutq_cli.pipeline.stages.measure import measure, measured_rows
 from elutq_cli.pipeline.stages.moments import InputStatistics
 from elutq_cli.reference import Array
@@ -31,6 +33,35 @@ from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ToQuantize:
+    """A matrix, or one of a stack, that the stages are to have.
+
+    Attributes:
+        plan: what is to become of it.
+        weights: (rows, columns) float32, what it is to be near.
+        sample: ``sample_rows`` of the checkpoint's weights.
+        of_stack: the kind of the blocks, where the plan is settled for a whole stack.
+        shared: whether other units of the block use the same array.
+    """
+
+    plan: MatrixPlan
+    weights: Array
+    sample: Array
+    of_stack: BlockKind | None = None
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """One whose units have begun: how it is stored, how many they are, and when that was."""
+
+    given: ToQuantize
+    plan: MatrixPlan
+    n_units: int
+    seconds: float
 
 
 class Tensors:
@@ -146,46 +177,55 @@ class Tensors:
         self._spool.add(record, self._backend.loops.pack(tensor))
         self._progress.advance(math.prod(shape))
 
-    def quantize_matrix(
-        self,
-        plan: MatrixPlan,
-        weights: Array,
-        inputs: LinearInputs | None,
-        sample: Array,
-        of_stack: BlockKind | None = None,
-        travels: bool = False,
-    ) -> Matrix:
-        """Quantize a matrix, or one of a stack.
+    def quantize_sharing(self, matrices: Iterable[ToQuantize], inputs: LinearInputs | None) -> Iterator[Matrix]:
+        """Quantize matrices that share an input, in their order; while one is finished here, others may be at the next.
 
         Args:
-            plan: what is to become of it.
-            weights: (rows, columns) float32, what it is to be near.
-            inputs: what is known of its input.
-            sample: ``sample_rows`` of the checkpoint's weights.
-            of_stack: the kind of the blocks, where the plan is settled for a whole stack.
-            travels: whether other units of the block use the same array.
+            matrices: asked for as the first of their units begin, so that those to come need not exist yet.
+            inputs: what is known of their input.
         """
-        shape = tuple(weights.shape)
-        begin = time.perf_counter()
-        plan, kind = plan.settle([weights]) if of_stack is None else (plan, of_stack)
+        begun: deque[_Begun] = deque()
+        unit = partial(quantize_part, self._treatment(inputs), self._backend)
+        parts: list[HLQTensor] = []
+        for part in self._backend.executor.map(unit, self._units(matrices, begun)):
+            parts.append(part)
+            del part
+            while begun and len(parts) >= begun[0].n_units:
+                own, parts = parts[: begun[0].n_units], parts[begun[0].n_units :]
+                yield self._finish(begun.popleft(), own, inputs)
+                del own
+        for matrix in begun:
+            yield self._finish(matrix, [], inputs)
+
+    def _units(self, matrices: Iterable[ToQuantize], begun: deque[_Begun]) -> Iterator[Part]:
+        """Yield the units of matrices, each of which joins those that have begun before its first."""
+        for given in matrices:
+            plan, kind = given.plan, given.of_stack
+            if kind is None:
+                plan, kind = plan.settle([given.weights])
+            rows = [] if plan.layout is None else unit_rows(len(given.weights), self._backend.executor.workers)
+            begun.append(_Begun(given, plan, len(rows), time.perf_counter()))
+            for some in rows:
+                assert plan.layout is not None
+                travels = (given.weights, some) if given.shared else (given.weights[some], slice(None))
+                yield plan.layout, kind, *travels
+                del travels
+            del given
+
+    def _finish(self, begun: _Begun, parts: list[HLQTensor], inputs: LinearInputs | None) -> Matrix:
+        """Make a matrix of what its units returned."""
+        given, plan = begun.given, begun.plan
+        rows, columns = given.weights.shape
         if plan.layout is None:
-            matrix = Matrix(plan.record(shape), self._backend.arrays.fetch(weights).astype(np.float16))
+            matrix = Matrix(plan.record((rows, columns)), self._backend.arrays.fetch(given.weights).astype(np.float16))
         else:
-            treatment, executor = self._treatment(inputs), self._backend.executor
-            cut = unit_rows(len(weights), executor.workers)
-            if travels:
-                unit = partial(quantize_part, plan.layout, kind, weights, treatment, self._backend)
-                parts = list(executor.map(unit, cut))
-            else:
-                rows = ((plan.layout, kind, weights[part]) for part in cut)
-                parts = list(executor.map(partial(quantize_rows, treatment, self._backend), rows))
             tensor = HLQTensor.concatenate(parts)
-            del parts
-            error = measure(sample, tensor, None if inputs is None else inputs.hessian, self._backend)
-            matrix = Matrix(plan.record(shape, error, tensor.kind), tensor)
-        if of_stack is None:
-            log_done(matrix.record, begin)
-        self._progress.advance(math.prod(shape))
+            parts.clear()
+            error = measure(given.sample, tensor, None if inputs is None else inputs.hessian, self._backend)
+            matrix = Matrix(plan.record((rows, columns), error, tensor.kind), tensor)
+        if given.of_stack is None:
+            log_done(matrix.record, begun.seconds)
+        self._progress.advance(rows * columns)
         return matrix
 
     def add_matrix(self, matrix: Matrix) -> None:

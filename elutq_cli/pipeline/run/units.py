@@ -127,7 +127,8 @@ class Run:
         stack = self.bench.open_stack(plan)
         for number in range(stack.shape[0]):
             weights = self.backend.arrays.place(self.tensors.load_expert(plan.name, number))
-            stack.add(weights, None, sample_rows(weights))
+            for matrix in self.tensors.quantize_sharing([stack.to_quantize(weights, sample_rows(weights))], None):
+                stack.add(matrix)
         log_done(stack.finish())
 
     def add_head(self) -> list[FloatArray]:

@@ -63,10 +63,13 @@ def quantize_rows(treatment: Treatment, backend: Backend, rows: Rows) -> HLQTens
     return refine(weights, inputs.hessian, found, treatment.damping, backend, kind)
 
 
-def quantize_part(
-    layout: Layout, kind: BlockKind, weights: Array, treatment: Treatment, backend: Backend, rows: slice
-) -> HLQTensor:
-    """Run them on some rows of a matrix that travels whole, since other units use it, too."""
+Part: TypeAlias = tuple[Layout, BlockKind, Array, slice]
+"""How a matrix is stored, the kind of its blocks, as much of it as travels, and which rows of that."""
+
+
+def quantize_part(treatment: Treatment, backend: Backend, part: Part) -> HLQTensor:
+    """Run them on some rows of a matrix, which travels whole where other units use it, too: a unit of work."""
+    layout, kind, weights, rows = part
     return quantize_rows(treatment, backend, (layout, kind, weights[rows]))
 
 
