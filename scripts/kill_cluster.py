@@ -26,7 +26,7 @@ from pathlib import Path
 HEAD = "127.0.0.1:6399"
 APART = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-OBJECT_STORE, MEMORY = 400_000_000, 4_000_000_000
+OBJECT_STORE, MEMORY = 2_000_000_000, 4_000_000_000
 START_SECONDS, LIMIT = 120, 20.0
 """How long a node may take to start; how many times as long as undisturbed a run may take, and a minute more."""
 
@@ -62,7 +62,7 @@ def kill_worker(stopped: threading.Event) -> str:
     """Kill a process that is at a unit of work, as soon as there is one; return what was killed."""
     while not stopped.wait(0.005):
         for number, command in processes().items():
-            if command.startswith(b"ray::_run"):
+            if command.startswith(b"ray::run_as_worker"):
                 try:
                     os.kill(number, signal.SIGKILL)
                 except ProcessLookupError:

@@ -26,6 +26,7 @@ from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.executor import Threads
 from elutq_cli.pipeline.compute.products import multiply, unit_rows
 from elutq_cli.pipeline.compute.ray_cluster import RayCluster
+from elutq_cli.pipeline.compute.ray_worker import run_as_worker
 from elutq_cli.pipeline.compute.shipping import LARGE, pack_unit, run_unit
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
@@ -449,11 +450,11 @@ def test_a_worker_that_is_another_refuses_units(monkeypatch):
     ray.get, ray.util = list, SimpleNamespace(get_node_ip_address=lambda: "node-9")
     monkeypatch.setitem(sys.modules, "ray", ray)
     text, describe = pack_unit(pair_of, 5)[0], pack_unit(this, None)[0]
-    assert ray_cluster._run(text, [], 1, (describe, "this")) == ray_cluster._run(text, [], 1, None) == (5, [])
+    assert run_as_worker(text, [], 1, (describe, "this")) == run_as_worker(text, [], 1, None) == (5, [])
     with pytest.raises(
         ElutqError, match=r"^node node-9 of the Ray cluster would make another file: it has this, and .* that"
     ):
-        ray_cluster._run(text, [], 1, (describe, "that"))
+        run_as_worker(text, [], 1, (describe, "that"))
 
 
 def not_positive_definite(item):
@@ -467,7 +468,7 @@ def test_what_a_unit_warns_of_is_logged_where_it_is_asked_for(cluster, monkeypat
     text, arrays = pack_unit(not_positive_definite, (hessian, numpy_backend()))
     ray.get = lambda stored: stored
     monkeypatch.setitem(sys.modules, "ray", ray)
-    answer = pickle.dumps(ray_cluster._run(text, arrays, 1, None))
+    answer = pickle.dumps(run_as_worker(text, arrays, 1, None))
     assert "damping raised" in caplog.text
     caplog.clear()
     joined._ray = SimpleNamespace(wait=ray.wait, get=pickle.loads, exceptions=ray.exceptions)

@@ -12,14 +12,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from logging.handlers import QueueHandler
-from queue import SimpleQueue
 from typing import Any
 
-from elutq_cli.pipeline.compute.backend import Backend, native_backend
 from elutq_cli.pipeline.compute.crew import Item, Result
-from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit, run_unit
+from elutq_cli.pipeline.compute.ray_worker import difference, run_as_worker
+from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit
 from elutq_formats.errors import ElutqError
 
 AHEAD = 2
@@ -27,6 +24,10 @@ AHEAD = 2
 
 RETRIES = 100
 """Times that a unit runs again when its worker or node has died."""
+
+SPREAD = "SPREAD"
+"""Units go to nodes by turns: by default Ray asks this machine's first, and leaves them there when it has not heard yet
+that another has become free."""
 
 ANSWER_SECONDS = 10
 """How long a cluster's head may take to answer."""
@@ -36,8 +37,6 @@ LOOK_SECONDS, PATIENCE_SECONDS = 10.0, 300.0
 
 UNIMPORTED = "failed to import on the worker"
 """What Ray says where a unit's function is not to be had."""
-
-ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class RayCluster:
@@ -67,12 +66,7 @@ class RayCluster:
         _knock(address or os.environ.get("RAY_ADDRESS", ""))
         where = address or "of this machine (ray start has not been run here, or RAY_ADDRESS leads elsewhere)"
         try:
-            ray.init(
-                address=address or "auto",
-                log_to_driver=False,
-                logging_level="error",
-                runtime_env={"env_vars": ENVIRONMENT},
-            )
+            ray.init(address=address or "auto", log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ElutqError(f"cannot join the Ray cluster {where}: {reason}") from error
@@ -87,7 +81,7 @@ class RayCluster:
         self._kind: tuple[bytes, str] | None = None
         self._idle_since: float | None = None
         self._shelf: Shelf[Any] = Shelf(lambda array: ray.put(array))
-        self._run = ray.remote(_run)
+        self._run = ray.remote(run_as_worker)
 
     @property
     def shipped_bytes(self) -> int:
@@ -137,7 +131,7 @@ class RayCluster:
                     raise
                 continue  # it has died meanwhile
             if found != here:
-                raise ElutqError(_difference(name, found, here))
+                raise ElutqError(difference(name, found, here))
         self._kind = pack_unit(describe, None)[0], here
 
     def close(self) -> None:
@@ -147,8 +141,8 @@ class RayCluster:
     def _submit(self, function: Callable[[Item], Result], item: Item, **options: Any) -> Any:  # noqa: ANN401
         text, arrays = pack_unit(function, item)
         stored = [self._shelf.place(array) for array in arrays]
-        options = {"num_cpus": self.threads, "memory": self._memory, "max_retries": RETRIES} | options
-        return self._run.options(**options).remote(text, stored, self.threads, self._kind)
+        own = {"num_cpus": self.threads, "memory": self._memory, "max_retries": RETRIES, "scheduling_strategy": SPREAD}
+        return self._run.options(**own | options).remote(text, stored, self.threads, self._kind)
 
     def _result(self, unit: Any) -> Any:  # noqa: ANN401
         """Wait for a unit.
@@ -220,51 +214,3 @@ def _knock(address: str) -> None:
 
 def _cores(node: dict[str, Any]) -> int:
     return int(node["Resources"].get("CPU", 0))
-
-
-def _run(
-    text: bytes, stored: list[Any], threads: int, kind: tuple[bytes, str] | None
-) -> tuple[Any, list[logging.LogRecord]]:
-    """Run a unit in a worker, whose node may have joined after others were asked: of a kind, with what to ask it.
-
-    Returns:
-        Its result, and what was logged meanwhile: nobody reads a worker's log.
-    """
-    import ray
-
-    if kind is not None:
-        _check_kind(*kind, threads)
-    logged: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    root, handler = logging.getLogger(), QueueHandler(logged)
-    root.addHandler(handler)
-    try:
-        result = run_unit(text, ray.get(stored), _own_backend(threads))
-    finally:
-        root.removeHandler(handler)
-    return result, [logged.get_nowait() for _ in range(logged.qsize())]
-
-
-@cache
-def _check_kind(describe: bytes, expected: str, threads: int) -> None:
-    """Look once in a worker's life whether it is of the kind of the machine that calls.
-
-    Raises:
-        ElutqError: it is not.
-    """
-    import ray
-
-    if (found := run_unit(describe, [], _own_backend(threads))) != expected:
-        raise ElutqError(_difference(ray.util.get_node_ip_address(), found, expected))
-
-
-def _difference(name: str, found: str, here: str) -> str:
-    return (
-        f"node {name} of the Ray cluster would make another file: it has {found}, and the machine that calls {here}: "
-        "use machines of one kind with one version of elutq"
-    )
-
-
-@cache
-def _own_backend(threads: int) -> Backend:
-    """Return a worker's backend; it lives as long as the worker."""
-    return native_backend(threads).__enter__()
