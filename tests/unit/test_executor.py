@@ -255,7 +255,7 @@ class Ray:
     """As much of Ray as joining a cluster asks for."""
 
     def __init__(self, *nodes):
-        self.shut_down = False
+        self.shut_down, self.submitted = False, []
         self._nodes = [
             {"Alive": alive, "NodeID": str(number), "NodeManagerAddress": f"node-{number}"}
             | {"Resources": {"CPU": float(cores), "memory": float(memory)}}
@@ -269,7 +269,10 @@ class Ray:
         return self._nodes
 
     def remote(self, function):
-        return function
+        def submit(*arguments):
+            self.submitted.append(arguments)
+
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=submit))
 
     def shutdown(self):
         self.shut_down = True
@@ -308,6 +311,8 @@ def test_what_stays_here_has_all_cores_and_a_unit_those_it_is_given(cluster, mon
         for threads, of_unit, most in ((1, 1, 3), (8, 8, 8), (None, 16, 16)):
             with make_backend("cpu", threads, address) as backend, Checkpoint.open(GOLDEN / "llama1-mha") as source:
                 assert (backend.crew.threads, backend.executor.threads) == (3, of_unit)
+                assert len(sys.modules["ray"].submitted) == backend.executor.workers  # who import elutq meanwhile
+                sys.modules["ray"].submitted.clear()
                 recipe = Recipe(bits=2, group_size=32)
                 of_both = prepare(source, None, recipe, None, backend, None, "cpu").forecast.memory_bytes
                 of_most = prepare(source, None, recipe, None, backend, None, "cpu", threads=most).forecast.memory_bytes
@@ -427,12 +432,13 @@ def test_nodes_are_asked_what_they_are_and_may_die_before_they_answer(cluster, m
     joined._ray, given = DyingRay((4, 1e9, True), (4, 1e9, alive)), iter(answers)
     task = SimpleNamespace(remote=lambda *arguments: next(given))
     joined._run = SimpleNamespace(options=lambda **options: task)
+    joined.join(this, 0)
+    assert joined._kind == (pack_unit(this, None)[0], "this")
     if message is None:
-        joined.join(this, 0)
-        assert joined._kind == (pack_unit(this, None)[0], "this")
+        assert list(joined.map(pair_of, [])) == []
     else:
         with pytest.raises(ElutqError, match=message):
-            joined.join(this, 0)
+            list(joined.map(pair_of, []))
 
 
 class NoPlace:
@@ -447,14 +453,14 @@ def this(_):
 def test_a_worker_that_is_another_refuses_units(monkeypatch):
     """Its node may have joined when the others had been asked."""
     ray = ModuleType("ray")
-    ray.get, ray.util = list, SimpleNamespace(get_node_ip_address=lambda: "node-9")
+    ray.util = SimpleNamespace(get_node_ip_address=lambda: "node-9")
     monkeypatch.setitem(sys.modules, "ray", ray)
     text, describe = pack_unit(pair_of, 5)[0], pack_unit(this, None)[0]
-    assert run_as_worker(text, [], 1, (describe, "this")) == run_as_worker(text, [], 1, None) == (5, [])
+    assert run_as_worker(text, 1, (describe, "this")) == run_as_worker(text, 1, None) == (5, [])
     with pytest.raises(
         ElutqError, match=r"^node node-9 of the Ray cluster would make another file: it has this, and .* that"
     ):
-        run_as_worker(text, [], 1, (describe, "that"))
+        run_as_worker(text, 1, (describe, "that"))
 
 
 def not_positive_definite(item):
@@ -466,9 +472,7 @@ def test_what_a_unit_warns_of_is_logged_where_it_is_asked_for(cluster, monkeypat
     joined, ray = cluster((1, 1e9, True)), DyingRay()
     hessian = np.ones((300, 300), dtype=np.float32)
     text, arrays = pack_unit(not_positive_definite, (hessian, numpy_backend()))
-    ray.get = lambda stored: stored
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    answer = pickle.dumps(run_as_worker(text, arrays, 1, None))
+    answer = pickle.dumps(run_as_worker(text, 1, None, *arrays))
     assert "damping raised" in caplog.text
     caplog.clear()
     joined._ray = SimpleNamespace(wait=ray.wait, get=pickle.loads, exceptions=ray.exceptions)

@@ -106,6 +106,7 @@ def make_backend(device: str, threads: int | None, executor: str = "threads") ->
         from elutq_cli.pipeline.compute.ray_cluster import RayCluster
 
         cluster = RayCluster(executor.partition(":")[2] or None, threads)
+        cluster.wake()
         return replace(native_backend(), executor=cluster)
     if device == "cpu":
         return native_backend(threads)

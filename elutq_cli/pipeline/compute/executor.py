@@ -41,7 +41,7 @@ class Executor(Protocol):
             unit_bytes: memory that a unit may take.
 
         Raises:
-            ElutqError: machines differ, or none has so much memory.
+            ElutqError: none has so much memory. That machines differ, ``map`` may tell.
         """
 
     def close(self) -> None:

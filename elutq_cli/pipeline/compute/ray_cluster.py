@@ -79,9 +79,15 @@ class RayCluster:
             raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
         self._memory = 0
         self._kind: tuple[bytes, str] | None = None
+        self._asked: list[tuple[str, str, Any]] = []
         self._idle_since: float | None = None
         self._shelf: Shelf[Any] = Shelf(lambda array: ray.put(array))
         self._run = ray.remote(run_as_worker)
+
+    def wake(self) -> None:
+        """Let workers import what units need while this process still reads what they are to have."""
+        for _ in range(self.workers):
+            self._submit(type, None)
 
     @property
     def shipped_bytes(self) -> int:
@@ -89,7 +95,12 @@ class RayCluster:
         return self._shelf.shipped_bytes
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], at_once: int = 1) -> Iterator[Result]:
-        """Run units as workers become free, a few ahead of the results that are asked for."""
+        """Run units as workers become free, a few ahead of the results that are asked for.
+
+        Raises:
+            ElutqError: a node is other than this machine; or see ``_result``.
+        """
+        self._check_nodes()
         pending: deque[Any] = deque()
         try:
             for item in items:
@@ -106,8 +117,10 @@ class RayCluster:
     def join(self, describe: Callable[[None], str], unit_bytes: int) -> None:
         """Have Ray run a unit only where so much memory is not taken by others; ask every node what it is.
 
+        They are heard when the first unit is about to run.
+
         Raises:
-            ElutqError: no node has so much memory, or one is other than this machine.
+            ElutqError: no node has so much memory.
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -117,12 +130,20 @@ class RayCluster:
                 f"a unit of this run may take {unit_bytes / 1e9:.1f} GB of memory, and no node of the Ray cluster "
                 f"lends more than {most / 1e9:.1f} GB: use larger nodes, or ray start --memory"
             )
-        self._memory, here = unit_bytes, describe(None)
-        asked = []
+        self._memory = unit_bytes
         for node in self._nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             unit = self._submit(describe, None, num_cpus=1, memory=0, scheduling_strategy=there)
-            asked.append((node["NodeID"], node["NodeManagerAddress"], unit))
+            self._asked.append((node["NodeID"], node["NodeManagerAddress"], unit))
+        self._kind = pack_unit(describe, None)[0], describe(None)
+
+    def _check_nodes(self) -> None:
+        """Hear what the nodes have said that they are, those that have been asked.
+
+        Raises:
+            ElutqError: one is other than this machine.
+        """
+        asked, self._asked = self._asked, []
         for number, name, unit in asked:
             try:
                 found = self._result(unit)
@@ -130,9 +151,8 @@ class RayCluster:
                 if any(node["Alive"] and node["NodeID"] == number for node in self._ray.nodes()):
                     raise
                 continue  # it has died meanwhile
-            if found != here:
-                raise ElutqError(difference(name, found, here))
-        self._kind = pack_unit(describe, None)[0], here
+            if self._kind is not None and found != self._kind[1]:
+                raise ElutqError(difference(name, found, self._kind[1]))
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -142,7 +162,7 @@ class RayCluster:
         text, arrays = pack_unit(function, item)
         stored = [self._shelf.place(array) for array in arrays]
         own = {"num_cpus": self.threads, "memory": self._memory, "max_retries": RETRIES, "scheduling_strategy": SPREAD}
-        return self._run.options(**own | options).remote(text, stored, self.threads, self._kind)
+        return self._run.options(**own | options).remote(text, self.threads, self._kind, *stored)
 
     def _result(self, unit: Any) -> Any:  # noqa: ANN401
         """Wait for a unit.

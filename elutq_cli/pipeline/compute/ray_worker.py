@@ -17,19 +17,24 @@ from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     from elutq_cli.pipeline.compute.backend import Backend
+    from elutq_cli.pipeline.compute.shipping import AnyArray
 
 
 def run_as_worker(
-    text: bytes, stored: list[Any], threads: int, kind: tuple[bytes, str] | None
+    text: bytes, threads: int, kind: tuple[bytes, str] | None, *arrays: AnyArray
 ) -> tuple[Any, list[logging.LogRecord]]:
-    """Run a unit in a worker, whose node may have joined after others were asked: of a kind, with what to ask it.
+    """Run a unit in a worker.
+
+    Args:
+        text: of the unit.
+        threads: that it has.
+        kind: how to ask a worker what it is, and what it must be: its node may have joined after others were asked.
+        arrays: of the unit, which its node fetches while another is at work.
 
     Returns:
         Its result, and what was logged meanwhile: nobody reads a worker's log.
     """
     configure_blas(1)
-    import ray
-
     from elutq_cli.pipeline.compute.shipping import run_unit
 
     if kind is not None:
@@ -38,7 +43,7 @@ def run_as_worker(
     root, handler = logging.getLogger(), QueueHandler(logged)
     root.addHandler(handler)
     try:
-        result = run_unit(text, ray.get(stored), _own_backend(threads))
+        result = run_unit(text, arrays, _own_backend(threads))
     finally:
         root.removeHandler(handler)
     return result, [logged.get_nowait() for _ in range(logged.qsize())]
