@@ -101,11 +101,14 @@ def estimate_work(
         for branch in layer.branches
         if branch.after is None and branch.mixer != "experts"
     )
-    firsts = tuple({linears[0] for layer in layers for linears in layer.shared_inputs})
+    first_of = {linear: linears[0] for layer in layers for linears in layer.shared_inputs for linear in linears}
+    staged: dict[str, tuple[float, int]] = {}  # what goes through the stages together, by the first of each input
     for entry in (entry for block in plan.blocks for entry in block):
         *stack, rows, columns = shapes[entry.name]
         share, n_experts = (config.n_experts_used, stack[0]) if stack else (1, 1)
         linear, n_tiles = entry.name.removesuffix(".weight"), _pieces(columns, MOMENT_TILES * PIECE_ROWS)
+        own = linear.split(".", 3)[3]  # behind model.layers.N
+        first = linear.removesuffix(own) + first_of[own]
         of_rows, of_moments = _pieces(rows, PIECE_ROWS), n_tiles * (n_tiles + 1) // 2
         # Passes over the tokens with this linear, and moments of its input; products grow with the columns.
         parts = [
@@ -118,12 +121,15 @@ def estimate_work(
             parts.append((2 * rows * columns**2 * product, of_rows))
         if stack:
             here, parts = here + sum(seconds for seconds, _ in parts), []
-        factor = n_experts * squares * columns**3 if linear.endswith(firsts) else 0.0
+        factor = n_experts * squares * columns**3 if linear == first else 0.0
         stays = 1.0 if stack else undivided_share(columns)
         here += n_experts * rows * columns * finish + stays * factor
         parts.append(((1.0 - stays) * factor, _pieces(columns // 2, PIECE_ROWS)))
-        parts.append((n_experts * stages * rows * columns * max(1.0, columns / PROBE_COLUMNS), of_rows))
         divided += parts
+        seconds, units = staged.get(first, (0.0, 0))
+        seconds += n_experts * stages * rows * columns * max(1.0, columns / PROBE_COLUMNS)
+        staged[first] = seconds, units + of_rows
+    divided += staged.values()
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
         n_weights = sum(_weights_of_a_token(config, shapes[entry.name]) for block in plan.blocks for entry in block)
