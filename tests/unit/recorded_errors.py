@@ -10,7 +10,7 @@ from elutq_formats.names import gguf_name
 MEASURED_ROWS = 128
 
 
-def assert_recorded_errors_are_true(path, weights, tokens, head=True):
+def assert_recorded_errors_are_true(path, weights, tokens, head=True, corrected=False):
     """Check every HLQ matrix of a calibrated model on the inputs that it has in the model as the file holds it.
 
     Args:
@@ -18,16 +18,24 @@ def assert_recorded_errors_are_true(path, weights, tokens, head=True):
         weights: the checkpoint, rotated where the model is.
         tokens: (sequences, n) of its calibration text.
         head: whether the head was quantized after everything before it had its last value.
+        corrected: whether linears made up for what the stream lacked: tokens count by the exact stream after them.
     """
     file = ModelFile.open(path)
-    model = Transformer(file)
-    hidden = model.embed(tokens)
+    model, exact_model = Transformer(file), Transformer(weights)
+    hidden, exact = model.embed(tokens), exact_model.embed(tokens)
     for layer in range(file.config.num_hidden_layers):
-        inputs = {}
+        inputs, exact_inputs, scales = {}, {}, {}
         hidden = model.block(layer)(hidden, observe=inputs.__setitem__)
+        block = exact_model.block(layer)
+        after, exact = exact, block(exact, observe=exact_inputs.__setitem__)
+        for branch in block.data.branches if corrected else ():
+            if branch.after is None and branch.mixer != "experts":
+                after = after + block.linear(branch.writer, exact_inputs[branch.writer])
+                scales[branch.writer] = (after**2).mean(axis=-1, keepdims=True) ** -0.5
         for linears in file.config.layer(layer).shared_inputs:
             for linear in (name for name in linears if ".experts." not in name):
-                check_recorded_error(file, weights, f"model.layers.{layer}.{linear}.weight", inputs[linears[0]])
+                x = inputs[linears[0]] * scales.get(linear, 1.0)
+                check_recorded_error(file, weights, f"model.layers.{layer}.{linear}.weight", x)
     if head and "output.weight" in file.tensors:
         norm = model.load("model.norm.weight")
         root = np.sqrt((hidden**2).mean(axis=-1, keepdims=True) + file.config.rms_norm_eps)

@@ -34,6 +34,9 @@ def streams(n_sequences, n_tokens):
     """A residual stream, and an exact one beside it."""
     rng = np.random.default_rng(7)
     hidden = rng.normal(size=(n_sequences, n_tokens, 64)).astype(np.float32)
+    hidden *= rng.uniform(0.25, 4.0, size=(n_sequences, n_tokens, 1)).astype(
+        np.float32
+    )  # tokens count unlike each other
     return hidden, hidden + rng.normal(size=hidden.shape).astype(np.float32) / 16
 
 
@@ -48,11 +51,13 @@ def reference(block, hidden, exact):
         for linear in seen:
             here, there = seen[linear].astype(np.float64), wanted[linear].astype(np.float64)
             moments = found.setdefault(linear, [0.0, 0.0] if linear in writers else [0.0])
-            moments[0] += here.T @ here / hidden[..., 0].size
+            counts = np.ones((len(here), 1))
             if linear in writers:
                 weight = block.weights[f"{linear}.weight"].astype(np.float64)
                 after = after[0] + here @ weight.T, after[1] + there @ weight.T
-                moments[1] += (after[1] - after[0]).T @ here / hidden[..., 0].size
+                counts = 1 / (np.square(after[1]).mean(axis=1, keepdims=True) + block.config.rms_norm_eps)
+                moments[1] += (after[1] - after[0]).T @ (counts * here) / hidden[..., 0].size
+            moments[0] += here.T @ (counts * here) / hidden[..., 0].size
     return found
 
 

@@ -49,6 +49,7 @@ def driver(monkeypatch):
 def test_moments_by_parts_have_the_bits_of_those_summed_as_batches_come(workers, rounds):
     columns, rows = 3300, 1500  # four tiles to a side, the last one narrow, and two
     inputs, others = ([draw(seed, 90 - seed, n) for seed in (1, 2, 3)] for n in (columns, rows))
+    scales = [np.abs(draw(seed, 90 - seed, 1)) for seed in (1, 2, 3)]
     with native_backend(2, rounds) as here, native_backend(1, rounds) as there:
         expected, beside = np.zeros((columns, columns), np.float32), np.zeros((rows, columns), np.float32)
         add_gram(expected, inputs, here)
@@ -57,6 +58,10 @@ def test_moments_by_parts_have_the_bits_of_those_summed_as_batches_come(workers,
         elsewhere = Elsewhere(there, workers)
         found, found_beside = sum_moments(inputs, others, driver_of(here, elsewhere))
         alone, nothing = sum_moments(inputs, None, driver_of(here, Elsewhere(there, workers)))
+        scaled = [[x * scale for x, scale in zip(of, scales, strict=True)] for of in (inputs, others)]
+        weighed = sum_moments(inputs, others, driver_of(here, Elsewhere(there, workers)), scales)
+        for own, wanted in zip(weighed, sum_moments(*scaled, driver_of(here, Elsewhere(there, workers))), strict=True):
+            np.testing.assert_array_equal(own, wanted)
     upper = np.triu_indices(columns)
     np.testing.assert_array_equal(found[upper], expected[upper])
     np.testing.assert_array_equal(found_beside, beside)

@@ -175,7 +175,8 @@ def test_recorded_errors_are_against_the_checkpoints_weights(tmp_path, backend, 
         with Checkpoint.open(folder) as checkpoint:
             weights = RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint
             tokens = read_text(text, checkpoint, recipe).tokens
-            assert_recorded_errors_are_true(tmp_path / "out.gguf", weights, tokens)
+            corrected = recipe.resolved(calibrated=True).corrects
+            assert_recorded_errors_are_true(tmp_path / "out.gguf", weights, tokens, corrected=corrected)
     run(UNTIED, tmp_path / "alone.gguf", backend)
     with Checkpoint.open(UNTIED) as checkpoint:
         file = ModelFile.open(tmp_path / "alone.gguf")

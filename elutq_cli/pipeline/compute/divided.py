@@ -96,7 +96,7 @@ def less_product(target: Array, left: Array, right: Array, backend: Backend) -> 
 
 
 def sum_moments(
-    inputs: Sequence[Array], others: Sequence[Array] | None, backend: Backend
+    inputs: Sequence[Array], others: Sequence[Array] | None, backend: Backend, scales: Sequence[Array] | None = None
 ) -> tuple[Array, Array | None]:
     """Return the sums of X^T X and of Y^T X over batches of tokens, in their order, some tiles of them a unit.
 
@@ -106,6 +106,7 @@ def sum_moments(
         inputs: X of each batch, (tokens, columns) float32; may be on disk.
         others: Y of each, (tokens, rows) float32, or None.
         backend: runs the units.
+        scales: (tokens, 1) float32 of each batch: its tokens are multiplied by them first, in X and Y; None: by none.
 
     Returns:
         (columns, columns) and (rows, columns) float32, or None.
@@ -125,7 +126,7 @@ def sum_moments(
         ((of_inputs[i], of_inputs[j]) for i, j in upper),
         ((of_others[i], of_inputs[j]) for i, j in beside),
     )
-    parts = backend.executor.map(quiet(partial(_sum_part, backend)), units)
+    parts = backend.executor.map(quiet(partial(_sum_part, scales, backend)), units)
     total = backend.arrays.zeros((columns, columns))
     for i, j in upper:
         total[squares[i], squares[j]] = next(parts)
@@ -179,13 +180,16 @@ def _less_rows(left: Array, right: Array, backend: Backend, part: tuple[Array, s
     return less
 
 
-def _sum_part(backend: Backend, factors: tuple[tuple[Array, ...], tuple[Array, ...]]) -> Array:
+def _sum_part(
+    scales: Sequence[Array] | None, backend: Backend, factors: tuple[tuple[Array, ...], tuple[Array, ...]]
+) -> Array:
     """A unit of work: panels of Y and X over all batches; on the diagonal of X^T X they are the same."""
     left, right = factors
     total = backend.arrays.zeros((left[0].shape[1], right[0].shape[1]))
-    if left[0] is right[0]:
-        add_gram(total, left, backend)
-    else:
-        for y, x in zip(left, right, strict=True):
-            add_product(total, y, x, backend)
+    for number, (y, x) in enumerate(zip(left, right, strict=True)):
+        scaled = x if scales is None else x * scales[number]
+        if y is x:
+            add_gram(total, [scaled], backend)
+        else:
+            add_product(total, y if scales is None else y * scales[number], scaled, backend)
     return total

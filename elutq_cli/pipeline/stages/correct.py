@@ -13,7 +13,9 @@ def correct(weights: Array, lack: Array, factor: Array, backend: Backend) -> Arr
     With x its inputs and s the stream on the quantized prefix, x' and s' the exact model's, the error
     |s + x T^T - s' - x' W^T|^2 + |T - W|^2 weighted by the ridge is least for
 
-        T = W + L (H + ridge)^-1        L = (s' + x' W^T - s - x W^T)^T x
+        T = W + L (H + ridge)^-1        L = (s' + x' W^T - s - x W^T)^T G x
+
+    where G weighs tokens, as it does in H: see ``InputStatistics``.
 
     Source: asymmetric calibration (GPTAQ, Li et al. 2025), which aims at x' W^T, as a plain least squares target, and
     at the stream in its place.

@@ -34,10 +34,11 @@ class InputStatistics:
     """Second moments of the input x of a linear, divided by the number of tokens.
 
     Attributes:
-        hessian: (columns, columns) float32, X^T X.
-        lack: (hidden_size, columns) float32, (Y' - Y)^T X, Y' the exact model's residual stream after the linear and Y
-            what the exact weights would make of X and the stream here; None where the output is not added to it as it
-            is, and where no exact stream is kept.
+        hessian: (columns, columns) float32, X^T G X, where G is the identity where there is no lack; else diagonal, and
+            weighs a token by one over the mean square of its row of Y': by what the next norm will do to errors.
+        lack: (hidden_size, columns) float32, (Y' - Y)^T G X, Y' the exact model's residual stream after the linear and
+            Y what the exact weights would make of X and the stream here; None where the output is not added to it as
+            it is, and where no exact stream is kept.
     """
 
     hessian: Array
@@ -51,18 +52,21 @@ class Writer:
     Attributes:
         weights: (hidden_size, columns) float32.
         bias: (hidden_size,) float32, or None.
+        epsilon: that norms add to the mean square of the stream.
         finish: makes of its output (tokens, hidden_size) what is added to the stream; None: it is added as it is.
     """
 
     weights: Array
     bias: Array | None
+    epsilon: float
     finish: Linear | None
 
     @classmethod
     def of(cls, block: Block, branch: Branch) -> "Writer":
         """Take a branch's from a block."""
         weights, bias = block.weights[f"{branch.writer}.weight"], block.weights.get(f"{branch.writer}.bias")
-        return cls(weights, bias, None if branch.after is None else partial(with_linears(block).finish, branch))
+        finish = None if branch.after is None else partial(with_linears(block).finish, branch)
+        return cls(weights, bias, block.config.rms_norm_eps, finish)
 
 
 MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
@@ -117,13 +121,15 @@ def input_statistics(
     n_tokens, hidden_size, divides = math.prod(shape), hidden[0].shape[2], backend.executor.workers > 1
     adds = len(streams) == 2 and writer is not None and writer.finish is None
     wants = token_batches(make_room((*shape, hidden_size))) if divides and adds else []
+    all_scales: list[Array] = []
     hessian = lack = None
     unit = quiet(partial(_inputs_of, inputs, writer if len(streams) == 2 else None, backend))
     units = backend.executor.map(unit, waves, AT_ONCE)
     for few in pieces(len(waves), AT_ONCE):
         batches = [next(units) for _ in waves[few]]
-        found = [(x, wanted) for x, wanted, _ in batches]
-        for wave, (_, _, after) in zip(waves[few], batches, strict=True):
+        found = [(x, wanted) for x, wanted, _, _ in batches]
+        scales = [scale for _, _, scale, _ in batches if scale is not None]
+        for wave, (_, _, _, after) in zip(waves[few], batches, strict=True):
             if after is not None:
                 wave[1][...] = after.reshape(wave[1].shape)
         del batches
@@ -137,10 +143,14 @@ def input_statistics(
             for place, (_, wanted) in zip(wants[few], found, strict=bool(wants)):
                 assert wanted is not None  # where it adds
                 place[...] = wanted.reshape(place.shape)
+            all_scales += scales
             continue
         if hessian is None:
             hessian = backend.arrays.zeros((columns, columns))
             lack = backend.arrays.zeros((hidden_size, columns)) if adds else None
+        for (x, wanted), scale in zip(found, scales, strict=bool(scales)):
+            x *= scale
+            wanted *= scale
         add_gram(hessian, [x for x, _ in found], backend)
         for x, wanted in found:
             if wanted is not None:
@@ -149,7 +159,7 @@ def input_statistics(
     if divides:
         assert kept is not None
         wanted_of_all = list(map(_flat, wants)) if adds else None
-        hessian, lack = sum_moments(list(map(_flat, token_batches(kept))), wanted_of_all, backend)
+        hessian, lack = sum_moments(list(map(_flat, token_batches(kept))), wanted_of_all, backend, all_scales or None)
     assert hessian is not None
     for total in (hessian, lack):
         if total is not None:
@@ -168,24 +178,27 @@ def token_batches(sequences: FloatArray) -> list[FloatArray]:
 
 def _inputs_of(
     inputs: Sequence[Linear], writer: Writer | None, backend: Backend, batch: tuple[FloatArray, ...]
-) -> tuple[Array, Array | None, FloatArray | None]:
+) -> tuple[Array, Array | None, Array | None, FloatArray | None]:
     """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, and that stream after.
 
-    Where the output is not added to the stream as it is, what X W^T should be is not known: None.
+    Where the output is not added to the stream as it is, what X W^T should be is not known: None. Otherwise comes with
+    it by what the next norm will multiply each token, (tokens, 1).
     """
+    xp = backend.arrays.xp
     streams = [backend.arrays.place(stream) for stream in batch]
     x, *exact = [_flat(linear_input(stream)) for linear_input, stream in zip(inputs, streams, strict=True)]
     if writer is None or not exact:  # an exact stream comes with a writer
-        return x, None, None
+        return x, None, None, None
     product = multiply_rounded(exact[0], writer.weights.T, backend)
     if writer.finish is not None:
         added = writer.finish(product if writer.bias is None else product + writer.bias)
-        return x, None, backend.arrays.fetch(_flat(streams[1]) + added)
+        return x, None, None, backend.arrays.fetch(_flat(streams[1]) + added)
     after = _flat(streams[1]) + product
     wanted = after - _flat(streams[0])
     if writer.bias is not None:
         after = after + writer.bias
-    return x, wanted, backend.arrays.fetch(after)
+    scale = 1.0 / xp.sqrt(xp.mean(after * after, axis=-1, keepdims=True) + writer.epsilon)
+    return x, wanted, scale, backend.arrays.fetch(after)
 
 
 def _flat(x: Array) -> Array:
