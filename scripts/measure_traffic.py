@@ -76,15 +76,16 @@ def main() -> None:
             after, seconds = (shelf.shipped_bytes, executor.returned_bytes), time.perf_counter() - begin
             sent, returned = ((now - then) / 1e9 for now, then in zip(after, before, strict=True))
             layer = block.layer
-            foretold = block_traffic(source.config, layer, recipe, text.tokens.size, given.workers, held_out)
+            foretold = block_traffic(source.config, layer, recipe, text.tokens.size, backend.light.workers, held_out)
             print(
                 f"block {layer}, {given.workers} workers: sent {sent:.2f} GB, {foretold.sent / 1e9:.2f} foretold; "
                 f"returned {returned:.2f}, {foretold.returned / 1e9:.2f} foretold; {seconds:.0f} s",
                 flush=True,
             )
 
+        backend = replace(own, executor=executor)
         CalibratedBlock.quantize = counted  # type: ignore[method-assign, assignment]
-        quantize(source, Path(folder) / "out.gguf", recipe, text, replace(own, executor=executor))
+        quantize(source, Path(folder) / "out.gguf", recipe, text, backend)
 
 
 if __name__ == "__main__":

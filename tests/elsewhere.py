@@ -11,10 +11,13 @@ def copied(array):
 
 
 class Elsewhere:
-    """Runs units one after the other, with another backend than the driver; counts them and what they are sent."""
+    """Runs units one after the other, with another backend than the driver; counts them and what they are sent.
 
-    def __init__(self, backend, workers=3):
-        self.backend, self.workers, self.threads, self.n_units = backend, workers, backend.crew.threads, 0
+    Its workers have so many threads, as they say, that light units are theirs, too, unless they say that they have one.
+    """
+
+    def __init__(self, backend, workers=3, threads=64):
+        self.backend, self.workers, self.threads, self.n_units = backend, workers, threads, 0
         self.shelf = Shelf(copied)
 
     def map(self, function, items, at_once=1):

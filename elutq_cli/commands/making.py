@@ -122,7 +122,7 @@ def print_forecast(
     Raises:
         ElutqError: it would be refused.
     """
-    from elutq_cli.pipeline.compute.backend import make_backend, names_ray
+    from elutq_cli.pipeline.compute.backend import light_workers, make_backend, names_ray
     from elutq_cli.pipeline.recipe import IMPORT
     from elutq_cli.pipeline.run.calibration_text import CalibrationText
     from elutq_cli.pipeline.run.estimate import estimate_work
@@ -136,13 +136,14 @@ def print_forecast(
     counts: Sequence[int] = _workers_of(executor, threads) if names_ray(executor, device) else ()
     with make_backend(device, threads) as backend:
         text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
-        workers = max(counts, default=1)
-        most = max(default_threads(), backend.crew.threads) if counts else None  # the process that calls has all cores
+        here = default_threads() if counts else backend.crew.threads  # the process that calls a cluster has all cores
+        most, size = max(here, backend.crew.threads), backend.crew.threads / here
+        workers = light_workers(max(counts, default=1), size)
         run = prepare(checkpoint, output, recipe, text, backend, max_memory, device, workers, most)
         for line in describe_others(checkpoint, run.plan) if recipe.method == IMPORT else []:
             print(shown_line(line), file=sys.stderr)
         forecast = run.forecast
-        work = estimate_work(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens)
+        work = estimate_work(run.config, run.plan, recipe, run.n_tokens, backend, run.held_out_tokens, size)
     shares = share_out(run.config, run.plan, recipe, run.n_tokens, run.held_out_tokens, work, counts)
     if json_output:
         records = [

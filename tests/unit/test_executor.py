@@ -64,12 +64,14 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("model", ["llama32-tied-head-dim", "gemma2", "mixtral"])
-def test_a_file_is_the_same_wherever_its_units_ran(tmp_path, model, name):
+@pytest.mark.parametrize(
+    ("model", "threads"), [("llama32-tied-head-dim", 64), ("llama32-tied-head-dim", 1), ("gemma2", 64), ("mixtral", 64)]
+)
+def test_a_file_is_the_same_wherever_its_units_ran(tmp_path, model, threads, name):
     recipe, calibrated = RUNS[name]
     here = make(GOLDEN / model, tmp_path / "here.gguf", recipe, calibrated)
     with native_backend(1, rounds=False) as other:
-        elsewhere = Elsewhere(other)
+        elsewhere = Elsewhere(other, threads=threads)
         assert make(GOLDEN / model, tmp_path / "elsewhere.gguf", recipe, calibrated, elsewhere) == here
     assert elsewhere.n_units > 10
 

@@ -21,8 +21,17 @@ def test_what_is_divided_is_shared_as_far_as_it_has_units_and_the_rest_is_not():
     assert Work(0.0, ((100.0, 50),), 7.0).seconds(50) == 7.0
 
 
+def test_light_units_stay_where_workers_have_few_cores_and_this_machine_has_more():
+    work = Work(10.0, ((100.0, 50),), light=((30.0, 10),), size=0.25)  # a worker is a quarter of this machine
+    assert [work.seconds(workers) for workers in (1, 2, 5, 7)] == [110.0, 60.0, 30.0, 26.0]
+    assert [work.seconds(workers) for workers in (8, 10)] == [2.5 + 14.0 + 6.0, 2.5 + 10.0 + 3.0]
+    config, recipe = named_shape("llama3-8b"), Recipe(method="correct")
+    shares = share_out(config, Plan.make(config, recipe), recipe, TOKENS, 1024, work, (7, 8))
+    assert shares[0].sent_bytes < shares[1].sent_bytes / 2
+
+
 def divided(work):
-    return sum(seconds for seconds, _ in work.divided)
+    return sum(seconds for seconds, _ in (*work.divided, *work.light))
 
 
 def work_of(shape, monkeypatch, method="correct", n_tokens=TOKENS, **times):
@@ -46,7 +55,7 @@ def test_of_a_factor_what_is_too_small_to_be_divided_stays(monkeypatch):
 def test_products_of_tokens_divide_and_packing_stays(monkeypatch):
     config, work = work_of("llama3-8b", monkeypatch, product=1.0)
     assert work.here == 0.0 < divided(work)
-    forward = [seconds for seconds, units in work.divided if units == TOKENS // 1024]
+    forward = [seconds for seconds, units in work.light if units == TOKENS // 1024]
     n_weights = config.num_hidden_layers * sum(map(math.prod, config.linear_shapes(0).values()))
     assert sum(forward) >= 3 * n_weights * TOKENS / PROBE_COLUMNS**3
     config, work = work_of("llama3-8b", monkeypatch, stages=1.0)

@@ -57,8 +57,8 @@ def wide(tmp_path_factory):
 class Counting(Elsewhere):
     """Knows the contents of what it is sent, and how much comes back."""
 
-    def __init__(self, backend, workers):
-        super().__init__(backend, workers)
+    def __init__(self, backend, workers, threads):
+        super().__init__(backend, workers, threads)
         self.contents, self.returned_bytes = [], 0
         self.shelf = Shelf(self.noted)
 
@@ -73,8 +73,8 @@ class Counting(Elsewhere):
 
 
 @pytest.mark.parametrize("method", ["fit", "refine", "correct"])
-@pytest.mark.parametrize("workers", [2, 7])
-def test_a_block_sends_what_the_formula_says_and_nothing_twice(wide, tmp_path, monkeypatch, method, workers):
+@pytest.mark.parametrize(("workers", "threads"), [(2, 64), (7, 64), (2, 1)])
+def test_a_block_sends_what_the_formula_says_and_nothing_twice(wide, tmp_path, monkeypatch, method, workers, threads):
     monkeypatch.setattr(divided, "DIVIDED_ROWS", 256)
     recipe = Recipe(bits=2, group_size=64, num_samples=24, sequence_length=128, method=method)
     before, after, quantize_block = {}, {}, CalibratedBlock.quantize
@@ -86,11 +86,13 @@ def test_a_block_sends_what_the_formula_says_and_nothing_twice(wide, tmp_path, m
 
     monkeypatch.setattr(CalibratedBlock, "quantize", counted)
     with native_backend(2) as here, native_backend(1) as other, Checkpoint.open(wide) as source:
-        there = Counting(other, workers)
+        there = Counting(other, workers, threads)
         text = CalibrationText.read([SAMPLED], source, recipe)
-        quantize(source, tmp_path / "out.gguf", recipe, text, driver_of(here, there))
+        driver = driver_of(here, there)
+        quantize(source, tmp_path / "out.gguf", recipe, text, driver)
         held_out = 0 if text.held_out is None else text.held_out.size
-        expected = block_traffic(source.config, 0, recipe, text.tokens.size, workers, held_out)
+        expected = block_traffic(source.config, 0, recipe, text.tokens.size, driver.light.workers, held_out)
+        assert driver.light.workers == (1 if threads == 1 else workers)
     found = {name: after[name] - before[name] for name in before}
     print(
         f"sent {found['sent'] / 1e6:.1f} MB of {expected.sent / 1e6:.1f} foretold, "

@@ -15,6 +15,20 @@ from elutq_formats.errors import ElutqError
 from elutq_native import default_threads
 from elutq_native.products import has_rounded_products
 
+WORTH = 2
+"""Times the cores of the machine that calls, from which it sends workers what computes little for what travels: below
+that, it is done as soon by itself."""
+
+
+def light_workers(workers: int, size: float = 1.0) -> int:
+    """Return among how many workers light units are divided, see ``Backend.light``; 1: they stay with who calls.
+
+    Args:
+        workers: that there are.
+        size: threads of one over those of the machine that calls.
+    """
+    return workers if workers * size >= WORTH else 1
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -37,6 +51,12 @@ class Backend:
         """Let the crew run units where nobody else is to."""
         if self.executor is None:
             object.__setattr__(self, "executor", Threads(self.crew))
+
+    @property
+    def light(self) -> Executor:
+        """Who runs units that compute little for what travels: products, and tokens on their way through a block."""
+        few = light_workers(self.executor.workers, self.executor.threads / self.crew.threads) == 1
+        return Threads(self.crew) if few else self.executor
 
     def __enter__(self) -> "Backend":
         self._blas.__enter__()

@@ -38,13 +38,14 @@ def multiply_by_rows(
         inner: as a tile's columns alone have it.
         transposed: whether right is.
     """
-    workers = backend.executor.workers
+    light = backend.light
+    workers = light.workers
     unit = partial(_rows_of_product, right, transposed, inner, backend)
     if workers == 1 or len(left) < DIVIDED_ROWS:
         return unit(left)
     product = backend.arrays.empty((len(left), right.shape[0 if transposed else 1]))
     cut = unit_rows(len(left), workers)
-    for rows, part in zip(cut, backend.executor.map(unit, (left[rows] for rows in cut)), strict=True):
+    for rows, part in zip(cut, light.map(unit, (left[rows] for rows in cut)), strict=True):
         product[rows] = part
     return product
 
@@ -58,12 +59,13 @@ def multiply_by_columns(left: Array, right: Array, backend: Backend, inner: Inne
         backend: runs the units.
         inner: as a tile's rows alone have it.
     """
-    workers = backend.executor.workers
+    light = backend.light
+    workers = light.workers
     if workers == 1 or len(left) < DIVIDED_ROWS:
         return multiply(left, right, backend, inner)
     product = backend.arrays.empty((len(left), right.shape[1]))
     cut, unit = unit_rows(right.shape[1], workers), partial(_columns_of_product, left, right, inner, backend)
-    for columns, part in zip(cut, backend.executor.map(unit, cut), strict=True):
+    for columns, part in zip(cut, light.map(unit, cut), strict=True):
         product[:, columns] = part
     return product
 
@@ -76,22 +78,24 @@ def subtract_square(target: Array, factor: Array, backend: Backend) -> None:
         factor: (n, inner) float32, F.
         backend: runs the units, some rows of the target each.
     """
-    workers = backend.executor.workers
+    light = backend.light
+    workers = light.workers
     if workers == 1 or len(target) < DIVIDED_ROWS:
         subtract_product(target, factor, factor.T, backend, upper=True)
         return
     cut = unit_rows(len(target), UNITS_EACH * workers)  # the first rows are the longest
     units = ((target[rows, rows.start :], rows) for rows in cut)
     unit = partial(_less_square, factor, backend)
-    for rows, part in zip(cut, backend.executor.map(unit, units), strict=True):
+    for rows, part in zip(cut, light.map(unit, units), strict=True):
         target[rows, rows.start :] = part
 
 
 def less_product(target: Array, left: Array, right: Array, backend: Backend) -> Array:
     """Return target - left @ right, some rows a unit: (rows, columns), (rows, inner), (inner, columns)."""
-    cut = unit_rows(len(target), backend.executor.workers)
+    light = backend.light
+    cut = unit_rows(len(target), light.workers)
     unit = partial(_less_rows, left, right, backend)  # all of the left, which is a linear's: it has travelled before
-    parts = list(backend.executor.map(unit, ((target[rows], rows) for rows in cut)))
+    parts = list(light.map(unit, ((target[rows], rows) for rows in cut)))
     return parts[0] if len(parts) == 1 else backend.arrays.xp.concatenate(parts)
 
 
@@ -111,7 +115,8 @@ def sum_moments(
     Returns:
         (columns, columns) and (rows, columns) float32, or None.
     """
-    columns, workers, size = inputs[0].shape[1], backend.executor.workers, MOMENT_TILES * backend.arrays.tile
+    light, columns, size = backend.light, inputs[0].shape[1], MOMENT_TILES * backend.arrays.tile
+    workers = light.workers
     squares, bands = pieces(columns, panel_columns(columns, workers, size)), []
     of_inputs = [tuple(x[:, panel] for x in inputs) for panel in squares]  # one object each, to be sent once
     of_others: list[tuple[Array, ...]] = []
@@ -126,7 +131,7 @@ def sum_moments(
         ((of_inputs[i], of_inputs[j]) for i, j in upper),
         ((of_others[i], of_inputs[j]) for i, j in beside),
     )
-    parts = backend.executor.map(quiet(partial(_sum_part, scales, backend)), units)
+    parts = light.map(quiet(partial(_sum_part, scales, backend)), units)
     total = backend.arrays.zeros((columns, columns))
     for i, j in upper:
         total[squares[i], squares[j]] = next(parts)

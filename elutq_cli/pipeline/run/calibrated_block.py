@@ -118,7 +118,8 @@ class CalibratedBlock:
             if expert is not None:
                 yield self._stack(expert[0]).to_quantize(target, sample)
             else:
-                yield ToQuantize(self._plans[name], target, sample, shared=target is exact)
+                travels = target is exact and self._backend.light.workers > 1  # for the tokens, too
+                yield ToQuantize(self._plans[name], target, sample, shared=travels)
             del target, exact, sample
 
     def _stack(self, name: str) -> StackOnItsWay:

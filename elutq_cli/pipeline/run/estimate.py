@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elutq_cli.pipeline.compute.backend import Backend
+from elutq_cli.pipeline.compute.backend import Backend, light_workers
 from elutq_cli.pipeline.compute.divided import DIVIDED_ROWS
 from elutq_cli.pipeline.compute.products import MOMENT_TILES, PIECE_ROWS, ROWS_AT_ONCE, dequantize
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
@@ -44,22 +44,47 @@ class Work:
         here: those of the machine that calls, whatever the number of workers.
         divided: the others, and of how many units they are, all as long: N workers have them done N at a time.
         longest: of a unit, where not all are as long.
+        light: of units that stay here where workers are few, see ``Backend.light``.
+        size: threads of the worker over those of the machine that calls.
     """
 
     here: float
     divided: tuple[tuple[float, int], ...]
     longest: float = 0.0
+    light: tuple[tuple[float, int], ...] = ()
+    size: float = 1.0
 
     def seconds(self, workers: int = 1) -> float:
         """Return what it takes so many workers, each of them as the one that was measured."""
-        shared = sum(seconds * -(-units // workers) / units for seconds, units in self.divided)
-        return self.here + max(shared, self.longest)
+        here, divided = self.here, self.divided
+        if light_workers(workers, self.size) == 1:
+            here += sum(seconds for seconds, _ in self.light)
+        else:
+            divided += self.light
+        shared = sum(seconds * -(-units // workers) / units for seconds, units in divided)
+        return self.size * here + max(shared, self.longest)
 
 
 def estimate_work(
-    config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, backend: Backend, held_out_tokens: int = 0
+    config: ModelConfig,
+    plan: Plan,
+    recipe: Recipe,
+    n_tokens: int,
+    backend: Backend,
+    held_out_tokens: int = 0,
+    size: float = 1.0,
 ) -> Work:
-    """Time the stages on a small matrix and scale them up; good to about a factor of 1.5 on a quiet machine."""
+    """Time the stages on a small matrix and scale them up; good to about a factor of 1.5 on a quiet machine.
+
+    Args:
+        config: of the model.
+        plan: what becomes of its matrices.
+        recipe: how.
+        n_tokens: to calibrate on.
+        backend: a worker's.
+        held_out_tokens: beside those.
+        size: its threads over those of the machine that will call.
+    """
     recipe = recipe.resolved(n_tokens > 0)
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((PROBE_ROWS, PROBE_COLUMNS), dtype=np.float32)
@@ -76,7 +101,7 @@ def estimate_work(
 
     if n_tokens == 0:
         times = list(map(alone, plan.matrices()))
-        return Work(0.0, ((sum(times), len(times)),), max(times))
+        return Work(0.0, ((sum(times), len(times)),), max(times), size=size)
     x = backend.arrays.place(rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32))
 
     def multiply() -> None:
@@ -102,6 +127,7 @@ def estimate_work(
         if branch.after is None and branch.mixer != "experts"
     )
     first_of = {linear: linears[0] for layer in layers for linears in layer.shared_inputs for linear in linears}
+    light: list[tuple[float, int]] = []
     staged: dict[str, tuple[float, int]] = {}  # what goes through the stages together, by the first of each input
     for entry in (entry for block in plan.blocks for entry in block):
         *stack, rows, columns = shapes[entry.name]
@@ -125,7 +151,7 @@ def estimate_work(
         stays = 1.0 if stack else undivided_share(columns)
         here += n_experts * rows * columns * finish + stays * factor
         parts.append(((1.0 - stays) * factor, _pieces(columns // 2, PIECE_ROWS)))
-        divided += parts
+        light += parts
         seconds, units = staged.get(first, (0.0, 0))
         seconds += n_experts * stages * rows * columns * max(1.0, columns / PROBE_COLUMNS)
         staged[first] = seconds, units + of_rows
@@ -134,16 +160,16 @@ def estimate_work(
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
         n_weights = sum(_weights_of_a_token(config, shapes[entry.name]) for block in plan.blocks for entry in block)
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
-        errors = 0.3 * (here + sum(seconds for seconds, _ in divided))
+        errors = 0.3 * (here + sum(seconds for seconds, _ in (*divided, *light)))
         divided += [(3 * n_weights * few * product, SEQUENCES), (errors, 2 * len(layers))]
         here += 2 * config.vocab_size * config.hidden_size * few * product
     here += tuning_seconds(config, recipe, product)
     compared = compared_tokens(recipe, n_tokens) + held_out_tokens
     logits = 2 * config.vocab_size * compared * (config.hidden_size + EXPONENTIAL) * product
-    divided.append((logits, _pieces(compared, TOKENS_AT_HEAD)))
+    light.append((logits, _pieces(compared, TOKENS_AT_HEAD)))
     if plan.head is not None:
         divided.append((alone(plan.head) * 2, _pieces(config.vocab_size, ROWS_AT_ONCE)))
-    return Work(here, tuple(divided))
+    return Work(here, tuple(divided), light=tuple(light), size=size)
 
 
 def _pieces(n: int, size: int) -> int:

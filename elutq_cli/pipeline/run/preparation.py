@@ -61,7 +61,7 @@ def prepare(
         backend: runs the inner loops.
         max_memory: refuse a run that may take more memory than so many GB; None: none.
         device: torch's name of where to tune.
-        workers: that the run will have; None: those of the backend.
+        workers: that light units are divided among, see ``Backend.light``; None: the backend's.
         threads: of that process of the run that has the most; None: of the backend's.
 
     Raises:
@@ -94,7 +94,7 @@ def prepare(
     n_tokens = 0 if calibration is None else calibration.tokens.size
     held_out_tokens = 0 if held_out is None else held_out.size
     encoding = 0 if calibration is None else calibration.encoding_bytes
-    package, workers = checkpoint.package_bytes(), workers or backend.executor.workers
+    package, workers = checkpoint.package_bytes(), workers or backend.light.workers
     threads = threads or max(backend.crew.threads, backend.executor.threads)
     forecast = Forecast.make(config, plan, recipe, n_tokens, threads, encoding, package, held_out_tokens, workers)
     forecast.check(output, max_memory)

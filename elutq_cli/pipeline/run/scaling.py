@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from elutq_cli.pipeline.compute.backend import light_workers
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run.estimate import Work
 from elutq_cli.pipeline.run.traffic import branch_traffics, run_traffic
@@ -53,11 +54,12 @@ def share_out(
     """
     recipe, found = recipe.resolved(n_tokens > 0), []
     for workers in counts:
-        whole = run_traffic(config, plan, recipe, n_tokens, workers, held_out_tokens)
+        few = light_workers(workers, work.size)
+        whole = run_traffic(config, plan, recipe, n_tokens, few, held_out_tokens)
         store = 0.0
         if n_tokens > 0:
             of_layers = (
-                branch_traffics(config, layer, recipe, n_tokens, workers, held_out_tokens)
+                branch_traffics(config, layer, recipe, n_tokens, few, held_out_tokens)
                 for layer in range(config.num_hidden_layers)
             )
             store = max(branch.sent for branches in of_layers for branch in branches)

@@ -1,5 +1,7 @@
 """What travels between the machine that calls and the workers of a cluster: for a block, and for a whole run.
 
+Numbers of workers are those of ``Backend.light``: where they are 1, only what the stages take of linears travels.
+
 Every array is counted as the stages send it; what is smaller than ``shipping.LARGE`` goes with the text of a unit, and
 is not.
 """
@@ -72,7 +74,7 @@ def block_traffic(
         layer: the block.
         recipe: how it is quantized.
         n_tokens: to calibrate on.
-        workers: of the cluster.
+        workers: that light units are divided among.
         held_out_tokens: beside them.
     """
     return sum(branch_traffics(config, layer, recipe, n_tokens, workers, held_out_tokens), Traffic())
@@ -104,7 +106,7 @@ def run_traffic(
         plan: what becomes of its matrices.
         recipe: how they are quantized.
         n_tokens: to calibrate on; 0 for weights alone, which are read where they are quantized.
-        workers: of the cluster.
+        workers: that light units are divided among.
         held_out_tokens: of the text, beside those to calibrate on.
     """
     recipe, shapes = recipe.resolved(n_tokens > 0), plan_shapes(config, plan)
@@ -116,10 +118,13 @@ def run_traffic(
     for layer in range(config.num_hidden_layers):
         total += block_traffic(config, layer, recipe, n_tokens, workers, held_out_tokens)
     if plan.head is not None and plan.head.layout is not None:
-        total += Traffic(to_one=4.0 * (vocabulary + n_tokens * hidden), returned=RESULT * vocabulary)
+        total += Traffic(to_one=4.0 * vocabulary, returned=RESULT * vocabulary)
         total += _moments(hidden, 0, n_tokens, workers) + _inputs(hidden, recipe, workers)
-    compared = compared_tokens(recipe, n_tokens) + held_out_tokens
-    total += Traffic(to_all=8.0 * vocabulary, to_one=8.0 * compared * hidden)  # both heads, for all predictions
+        if workers > 1:
+            total += Traffic(to_one=4.0 * n_tokens * hidden)
+    if workers > 1:  # both heads, for all predictions
+        compared = compared_tokens(recipe, n_tokens) + held_out_tokens
+        total += Traffic(to_all=8.0 * vocabulary, to_one=8.0 * compared * hidden)
     if recipe.method == "allocate":
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         for layer in range(config.num_hidden_layers):
@@ -138,10 +143,9 @@ def _measured(config: ModelConfig, layer: int, n_tokens: int, workers: int) -> T
         weights = 4.0 * sum(math.prod(shapes[f"model.layers.{layer}.{linear}.weight"]) for linear in linears)
         streams = 4.0 * n_tokens * (hidden + columns)
         back = 8.0 * n_tokens * hidden / len(config.layer(layer).branches)
-        forward = Traffic(
-            to_all=2.0 * weights, to_one=streams + back, returned=streams + 4.0 * n_tokens * hidden + back
-        )
-        total += forward + Traffic(to_one=4.0 * (hidden**2 + columns**2))
+        if workers > 1:
+            total += Traffic(to_all=weights, to_one=streams, returned=streams + 4.0 * n_tokens * hidden)
+        total += Traffic(to_all=weights, to_one=back, returned=back) + Traffic(to_one=4.0 * (hidden**2 + columns**2))
         total += _moments(hidden, 0, n_tokens, workers) + _moments(columns, 0, n_tokens, workers)
     return total
 
@@ -164,10 +168,14 @@ def _branch(
         writer: its shape.
         recipe: how they are quantized.
         tokens: to calibrate on, and beside them.
-        workers: of the cluster.
+        workers: that light units are divided among.
     """
     (n, beside), hidden, columns = tokens, config.hidden_size, writer[1]
     read, written = sum(map(math.prod, readers)), math.prod(writer)
+    staged = _inputs(hidden, recipe, workers) + _inputs(columns, recipe, workers)
+    staged += Traffic(returned=RESULT * (read + written))
+    if workers == 1:
+        return staged + Traffic(to_one=4.0 * (read + written))
     keeps, adds = recipe.keeps_exact, recipe.keeps_exact and branch.after is None
     corrects = adds and recipe.corrects
     streams = n * (2 if keeps else 1) * hidden
@@ -178,9 +186,7 @@ def _branch(
         # What the readers take, what the writer takes, and what it adds; the exact stream; those beside.
         returned=4.0 * (n * (2 * hidden + columns + keeps * hidden + adds * hidden) + beside * hidden),
     )
-    total = forward + _moments(hidden, 0, n, workers) + _moments(columns, adds * hidden, n, workers)
-    total += _inputs(hidden, recipe, workers) + Traffic(returned=RESULT * read)
-    total += _inputs(columns, recipe, workers) + Traffic(returned=RESULT * written)
+    total = staged + forward + _moments(hidden, 0, n, workers) + _moments(columns, adds * hidden, n, workers)
     if adds:  # what the stream lacks, less what the linear adds
         total += Traffic(to_one=4.0 * written, returned=4.0 * written)
     if corrects:  # that goes to the workers once more, and what it makes of the weights comes back and goes again
@@ -198,8 +204,9 @@ def _experts(
 ) -> Traffic:
     """Return what travels for a branch with experts: for their layer's Hessian, and what each is quantized by."""
     n_experts, hidden = writer[0], config.hidden_size
-    total = Traffic(to_one=4.0 * n_tokens * hidden, returned=4.0 * n_tokens * hidden)
-    total += _moments(hidden, 0, n_tokens, workers)
+    total = _moments(hidden, 0, n_tokens, workers)
+    if workers > 1:
+        total += Traffic(to_one=4.0 * n_tokens * hidden, returned=4.0 * n_tokens * hidden)
     for columns, shapes in ((hidden, readers), (writer[2], [writer])):
         n_weights = sum(math.prod(shape[1:]) for shape in shapes)
         own = _inputs(columns, recipe, workers) + Traffic(to_one=4.0 * n_weights, returned=RESULT * n_weights)

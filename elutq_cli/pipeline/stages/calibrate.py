@@ -71,7 +71,7 @@ def block_statistics(
                 del blocks[-1].weights[name]
         yield (branch.writer,), moments.pop()  # to be freed by the caller
         unit = quiet(partial(_output_of, partial(_written, with_linears(block, branch.writer), branch), backend))
-        outputs = backend.executor.map(unit, token_batches(kept), AT_ONCE)
+        outputs = backend.light.map(unit, token_batches(kept), AT_ONCE)
         for stream, added in zip(batches[0], outputs, strict=True):
             stream += added
         del kept

@@ -29,10 +29,10 @@ def correct(weights: Array, lack: Array, factor: Array, backend: Backend) -> Arr
     Returns:
         (rows, columns) float32; the weights as they are where that is not finite.
     """
-    executor, xp = backend.executor, backend.arrays.xp
-    units = ((lack[rows], rows) for rows in unit_rows(len(weights), executor.workers))
+    light, xp = backend.light, backend.arrays.xp
+    units = ((lack[rows], rows) for rows in unit_rows(len(weights), light.workers))
     unit = partial(_correct_rows, weights, factor, backend)  # all of the weights: they have travelled before
-    parts = list(executor.map(unit, units))
+    parts = list(light.map(unit, units))
     target = parts[0] if len(parts) == 1 else xp.concatenate(parts)
     return target if bool(xp.isfinite(target).all()) else weights
 

@@ -101,7 +101,7 @@ def divergences(
         exact_rows, quantized_rows = map(backend.arrays.place, rows)
         add = partial(_add_rows, head_input, exact_rows, quantized_rows, backend, softcap)
         pairs = [(tally.exact, tally.hidden) for tally in tallies]
-        for tally, said in zip(tallies, backend.executor.map(quiet(add), pairs, AT_ONCE), strict=True):
+        for tally, said in zip(tallies, backend.light.map(quiet(add), pairs, AT_ONCE), strict=True):
             quiet(tally.merge)(said)
     of_tokens = np.concatenate([tally.divergence() for tally in tallies])
     return np.asarray(of_tokens.reshape(len(sequences), -1).mean(axis=1))

@@ -118,13 +118,13 @@ def input_statistics(
     assert writer is not None or len(streams) == 1
     waves, hidden = list(zip(*streams, strict=True)), streams[0]
     shape = sum(map(len, hidden)), hidden[0].shape[1]
-    n_tokens, hidden_size, divides = math.prod(shape), hidden[0].shape[2], backend.executor.workers > 1
+    n_tokens, hidden_size, divides = math.prod(shape), hidden[0].shape[2], backend.light.workers > 1
     adds = len(streams) == 2 and writer is not None and writer.finish is None
     wants = token_batches(make_room((*shape, hidden_size))) if divides and adds else []
     all_scales: list[Array] = []
     hessian = lack = None
     unit = quiet(partial(_inputs_of, inputs, writer if len(streams) == 2 else None, backend))
-    units = backend.executor.map(unit, waves, AT_ONCE)
+    units = backend.light.map(unit, waves, AT_ONCE)
     for few in pieces(len(waves), AT_ONCE):
         batches = [next(units) for _ in waves[few]]
         found = [(x, wanted) for x, wanted, _, _ in batches]

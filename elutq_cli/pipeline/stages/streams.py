@@ -105,7 +105,7 @@ def run_block(block: Block, stream: FloatArray, backend: Backend, make_room: Mak
             continue
         batches, own = token_batches(stream), with_linears(block, *branch.readers, branch.writer)
         unit = partial(_run_batch, own, branch, positions, backend)
-        for batch, output in zip(batches, backend.executor.map(quiet(unit), batches, AT_ONCE), strict=True):
+        for batch, output in zip(batches, backend.light.map(quiet(unit), batches, AT_ONCE), strict=True):
             batch[...] = output
 
 
