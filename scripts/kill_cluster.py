@@ -82,17 +82,19 @@ def kill_node(raylet: int) -> str:
     return f"node {raylet} with {len(doomed) - 1} processes"
 
 
-def quantize(arguments: list[str], output: Path, *options: str) -> "subprocess.Popen[bytes]":
-    """Start `elutq quantize` with one thread a unit."""
+def quantize(arguments: list[str], output: Path, *options: str, cores: int | None = None) -> "subprocess.Popen[bytes]":
+    """Start `elutq quantize` with one thread a unit; on so many cores, None: all."""
     command = [sys.executable, "-m", "elutq_cli", "quantize", *arguments, "-o", str(output), *options, "--threads", "1"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    some = set(sorted(os.sched_getaffinity(0))[:cores])
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, some))
 
 
 class Cluster:
     """Two nodes, on the first of which runs are called."""
 
-    def __init__(self, folder: str) -> None:
-        """Start both; what Ray writes goes to the folder, whose path must be short."""
+    def __init__(self, folder: str, cores: int | None) -> None:
+        """Start both; what Ray writes goes to the folder, whose path must be short. Runs have so many cores."""
+        self.cores = cores
         start_node("--head", "--port=6399", "--include-dashboard=false", f"--temp-dir={folder}")
         self.second = start_node(f"--address={HEAD}")
 
@@ -108,7 +110,7 @@ class Cluster:
                 killed.append(kill_worker(stopped) if kill == "worker" else kill_node(self.second))
 
         striker = threading.Thread(target=strike if kill else lambda: None)
-        with quantize(arguments, output, "--executor", f"ray:{HEAD}") as job:
+        with quantize(arguments, output, "--executor", f"ray:{HEAD}", cores=self.cores) as job:
             striker.start()
             try:
                 status: int | str = job.wait(limit)
@@ -131,6 +133,9 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--kills", type=int, default=10, help="of workers")
     parser.add_argument("--node-kills", type=int, default=3)
+    parser.add_argument(
+        "--cores", type=int, help="of the process that calls; with 1 light units travel, too; default: all"
+    )
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
@@ -148,7 +153,7 @@ def main() -> None:
         whole, output = Path(folder) / "whole.gguf", Path(folder) / "out.gguf"
         if quantize(arguments, whole).wait() != 0:
             sys.exit("the run with threads failed")
-        cluster, seconds, failed = Cluster(of_ray), 0.0, 0
+        cluster, seconds, failed = Cluster(of_ray, given.cores), 0.0, 0
         todo = ["", *["worker"] * given.kills, *["node"] * given.node_kills]
         while todo:
             begin = time.monotonic()

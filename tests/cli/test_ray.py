@@ -22,7 +22,7 @@ def test_two_nodes_of_which_a_worker_and_one_die_make_the_file_of_one_machine(tm
         pytest.skip("needs unshare and the right to make a network of its own: Ray would listen to everybody")
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over a lazy dog " * 20)
-    kills = [CHECKPOINT, "--kills", "1", "--node-kills", "1", "--", *SMALL, "--calibration", text]
+    kills = [CHECKPOINT, "--kills", "1", "--node-kills", "1", "--cores", "1", "--", *SMALL, "--calibration", text]
     command = [sys.executable, ROOT / "scripts" / "kill_cluster.py", *kills]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
