@@ -12,6 +12,7 @@ from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import INTERRUPTED, run_command
 from elutq_cli.commands.serve import serve_command
+from elutq_cli.commands.write import write_command
 from elutq_cli.streams import prepare_streams, shown_line
 from elutq_cli.version import __version__
 from elutq_formats.errors import ElutqError
@@ -28,6 +29,7 @@ app.command("quantize")(quantize_command)
 app.command("import")(import_command)
 app.command("run")(run_command)
 app.command("serve")(serve_command)
+app.command("write")(write_command)
 app.command("eval")(eval_command)
 app.command("info")(info_command)
 app.command("bench")(bench_command)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,22 @@ def test_calibration_sequences_are_the_seeds_choice_of_the_text(text):
         np.testing.assert_array_equal(read_text(text, checkpoint).tokens, one.tokens)
         other = read_text(text, checkpoint, Recipe(num_samples=6, sequence_length=24, seed=1))
         assert not np.array_equal(other.tokens, one.tokens)
+
+
+@pytest.mark.parametrize(("n_wanted", "of_short"), [(6, 3), (12, 4), (7, 4)])
+def test_every_file_gives_as_many_sequences_as_far_as_it_has_them(tmp_path, text, n_wanted, of_short):
+    short = tmp_path / "short.txt"
+    short.write_bytes(b"zyxwvuts " * 400)
+    with Checkpoint.open(FOLDER) as checkpoint:
+        n_short = len(read_text(short, checkpoint, replace(SMALL, num_samples=10**4)).tokens)
+        tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
+        tokens = tokenizer.encode(short.read_text())
+        short.write_text(tokenizer.decode(tokens[: 4 * 24 + 3]))
+        whole = read_text(short, checkpoint, replace(SMALL, num_samples=4)).tokens.tolist()
+        assert n_short > len(whole) == 4
+        found = CalibrationText.read([text, short], checkpoint, replace(SMALL, num_samples=n_wanted))
+    assert len(found.tokens) == n_wanted
+    assert sum(sequence in whole for sequence in found.tokens.tolist()) == of_short
 
 
 def test_a_short_text_is_used_whole_with_a_warning(text, caplog):

@@ -53,8 +53,9 @@ class CalibrationText:
 
         A file whose name ends in .jsonl holds one JSON object a line, whose ``text`` fields are joined by empty lines;
         any other is plain text. Every sequence begins as a text does at inference: with BOS where the tokenizer adds
-        one, which counts in its length. Files that hold fewer sequences than the recipe asks for are used whole, with
-        a warning. Sequences are held out of what is left when those have been chosen, so that none is lost by it.
+        one, which counts in its length. Every file gives as many sequences, as far as it has them; files that hold
+        fewer than the recipe asks for are used whole, with a warning. Sequences are held out of what is left when
+        those have been chosen, so that none is lost by it.
 
         Raises:
             ElutqError: a file cannot be read or is malformed, all of them are too short, or one has a token that the
@@ -103,9 +104,10 @@ class CalibrationText:
                 recipe.num_samples,
             )
         rng = np.random.default_rng(recipe.seed)
-        chosen = rng.choice(len(sequences), min(recipe.num_samples, len(sequences)), replace=False)
+        whose = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+        chosen = _draw(rng, np.arange(len(sequences)), whose, recipe.num_samples)
         spare = np.setdiff1d(np.arange(len(sequences)), chosen)
-        held_out = rng.choice(spare, min(n_held_out(len(chosen)), len(spare)), replace=False)
+        held_out = _draw(rng, spare, whose[spare], n_held_out(len(chosen)))
         prefix = np.array(tokenizer.prefix, dtype=np.int64)
 
         fresh = rng.permutation(np.setdiff1d(spare, held_out))[: _n_fresh(recipe)]
@@ -115,6 +117,26 @@ class CalibrationText:
 
         others = begun(np.sort(held_out)) if len(held_out) else None
         return cls(begun(np.sort(chosen)), tuple(files), tuple(hashes), most, others, begun(fresh))
+
+
+def _draw(
+    rng: np.random.Generator, numbers: npt.NDArray[np.int64], files: npt.NDArray[np.int64], n_wanted: int
+) -> npt.NDArray[np.int64]:
+    """Draw sequences, as many of each file as of the others, as far as a file has them.
+
+    Args:
+        rng: draws.
+        numbers: (n,) of the sequences.
+        files: (n,) that each is of.
+        n_wanted: of them; all, where there are no more.
+    """
+    own = [numbers[files == file] for file in np.unique(files)]
+    found, left = [], n_wanted
+    for place, some in enumerate(sorted(own, key=len)):  # what a short one lacks the longer ones share
+        share = min(len(some), -(-left // (len(own) - place)))
+        found.append(rng.choice(some, share, replace=False))
+        left -= share
+    return np.concatenate(found) if found else numbers
 
 
 def _n_fresh(recipe: Recipe) -> int | None:
