@@ -1,5 +1,7 @@
 """An executor that runs units as other processes would: of a text and of arrays that are read-only."""
 
+import numpy as np
+
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit, run_unit
 
@@ -8,6 +10,13 @@ def copied(array):
     copy = array.copy()
     copy.flags.writeable = False
     return copy
+
+
+def read_only(result):
+    """Return what another process would: arrays that cannot be written to, in tuples or alone."""
+    if isinstance(result, tuple):
+        return tuple(map(read_only, result))
+    return copied(result) if isinstance(result, np.ndarray) else result
 
 
 class Elsewhere:
@@ -24,7 +33,7 @@ class Elsewhere:
         for item in items:
             self.n_units += 1
             text, arrays = pack_unit(function, item)
-            yield run_unit(text, [self.shelf.place(array) for array in arrays], self.backend)
+            yield read_only(run_unit(text, [self.shelf.place(array) for array in arrays], self.backend))
 
     def join(self, describe, unit_bytes):
         assert describe(None) == run_unit(*pack_unit(describe, None), self.backend)

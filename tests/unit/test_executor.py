@@ -65,13 +65,14 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize(
-    ("model", "threads"), [("llama32-tied-head-dim", 64), ("llama32-tied-head-dim", 1), ("gemma2", 64), ("mixtral", 64)]
+    ("model", "workers", "threads"),
+    [("llama32-tied-head-dim", *of) for of in ((3, 64), (3, 1), (1, 64))] + [("gemma2", 3, 64), ("mixtral", 3, 64)],
 )
-def test_a_file_is_the_same_wherever_its_units_ran(tmp_path, model, threads, name):
+def test_a_file_is_the_same_wherever_its_units_ran(tmp_path, model, workers, threads, name):
     recipe, calibrated = RUNS[name]
     here = make(GOLDEN / model, tmp_path / "here.gguf", recipe, calibrated)
     with native_backend(1, rounds=False) as other:
-        elsewhere = Elsewhere(other, threads=threads)
+        elsewhere = Elsewhere(other, workers, threads)
         assert make(GOLDEN / model, tmp_path / "elsewhere.gguf", recipe, calibrated, elsewhere) == here
     assert elsewhere.n_units > 10
 

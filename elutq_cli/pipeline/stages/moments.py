@@ -148,9 +148,7 @@ def input_statistics(
         if hessian is None:
             hessian = backend.arrays.zeros((columns, columns))
             lack = backend.arrays.zeros((hidden_size, columns)) if adds else None
-        for (x, wanted), scale in zip(found, scales, strict=bool(scales)):
-            x *= scale
-            wanted *= scale
+        _scale(found, scales)
         add_gram(hessian, [x for x, _ in found], backend)
         for x, wanted in found:
             if wanted is not None:
@@ -199,6 +197,13 @@ def _inputs_of(
         after = after + writer.bias
     scale = 1.0 / xp.sqrt(xp.mean(after * after, axis=-1, keepdims=True) + writer.epsilon)
     return x, wanted, scale, backend.arrays.fetch(after)
+
+
+def _scale(found: list[tuple[Array, Array | None]], scales: Sequence[Array]) -> None:
+    """Multiply tokens of batches, one after the other and not in place: what another process returns is read-only."""
+    for number, scale in enumerate(scales):
+        x, wanted = found[number]
+        found[number] = x * scale, None if wanted is None else wanted * scale
 
 
 def _flat(x: Array) -> Array:
