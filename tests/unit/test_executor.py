@@ -77,17 +77,29 @@ class Ahead(Elsewhere):
         yield from results
 
 
-@pytest.mark.parametrize(
-    ("model", "counts"),
-    [("llama32-tied-head-dim", [2, 1, 2, 1] * 2), ("mixtral", [2, 1, *[2] * 4, *[1] * 4])],
-)
-def test_linears_that_share_an_input_are_units_of_one_map(tmp_path, model, counts):
-    recipe = Recipe(method="correct", **SMALL, tensor_types=("attn_v=16",))  # no unit, but for q and k
-    here = make(GOLDEN / model, tmp_path / "here.gguf", recipe, True)
+SHARING = {
+    "llama32-tied-head-dim": [2, 1, 2, 1] * 2,  # q and k; o; gate and up; down
+    "mixtral": [2, 1, *[2] * 4, *[1] * 4],
+}
+
+
+@pytest.mark.parametrize("model", SHARING)
+def test_linears_that_share_an_input_are_units_of_one_map(tmp_path, model):
+    recipe = Recipe(method="correct", **SMALL, tensor_types=("attn_v=16",))  # v is no unit
+    assert counts_of_parts(tmp_path, model, recipe, True) == SHARING[model]
+
+
+def test_experts_are_units_of_one_map(tmp_path):
+    assert counts_of_parts(tmp_path, "mixtral", Recipe(bits=2, group_size=32), False) == [4] * 3
+
+
+def counts_of_parts(folder, model, recipe, calibrated):
+    """Make a file here and where all units of a map begin at once; return how many rows' those were in each map."""
+    here = make(GOLDEN / model, folder / "here.gguf", recipe, calibrated)
     with native_backend(1, rounds=False) as other:
         ahead = Ahead(other)
-        assert make(GOLDEN / model, tmp_path / "ahead.gguf", recipe, True, ahead) == here
-    assert [count for name, count in ahead.counts if name == "quantize_part"] == counts
+        assert make(GOLDEN / model, folder / "ahead.gguf", recipe, calibrated, ahead) == here
+    return [count for name, count in ahead.counts if name == "quantize_part"]
 
 
 def test_a_unit_carries_an_array_once_and_no_backend():

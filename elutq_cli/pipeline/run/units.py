@@ -124,11 +124,11 @@ class Run:
 
     def add_stack(self, plan: MatrixPlan) -> None:
         """Quantize a stack of experts by their weights alone."""
-        stack = self.bench.open_stack(plan)
-        for number in range(stack.shape[0]):
-            weights = self.backend.arrays.place(self.tensors.load_expert(plan.name, number))
-            for matrix in self.tensors.quantize_sharing([stack.to_quantize(weights, sample_rows(weights))], None):
-                stack.add(matrix)
+        stack, place = self.bench.open_stack(plan), self.backend.arrays.place
+        weights = (place(self.tensors.load_expert(plan.name, number)) for number in range(stack.shape[0]))
+        experts = (stack.to_quantize(of_one, sample_rows(of_one)) for of_one in weights)
+        for matrix in self.tensors.quantize_sharing(experts, None):
+            stack.add(matrix)
         log_done(stack.finish())
 
     def add_head(self) -> list[FloatArray]:
