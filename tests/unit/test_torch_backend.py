@@ -86,7 +86,7 @@ def test_the_time_of_a_run_there_is_estimated(on_torch, method):
 
 @pytest.mark.parametrize("method", ["fit", "correct", "allocate"])
 def test_a_model_made_on_torch_is_as_good(on_torch, method, tmp_path):
-    recipe = Recipe(method=method, num_samples=8, sequence_length=128)
+    recipe = Recipe(method=method, num_samples=16, sequence_length=128)
     with Checkpoint.open(NOVELS) as checkpoint, native_backend(2, rounds=False) as native:
         text = CalibrationText.read([SAMPLED], checkpoint, recipe)
         found = [

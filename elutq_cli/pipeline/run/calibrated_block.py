@@ -64,7 +64,7 @@ class CalibratedBlock:
             if stream is not None:
                 run_block(self.block, stream, backend, make_room)  # before its weights change
         before = np.array(hidden) if "block" in recipe.tune else None
-        for linears, statistics in block_statistics(self.block, hidden, exact, backend, make_room):
+        for linears, statistics in block_statistics(self.block, hidden, exact, backend, make_room, recipe.corrects):
             inputs, targets = self._prepare(linears, statistics)
             del statistics
             self._quantize_sharing(inputs, targets)
@@ -91,7 +91,7 @@ class CalibratedBlock:
         targets = {f"{self._prefix}{linear}.weight": self.block.weight(linear) for linear in linears}
         inputs = self._bench.tensors.prepare(called(next(iter(targets))), statistics)
         lack, factor = statistics.lack, inputs.factor
-        if self._bench.recipe.corrects and lack is not None and factor is not None:
+        if lack is not None and factor is not None:
             targets = {name: correct(weights, lack, factor, self._backend) for name, weights in targets.items()}
         return inputs, targets
 

@@ -176,21 +176,20 @@ def _branch(
     staged += Traffic(returned=RESULT * (read + written))
     if workers == 1:
         return staged + Traffic(to_one=4.0 * (read + written))
-    keeps, adds = recipe.keeps_exact, recipe.keeps_exact and branch.after is None
-    corrects = adds and recipe.corrects
+    keeps, corrects = recipe.keeps_exact, recipe.corrects and branch.after is None
     streams = n * (2 if keeps else 1) * hidden
     weights = (2 if keeps or beside else 1) * (read + written)  # as they are now, and the exact ones
     forward = Traffic(
         to_all=4.0 * weights,
         to_one=4.0 * (streams + n * columns + beside * hidden),
         # What the readers take, what the writer takes, and what it adds; the exact stream; those beside.
-        returned=4.0 * (n * (2 * hidden + columns + keeps * hidden + adds * hidden) + beside * hidden),
+        returned=4.0 * (n * (2 * hidden + columns + keeps * hidden + corrects * hidden) + beside * hidden),
     )
-    total = staged + forward + _moments(hidden, 0, n, workers) + _moments(columns, adds * hidden, n, workers)
-    if adds:  # what the stream lacks, less what the linear adds
-        total += Traffic(to_one=4.0 * written, returned=4.0 * written)
-    if corrects:  # that goes to the workers once more, and what it makes of the weights comes back and goes again
-        total += Traffic(to_one=8.0 * written, returned=4.0 * written)
+    total = staged + forward + _moments(hidden, 0, n, workers) + _moments(columns, corrects * hidden, n, workers)
+    if corrects:
+        # What the stream lacks goes to have what the linear adds taken off, comes back and goes again; what it makes of
+        # the weights comes back and goes again.
+        total += Traffic(to_one=12.0 * written, returned=8.0 * written)
     return total
 
 

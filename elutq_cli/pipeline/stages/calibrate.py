@@ -32,6 +32,7 @@ def block_statistics(
     exact: FloatArray | None,
     backend: Backend,
     make_room: MakeRoom = in_memory,
+    corrects: bool = True,
 ) -> Iterator[tuple[tuple[str, ...], InputStatistics]]:
     """Run the calibration sequences through a block, pausing before each of its inputs is used.
 
@@ -44,6 +45,7 @@ def block_statistics(
         exact: the same in the exact model, or None.
         backend: runs AT_ONCE batches of sequences at a time.
         make_room: for the inputs of all tokens to a linear that is about to be quantized.
+        corrects: whether linears are to make up for what the stream lacks beside the exact one.
 
     Yields:
         The names of the linears that share an input, and that input's statistics.
@@ -64,7 +66,7 @@ def block_statistics(
         yield branch.readers, input_statistics(read, batches[:1], backend, make_room=make_room)
         inputs = [partial(_mixed, with_linears(own, *branch.readers), branch, positions) for own in blocks]
         kept = make_room((*hidden.shape[:2], block.weights[f"{branch.writer}.weight"].shape[1]))
-        moments = [input_statistics(inputs, batches, backend, Writer.of(blocks[-1], branch), kept, make_room)]
+        moments = [input_statistics(inputs, batches, backend, Writer.of(blocks[-1], branch, corrects), kept, make_room)]
         del inputs
         if exact is not None:  # the exact weights up to here have done their work
             for name in [name for name in blocks[-1].weights if name.startswith(branch.writer.split(".")[0])]:

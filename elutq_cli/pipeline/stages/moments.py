@@ -37,8 +37,8 @@ class InputStatistics:
         hessian: (columns, columns) float32, X^T G X, where G is the identity where there is no lack; else diagonal, and
             weighs a token by one over the mean square of its row of Y': by what the next norm will do to errors.
         lack: (hidden_size, columns) float32, (Y' - Y)^T G X, Y' the exact model's residual stream after the linear and
-            Y what the exact weights would make of X and the stream here; None where the output is not added to it as
-            it is, and where no exact stream is kept.
+            Y what the exact weights would make of X and the stream here; None where the linear is not corrected, where
+            its output is not added to the stream as it is, and where no exact stream is kept.
     """
 
     hessian: Array
@@ -53,20 +53,22 @@ class Writer:
         weights: (hidden_size, columns) float32.
         bias: (hidden_size,) float32, or None.
         epsilon: that norms add to the mean square of the stream.
+        corrected: whether it is to make up for what the stream lacks, which is wanted then.
         finish: makes of its output (tokens, hidden_size) what is added to the stream; None: it is added as it is.
     """
 
     weights: Array
     bias: Array | None
     epsilon: float
+    corrected: bool
     finish: Linear | None
 
     @classmethod
-    def of(cls, block: Block, branch: Branch) -> "Writer":
+    def of(cls, block: Block, branch: Branch, corrected: bool) -> "Writer":
         """Take a branch's from a block."""
         weights, bias = block.weights[f"{branch.writer}.weight"], block.weights.get(f"{branch.writer}.bias")
         finish = None if branch.after is None else partial(with_linears(block).finish, branch)
-        return cls(weights, bias, block.config.rms_norm_eps, finish)
+        return cls(weights, bias, block.config.rms_norm_eps, corrected and finish is None, finish)
 
 
 MakeRoom: TypeAlias = Callable[[tuple[int, ...]], FloatArray]
@@ -119,7 +121,7 @@ def input_statistics(
     waves, hidden = list(zip(*streams, strict=True)), streams[0]
     shape = sum(map(len, hidden)), hidden[0].shape[1]
     n_tokens, hidden_size, divides = math.prod(shape), hidden[0].shape[2], backend.light.workers > 1
-    adds = len(streams) == 2 and writer is not None and writer.finish is None
+    adds = len(streams) == 2 and writer is not None and writer.corrected
     wants = token_batches(make_room((*shape, hidden_size))) if divides and adds else []
     all_scales: list[Array] = []
     hessian = lack = None
@@ -179,7 +181,8 @@ def _inputs_of(
 ) -> tuple[Array, Array | None, Array | None, FloatArray | None]:
     """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, and that stream after.
 
-    Where the output is not added to the stream as it is, what X W^T should be is not known: None. Otherwise comes with
+    Where the output is not added to the stream as it is, what X W^T should be is not known, and where the linear is not
+    corrected nobody asks: None. Otherwise comes with
     it by what the next norm will multiply each token, (tokens, 1).
     """
     xp = backend.arrays.xp
@@ -192,9 +195,11 @@ def _inputs_of(
         added = writer.finish(product if writer.bias is None else product + writer.bias)
         return x, None, None, backend.arrays.fetch(_flat(streams[1]) + added)
     after = _flat(streams[1]) + product
-    wanted = after - _flat(streams[0])
+    wanted = after - _flat(streams[0]) if writer.corrected else None
     if writer.bias is not None:
         after = after + writer.bias
+    if wanted is None:
+        return x, None, None, backend.arrays.fetch(after)
     scale = 1.0 / xp.sqrt(xp.mean(after * after, axis=-1, keepdims=True) + writer.epsilon)
     return x, wanted, scale, backend.arrays.fetch(after)
 
