@@ -20,6 +20,7 @@ from elutq_cli.pipeline.compute.shipping import LARGE, pack_unit, run_unit
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
+from elutq_cli.pipeline.stages import by_rows
 from elutq_cli.pipeline.stages.rotate import RotatedCheckpoint
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import CheckpointError
@@ -62,6 +63,20 @@ def test_a_file_is_the_same_wherever_its_units_ran(tmp_path, model, workers, thr
         elsewhere = Elsewhere(other, workers, threads)
         assert make(GOLDEN / model, tmp_path / "elsewhere.gguf", recipe, calibrated, elsewhere) == here
     assert elsewhere.n_units > 10
+
+
+@pytest.mark.parametrize("scale_bits", [8, 16])
+def test_rows_of_the_vocabulary_are_units_of_their_own(tmp_path, monkeypatch, scale_bits):
+    """By weights alone, embedding and head would each be as long as many blocks; the head at other bits is another."""
+    monkeypatch.setattr(by_rows, "ROWS_AT_ONCE", 1)
+    recipe, novels = Recipe(scale_bits=scale_bits, output_bits=3), GOLDEN.parent / "novels-6m"
+    here = make(novels, tmp_path / "here.gguf", recipe, False)
+    with native_backend(1, rounds=False) as other, Checkpoint.open(novels) as checkpoint:
+        elsewhere, config = Elsewhere(other), checkpoint.config
+        assert make(novels, tmp_path / "elsewhere.gguf", recipe, False, elsewhere) == here
+    n_linears = sum(len(config.linear_names(layer)) for layer in range(config.num_hidden_layers))
+    n_runs = -(-config.vocab_size // by_rows.SUPERBLOCK_ROWS)
+    assert n_runs > 1 and elsewhere.n_units == n_linears + 2 * n_runs
 
 
 class Ahead(Elsewhere):

@@ -13,6 +13,7 @@ from elutq_cli.pipeline.compute.products import MOMENT_TILES, PIECE_ROWS, ROWS_A
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.forecast import plan_shapes
 from elutq_cli.pipeline.stages.allocate import SEQUENCES
+from elutq_cli.pipeline.stages.alone import runs_alone
 from elutq_cli.pipeline.stages.divergence import TOKENS_AT_ONCE as TOKENS_AT_HEAD
 from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
@@ -100,7 +101,8 @@ def estimate_work(
         return probed[layout.bits] * math.prod(shapes[entry.name])
 
     if n_tokens == 0:
-        times = list(map(alone, plan.matrices()))
+        cuts = ((alone(entry), len(runs_alone(entry, shapes[entry.name][0])) or 1) for entry in plan.matrices())
+        times = [seconds / n_units for seconds, n_units in cuts for _ in range(n_units)]
         return Work(0.0, ((sum(times), len(times)),), max(times), size=size)
     x = backend.arrays.place(rng.standard_normal((PROBE_COLUMNS, PROBE_COLUMNS), dtype=np.float32))
 

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,8 @@ from elutq_cli.pipeline.compute.products import unit_rows
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.run.spool import Spool
-from elutq_cli.pipeline.stages.alone import quantize_alone
-from elutq_cli.pipeline.stages.by_rows import Use, embed, quantize_by_rows, read_rows
+from elutq_cli.pipeline.stages.alone import Alone, Whole, quantize_alone, runs_alone
+from elutq_cli.pipeline.stages.by_rows import MatrixByRows, Use, embed, quantize_by_rows, read_rows
 from elutq_cli.pipeline.stages.checked_weights import CheckedWeights
 from elutq_cli.pipeline.stages.feedback import check_finite, inverse_factor
 from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix, Part, Treatment, quantize_part
@@ -81,7 +80,8 @@ class Tensors:
         self._backend = backend
         self._spool = spool
         self._progress = progress
-        self._alone: Iterator[tuple[TensorRecord, npt.NDArray[Any]]] = iter(())
+        self._alone: Iterator[Whole | HLQTensor] = iter(())
+        self._begun: dict[str, MatrixByRows] = {}
 
     def load(self, name: str) -> FloatArray:
         """Load a tensor of the checkpoint; a tied head is the embedding."""
@@ -135,9 +135,23 @@ class Tensors:
 
     def begin_alone(self, plans: Iterable[MatrixPlan]) -> None:
         """Let matrices be quantized by their weights alone, ahead of ``add_alone``, which is called for each."""
-        todo = [(plan, self._stored_name(plan.name)) for plan in plans if not plan.kept]
         unit = partial(quantize_alone, self._source.source, self._treatment(None), self._backend)
-        self._alone = self._backend.executor.map(unit, todo)
+        self._alone = self._backend.executor.map(unit, self._units_alone(plans))
+
+    def _units_alone(self, plans: Iterable[MatrixPlan]) -> Iterator[Alone]:
+        """Yield matrices as units of work, those of the vocabulary in several where others are to work, too."""
+        for plan in plans:
+            name = self._stored_name(plan.name)
+            if not plan.kept and (runs := self._runs_alone(plan)):
+                settled, kind = plan.settle(weights for _, weights in self._source.load_by_rows(name))
+                self._begun[plan.name] = MatrixByRows(settled, self.shape(plan.name), self._backend)
+                yield from (Alone(settled, name, (kind, rows)) for rows in runs)
+            elif not plan.kept:
+                yield Alone(plan, name)
+
+    def _runs_alone(self, plan: MatrixPlan) -> list[slice]:
+        """Return the rows of a matrix that are units of their own; none where all of it is one."""
+        return runs_alone(plan, self.shape(plan.name)[0]) if self._backend.executor.workers > 1 else []
 
     def add_alone(self, plan: MatrixPlan) -> None:
         """Put the next of ``begin_alone``'s matrices into the spool, or one that others have quantized."""
@@ -145,11 +159,27 @@ class Tensors:
             self._add_kept(plan)
             return
         begin = time.perf_counter()
-        record, contents = next(self._alone)
+        record, contents = self._assemble(plan) if self._runs_alone(plan) else self._next_alone()
         assert record.name == gguf_name(plan.name)
         log_done(record, begin)
         self._spool.add(record, contents)
         self._progress.advance(record.n_weights)
+
+    def _next_alone(self) -> Whole:
+        found = next(self._alone)
+        assert not isinstance(found, HLQTensor)
+        return found
+
+    def _assemble(self, plan: MatrixPlan) -> Whole:
+        """Return a matrix whose rows come from several units."""
+        name = self._stored_name(plan.name)
+        for rows in self._runs_alone(plan):
+            tensor = next(self._alone)  # the first begins the matrix
+            assert isinstance(tensor, HLQTensor)
+            self._begun[plan.name].add(rows, self._source.load(name, rows), tensor)
+            del tensor
+        matrix = self._begun.pop(plan.name)
+        return matrix.record(None), matrix.contents
 
     def add_by_rows(self, plan: MatrixPlan, inputs: LinearInputs | None = None, use: Use | None = None) -> None:
         """Quantize a matrix, some rows at a time, and put it into the spool.

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from elutq_cli.pipeline.compute import divided
 from elutq_cli.pipeline.compute.divided import UNITS_EACH, band_rows, panel_columns
 from elutq_cli.pipeline.compute.products import MOMENT_TILES, pieces, unit_rows
-from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.forecast import plan_shapes
 from elutq_cli.pipeline.stages.allocate import SEQUENCES
+from elutq_cli.pipeline.stages.alone import runs_alone
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
 from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
@@ -111,8 +112,7 @@ def run_traffic(
     """
     recipe, shapes = recipe.resolved(n_tokens > 0), plan_shapes(config, plan)
     if n_tokens == 0:
-        sizes = (entry.bits_per_weight / 8 * math.prod(shapes[entry.name]) for entry in plan.matrices())
-        return Traffic(returned=sum(sizes))
+        return Traffic(returned=sum(_returned_alone(entry, shapes[entry.name]) for entry in plan.matrices()))
     vocabulary, hidden = float(config.vocab_size * config.hidden_size), config.hidden_size
     total = Traffic(to_one=4.0 * vocabulary, returned=RESULT * vocabulary)  # the embedding
     for layer in range(config.num_hidden_layers):
@@ -130,6 +130,11 @@ def run_traffic(
         for layer in range(config.num_hidden_layers):
             total += _measured(config, layer, few, workers)
     return total
+
+
+def _returned_alone(entry: MatrixPlan, shape: tuple[int, ...]) -> float:
+    """Return what comes back of a matrix that is quantized by its weights alone: packed where it is one unit."""
+    return math.prod(shape) * (RESULT if runs_alone(entry, shape[0]) else entry.bits_per_weight / 8)
 
 
 def _measured(config: ModelConfig, layer: int, n_tokens: int, workers: int) -> Traffic:
