@@ -16,8 +16,8 @@ from elutq_formats.errors import ElutqError
 
 Row = dict[str, Any]
 
-KEY = ("model", "text", "method", "bits", "group_size", "scale_bits")
-"""Fields that tell rows apart."""
+KEY = ("model", "text", "method", "bits", "group_size", "scale_bits", "num_samples", "seed")
+"""Fields that tell rows apart; ``num_samples`` (calibration sequences) and ``seed`` are 0 where a method sees none."""
 
 FIGURES = ("bits_per_weight", "kl", "top1", "ppl", "ppl_stderr", "reference_ppl", "runtime_kl", "seconds")
 """Fields that were measured; ``runtime_kl`` may be None when it was not, ``seconds`` of a run that was resumed."""
@@ -117,14 +117,15 @@ def together(rows: Iterable[Row]) -> list[list[Row]]:
     """Return the rows of one model file each, which has a row for every text, in the order of the table."""
     files: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        place = row["bits"], -row["scale_bits"], -row["group_size"], list(METHODS).index(row["method"])
+        method = list(METHODS).index(row["method"])
+        place = row["bits"], -row["scale_bits"], -row["group_size"], method, row["num_samples"], row["seed"]
         files.setdefault(place, []).append(row)
     return [files[key] for key in sorted(files)]
 
 
 def header(texts: Sequence[str]) -> str:
     """Return the head of a table."""
-    names = ["bits", "group", "scales", "method", "bits/weight"]
+    names = ["bits", "group", "scales", "method", "sequences", "bits/weight"]
     names += [f"{figure} {text}" for figure in ("KL", "top-1, %", "perplexity") for text in texts]
     names += ["runtime's KL", "seconds"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
@@ -133,7 +134,7 @@ def header(texts: Sequence[str]) -> str:
 def full_precision(texts: Sequence[str], rows: Sequence[Row]) -> str:
     """Return the line of the reference."""
     own = {row["text"]: format(row["reference_ppl"], ".2f") for row in rows}
-    cells = ["", "", "", "full precision", "", *["0"] * len(texts), *["100"] * len(texts)]
+    cells = ["", "", "", "full precision", "", "", *["0"] * len(texts), *["100"] * len(texts)]
     return f"| {' | '.join([*cells, *(own[text] for text in texts), '', ''])} |"
 
 
@@ -144,7 +145,8 @@ def line(texts: Sequence[str], rows: Sequence[Row]) -> str:
         str(first["bits"]),
         str(first["group_size"]),
         f"{first['scale_bits']} bits",
-        METHODS[first["method"]].label,
+        METHODS[first["method"]].label + (f", seed {first['seed']}" if first["seed"] else ""),
+        str(first["num_samples"] or ""),
     ]
     cells.append(f"{first['bits_per_weight']:.3f}")
     for name, scale, form in (("kl", 1, ".4f"), ("top1", 100, ".1f"), ("ppl", 1, ",.2f")):
@@ -164,15 +166,15 @@ def in_order(models: Iterable[str]) -> list[str]:
 def summary(rows: Sequence[Row]) -> str:
     """Return the Markdown of the SUMMARY of all models, on the first text that each was evaluated on.
 
-    Of a method's rows at some bits, that of the smallest file.
+    Of a method's rows at some bits, that of the smallest file, and of those that of most sequences.
     """
     lines = ["| | bits | bits per weight of the blocks | perplexity | KL divergence, nats | same likeliest token |"]
     lines.append("|---|---|---:|---:|---:|---:|")
     for model in in_order({row["model"] for row in rows}):
         own = [row for row in rows if row["model"] == model]
         text = own[0]["text"]
-        largest_first = sorted(own, key=lambda row: -row["bits_per_weight"])
-        found = {(row["method"], row["bits"]): row for row in largest_first if row["text"] == text}
+        best_last = sorted(own, key=lambda row: (-round(row["bits_per_weight"], 2), row["num_samples"]))
+        found = {(row["method"], row["bits"]): row for row in best_last if row["text"] == text}
         first = f"{TITLES.get(model, model)} | full precision | | {own[0]['reference_ppl']:.1f} | | |"
         lines.append(f"| {first}")
         for method, bits, name in SUMMARY:

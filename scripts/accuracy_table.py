@@ -9,7 +9,8 @@ the C runtime against the full precision in float32, head and embedding being fl
 what elutq eval --of-runtime says, is measured on the first windows of the first text.
 
 Rows go to a JSON file as they are made, with the commit, the date and the command; those that are there, by model,
-text, method, bits and group size, are not made again, and a run that was stopped goes on within the file it was making.
+text, method, bits, group size, sequences and seed, are not made again, and a run that was stopped goes on within the
+file it was making.
 A row that fails is a line on stderr, and the others are made.
 """
 
@@ -117,6 +118,8 @@ class Job:
     bits: int
     group_size: int
     scale_bits: int
+    num_samples: int
+    seed: int
     texts: list[str]
 
 
@@ -127,7 +130,8 @@ def jobs(options: argparse.Namespace, table: Table, model: str, source: ModelSou
         for group_size in options.group_sizes or [usual_group_size(source.config)]:
             for method in [name for name in METHODS if name in options.methods]:
                 scale_bits = METHODS[method].scale_bits or options.scale_bits
-                file = method, bits, group_size, scale_bits
+                drawn = (options.num_samples, options.seed) if METHODS[method].is_calibrated else (0, 0)
+                file = method, bits, group_size, scale_bits, *drawn
                 missing = [text for text in options.texts if not table.has((model, text, *file))]
                 if wanted := list(options.texts) if options.again else missing:
                     found.append(Job(model, *file, wanted))
@@ -149,7 +153,7 @@ def cut_text(options: argparse.Namespace, name: str, model: str, source: ModelSo
 
 def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tuple[Path, float | None]:
     """Quantize; return the file, and the seconds it took if that was in one go."""
-    name = f"{job.model}-{job.method}-{job.bits}-g{job.group_size}s{job.scale_bits}"
+    name = f"{job.model}-{job.method}-{job.bits}-g{job.group_size}s{job.scale_bits}-n{job.num_samples}-{job.seed}"
     is_dirty = options.commit.endswith(DIRTY)
     output = options.cache / f"{name}-{options.commit[:12]}{DIRTY if is_dirty else ''}.gguf"
     for other in options.cache.glob(f"{name}-*.gguf*"):
@@ -159,7 +163,7 @@ def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tup
         return output, None  # a run was stopped as it evaluated
     was_begun = work_folder(output).exists()
     method = METHODS[job.method]
-    chosen = recipe(job.method, job.bits, job.group_size, job.scale_bits, options.num_samples, options.seed)
+    chosen = recipe(job.method, job.bits, job.group_size, job.scale_bits, job.num_samples, job.seed)
     text = CalibrationText.read(options.calibration, source, chosen) if method.is_calibrated else None
     ours = method.loops is NativeLoops
     device, threads = options.device if ours else "cpu", options.threads
@@ -201,6 +205,8 @@ def make_rows(
             "bits": job.bits,
             "group_size": job.group_size,
             "scale_bits": job.scale_bits,
+            "num_samples": job.num_samples,
+            "seed": job.seed,
             "bits_per_weight": bits_per_weight,
             "kl": found.kl,
             "top1": found.top1,
@@ -248,7 +254,7 @@ def command(options: argparse.Namespace) -> str:
 def settings(options: argparse.Namespace) -> dict[str, object]:
     """Return what all rows of a JSON file have in common."""
     calibration = {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in options.calibration}
-    names = ("ctx_size", "chunks", "num_samples", "seed", "runtime_chunks")
+    names = ("ctx_size", "chunks", "runtime_chunks")
     return {name: getattr(options, name) for name in names} | {"head_bits": HEAD_BITS, "calibration": calibration}
 
 

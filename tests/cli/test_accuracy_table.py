@@ -59,9 +59,9 @@ def make(tmp_path, monkeypatch, capsys):
 def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_model, tmp_path):
     status, out, _, rows = make()
     assert status == 0
-    assert [[row[name] for name in ("method", "bits", "group_size", "scale_bits")] for row in rows] == [
-        ["uniform", 2, 64, 16],
-        ["fit", 2, 64, 8],
+    assert [[row[name] for name in accuracy_rows.KEY] for row in rows] == [
+        ["small", "sampled", "uniform", 2, 64, 16, 0, 0],
+        ["small", "sampled", "fit", 2, 64, 8, 0, 0],
     ]
     uniform, fit = rows
     path = make_model(output_bits=16, embedding_bits=16)
@@ -79,7 +79,7 @@ def test_rows_are_what_the_evaluation_says_of_the_pipelines_files(make, make_mod
     said = json.loads(CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False).stdout)
     assert 0 < fit["runtime_kl"] == pytest.approx(said["kl"], rel=1e-5)
     assert fit["seconds"] > 0
-    assert "| 2 | 64 | 8 bits | HLQ fit, weights only | 2.375 |" in out
+    assert "| 2 | 64 | 8 bits | HLQ fit, weights only |  | 2.375 |" in out
     assert str(tmp_path) not in json.dumps(rows)  # it is committed: no path of this machine
     assert fit["commit"] == "0123456789abcdef"
     assert not list((tmp_path / "cache").glob("*.gguf*"))
@@ -122,6 +122,20 @@ def test_a_run_that_was_stopped_as_it_evaluated_does_not_quantize_again(make, mo
     (row,) = make(methods=("fit",))[3]
     assert row["seconds"] is None  # nobody knows how long it took in all
     assert row["kl"] > 0
+
+
+def test_more_sequences_and_other_seeds_make_rows_of_their_own_where_a_text_is_seen(make):
+    methods = ("fit", "fit-weighted")
+    make(methods=methods)
+    make("--num-samples", 2, methods=methods)
+    rows = make("--num-samples", 2, "--seed", 1, methods=methods)[3]
+    assert [(row["method"], row["num_samples"], row["seed"]) for row in rows] == [
+        ("fit", 0, 0),
+        ("fit-weighted", 4, 0),
+        ("fit-weighted", 2, 0),
+        ("fit-weighted", 2, 1),
+    ]
+    assert len({row["kl"] for row in rows}) == 4
 
 
 def test_a_row_that_fails_is_a_line_and_the_others_are_made(make, monkeypatch):
@@ -196,6 +210,7 @@ def row(text, method, bits, kl, **others):
     figures |= {"ppl_stderr": 1.0, "reference_ppl": 20.0, "runtime_kl": None, "seconds": None}
     return (
         {"model": "m", "text": text, "method": method, "bits": bits, "group_size": 64, "scale_bits": 16}
+        | {"num_samples": 64 if METHODS[method].is_calibrated else 0, "seed": 0}
         | figures
         | others
     )
@@ -206,19 +221,25 @@ def test_tables_have_a_line_for_each_file_and_a_column_for_each_text():
         row("code", "fit", 3, 0.5),
         row("news", "fit", 2, 0.25, runtime_kl=0.0012, seconds=61.4),
         row("news", "uniform", 3, 2.0),
+        row("news", "correct", 3, 0.0625, num_samples=16),
+        row("news", "correct", 3, 0.0312),
+        row("news", "correct", 3, 0.0352, seed=2),
         row("code", "fit", 2, 0.125),
     ]
     assert accuracy_rows.tables(rows).splitlines() == [
         "## m",
         "",
-        "| bits | group | scales | method | bits/weight | KL code | KL news | top-1, % code | top-1, % news |"
-        " perplexity code | perplexity news | runtime's KL | seconds |",
-        "|" + 13 * "---|",
-        "|  |  |  | full precision |  | 0 | 0 | 100 | 100 | 20.00 | 20.00 |  |  |",
-        "| 2 | 64 | 16 bits | HLQ fit, weights only | 2.750 | 0.1250 | 0.2500 | 50.0 | 50.0 | 9.00 | 1,234.50 |"
+        "| bits | group | scales | method | sequences | bits/weight | KL code | KL news | top-1, % code |"
+        " top-1, % news | perplexity code | perplexity news | runtime's KL | seconds |",
+        "|" + 14 * "---|",
+        "|  |  |  | full precision |  |  | 0 | 0 | 100 | 100 | 20.00 | 20.00 |  |  |",
+        "| 2 | 64 | 16 bits | HLQ fit, weights only |  | 2.750 | 0.1250 | 0.2500 | 50.0 | 50.0 | 9.00 | 1,234.50 |"
         " 0.0012 | 61 |",
-        "| 3 | 64 | 16 bits | uniform, round to nearest | 3.750 |  | 2.0000 |  | 50.0 |  | 1,234.50 |  |  |",
-        "| 3 | 64 | 16 bits | HLQ fit, weights only | 3.750 | 0.5000 |  | 50.0 |  | 9.00 |  |  |  |",
+        "| 3 | 64 | 16 bits | uniform, round to nearest |  | 3.750 |  | 2.0000 |  | 50.0 |  | 1,234.50 |  |  |",
+        "| 3 | 64 | 16 bits | HLQ fit, weights only |  | 3.750 | 0.5000 |  | 50.0 |  | 9.00 |  |  |  |",
+        "| 3 | 64 | 16 bits | + correct | 16 | 3.750 |  | 0.0625 |  | 50.0 |  | 1,234.50 |  |  |",
+        "| 3 | 64 | 16 bits | + correct | 64 | 3.750 |  | 0.0312 |  | 50.0 |  | 1,234.50 |  |  |",
+        "| 3 | 64 | 16 bits | + correct, seed 2 | 64 | 3.750 |  | 0.0352 |  | 50.0 |  | 1,234.50 |  |  |",
     ]
 
 
@@ -229,6 +250,7 @@ def test_a_summary_has_the_smallest_files_that_there_are_on_each_models_first_te
         row("code", "fit", 2, 6.85, model="smollm2-135m", reference_ppl=24.3, ppl=26792.6, top1=0.053),
         row("code", "allocate", 3, 0.0821, top1=0.87, model="smollm2-135m", bits_per_weight=4.0),
         row("code", "allocate", 3, 0.0721, model="smollm2-135m", bits_per_weight=4.5, group_size=32),
+        row("code", "allocate", 3, 0.0921, model="smollm2-135m", bits_per_weight=4.0, num_samples=16),
         row("code", "refine", 3, 0.1, model="smollm2-135m"),
     ]
     assert accuracy_rows.summary(rows).splitlines()[2:] == [
