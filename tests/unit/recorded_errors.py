@@ -31,7 +31,7 @@ def assert_recorded_errors_are_true(path, weights, tokens, head=True, corrected=
         for branch in block.data.branches if corrected else ():
             if branch.after is None and branch.mixer != "experts":
                 after = after + block.linear(branch.writer, exact_inputs[branch.writer])
-                scales[branch.writer] = (after**2).mean(axis=-1, keepdims=True) ** -0.5
+                scales[branch.writer] = (after**2).mean(axis=-1, keepdims=True) ** -0.25
         for linears in file.config.layer(layer).shared_inputs:
             for linear in (name for name in linears if ".experts." not in name):
                 x = inputs[linears[0]] * scales.get(linear, 1.0)

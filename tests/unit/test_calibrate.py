@@ -55,7 +55,7 @@ def reference(block, hidden, exact):
             if linear in writers:
                 weight = block.weights[f"{linear}.weight"].astype(np.float64)
                 after = after[0] + here @ weight.T, after[1] + there @ weight.T
-                counts = 1 / (np.square(after[1]).mean(axis=1, keepdims=True) + block.config.rms_norm_eps)
+                counts = (np.square(after[1]).mean(axis=1, keepdims=True) + block.config.rms_norm_eps) ** -0.5
                 moments[1] += (after[1] - after[0]).T @ (counts * here) / hidden[..., 0].size
             moments[0] += here.T @ (counts * here) / hidden[..., 0].size
     return found

@@ -35,7 +35,7 @@ class InputStatistics:
 
     Attributes:
         hessian: (columns, columns) float32, X^T G X, where G is the identity where there is no lack; else diagonal, and
-            weighs a token by one over the mean square of its row of Y': by what the next norm will do to errors.
+            weighs a token by one over the root mean square of its row of Y': by what the next norm will do to errors.
         lack: (hidden_size, columns) float32, (Y' - Y)^T G X, Y' the exact model's residual stream after the linear and
             Y what the exact weights would make of X and the stream here; None where the linear is not corrected, where
             its output is not added to the stream as it is, and where no exact stream is kept.
@@ -182,8 +182,8 @@ def _inputs_of(
     """Return a batch's inputs X (tokens, columns); beside an exact stream, what X W^T should be, and that stream after.
 
     Where the output is not added to the stream as it is, what X W^T should be is not known, and where the linear is not
-    corrected nobody asks: None. Otherwise comes with
-    it by what the next norm will multiply each token, (tokens, 1).
+    corrected nobody asks: None. Otherwise comes with it the root of what the next norm will multiply each token by,
+    (tokens, 1): by that itself few tokens would decide.
     """
     xp = backend.arrays.xp
     streams = [backend.arrays.place(stream) for stream in batch]
@@ -200,7 +200,8 @@ def _inputs_of(
         after = after + writer.bias
     if wanted is None:
         return x, None, None, backend.arrays.fetch(after)
-    scale = 1.0 / xp.sqrt(xp.mean(after * after, axis=-1, keepdims=True) + writer.epsilon)
+    root_mean_square = xp.sqrt(xp.mean(after * after, axis=-1, keepdims=True) + writer.epsilon)
+    scale = 1.0 / xp.sqrt(root_mean_square)
     return x, wanted, scale, backend.arrays.fetch(after)
 
 
