@@ -32,6 +32,9 @@ Back: TypeAlias = Callable[[str, Array], Array]
 LOGIT_ROWS = 128
 """Tokens whose logits `prediction_gradient` holds at once, because a vocabulary is long."""
 
+DRAWN_AT_ONCE = 16
+"""Those of them that are drawn at once, from sums that are twice as large."""
+
 
 def block_gradients(
     block: Block, x: Array, gradient: Array, positions: Positions, observe: Observe | None = None
@@ -87,19 +90,24 @@ def prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
     Returns:
         (n, hidden_size) float32, the gradient with respect to x.
     """
-    xp, epsilon = head.xp, head.config.rms_norm_eps
-    gradients = []
-    for row in range(0, len(x), LOGIT_ROWS):
-        rows = x[row : row + LOGIT_ROWS]
-        logits = head(rows)
-        weights = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))
-        of_logits = weights / xp.sum(weights, axis=-1, keepdims=True)
-        of_logits[xp.arange(len(rows)), draw(weights, uniform[row : row + LOGIT_ROWS], xp)] -= 1.0
-        if head.config.logit_softcap is not None:
-            of_logits = of_logits * softcap_slope(logits, head.config.logit_softcap)
-        of_normalised = head.multiply(of_logits, head.weight)
-        gradients.append(rms_norm_gradient(rows, head.norm, epsilon, of_normalised, xp))
-    return xp.concatenate(gradients, axis=0)
+    runs = [slice(first, first + LOGIT_ROWS) for first in range(0, len(x), LOGIT_ROWS)]
+    return head.xp.concatenate([_prediction_gradient(head, x[rows], uniform[rows]) for rows in runs], axis=0)
+
+
+def _prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
+    """Return what `prediction_gradient` does, of LOGIT_ROWS tokens: one array of the logits' size is held at a time."""
+    xp, softcap = head.xp, head.config.logit_softcap
+    logits = head(x)
+    slope = None if softcap is None else softcap_slope(logits, softcap)
+    logits -= xp.amax(logits, axis=-1, keepdims=True)
+    weights = xp.exp(logits, out=logits)
+    drawn = draw(weights, uniform, xp)
+    weights /= xp.sum(weights, axis=-1, keepdims=True)
+    weights[xp.arange(len(x)), drawn] -= 1.0
+    if slope is not None:
+        weights *= slope
+    of_normalised = head.multiply(weights, head.weight)
+    return rms_norm_gradient(x, head.norm, head.config.rms_norm_eps, of_normalised, xp)
 
 
 def softcap_slope(softened: Array, softcap: float) -> Array:
@@ -113,9 +121,12 @@ def draw(weights: Array, uniform: Array, xp: Namespace) -> Array:
 
     The sums are float64: in float32 those of a long vocabulary's tail would not grow.
     """
-    sums = xp.cumsum(weights, axis=-1, dtype=xp.float64)
-    thresholds = uniform[:, None] * sums[:, -1:]
-    return xp.sum(sums <= thresholds, axis=-1)  # a number is below 1, so that the last sum is above its threshold
+    found = []
+    for first in range(0, len(weights), DRAWN_AT_ONCE):
+        sums = xp.cumsum(weights[first : first + DRAWN_AT_ONCE], axis=-1, dtype=xp.float64)
+        thresholds = uniform[first : first + DRAWN_AT_ONCE, None] * sums[:, -1:]
+        found.append(xp.sum(sums <= thresholds, axis=-1))  # a number is below 1: the last sum is above its threshold
+    return xp.concatenate(found)
 
 
 def rms_norm_gradient(x: Array, weight: Array, epsilon: float, gradient: Array, xp: Namespace) -> Array:

@@ -39,7 +39,7 @@ ALONE, HALF = 7.5, 6.0
 CODES, STAGE_WEIGHT, STAGE_SQUARE = 2.5, 10.5, 9.0
 FACTOR_SQUARE = 10.0
 ROTATED = 40.0
-LOGIT = 32.0
+LOGIT = 20.0
 COMPARED_LOGIT = 24.0
 BACKWARDS = 2.0
 """What a sequence takes on its way back through a block, over what it takes on its way forwards."""
