@@ -166,14 +166,14 @@ def in_order(models: Iterable[str]) -> list[str]:
 def summary(rows: Sequence[Row]) -> str:
     """Return the Markdown of the SUMMARY of all models, on the first text that each was evaluated on.
 
-    Of a method's rows at some bits, that of the smallest file, and of those that of most sequences.
+    Of a method's rows at some bits, that of the smallest file; of those that of most sequences, then of the first seed.
     """
     lines = ["| | bits | bits per weight of the blocks | perplexity | KL divergence, nats | same likeliest token |"]
     lines.append("|---|---|---:|---:|---:|---:|")
     for model in in_order({row["model"] for row in rows}):
         own = [row for row in rows if row["model"] == model]
         text = own[0]["text"]
-        best_last = sorted(own, key=lambda row: (-round(row["bits_per_weight"], 2), row["num_samples"]))
+        best_last = sorted(own, key=lambda row: (-round(row["bits_per_weight"], 2), row["num_samples"], -row["seed"]))
         found = {(row["method"], row["bits"]): row for row in best_last if row["text"] == text}
         first = f"{TITLES.get(model, model)} | full precision | | {own[0]['reference_ppl']:.1f} | | |"
         lines.append(f"| {first}")
