@@ -1,4 +1,4 @@
-/* What a check says, and how many of them were wrong. */
+/* What a check says, and how many there were and were wrong. */
 #ifndef CHECKING_H
 #define CHECKING_H
 
@@ -8,12 +8,15 @@
 
 #include "compiler.h"
 
-static unsigned n_failures;
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+#define MOST_SAID 20
+
+static unsigned n_checks, n_failures;
 
 ELUTQ_FORMAT(2, 3) static bool check(bool right, const char *format, ...) {
-    if (right)
-        return true;
-    n_failures++;
+    n_checks++;
+    if (right || ++n_failures > MOST_SAID)
+        return right;
     va_list arguments;
     va_start(arguments, format);
     printf("WRONG ");
