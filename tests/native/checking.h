@@ -3,6 +3,7 @@
 #define CHECKING_H
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 
@@ -11,7 +12,7 @@
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 #define MOST_SAID 20
 
-static unsigned n_checks, n_failures;
+static atomic_uint n_checks, n_failures; /* checks of several threads count at once */
 
 ELUTQ_FORMAT(2, 3) static bool check(bool right, const char *format, ...) {
     n_checks++;
