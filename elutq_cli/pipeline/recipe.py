@@ -329,6 +329,11 @@ class Plan:
         _check_groups(plan, columns)
         return plan
 
+    @property
+    def head_is_embedding(self) -> bool:
+        """Whether the embedding, in levels of its own, is the head, too."""
+        return self.head is None and self.embedding.layout is not None
+
     def matrices(self) -> Iterable[MatrixPlan]:
         """Yield every matrix, in the order in which they are quantized."""
         yield self.embedding

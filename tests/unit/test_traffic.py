@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 from elutq_cli.pipeline.compute import divided
 from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit
-from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run.calibrated_block import CalibratedBlock
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.quantize import quantize
-from elutq_cli.pipeline.run.traffic import Traffic, block_traffic
+from elutq_cli.pipeline.run.traffic import Traffic, block_traffic, embedding_traffic
 from elutq_cli.shapes import named_shape
 from elutq_formats.checkpoint import Checkpoint
 
@@ -93,11 +93,16 @@ def test_a_block_sends_what_the_formula_says_and_nothing_twice(wide, tmp_path, m
         held_out = 0 if text.held_out is None else text.held_out.size
         expected = block_traffic(source.config, 0, recipe, text.tokens.size, driver.light.workers, held_out)
         assert driver.light.workers == (1 if threads == 1 else workers)
+        plan = Plan.make(source.config, recipe)
+        first = embedding_traffic(source.config, plan, recipe, text.tokens.size, driver.light.workers)
     found = {name: after[name] - before[name] for name in before}
     print(
         f"sent {found['sent'] / 1e6:.1f} MB of {expected.sent / 1e6:.1f} foretold, "
         f"returned {found['returned'] / 1e6:.1f} of {expected.returned / 1e6:.1f}"
     )
+    assert plan.head_is_embedding
+    assert before["sent"] == pytest.approx(first.sent, rel=0.2)
+    assert before["returned"] == pytest.approx(first.returned, rel=0.2)
     assert found["sent"] == pytest.approx(expected.sent, rel=0.2)
     assert found["returned"] == pytest.approx(expected.returned, rel=0.2)
     sent = there.contents[before["n"] : after["n"]]

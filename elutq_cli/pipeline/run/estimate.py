@@ -20,6 +20,7 @@ from elutq_cli.pipeline.stages.fit import fit
 from elutq_cli.pipeline.stages.moments import TOKENS_AT_ONCE
 from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
+from elutq_cli.pipeline.stages.tied_head import SEQUENCES as TIED_SEQUENCES
 from elutq_cli.pipeline.stages.tune.budget import tuning_seconds
 from elutq_cli.reference import Array
 from elutq_formats.config import ModelConfig
@@ -118,7 +119,8 @@ def estimate_work(
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     tensor = fit(weights, None, recipe.layout(recipe.bits), backend)
     finish = _seconds(lambda: (backend.loops.pack(tensor), dequantize(tensor, backend.crew))) / weights.size
-    here, divided = 0.0, [(alone(plan.embedding), _pieces(config.vocab_size, ROWS_AT_ONCE))]
+    calibrated = 2 if plan.head_is_embedding else 1
+    here, divided = 0.0, [(calibrated * alone(plan.embedding), _pieces(config.vocab_size, ROWS_AT_ONCE))]
     beside = stream_tokens(recipe, n_tokens, held_out_tokens) - (2 if recipe.keeps_exact else 1) * n_tokens
     in_batch = max(1, TOKENS_AT_ONCE // recipe.sequence_length) * recipe.sequence_length
     layers = [config.layer(layer) for layer in range(config.num_hidden_layers)]
@@ -158,9 +160,12 @@ def estimate_work(
         seconds += n_experts * stages * rows * columns * max(1.0, columns / PROBE_COLUMNS)
         staged[first] = seconds, units + of_rows
     divided += staged.values()
+    n_weights = sum(_weights_of_a_token(config, shapes[entry.name]) for block in plan.blocks for entry in block)
+    if plan.head_is_embedding:
+        few = min(TIED_SEQUENCES * recipe.sequence_length, n_tokens)
+        light.append((n_weights * few * product, _pieces(few, in_batch)))
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
-        n_weights = sum(_weights_of_a_token(config, shapes[entry.name]) for block in plan.blocks for entry in block)
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         errors = 0.3 * (here + sum(seconds for seconds, _ in (*divided, *light)))
         divided += [(3 * n_weights * few * product, SEQUENCES), (errors, 2 * len(layers))]

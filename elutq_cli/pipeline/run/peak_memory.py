@@ -66,8 +66,11 @@ def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe,
     else:
         batch = _batch_bytes(config, recipe.sequence_length, 2 if recipe.keeps_exact else 1)
         flight = batch * min(AT_ONCE, -(-n_tokens // TOKENS_AT_ONCE))
-        restored = 4.0 * _run(shapes[plan.embedding.name])
-        peaks = [_alone(plan.embedding, shapes[plan.embedding.name], True) + restored]
+        embedding, outer_shape = plan.embedding, shapes[plan.embedding.name]
+        alone = (
+            _head(embedding, outer_shape, flight) if plan.head_is_embedding else _alone(embedding, outer_shape, True)
+        )
+        peaks = [alone + 4.0 * _run(outer_shape)]  # and what it makes of some rows again
         peaks += [_block(config, plan, layer, shapes, flight, n_tokens) for layer in range(len(plan.blocks))]
         if recipe.method == "allocate":
             peaks += _allocate(config, plan, shapes, recipe, flight)

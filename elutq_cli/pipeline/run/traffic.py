@@ -17,6 +17,7 @@ from elutq_cli.pipeline.run.forecast import plan_shapes
 from elutq_cli.pipeline.stages.allocate import SEQUENCES
 from elutq_cli.pipeline.stages.alone import runs_alone
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
+from elutq_cli.pipeline.stages.tied_head import SEQUENCES as TIED_SEQUENCES
 from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
 
@@ -114,7 +115,7 @@ def run_traffic(
     if n_tokens == 0:
         return Traffic(returned=sum(_returned_alone(entry, shapes[entry.name]) for entry in plan.matrices()))
     vocabulary, hidden = float(config.vocab_size * config.hidden_size), config.hidden_size
-    total = Traffic(to_one=4.0 * vocabulary, returned=RESULT * vocabulary)  # the embedding
+    total = embedding_traffic(config, plan, recipe, n_tokens, workers)
     for layer in range(config.num_hidden_layers):
         total += block_traffic(config, layer, recipe, n_tokens, workers, held_out_tokens)
     if plan.head is not None and plan.head.layout is not None:
@@ -129,6 +130,30 @@ def run_traffic(
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         for layer in range(config.num_hidden_layers):
             total += _measured(config, layer, few, workers)
+    return total
+
+
+def embedding_traffic(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens: int, workers: int) -> Traffic:
+    """Return what travels for the embedding, as ``run_traffic``: where it is the head, too, with its inputs."""
+    vocabulary, hidden = float(config.vocab_size * config.hidden_size), config.hidden_size
+    total = Traffic(to_one=4.0 * vocabulary, returned=RESULT * vocabulary)
+    if not plan.head_is_embedding:
+        return total
+    few = min(TIED_SEQUENCES * recipe.sequence_length, n_tokens)
+    if workers > 1:
+        for layer in range(config.num_hidden_layers):
+            total += _forwards(config, layer, few)
+        total += Traffic(to_one=4.0 * few * hidden, returned=4.0 * few * hidden)  # through the last norm
+    return total + _moments(hidden, 0, few, workers) + _inputs(hidden, recipe, workers)
+
+
+def _forwards(config: ModelConfig, layer: int, n_tokens: int) -> Traffic:
+    """Return what travels to take tokens through a block: its weights, and the stream for each of its branches."""
+    total, shapes, stream = Traffic(), config.linear_shapes(layer), 4.0 * n_tokens * config.hidden_size
+    for branch in config.layer(layer).branches:
+        linears = () if branch.mixer == "experts" else (*branch.readers, branch.writer)
+        weights = 4.0 * sum(math.prod(shapes[f"model.layers.{layer}.{linear}.weight"]) for linear in linears)
+        total += Traffic(to_all=weights, to_one=stream, returned=stream)
     return total
 
 

@@ -12,9 +12,11 @@ from elutq_cli.pipeline.run.tensors import log_done
 from elutq_cli.pipeline.run.workbench import Workbench
 from elutq_cli.pipeline.stages.by_rows import look_up
 from elutq_cli.pipeline.stages.divergence import Divergence, measure_divergence
+from elutq_cli.pipeline.stages.linear import LinearInputs
 from elutq_cli.pipeline.stages.measure import sample_rows
 from elutq_cli.pipeline.stages.moments import input_statistics, token_batches
-from elutq_cli.pipeline.stages.streams import Streams, followed_tokens
+from elutq_cli.pipeline.stages.streams import Streams, followed_tokens, spread
+from elutq_cli.pipeline.stages.tied_head import SEQUENCES, tied_head_statistics
 from elutq_cli.reference import Array
 from elutq_cli.reference.transformer import rms_norm
 from elutq_formats.model_tensors import FINAL_NORM, HEAD
@@ -100,8 +102,18 @@ class Run:
             for index, (stream, tokens) in enumerate(zip(streams, followed, strict=True)):
                 look_up(stream, tokens, rows, values[index % 2])
 
-        self.tensors.add_by_rows(self.plan.embedding, use=look_up_rows)
+        self.tensors.add_by_rows(self.plan.embedding, self.tied_head_inputs(text), use=look_up_rows)
         return streams
+
+    def tied_head_inputs(self, text: CalibrationText) -> LinearInputs | None:
+        """Return what is known of the head's input where the embedding is the head, too, None elsewhere."""
+        if not self.plan.head_is_embedding:
+            return None
+        hidden = self.tensors.embed(text.tokens[spread(len(text.tokens), SEQUENCES)])
+        head_input, make_room = self.head_input(self.tensors.load(FINAL_NORM)), self.spool.make_room
+        model, note = self.tensors.exact_model(), self.bench.progress.note
+        statistics = tied_head_statistics(model, hidden, head_input, self.backend, make_room, note)
+        return self.tensors.prepare(called(HEAD), statistics)
 
     def add_block(self, layer: int) -> list[FloatArray]:
         """Quantize a block; return the residual streams after it."""

@@ -26,6 +26,7 @@ from elutq_cli.pipeline.stages.calibrate import block_statistics
 from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory
 from elutq_cli.pipeline.stages.row_errors import SAMPLED_ROWS, RowErrors, Sample, ToRound, round_all
 from elutq_cli.pipeline.stages.sensitivity import Squares, gradient_squares
+from elutq_cli.pipeline.stages.streams import spread
 from elutq_cli.reference import Array, Block, Transformer, WeightSource
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
@@ -239,8 +240,7 @@ def measure_candidates(
     model = Transformer(
         source, xp=backend.arrays.xp, convert=backend.arrays.place, multiply=partial(multiply_rounded, backend=backend)
     )
-    n_sequences = min(SEQUENCES, len(tokens))
-    hidden = embed(source, tokens[np.arange(n_sequences) * len(tokens) // n_sequences])  # of all parts of the text
+    hidden = embed(source, tokens[spread(len(tokens), SEQUENCES)])
     inputs = make_room((source.config.num_hidden_layers, *hidden.shape))
     found = _measure_errors(model, inputs, hidden, recipe, names, backend, make_room, note)
     squares = gradient_squares(model, inputs, hidden, recipe.seed, backend, note)

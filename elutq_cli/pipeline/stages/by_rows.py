@@ -16,6 +16,7 @@ from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import MatrixPlan
 from elutq_cli.pipeline.stages.linear import Rows, Treatment, quantize_rows
 from elutq_cli.pipeline.stages.measure import measure, measured_rows
+from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory
 from elutq_cli.reference import Array
 from elutq_cli.reference.transformer import WeightSource
 from elutq_formats.block_kind import BlockKind
@@ -47,10 +48,10 @@ def look_up(out: FloatArray, tokens: npt.NDArray[np.int64], rows: slice, values:
         place[here] = values[sequence[here] - rows.start]
 
 
-def embed(source: WeightSource, tokens: npt.NDArray[np.int64]) -> FloatArray:
-    """Return what the embedding makes of tokens (sequences, n): (sequences, n, hidden_size) float32."""
+def embed(source: WeightSource, tokens: npt.NDArray[np.int64], make_room: MakeRoom = in_memory) -> FloatArray:
+    """Return what the embedding makes of tokens (sequences, n): (sequences, n, hidden_size) float32, in such room."""
     config = source.config
-    found = np.empty((*tokens.shape, config.hidden_size), dtype=np.float32)
+    found = make_room((*tokens.shape, config.hidden_size))
     for rows in runs_of_rows(config.vocab_size):
         if ((tokens >= rows.start) & (tokens < rows.stop)).any():
             look_up(found, tokens, rows, source.load(EMBEDDING, rows=rows))

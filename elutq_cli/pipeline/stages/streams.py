@@ -75,8 +75,13 @@ def followed_tokens(tokens: TokenArray, held_out: TokenArray | None, keeps_exact
 
 def compared_sequences(n_sequences: int) -> npt.NDArray[np.int64]:
     """Return the numbers of the calibration sequences on which predictions are compared: as many as are held out."""
-    n_compared = n_held_out(n_sequences)
-    return np.arange(n_compared) * n_sequences // n_compared
+    return spread(n_sequences, n_held_out(n_sequences))
+
+
+def spread(n_sequences: int, n: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of n sequences from all parts of so many, or of all where there are no more."""
+    n = min(n, n_sequences)
+    return np.arange(n) * n_sequences // n
 
 
 def stream_tokens(recipe: Recipe, n_tokens: int, held_out_tokens: int) -> int:
