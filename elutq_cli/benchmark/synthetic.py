@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.recipe import Recipe
+from elutq_cli.pipeline.recipe import OUTER_BITS, Recipe
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import TILE_ROWS
@@ -31,7 +31,6 @@ LARGEST = 1.2
 LAYOUT = Recipe().layout(Recipe.bits)
 """How `elutq quantize` stores a matrix of the blocks where nobody says otherwise."""
 
-HEAD_BITS = Recipe.output_bits
 """Bit-planes of head and embedding, as `elutq quantize` gives them."""
 
 UNIQUE_BLOCKS = 4096
@@ -55,7 +54,7 @@ def plan_records(config: ModelConfig, layout: Layout = LAYOUT) -> list[TensorRec
         if name in plain:
             records.append(TensorRecord.of_floats(gguf_name(name), shape))
             continue
-        planes = HEAD_BITS if name in ("model.embed_tokens.weight", "lm_head.weight") else layout.bits
+        planes = OUTER_BITS if name in ("model.embed_tokens.weight", "lm_head.weight") else layout.bits
         *stack, rows, columns = shape
         check_geometry(rows, columns, planes, layout.group_size)
         record = TensorRecord(gguf_name(name), planes, rows, columns, layout.group_size, kind=kind)
@@ -83,7 +82,7 @@ def write_synthetic(path: Path, config: ModelConfig, layout: Layout = LAYOUT, se
     """
     random = np.random.default_rng(seed)
     kind, group_size = BlockKind.fitting(layout.kind, SPREAD * LARGEST), layout.group_size
-    blocks = {planes: _random_blocks(random, planes, group_size, kind) for planes in {layout.bits, HEAD_BITS}}
+    blocks = {planes: _random_blocks(random, planes, group_size, kind) for planes in {layout.bits, OUTER_BITS}}
     sources: list[TensorSource] = [
         (record, _floats(record, config.n_experts > 0, [seed, *record.name.encode()]))
         if record.group_size is None

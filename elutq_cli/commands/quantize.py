@@ -44,13 +44,20 @@ def quantize_command(
         ),
     ] = 8,
     output_bits: Annotated[
-        int,
-        typer.Option(help="Bits of the output head: 1 to 4, or 16 for float16.", autocompletion=one_of(1, 2, 3, 4, 16)),
-    ] = 4,
+        int | None,
+        typer.Option(
+            help="Bits of the output head: 1 to 4, or 16 for float16; default: 4, or where bits are chosen for each "
+            "linear what is best for it and them together.",
+            autocompletion=one_of(1, 2, 3, 4, 16),
+        ),
+    ] = None,
     embedding_bits: Annotated[
-        int,
-        typer.Option(help="Bits of the embedding: 1 to 4, or 16 for float16.", autocompletion=one_of(1, 2, 3, 4, 16)),
-    ] = 4,
+        int | None,
+        typer.Option(
+            help="Bits of the embedding: 1 to 4, or 16 for float16; default: 4, or those of the head that it is.",
+            autocompletion=one_of(1, 2, 3, 4, 16),
+        ),
+    ] = None,
     target_bpw: Annotated[
         float | None,
         typer.Option(help="Total to choose within, in bits per weight of the blocks; default: that of --bits."),

@@ -19,6 +19,8 @@ from elutq_formats.names import gguf_name
 from elutq_formats.tensor_record import TensorRecord
 
 HALF_BITS = 16
+OUTER_BITS = 4
+"""Bit-planes of the embedding and the head where nobody says."""
 TUNINGS = ("block", "e2e")
 TUNE_TOKENS = 1 << 18
 """What end-to-end tuning learns from where nobody says."""
@@ -47,8 +49,9 @@ class Recipe:
             allocate may choose included; one whose weights bytes do not suit, as they are too different in size or all
             too small, keeps 16.
         output_bits: bit-planes of the output head, 16 for float16. A tied head is stored apart only when this differs
-            from embedding_bits.
-        embedding_bits: bit-planes of the embedding, 16 for float16.
+            from embedding_bits. None: OUTER_BITS; but without a target_bpw allocate chooses for it, and for the
+            embedding if it is that and has no bits of its own either, within what it and the linears would take.
+        embedding_bits: bit-planes of the embedding, 16 for float16; None: OUTER_BITS, or what the head has that it is.
         num_samples: calibration sequences.
         sequence_length: tokens in each of them.
         seed: chooses the sequences.
@@ -73,8 +76,8 @@ class Recipe:
     bits: int = 2
     group_size: int = 64
     scale_bits: int = 8
-    output_bits: int = 4
-    embedding_bits: int = 4
+    output_bits: int | None = None
+    embedding_bits: int | None = None
     num_samples: int = 64
     sequence_length: int = 512
     seed: int = 0
@@ -97,8 +100,9 @@ class Recipe:
         _require("bits", self.bits, hlq_bits)
         _require("group size", self.group_size, GROUP_SIZES)
         _require("scale bits", self.scale_bits, KIND_OF_SCALES)
-        _require("output bits", self.output_bits, (*hlq_bits, HALF_BITS))
-        _require("embedding bits", self.embedding_bits, (*hlq_bits, HALF_BITS))
+        for name, outer in (("output bits", self.output_bits), ("embedding bits", self.embedding_bits)):
+            if outer is not None:
+                _require(name, outer, (*hlq_bits, HALF_BITS))
         if self.num_samples < 1:
             raise ElutqError(f"number of samples is {self.num_samples}: it must be at least 1")
         if self.sequence_length < 2:
@@ -144,7 +148,8 @@ class Recipe:
         if method == "fit" and "damping" in changed:
             raise ElutqError("method fit factors no Hessian: it takes no damping")
         unlimited = "e2e" in self.tune and self.tune_tokens is None and self.tune_minutes is None
-        return replace(self, method=method, tune_tokens=TUNE_TOKENS if unlimited else self.tune_tokens)
+        found = replace(self, method=method, tune_tokens=TUNE_TOKENS if unlimited else self.tune_tokens)
+        return found if method == "allocate" else found._with_outer_bits()
 
     def _resolved_import(self, calibrated: bool) -> "Recipe":
         """Refuse what would need stages."""
@@ -154,7 +159,12 @@ class Recipe:
         if calibrated or changed:
             what = "text to calibrate on" if calibrated else changed[0].replace("_", " ")
             raise ElutqError(f"an imported checkpoint keeps its levels: it takes no {what}")
-        return self
+        return self._with_outer_bits()
+
+    def _with_outer_bits(self) -> "Recipe":
+        """Return the same with the bits of embedding and head that nobody chooses."""
+        output, embedding = (OUTER_BITS if bits is None else bits for bits in (self.output_bits, self.embedding_bits))
+        return replace(self, output_bits=output, embedding_bits=embedding)
 
     def untuned(self) -> "Recipe":
         """Return the same without tuning."""
@@ -303,9 +313,10 @@ class Plan:
         types = [TensorType.parse(entry, recipe.layout(recipe.bits)) for entry in recipe.tensor_types]
         used: set[int] = set()
 
-        def matrix(name: str, bits: int) -> MatrixPlan:
+        def matrix(name: str, bits: int | None) -> MatrixPlan:
             if name in kept:
                 return MatrixPlan(name, kept[name], kept=True)
+            bits = OUTER_BITS if bits is None else bits
             layout = choices.get(name, None if bits == HALF_BITS else recipe.layout(bits))
             for index, entry in enumerate(types):
                 if entry.matches(name):

@@ -76,7 +76,9 @@ def branch_gradient(block: Block, branch: Branch, back: Back, x: Array, gradient
     return of_read if branch.before is None else norm_gradient(block, branch.before, x, of_read)
 
 
-def prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
+def prediction_gradient(
+    head: Head, x: Array, uniform: Array, observe: Callable[[Array], None] = lambda gradient: None
+) -> Array:
     """Draw a next token after each of a sequence's tokens, and differentiate -log of their probabilities, summed.
 
     Labels that the model itself draws make the mean of the gradient's outer product with itself the Fisher information
@@ -86,15 +88,16 @@ def prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
         head: the last norm and the output projection.
         x: (n, hidden_size) float32, the last block's output.
         uniform: (n,), numbers at least 0 and below 1, which draw the labels.
+        observe: called with the gradient at the head's outputs, (tokens, vocab_size), LOGIT_ROWS tokens at a time.
 
     Returns:
         (n, hidden_size) float32, the gradient with respect to x.
     """
     runs = [slice(first, first + LOGIT_ROWS) for first in range(0, len(x), LOGIT_ROWS)]
-    return head.xp.concatenate([_prediction_gradient(head, x[rows], uniform[rows]) for rows in runs], axis=0)
+    return head.xp.concatenate([_prediction_gradient(head, x[rows], uniform[rows], observe) for rows in runs], axis=0)
 
 
-def _prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
+def _prediction_gradient(head: Head, x: Array, uniform: Array, observe: Callable[[Array], None]) -> Array:
     """Return what `prediction_gradient` does, of LOGIT_ROWS tokens: one array of the logits' size is held at a time."""
     xp, softcap = head.xp, head.config.logit_softcap
     logits = head(x)
@@ -106,6 +109,7 @@ def _prediction_gradient(head: Head, x: Array, uniform: Array) -> Array:
     weights[xp.arange(len(x)), drawn] -= 1.0
     if slope is not None:
         weights *= slope
+    observe(weights)
     of_normalised = head.multiply(weights, head.weight)
     return rms_norm_gradient(x, head.norm, head.config.rms_norm_eps, of_normalised, xp)
 

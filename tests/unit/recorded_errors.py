@@ -7,7 +7,7 @@ from elutq_cli.reference import Transformer
 from elutq_formats.model_file import ModelFile
 from elutq_formats.names import gguf_name
 
-MEASURED_ROWS = 128
+MEASURED_ROWS, TIED_SEQUENCES = 128, 16
 
 
 def assert_recorded_errors_are_true(path, weights, tokens, head=True, corrected=False):
@@ -36,11 +36,18 @@ def assert_recorded_errors_are_true(path, weights, tokens, head=True, corrected=
             for linear in (name for name in linears if ".experts." not in name):
                 x = inputs[linears[0]] * scales.get(linear, 1.0)
                 check_recorded_error(file, weights, f"model.layers.{layer}.{linear}.weight", x)
-    if head and "output.weight" in file.tensors:
-        norm = model.load("model.norm.weight")
-        root = np.sqrt((hidden**2).mean(axis=-1, keepdims=True) + file.config.rms_norm_eps)
-        check_recorded_error(file, weights, "lm_head.weight", hidden / root * norm)
-    check_recorded_error(file, weights, "model.embed_tokens.weight", None)
+    is_tied = "output.weight" not in file.tensors
+    if head and not is_tied:
+        check_recorded_error(file, weights, "lm_head.weight", normed(model, hidden))
+    few = np.arange(min(TIED_SEQUENCES, len(tokens))) * len(tokens) // min(TIED_SEQUENCES, len(tokens))
+    of_head = normed(exact_model, exact[few]) if is_tied else None
+    check_recorded_error(file, weights, "model.embed_tokens.weight", of_head)
+
+
+def normed(model, hidden):
+    """Return what a model's last norm makes of the stream."""
+    root = np.sqrt((hidden**2).mean(axis=-1, keepdims=True) + model.config.rms_norm_eps)
+    return hidden / root * model.load("model.norm.weight")
 
 
 def check_recorded_error(file, weights, name, inputs):

@@ -181,8 +181,7 @@ def test_gradients_that_overflow_are_refused_by_name(backend):
     with Checkpoint.open(TINY) as checkpoint:
         model = Transformer(checkpoint)
         inputs = model.embed(tokens_of(checkpoint, 2))[None].repeat(checkpoint.config.num_hidden_layers, axis=0)
-        last = f"blk.{checkpoint.config.num_hidden_layers - 1}.ffn_down.weight"
-        with pytest.raises(ElutqError, match=f"^{last}: gradients overflow on the calibration text"):
+        with pytest.raises(ElutqError, match=r"^output\.weight: gradients overflow on the calibration text"):
             gradient_squares(model, inputs, np.full_like(inputs[0], np.inf), 5, backend)
 
 

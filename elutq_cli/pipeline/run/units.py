@@ -14,11 +14,9 @@ from elutq_cli.pipeline.stages.by_rows import look_up
 from elutq_cli.pipeline.stages.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.stages.linear import LinearInputs
 from elutq_cli.pipeline.stages.measure import sample_rows
-from elutq_cli.pipeline.stages.moments import input_statistics, token_batches
+from elutq_cli.pipeline.stages.moments import input_of_head, input_statistics, token_batches
 from elutq_cli.pipeline.stages.streams import Streams, followed_tokens, spread
 from elutq_cli.pipeline.stages.tied_head import SEQUENCES, tied_head_statistics
-from elutq_cli.reference import Array
-from elutq_cli.reference.transformer import rms_norm
 from elutq_formats.model_tensors import FINAL_NORM, HEAD
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.names import called
@@ -75,7 +73,7 @@ class Run:
             tuned = tune_end_to_end(self.bench, self.text, streams, state)
             sources, streams, self.tuned_tokens = tuned.sources, tuned.streams, tuned.n_tokens
         self.bench.progress.note("comparing predictions")
-        head_input = self.head_input(self.tensors.load(FINAL_NORM))
+        head_input = input_of_head(self.config, self.tensors.load(FINAL_NORM), self.backend)
         return sources, measure_divergence(
             streams, head_input, self.tensors.head_rows(), self.backend, self.config.logit_softcap
         )
@@ -110,8 +108,8 @@ class Run:
         if not self.plan.head_is_embedding:
             return None
         hidden = self.tensors.embed(text.tokens[spread(len(text.tokens), SEQUENCES)])
-        head_input, make_room = self.head_input(self.tensors.load(FINAL_NORM)), self.spool.make_room
-        model, note = self.tensors.exact_model(), self.bench.progress.note
+        head_input = input_of_head(self.config, self.tensors.load(FINAL_NORM), self.backend)
+        model, make_room, note = self.tensors.exact_model(), self.spool.make_room, self.bench.progress.note
         statistics = tied_head_statistics(model, hidden, head_input, self.backend, make_room, note)
         return self.tensors.prepare(called(HEAD), statistics)
 
@@ -149,7 +147,7 @@ class Run:
         if self.plan.head is not None:
             inputs = None
             if streams is not None and self.plan.head.layout is not None:
-                head_input, make_room = self.head_input(norm), self.spool.make_room
+                head_input, make_room = input_of_head(self.config, norm, self.backend), self.spool.make_room
                 batches = token_batches(streams.hidden)
                 statistics = input_statistics([head_input], [batches], self.backend, make_room=make_room)
                 inputs = self.tensors.prepare(called(HEAD), statistics)
@@ -159,8 +157,3 @@ class Run:
             else:
                 self.tensors.add_by_rows(self.plan.head, inputs)
         return [] if streams is None else streams.arrays()
-
-    def head_input(self, norm: FloatArray) -> Callable[[Array], Array]:
-        """Return the function from the last block's output to the head's input."""
-        weight, epsilon = self.backend.arrays.place(norm), self.config.rms_norm_eps
-        return partial(rms_norm, weight=weight, epsilon=epsilon, xp=self.backend.arrays.xp)

@@ -1,8 +1,9 @@
 """The allocate stage: bits, group size and kind of blocks of each linear, so that a budget of bits does the least harm.
 
-The harm that a linear does in some layout is what its errors there do to the model's predictions, to second order:
-half the sum over rows of their squared error under H times the mean square of the loss's gradient. Harms are added up
-over linears, and the budget is spent where a bit takes away most.
+The head takes part, and the embedding where it is that. The harm that a matrix does in some layout is what its errors
+there do to the model's predictions, to second order: half the sum over rows of their squared error under H times the
+mean square of the loss's gradient. Harms are added up over matrices, and the budget is spent where a bit takes away
+most.
 """
 
 import logging
@@ -20,10 +21,17 @@ from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import multiply_rounded
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
-from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.recipe import OUTER_BITS, Plan, Recipe
 from elutq_cli.pipeline.stages.by_rows import embed
 from elutq_cli.pipeline.stages.calibrate import block_statistics
-from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory
+from elutq_cli.pipeline.stages.head_errors import head_harms
+from elutq_cli.pipeline.stages.moments import (
+    MakeRoom,
+    in_memory,
+    input_of_head,
+    input_statistics,
+    token_batches,
+)
 from elutq_cli.pipeline.stages.row_errors import SAMPLED_ROWS, RowErrors, Sample, ToRound, round_all
 from elutq_cli.pipeline.stages.sensitivity import Squares, gradient_squares
 from elutq_cli.pipeline.stages.streams import spread
@@ -32,6 +40,7 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
 from elutq_formats.errors import ElutqError
 from elutq_formats.expert_names import expert_names, split_expert
+from elutq_formats.model_tensors import EMBEDDING, FINAL_NORM, HEAD
 from elutq_formats.names import called
 from elutq_formats.tensor_record import STACK_DIMENSIONS
 
@@ -59,7 +68,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A linear to which bits are to be given.
+    """A matrix to which bits are to be given: a linear, or the head.
 
     Attributes:
         name: in the checkpoint.
@@ -80,7 +89,7 @@ def allocate(
     make_room: MakeRoom = in_memory,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Layout]:
-    """Choose the layouts of all the blocks' linears by what their errors do to the model's predictions.
+    """Choose the layouts of all the blocks' linears, and the head's, by what their errors do to the predictions.
 
     Args:
         source: the checkpoint.
@@ -92,21 +101,44 @@ def allocate(
         note: is told how far it is.
 
     Returns:
-        Those of each linear that is not fixed; nothing is measured where all are.
+        Those of each matrix that is not fixed, the head's under both names where the embedding is that; nothing is
+        measured where all linears are.
 
     Raises:
         ElutqError: as ``check_target`` and ``measure_candidates``.
     """
-    check_target(source.config, recipe)
-    free, fixed = _split_linears(source.config, recipe)
+    config = source.config
+    check_target(config, recipe)
+    free, fixed = _split_linears(config, recipe)
     if not free:
         return {}
-    found = measure_candidates(source, recipe, free, tokens, backend, make_room, note)
-    chosen = spend(found, recipe.budget, NONE_FIXED if recipe.target_bpw is None else fixed)
+    head = head_to_choose(config, recipe)
+    names = free if head is None else free | {head}
+    found = measure_candidates(source, recipe, names, tokens, backend, make_room, note)
+    bits = sum(_brought(recipe, candidate.name) * candidate.n_weights for candidate in found)
+    mean = bits / sum(candidate.n_weights for candidate in found)
+    chosen = spend(found, mean, NONE_FIXED if recipe.target_bpw is None else fixed)
     for candidate in found:
         layout = chosen[candidate.name]
         log.info("%s: %s, harm %.5f", candidate.name, layout, candidate.harms[layout])
-    return chosen
+    return chosen if head != EMBEDDING else chosen | {HEAD: chosen[EMBEDDING]}
+
+
+def _brought(recipe: Recipe, name: str) -> float:
+    """Return the bits a weight that a matrix brings to the budget."""
+    return recipe.layout(OUTER_BITS).bits_per_weight if name in (EMBEDDING, HEAD) else recipe.budget
+
+
+def head_to_choose(config: ModelConfig, recipe: Recipe) -> str | None:
+    """Return the name of the head, or of the embedding that it is, where its layout is chosen; None where it is not."""
+    given = [recipe.output_bits, recipe.target_bpw]  # a target is of the blocks, and kept there
+    given += [recipe.embedding_bits] if config.tie_word_embeddings else []
+    if any(value is not None for value in given):
+        return None
+    plan = Plan.make(config, recipe, dict.fromkeys((EMBEDDING, HEAD), UNDECIDED))
+    head = plan.head or plan.embedding
+    is_free = head.layout == UNDECIDED and config.tie_word_embeddings == (plan.head is None)
+    return head.name if is_free else None
 
 
 @dataclass(frozen=True)
@@ -118,6 +150,9 @@ class Fixed:
 
 
 NONE_FIXED = Fixed(0.0, 0)
+
+UNDECIDED = Layout(0, 1)
+"""One that no recipe has: what still has it in a plan is free."""
 
 
 def check_target(config: ModelConfig, recipe: Recipe) -> None:
@@ -150,13 +185,12 @@ def check_target(config: ModelConfig, recipe: Recipe) -> None:
 def _split_linears(config: ModelConfig, recipe: Recipe) -> tuple[set[str], Fixed]:
     """Return the linears that no tensor type fixes, and the others."""
     shapes = config.tensor_shapes()
-    impossible = Layout(0, 1)  # one that no recipe has: what still has it afterwards is free
     names = [name for layer in range(config.num_hidden_layers) for name in config.linear_names(layer)]
-    plan = Plan.make(config, recipe, dict.fromkeys(names, impossible))
+    plan = Plan.make(config, recipe, dict.fromkeys(names, UNDECIDED))
     free, fixed_bits, n_fixed = set(), 0.0, 0
     for entry in (entry for block in plan.blocks for entry in block):
         n_weights = math.prod(shapes[entry.name])
-        if entry.layout == impossible:
+        if entry.layout == UNDECIDED:
             free.add(entry.name)
         else:
             fixed_bits += entry.bits_per_weight * n_weights
@@ -230,7 +264,7 @@ def measure_candidates(
     make_room: MakeRoom = in_memory,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Candidate]:
-    """Measure the harms of linears, one block in memory at a time.
+    """Measure the harms of matrices with these names, one block in memory at a time.
 
     Errors on the way forwards through the exact model, gradients on the way back.
 
@@ -245,10 +279,17 @@ def measure_candidates(
     found = _measure_errors(model, inputs, hidden, recipe, names, backend, make_room, note)
     squares = gradient_squares(model, inputs, hidden, recipe.seed, backend, note)
     shapes = source.config.tensor_shapes()
-    return [
+    candidates = [
         Candidate(name, math.prod(shapes[name]), of.harms(_squares_of(squares, name, shapes[name])))
         for name, of in found.items()
     ]
+    for name in names & {EMBEDDING, HEAD}:
+        take = input_of_head(source.config, source.load(FINAL_NORM), backend)
+        hessian = input_statistics([take], [token_batches(hidden)], backend, make_room=make_room).hessian
+        options = _options(source.config.hidden_size, recipe, _brought(recipe, name))
+        harms = head_harms(source, hessian, squares, recipe.damping, options, backend)
+        candidates.append(Candidate(name, source.config.vocab_size * source.config.hidden_size, harms))
+    return candidates
 
 
 def _squares_of(squares: Squares, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
@@ -328,10 +369,10 @@ def _samples(
     return found
 
 
-def _options(columns: int, recipe: Recipe) -> list[Layout]:
+def _options(columns: int, recipe: Recipe, budget: float | None = None) -> list[Layout]:
     sizes = [size for size in sorted({*GROUP_SIZES, recipe.group_size}, reverse=True) if columns % size == 0]
     layouts = list(map(recipe.layout, range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1)))
     # Tuning moves each half scale by itself, and 16 bits are asked for where bytes lose too much.
-    if recipe.budget >= EVEN_BITS and layouts[0].kind == FREE8 and not recipe.tune:
+    if (budget or recipe.budget) >= EVEN_BITS and layouts[0].kind == FREE8 and not recipe.tune:
         layouts += [replace(layout, kind=EVEN8C) for layout in layouts if layout.bits >= EVEN_BITS]
     return [replace(layout, group_size=size) for layout in layouts for size in sizes]

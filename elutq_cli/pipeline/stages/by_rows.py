@@ -50,12 +50,16 @@ def look_up(out: FloatArray, tokens: npt.NDArray[np.int64], rows: slice, values:
 
 def embed(source: WeightSource, tokens: npt.NDArray[np.int64], make_room: MakeRoom = in_memory) -> FloatArray:
     """Return what the embedding makes of tokens (sequences, n): (sequences, n, hidden_size) float32, in such room."""
-    config = source.config
-    found = make_room((*tokens.shape, config.hidden_size))
-    for rows in runs_of_rows(config.vocab_size):
-        if ((tokens >= rows.start) & (tokens < rows.stop)).any():
-            look_up(found, tokens, rows, source.load(EMBEDDING, rows=rows))
+    found = make_room((*tokens.shape, source.config.hidden_size))
+    load_chosen(source, EMBEDDING, tokens, found)
     return found
+
+
+def load_chosen(source: WeightSource, name: str, chosen: npt.NDArray[np.int64], out: FloatArray) -> None:
+    """Load rows of a matrix with one for each token: those numbers (sequences, n) into (sequences, n, columns)."""
+    for rows in runs_of_rows(source.config.vocab_size):
+        if ((chosen >= rows.start) & (chosen < rows.stop)).any():
+            look_up(out, chosen, rows, source.load(name, rows=rows))
 
 
 def read_rows(record: TensorRecord, contents: npt.NDArray[Any], rows: slice, crew: Crew) -> FloatArray:

@@ -21,7 +21,9 @@ from elutq_cli.pipeline.compute.products import (
     quiet,
 )
 from elutq_cli.reference import Array, Block
+from elutq_cli.reference.transformer import rms_norm
 from elutq_formats.block import Branch
+from elutq_formats.config import ModelConfig
 
 TOKENS_AT_ONCE = 1024
 
@@ -90,6 +92,12 @@ def with_linears(block: Block, *linears: str) -> Block:
 def input_of_readers(block: Block, branch: Branch) -> Linear:
     """Return the function from the residual stream to what a branch's readers take."""
     return partial(_read, with_linears(block), branch)
+
+
+def input_of_head(config: ModelConfig, norm: FloatArray, backend: Backend) -> Linear:
+    """Return the function from the last block's output to the head's input; norm is the weight of the last norm."""
+    weight = backend.arrays.place(norm)
+    return partial(rms_norm, weight=weight, epsilon=config.rms_norm_eps, xp=backend.arrays.xp)
 
 
 def _read(block: Block, branch: Branch, stream: Array) -> Array:

@@ -10,6 +10,7 @@ diagonal of a Kronecker-factored Fisher information (Martens and Grosse 2015). (
 error: what most of a row's output is made of, the mean of the inputs, feedback keeps exact.)
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -22,6 +23,7 @@ from elutq_cli.pipeline.compute.levels import FloatArray
 from elutq_cli.pipeline.compute.products import map_few, pieces, quiet
 from elutq_cli.reference import Array, Block, Head, Positions, Transformer, block_gradients, prediction_gradient
 from elutq_formats.errors import CalibrationError
+from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.names import called
 
 BACK_AT_ONCE = 2
@@ -54,7 +56,8 @@ def gradient_squares(
 
     Returns:
         (rows,) float64 for each of the blocks' linears, by the name of its weights in the checkpoint; of experts under
-        their own names, where any token is sent to them.
+        their own names, where any token is sent to them. Under HEAD that of the logits, under EMBEDDING (hidden_size,)
+        that of what it gives the first block.
 
     Raises:
         CalibrationError: gradients overflow; the message names the linear.
@@ -63,9 +66,10 @@ def gradient_squares(
     positions = Positions.of(model.config, n_tokens, convert=backend.arrays.place)
     numbers = [np.random.default_rng((seed, index)).random(n_tokens, np.float32) for index in range(n_sequences)]
     predict = quiet(partial(_of_predictions, model.load_head(), backend))
-    gradients = map_few(predict, list(zip(outputs, numbers, strict=True)), backend.crew)
-    del predict
-    found: Squares = {}
+    predicted = map_few(predict, list(zip(outputs, numbers, strict=True)), backend.crew)
+    gradients = [gradient for gradient, _ in predicted]
+    found: Squares = {HEAD: _mean_of(HEAD, [squares for _, squares in predicted], outputs)}
+    del predict, predicted
     for layer in reversed(range(len(inputs))):
         note(f"backwards through block {layer}")
         back = quiet(partial(_of_block, model.block(layer), positions, backend))
@@ -80,19 +84,38 @@ def gradient_squares(
         del back
         for linear in dict.fromkeys(linear for _, squares in passed for linear in squares):
             name = f"model.layers.{layer}.{linear}.weight"
-            total = np.sum([squares[linear] for _, squares in passed if linear in squares], axis=0)
-            if not np.isfinite(total).all():
-                raise CalibrationError(
-                    f"{called(name)}: gradients overflow on the calibration text: use other text, or none"
-                )
-            found[name] = total / (n_sequences * n_tokens)
+            found[name] = _mean_of(name, [squares[linear] for _, squares in passed if linear in squares], outputs)
+    found[EMBEDDING] = _mean_of(EMBEDDING, [np.einsum("nc,nc->c", own, own) for own in gradients], outputs)
     return found
 
 
-def _of_predictions(head: Head, backend: Backend, sequence: tuple[FloatArray, FloatArray]) -> FloatArray:
-    """Return the gradient at the last block's output, from that and the numbers that draw the tokens."""
+def _mean_of(name: str, sums: list[npt.NDArray[np.float64]], outputs: FloatArray) -> npt.NDArray[np.float64]:
+    """Return the mean of squares over all tokens, from the sums over those of a sequence."""
+    total = np.sum(sums, axis=0, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise CalibrationError(f"{called(name)}: gradients overflow on the calibration text: use other text, or none")
+    return np.asarray(total / math.prod(outputs.shape[:2]))
+
+
+def _of_predictions(
+    head: Head, backend: Backend, sequence: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """Return the gradient at the last block's output, and the sums of squares over tokens at the logits.
+
+    Args:
+        head: the exact one.
+        backend: has the arrays.
+        sequence: (n, hidden_size) float32, the last block's output, and the numbers that draw the tokens.
+    """
+    sums: list[npt.NDArray[np.float64]] = []
+
+    def observe(gradient: Array) -> None:
+        of_few = backend.arrays.xp.einsum("nv,nv->v", gradient, gradient)
+        sums.append(backend.arrays.fetch(of_few).astype(np.float64))
+
     x, uniform = (backend.arrays.place(part) for part in sequence)
-    return backend.arrays.fetch(prediction_gradient(head, x, uniform))
+    gradient = backend.arrays.fetch(prediction_gradient(head, x, uniform, observe))
+    return gradient, np.asarray(sum(sums))
 
 
 def _of_block(
