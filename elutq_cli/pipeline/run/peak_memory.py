@@ -194,8 +194,8 @@ def _batch_bytes(config: ModelConfig, sequence_length: int, streams: int, n_sequ
 
 def _allocate(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe, flight: float) -> list[float]:
     """Return what the phases of choosing bits take: forwards with the stages of some rows, the head, and back."""
-    tokens = recipe.sequence_length
-    streams = 3 * 4.0 * SEQUENCES * tokens * config.hidden_size
+    tokens, hidden = recipe.sequence_length, config.hidden_size
+    streams = 3 * 4.0 * SEQUENCES * tokens * hidden
     layer = next((layer for layer in range(len(plan.blocks)) if config.has_experts(layer)), 0)
     whole = [shapes[entry.name] for entry in plan.blocks[layer]]
     block = [shape[-2:] for shape in whole]  # of experts, one after the other
@@ -204,10 +204,10 @@ def _allocate(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe, f
     back = at_once * BACKWARDS * _batch_bytes(config, tokens, 1, 1)
     if config.n_experts:
         few = min(SEQUENCES * tokens, EXPERT_TOKENS)
-        flight += 4.0 * few * (3 * config.hidden_size + 5 * config.expert_intermediate_size)
+        flight += 4.0 * few * (3 * hidden + 5 * config.expert_intermediate_size)
     return [
         own + 4.0 * max(columns for _, columns in block) ** 2 + flight,
         own + max(FACTOR_SQUARE * columns**2 + 8.0 * rows * columns for rows, columns in block),
         own + back,
-        streams + (4.0 * config.hidden_size + AT_ONCE * LOGIT * min(LOGIT_ROWS, tokens)) * config.vocab_size,
+        streams + (4.0 * hidden + 8.0 * SEQUENCES + AT_ONCE * LOGIT * min(LOGIT_ROWS, tokens)) * config.vocab_size,
     ]

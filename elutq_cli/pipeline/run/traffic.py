@@ -14,7 +14,7 @@ from elutq_cli.pipeline.compute.divided import UNITS_EACH, band_rows, panel_colu
 from elutq_cli.pipeline.compute.products import MOMENT_TILES, pieces, unit_rows
 from elutq_cli.pipeline.recipe import MatrixPlan, Plan, Recipe
 from elutq_cli.pipeline.run.forecast import plan_shapes
-from elutq_cli.pipeline.stages.allocate import SEQUENCES
+from elutq_cli.pipeline.stages.allocate import SEQUENCES, head_to_choose
 from elutq_cli.pipeline.stages.alone import runs_alone
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
 from elutq_cli.pipeline.stages.tied_head import SEQUENCES as TIED_SEQUENCES
@@ -120,9 +120,7 @@ def run_traffic(
         total += block_traffic(config, layer, recipe, n_tokens, workers, held_out_tokens)
     if plan.head is not None and plan.head.layout is not None:
         total += Traffic(to_one=4.0 * vocabulary, returned=RESULT * vocabulary)
-        total += _moments(hidden, 0, n_tokens, workers) + _inputs(hidden, recipe, workers)
-        if workers > 1:
-            total += Traffic(to_one=4.0 * n_tokens * hidden)
+        total += _moments_of_head(config, n_tokens, workers) + _inputs(hidden, recipe, workers)
     if workers > 1:  # both heads, for all predictions
         compared = compared_tokens(recipe, n_tokens) + held_out_tokens
         total += Traffic(to_all=8.0 * vocabulary, to_one=8.0 * compared * hidden)
@@ -130,6 +128,8 @@ def run_traffic(
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         for layer in range(config.num_hidden_layers):
             total += _measured(config, layer, few, workers)
+        if head_to_choose(config, recipe) is not None:
+            total += _moments_of_head(config, few, workers)
     return total
 
 
@@ -143,8 +143,13 @@ def embedding_traffic(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens:
     if workers > 1:
         for layer in range(config.num_hidden_layers):
             total += _forwards(config, layer, few)
-        total += Traffic(to_one=4.0 * few * hidden, returned=4.0 * few * hidden)  # through the last norm
-    return total + _moments(hidden, 0, few, workers) + _inputs(hidden, recipe, workers)
+    return total + _moments_of_head(config, few, workers) + _inputs(hidden, recipe, workers)
+
+
+def _moments_of_head(config: ModelConfig, n_tokens: int, workers: int) -> Traffic:
+    """Return what travels for the moments of the head's input: the stream through the last norm, and X^T X."""
+    stream = 4.0 * n_tokens * config.hidden_size if workers > 1 else 0.0
+    return Traffic(to_one=stream, returned=stream) + _moments(config.hidden_size, 0, n_tokens, workers)
 
 
 def _forwards(config: ModelConfig, layer: int, n_tokens: int) -> Traffic:
