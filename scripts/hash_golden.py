@@ -34,6 +34,7 @@ RECIPES = {
     "calibrated": Recipe(method="correct", **SMALL),
     "rotated": Recipe(method="correct", rotate=True, **SMALL),
     "allocated": Recipe(method="allocate", target_bpw=4.5, **SMALL),
+    "head chosen": Recipe(method="allocate", **SMALL),
 }
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from elutq_cli.pipeline.compute.blas import configure_blas
 
-ALLOCATE, GRADIENTS = "allocate, errors", "allocate, gradients"
+ALLOCATE, GRADIENTS, TIED = "allocate, errors", "allocate, gradients", "tied head, forward"
 WRITE, TUNE_ALL = "write the file", "tune, end to end"
 STAGES = {
     "load": (("run.tensors", "Tensors.load"),),
@@ -38,6 +38,7 @@ STAGES = {
     "what the stream lacks": (("stages.moments", "less_product"),),
     ALLOCATE: (("run.quantize", "allocate"),),
     GRADIENTS: (("stages.allocate", "gradient_squares"),),
+    TIED: (("run.units", "tied_head_statistics"),),
     "Cholesky factor": (("run.tensors", "inverse_factor"),),
     "correction": (("run.calibrated_block", "correct"),),
     "fit levels": (("compute.inner_loops", "NativeLoops.fit_groups"),),
@@ -61,7 +62,7 @@ STAGES = {
 }
 CALLERS = tuple(f"elutq_cli.pipeline.run.{module}" for module in ("quantize", "units", "calibrated_block", "tensors"))
 OTHER = "all else"
-OF_BLOCKS = (ALLOCATE, GRADIENTS, TUNE_ALL)  # in proportion to the blocks, though not of one block
+OF_BLOCKS = (ALLOCATE, GRADIENTS, TIED, TUNE_ALL)  # in proportion to the blocks, though not of one block
 SERIAL = ("scratch files", WRITE, OTHER)
 ONCE, BLOCKS = "once", "blocks"
 
@@ -247,8 +248,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="blocks of the whole model; default: those of the checkpoint")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--embedding-bits", type=int, default=4, help="16: next to no time goes into the embedding")
-    parser.add_argument("--output-bits", type=int, default=4, help="16: next to no time goes into the head")
+    parser.add_argument("--embedding-bits", type=int, help="16: next to no time goes into it; default: the recipe's")
+    parser.add_argument("--output-bits", type=int, help="16: next to no time goes into it; default: the recipe's")
     parser.add_argument("--method", help="the recipe's; default: its own")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--num-samples", type=int, default=16)

@@ -31,8 +31,6 @@ LARGEST = 1.2
 LAYOUT = Recipe().layout(Recipe.bits)
 """How `elutq quantize` stores a matrix of the blocks where nobody says otherwise."""
 
-"""Bit-planes of head and embedding, as `elutq quantize` gives them."""
-
 UNIQUE_BLOCKS = 4096
 """Random blocks made; a matrix repeats them. 5 MB at 2 bits, so that no cache makes the repetition faster."""
 

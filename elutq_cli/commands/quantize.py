@@ -54,13 +54,16 @@ def quantize_command(
     embedding_bits: Annotated[
         int | None,
         typer.Option(
-            help="Bits of the embedding: 1 to 4, or 16 for float16; default: 4, or those of the head that it is.",
+            help="Bits of the embedding: 1 to 4, or 16 for float16; default: 4, or where it is the head, too, what is "
+            "chosen for that.",
             autocompletion=one_of(1, 2, 3, 4, 16),
         ),
     ] = None,
     target_bpw: Annotated[
         float | None,
-        typer.Option(help="Total to choose within, in bits per weight of the blocks; default: that of --bits."),
+        typer.Option(
+            help="Total to choose within, in bits per weight of the blocks; default: that of --bits, and the head's."
+        ),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,

@@ -51,7 +51,8 @@ class Recipe:
         output_bits: bit-planes of the output head, 16 for float16. A tied head is stored apart only when this differs
             from embedding_bits. None: OUTER_BITS; but without a target_bpw allocate chooses for it, and for the
             embedding if it is that and has no bits of its own either, within what it and the linears would take.
-        embedding_bits: bit-planes of the embedding, 16 for float16; None: OUTER_BITS, or what the head has that it is.
+        embedding_bits: bit-planes of the embedding, 16 for float16; None: OUTER_BITS, or what is chosen for the head
+            that it is.
         num_samples: calibration sequences.
         sequence_length: tokens in each of them.
         seed: chooses the sequences.
@@ -68,7 +69,7 @@ class Recipe:
         rotate: whether the residual stream and the value heads are rotated first, by the seed; stores the head apart.
         target_bpw: bits per weight of the blocks' linears, scales and centers included, when bits and group size are
             chosen for each of them. None: what ``bits`` and ``group_size`` would take for those that ``tensor_types``
-            leaves free.
+            leaves free, and for the head where it is chosen, too: with what it does not need linears have more.
         tensor_types: REGEX=BITS or REGEX=BITSgGROUP for matrices whose name in the file (without ``.weight``) has a
             match; the last one that matches counts, before anything else.
     """
@@ -182,7 +183,7 @@ class Recipe:
 
     @property
     def budget(self) -> float:
-        """Bits per weight of the blocks' linears when they are chosen one by one."""
+        """Bits per weight that the blocks' linears bring when layouts are chosen one by one."""
         return self.layout(self.bits).bits_per_weight if self.target_bpw is None else self.target_bpw
 
     def layout(self, bits: int) -> Layout:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import operator
 from dataclasses import replace
 from pathlib import Path
@@ -324,15 +325,26 @@ def test_time_and_scratch_are_foretold_by_tokens_and_minutes():
     assert tuning_scratch(config, Recipe(tune=("e2e",))) == pytest.approx(2 * 16 * n_levels, rel=0.01)
 
 
-@pytest.mark.parametrize("options", [{}, {"scale_bits": 16, "group_size": 128}, {"bits": 4}, {"target_bpw": 1.6}])
-def test_what_is_foretold_of_levels_is_the_most_that_a_total_buys(options):
+@pytest.mark.parametrize(
+    ("options", "given_up"),
+    [
+        ({"output_bits": 4}, 0.0),
+        ({"scale_bits": 16, "group_size": 128, "embedding_bits": 4}, 0.0),
+        ({"bits": 4, "output_bits": 4}, 0.0),
+        ({"target_bpw": 1.6}, 0.0),
+        ({}, (4.625 - 1.125) * 49152 * 576 / 106_168_320),  # of the head, which is the embedding, too
+        ({"bits": 4}, math.inf),
+    ],
+)
+def test_what_is_foretold_of_levels_is_the_most_that_a_total_buys(options, given_up):
     """However two layouts are mixed to make it; with groups of 32 alone it is exactly that."""
     config, chosen = named_shape("smollm2-135m"), Recipe(method="allocate", tune=("e2e",), **options)
+    total = min(chosen.budget + given_up, 5.25 * (1 - 1e-9))  # no more than 4 bits in groups of 32
     layouts = [replace(chosen.layout(bits), group_size=size) for bits in (1, 2, 3, 4) for size in (32, 64, 128)]
     most = 0.0
     for low, high in itertools.product(layouts, layouts):
-        if low.bits_per_weight <= chosen.budget < high.bits_per_weight:
-            part = (chosen.budget - low.bits_per_weight) / (high.bits_per_weight - low.bits_per_weight)
+        if low.bits_per_weight <= total < high.bits_per_weight:
+            part = (total - low.bits_per_weight) / (high.bits_per_weight - low.bits_per_weight)
             levels = [(layout.bits + 1) / layout.group_size for layout in (low, high)]
             most = max(most, levels[0] * (1 - part) + levels[1] * part)
     assert tuning_scratch(config, chosen) == pytest.approx(2 * 16 * most * 106_168_320, rel=0.01)

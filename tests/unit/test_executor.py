@@ -48,6 +48,7 @@ RUNS = {
     "fit": (Recipe(method="fit", **SMALL), True),
     "correct": (Recipe(method="correct", **SMALL), True),
     "allocate": (Recipe(method="allocate", target_bpw=4.5, **SMALL), True),
+    "head chosen": (Recipe(method="allocate", **SMALL), True),
 }
 
 

@@ -34,7 +34,7 @@ def tokens_of(checkpoint, count=16):
 
 @pytest.mark.parametrize("folder", [UNTIED, TIED], ids=lambda folder: folder.name)
 def test_its_harm_is_the_divergence_when_it_alone_is_quantized(backend, folder):
-    """To second order, from sampled gradients and rows: to two fifths."""
+    """To second order, from sampled gradients and rows: to a quarter."""
     with Checkpoint.open(folder) as checkpoint:
         tokens, config = tokens_of(checkpoint), checkpoint.config
         name = EMBEDDING if config.tie_word_embeddings else HEAD
@@ -52,7 +52,7 @@ def test_its_harm_is_the_divergence_when_it_alone_is_quantized(backend, folder):
     assert found.name == name
     assert found.n_weights == weights.size
     print(found.harms[layout], divergence)
-    assert found.harms[layout] == pytest.approx(divergence, rel=0.4)
+    assert found.harms[layout] == pytest.approx(divergence, rel=0.25)
 
 
 def test_it_shares_the_budget_and_the_total_is_kept(backend):

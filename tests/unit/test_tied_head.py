@@ -31,7 +31,7 @@ def test_its_moments_are_those_of_the_exact_models_head_input():
     with native_backend(2) as backend, Checkpoint.open(NOVELS) as source:
         model = Transformer(source)
         hidden = embed(source, tokens)
-        statistics = tied_head_statistics(model, hidden, lambda stream: normed(stream, model).astype("f4"), backend)
+        statistics = tied_head_statistics(model, hidden, backend)
         x = normed(model.hidden(tokens).astype(np.float64), model).reshape(-1, model.config.hidden_size)
     expected = x.T @ x / len(x)
     np.testing.assert_allclose(statistics.hessian, expected, atol=1e-5 * np.abs(expected).max())

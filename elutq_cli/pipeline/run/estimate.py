@@ -20,7 +20,6 @@ from elutq_cli.pipeline.stages.fit import fit
 from elutq_cli.pipeline.stages.moments import TOKENS_AT_ONCE
 from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
-from elutq_cli.pipeline.stages.tied_head import SEQUENCES as TIED_SEQUENCES
 from elutq_cli.pipeline.stages.tune.budget import tuning_seconds
 from elutq_cli.reference import Array
 from elutq_formats.config import ModelConfig
@@ -162,7 +161,7 @@ def estimate_work(
     divided += staged.values()
     n_weights = sum(_weights_of_a_token(config, shapes[entry.name]) for block in plan.blocks for entry in block)
     if plan.head_is_embedding:
-        few = min(TIED_SEQUENCES * recipe.sequence_length, n_tokens)
+        few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         light.append((n_weights * few * product, _pieces(few, in_batch)))
     if recipe.method == "allocate":
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import multiply_rounded, unit_rows
+from elutq_cli.pipeline.compute.products import unit_rows
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import MatrixPlan, Recipe
 from elutq_cli.pipeline.run.spool import Spool
@@ -24,6 +24,7 @@ from elutq_cli.pipeline.stages.feedback import check_finite, inverse_factor
 from elutq_cli.pipeline.stages.linear import LinearInputs, Matrix, Part, Treatment, quantize_part
 from elutq_cli.pipeline.stages.measure import measure, measured_rows
 from elutq_cli.pipeline.stages.moments import InputStatistics
+from elutq_cli.pipeline.stages.streams import exact_model
 from elutq_cli.reference import Array, Transformer
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.hlq import HLQTensor
@@ -101,9 +102,8 @@ class Tensors:
         return embed(self._source, tokens, self._spool.make_room)
 
     def exact_model(self) -> Transformer:
-        """Return the checkpoint as a model, on the backend; nothing of it is read yet."""
-        arrays, multiply = self._backend.arrays, partial(multiply_rounded, backend=self._backend)
-        return Transformer(self._source, xp=arrays.xp, convert=arrays.place, multiply=multiply)
+        """Return the checkpoint as a model, on the backend."""
+        return exact_model(self._source, self._backend)
 
     def n_weights(self, name: str) -> int:
         """Return the weights of a matrix of the plan."""

@@ -17,7 +17,6 @@ from elutq_cli.pipeline.run.forecast import plan_shapes
 from elutq_cli.pipeline.stages.allocate import SEQUENCES, head_to_choose
 from elutq_cli.pipeline.stages.alone import runs_alone
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
-from elutq_cli.pipeline.stages.tied_head import SEQUENCES as TIED_SEQUENCES
 from elutq_formats.block import Branch
 from elutq_formats.config import ModelConfig
 
@@ -129,7 +128,7 @@ def run_traffic(
         for layer in range(config.num_hidden_layers):
             total += _measured(config, layer, few, workers)
         if head_to_choose(config, recipe) is not None:
-            total += _moments_of_head(config, few, workers)
+            total += _moments_of_head(config, few, workers) + _factor(hidden, workers)
     return total
 
 
@@ -139,7 +138,7 @@ def embedding_traffic(config: ModelConfig, plan: Plan, recipe: Recipe, n_tokens:
     total = Traffic(to_one=4.0 * vocabulary, returned=RESULT * vocabulary)
     if not plan.head_is_embedding:
         return total
-    few = min(TIED_SEQUENCES * recipe.sequence_length, n_tokens)
+    few = min(SEQUENCES * recipe.sequence_length, n_tokens)
     if workers > 1:
         for layer in range(config.num_hidden_layers):
             total += _forwards(config, layer, few)

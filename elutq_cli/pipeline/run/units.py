@@ -10,13 +10,14 @@ from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.end_to_end import tune_end_to_end
 from elutq_cli.pipeline.run.tensors import log_done
 from elutq_cli.pipeline.run.workbench import Workbench
+from elutq_cli.pipeline.stages.allocate import SEQUENCES
 from elutq_cli.pipeline.stages.by_rows import look_up
 from elutq_cli.pipeline.stages.divergence import Divergence, measure_divergence
 from elutq_cli.pipeline.stages.linear import LinearInputs
 from elutq_cli.pipeline.stages.measure import sample_rows
-from elutq_cli.pipeline.stages.moments import input_of_head, input_statistics, token_batches
+from elutq_cli.pipeline.stages.moments import head_statistics, input_of_head
 from elutq_cli.pipeline.stages.streams import Streams, followed_tokens, spread
-from elutq_cli.pipeline.stages.tied_head import SEQUENCES, tied_head_statistics
+from elutq_cli.pipeline.stages.tied_head import tied_head_statistics
 from elutq_formats.model_tensors import FINAL_NORM, HEAD
 from elutq_formats.model_writer import TensorSource
 from elutq_formats.names import called
@@ -108,9 +109,8 @@ class Run:
         if not self.plan.head_is_embedding:
             return None
         hidden = self.tensors.embed(text.tokens[spread(len(text.tokens), SEQUENCES)])
-        head_input = input_of_head(self.config, self.tensors.load(FINAL_NORM), self.backend)
-        model, make_room, note = self.tensors.exact_model(), self.spool.make_room, self.bench.progress.note
-        statistics = tied_head_statistics(model, hidden, head_input, self.backend, make_room, note)
+        model, note = self.tensors.exact_model(), self.bench.progress.note
+        statistics = tied_head_statistics(model, hidden, self.backend, self.spool.make_room, note)
         return self.tensors.prepare(called(HEAD), statistics)
 
     def add_block(self, layer: int) -> list[FloatArray]:
@@ -147,9 +147,7 @@ class Run:
         if self.plan.head is not None:
             inputs = None
             if streams is not None and self.plan.head.layout is not None:
-                head_input, make_room = input_of_head(self.config, norm, self.backend), self.spool.make_room
-                batches = token_batches(streams.hidden)
-                statistics = input_statistics([head_input], [batches], self.backend, make_room=make_room)
+                statistics = head_statistics(self.config, norm, streams.hidden, self.backend, self.spool.make_room)
                 inputs = self.tensors.prepare(called(HEAD), statistics)
                 del statistics
             if streams is None:

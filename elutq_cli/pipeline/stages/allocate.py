@@ -19,22 +19,15 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import multiply_rounded
 from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
 from elutq_cli.pipeline.recipe import OUTER_BITS, Plan, Recipe
 from elutq_cli.pipeline.stages.by_rows import embed
 from elutq_cli.pipeline.stages.calibrate import block_statistics
 from elutq_cli.pipeline.stages.head_errors import head_harms
-from elutq_cli.pipeline.stages.moments import (
-    MakeRoom,
-    in_memory,
-    input_of_head,
-    input_statistics,
-    token_batches,
-)
+from elutq_cli.pipeline.stages.moments import MakeRoom, head_statistics, in_memory
 from elutq_cli.pipeline.stages.row_errors import SAMPLED_ROWS, RowErrors, Sample, ToRound, round_all
 from elutq_cli.pipeline.stages.sensitivity import Squares, gradient_squares
-from elutq_cli.pipeline.stages.streams import spread
+from elutq_cli.pipeline.stages.streams import exact_model, spread
 from elutq_cli.reference import Array, Block, Transformer, WeightSource
 from elutq_formats.config import ModelConfig
 from elutq_formats.constants import HLQ_MAX_BITS, HLQ_MIN_BITS
@@ -73,7 +66,7 @@ class Candidate:
     Attributes:
         name: in the checkpoint.
         n_weights: number of weights.
-        harms: KL divergence of the model's predictions when this linear alone is quantized, nats a token, by layout.
+        harms: KL divergence of the model's predictions when this matrix alone is quantized, nats a token, by layout.
     """
 
     name: str
@@ -127,6 +120,22 @@ def allocate(
 def _brought(recipe: Recipe, name: str) -> float:
     """Return the bits a weight that a matrix brings to the budget."""
     return recipe.layout(OUTER_BITS).bits_per_weight if name in (EMBEDDING, HEAD) else recipe.budget
+
+
+def most_of_linears(config: ModelConfig, recipe: Recipe) -> float:
+    """Return the most bits a weight that the blocks' linears can have together: where the head takes its fewest."""
+    if recipe.method != "allocate" or head_to_choose(config, recipe) is None:
+        return recipe.budget
+    n_linears = sum(math.prod(shape) for layer in range(config.num_hidden_layers) for shape in _shapes(config, layer))
+    least = min(layout.bits_per_weight for layout in _options(config.hidden_size, recipe))
+    given_up = (_brought(recipe, HEAD) - least) * config.vocab_size * config.hidden_size
+    most = max(layout.bits_per_weight for layout in _options(min(GROUP_SIZES), recipe))
+    return min(recipe.budget + given_up / n_linears, most)
+
+
+def _shapes(config: ModelConfig, layer: int) -> list[tuple[int, ...]]:
+    """Return those of a block's linears."""
+    return [config.tensor_shapes()[name] for name in config.linear_names(layer)]
 
 
 def head_to_choose(config: ModelConfig, recipe: Recipe) -> str | None:
@@ -199,13 +208,13 @@ def _split_linears(config: ModelConfig, recipe: Recipe) -> tuple[set[str], Fixed
 
 
 def spend(candidates: Sequence[Candidate], target: float, fixed: Fixed = NONE_FIXED) -> dict[str, Layout]:
-    """Give each linear a layout so that the sum of harms is small and the sum of bits within the budget.
+    """Give each matrix a layout so that the sum of harms is small and the sum of bits within the budget.
 
     All start with the smallest. Along the lower convex hull of each linear's harms over bits, the steps are taken in
     the order of the harm they take away per bit, as far as the budget goes.
 
     Args:
-        candidates: the linears.
+        candidates: the matrices.
         target: bits per weight of all of them, and of those that are fixed; see ``check_target``.
         fixed: the latter.
 
@@ -271,9 +280,7 @@ def measure_candidates(
     Raises:
         ElutqError: activations or gradients overflow.
     """
-    model = Transformer(
-        source, xp=backend.arrays.xp, convert=backend.arrays.place, multiply=partial(multiply_rounded, backend=backend)
-    )
+    model = exact_model(source, backend)
     hidden = embed(source, tokens[spread(len(tokens), SEQUENCES)])
     inputs = make_room((source.config.num_hidden_layers, *hidden.shape))
     found = _measure_errors(model, inputs, hidden, recipe, names, backend, make_room, note)
@@ -283,12 +290,12 @@ def measure_candidates(
         Candidate(name, math.prod(shapes[name]), of.harms(_squares_of(squares, name, shapes[name])))
         for name, of in found.items()
     ]
-    for name in names & {EMBEDDING, HEAD}:
-        take = input_of_head(source.config, source.load(FINAL_NORM), backend)
-        hessian = input_statistics([take], [token_batches(hidden)], backend, make_room=make_room).hessian
-        options = _options(source.config.hidden_size, recipe, _brought(recipe, name))
+    for name in names & {EMBEDDING, HEAD}:  # one of them, if any
+        norm, columns = source.load(FINAL_NORM), source.config.hidden_size
+        hessian = head_statistics(source.config, norm, hidden, backend, make_room).hessian
+        options = _options(columns, recipe, _brought(recipe, name))
         harms = head_harms(source, hessian, squares, recipe.damping, options, backend)
-        candidates.append(Candidate(name, source.config.vocab_size * source.config.hidden_size, harms))
+        candidates.append(Candidate(name, source.config.vocab_size * columns, harms))
     return candidates
 
 
@@ -370,9 +377,11 @@ def _samples(
 
 
 def _options(columns: int, recipe: Recipe, budget: float | None = None) -> list[Layout]:
+    """Return what a matrix can have, where the bits that it brings to the budget are not the recipe's, by those."""
+    budget = recipe.budget if budget is None else budget
     sizes = [size for size in sorted({*GROUP_SIZES, recipe.group_size}, reverse=True) if columns % size == 0]
     layouts = list(map(recipe.layout, range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1)))
     # Tuning moves each half scale by itself, and 16 bits are asked for where bytes lose too much.
-    if (budget or recipe.budget) >= EVEN_BITS and layouts[0].kind == FREE8 and not recipe.tune:
+    if budget >= EVEN_BITS and layouts[0].kind == FREE8 and not recipe.tune:
         layouts += [replace(layout, kind=EVEN8C) for layout in layouts if layout.bits >= EVEN_BITS]
     return [replace(layout, group_size=size) for layout in layouts for size in sizes]

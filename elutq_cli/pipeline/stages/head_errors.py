@@ -21,6 +21,7 @@ from elutq_formats.model_tensors import EMBEDDING, HEAD
 from elutq_formats.names import called
 
 SAMPLED_ROWS = 128
+"""Of the head: twice those of a linear, whose rows are more alike."""
 
 RowValues: TypeAlias = npt.NDArray[np.float64]
 
@@ -49,6 +50,7 @@ def head_harms(
     """
     tied, of_rows = source.config.tie_word_embeddings, squares[HEAD]
     name = EMBEDDING if tied else HEAD
+    factor = inverse_factor(hessian, damping, backend, called(HEAD))  # what it will be quantized by
     if tied:
         of_embedding = squares[EMBEDDING] / max(of_rows.sum(), np.finfo(np.float64).tiny)
         hessian = hessian + backend.arrays.place(np.diag(of_embedding).astype(np.float32))
@@ -62,7 +64,6 @@ def head_harms(
     sampled = np.searchsorted(shares, places * shares[-1])
     rows = np.empty((1, SAMPLED_ROWS, source.config.hidden_size), dtype=np.float32)
     load_chosen(source, name, sampled[None], rows)
-    factor = inverse_factor(hessian, damping, backend, called(HEAD))
     errors = round_rows(backend.arrays.place(rows[0]), layouts, hessian, factor, backend)
     return {layout: float(0.5 * shares[-1] * (own / sizes[sampled]).mean()) for layout, own in errors.items()}
 

@@ -100,6 +100,14 @@ def input_of_head(config: ModelConfig, norm: FloatArray, backend: Backend) -> Li
     return partial(rms_norm, weight=weight, epsilon=config.rms_norm_eps, xp=backend.arrays.xp)
 
 
+def head_statistics(
+    config: ModelConfig, norm: FloatArray, hidden: FloatArray, backend: Backend, make_room: MakeRoom = in_memory
+) -> InputStatistics:
+    """Return the second moments of the head's input, from the last block's output (sequences, n, hidden_size)."""
+    inputs = [input_of_head(config, norm, backend)]
+    return input_statistics(inputs, [token_batches(hidden)], backend, make_room=make_room)
+
+
 def _read(block: Block, branch: Branch, stream: Array) -> Array:
     return block.read(branch, stream)
 

@@ -33,7 +33,7 @@ EXPERT_SEQUENCES = 4
 """The same where a block has experts, whose weights are read again for each of such batches."""
 
 Squares: TypeAlias = dict[str, npt.NDArray[np.float64]]
-"""By a linear's name, for each of its rows."""
+"""By a linear's name, for each of its outputs."""
 
 
 def gradient_squares(
@@ -107,15 +107,14 @@ def _of_predictions(
         backend: has the arrays.
         sequence: (n, hidden_size) float32, the last block's output, and the numbers that draw the tokens.
     """
-    sums: list[npt.NDArray[np.float64]] = []
+    sums = np.zeros(head.config.vocab_size)
 
     def observe(gradient: Array) -> None:
-        of_few = backend.arrays.xp.einsum("nv,nv->v", gradient, gradient)
-        sums.append(backend.arrays.fetch(of_few).astype(np.float64))
+        np.add(sums, backend.arrays.fetch(backend.arrays.xp.einsum("nv,nv->v", gradient, gradient)), out=sums)
 
     x, uniform = (backend.arrays.place(part) for part in sequence)
     gradient = backend.arrays.fetch(prediction_gradient(head, x, uniform, observe))
-    return gradient, np.asarray(sum(sums))
+    return gradient, sums
 
 
 def _of_block(

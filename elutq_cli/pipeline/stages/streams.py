@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.compute.products import AT_ONCE, quiet
+from elutq_cli.pipeline.compute.products import AT_ONCE, multiply_rounded, quiet
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_cli.pipeline.stages.experts import add_experts
 from elutq_cli.pipeline.stages.held_out import n_held_out
 from elutq_cli.pipeline.stages.moments import MakeRoom, in_memory, token_batches, with_linears
-from elutq_cli.reference import Block, Positions
+from elutq_cli.reference import Block, Positions, Transformer, WeightSource
 from elutq_formats.block import Branch
 
 TokenArray: TypeAlias = npt.NDArray[np.int64]
@@ -99,6 +99,12 @@ def stream_tokens(recipe: Recipe, n_tokens: int, held_out_tokens: int) -> int:
 def compared_tokens(recipe: Recipe, n_tokens: int) -> int:
     """Return on how many of so many tokens to calibrate on predictions are compared."""
     return n_held_out(n_tokens // recipe.sequence_length) * recipe.sequence_length
+
+
+def exact_model(source: WeightSource, backend: Backend) -> Transformer:
+    """Return the checkpoint as a model, on the backend; what is read of it is not kept."""
+    arrays, multiply = backend.arrays, partial(multiply_rounded, backend=backend)
+    return Transformer(source, xp=arrays.xp, convert=arrays.place, multiply=multiply)
 
 
 def run_block(block: Block, stream: FloatArray, backend: Backend, make_room: MakeRoom = in_memory) -> None:

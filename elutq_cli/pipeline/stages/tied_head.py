@@ -10,35 +10,26 @@ from collections.abc import Callable
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.stages.moments import (
-    InputStatistics,
-    Linear,
-    MakeRoom,
-    in_memory,
-    input_statistics,
-    token_batches,
-)
+from elutq_cli.pipeline.stages.moments import InputStatistics, MakeRoom, head_statistics, in_memory
 from elutq_cli.pipeline.stages.streams import run_block
 from elutq_cli.reference import Transformer
-
-SEQUENCES = 16
-"""Calibration sequences that go through the exact model, at most."""
+from elutq_formats.model_tensors import FINAL_NORM
 
 
 def tied_head_statistics(
     model: Transformer,
     hidden: FloatArray,
-    head_input: Linear,
     backend: Backend,
     make_room: MakeRoom = in_memory,
     note: Callable[[str], None] = lambda text: None,
 ) -> InputStatistics:
     """Return the second moments of what the exact model gives its head.
 
+    Allocate sums the same, where it runs; but a run that was stopped after it begins with the embedding.
+
     Args:
         model: the exact one; one block of it is in memory at a time.
         hidden: (sequences, n, hidden_size) float32, the first block's input; becomes the last one's output.
-        head_input: makes the head's input of that.
         backend: runs the blocks, and sums the moments.
         make_room: for activations.
         note: is told how far it is.
@@ -46,4 +37,4 @@ def tied_head_statistics(
     for layer in range(model.config.num_hidden_layers):
         note(f"forwards through block {layer}")
         run_block(model.block(layer), hidden, backend, make_room)
-    return input_statistics([head_input], [token_batches(hidden)], backend, make_room=make_room)
+    return head_statistics(model.config, model.source.load(FINAL_NORM), hidden, backend, make_room)

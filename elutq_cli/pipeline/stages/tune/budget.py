@@ -46,7 +46,7 @@ def tuning_bytes(config: ModelConfig, recipe: Recipe) -> int:
 
 def tuning_scratch(config: ModelConfig, recipe: Recipe) -> int:
     """Return the bytes in the work folder that a state of end-to-end tuning takes, and one before it."""
-    n_levels = _levels_per_weight(recipe) * _block_weights(config) * config.num_hidden_layers
+    n_levels = _levels_per_weight(config, recipe) * _block_weights(config) * config.num_hidden_layers
     return int(2 * 4 * 4.0 * n_levels) if "e2e" in recipe.tune else 0
 
 
@@ -91,7 +91,7 @@ def _block_bytes(config: ModelConfig, recipe: Recipe) -> float:
 
 
 def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
-    planes, levels = recipe.budget / 8, _levels_per_weight(recipe)
+    planes, levels = allocate.most_of_linears(config, recipe) / 8, _levels_per_weight(config, recipe)
     block, tokens = _block_weights(config), max(STEP_TOKENS, recipe.sequence_length)
     own = (planes + levels * LEVEL) * block * config.num_hidden_layers + FROZEN_WEIGHT * block
     kept = _kept_bytes(config, recipe.sequence_length)
@@ -103,12 +103,13 @@ def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
     return own + kept + heads + logits + exact
 
 
-def _levels_per_weight(recipe: Recipe) -> float:
+def _levels_per_weight(config: ModelConfig, recipe: Recipe) -> float:
     """Return the half scales and centers of a weight, the most that ``allocate`` can choose within the budget."""
     if recipe.method != "allocate":
         return (recipe.bits + 1) / recipe.group_size
     # In groups of g, L = (bits + 1) / g of them and the bits take L (g + scale_bits) - 1.
-    return (recipe.budget + 1.0) / (min(*allocate.GROUP_SIZES, recipe.group_size) + recipe.scale_bits)
+    smallest = min(*allocate.GROUP_SIZES, recipe.group_size)
+    return (allocate.most_of_linears(config, recipe) + 1.0) / (smallest + recipe.scale_bits)
 
 
 def _kept_bytes(config: ModelConfig, sequence_length: int) -> float:
