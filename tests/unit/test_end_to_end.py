@@ -350,6 +350,20 @@ def test_what_is_foretold_of_levels_is_the_most_that_a_total_buys(options, given
     assert tuning_scratch(config, chosen) == pytest.approx(2 * 16 * most * 106_168_320, rel=0.01)
 
 
+def test_memory_and_time_of_tuning_grow_with_long_sequences_and_scores_that_are_softened():
+    plain, short = named_shape("tinyllama-1.1b", blocks=2), Recipe()
+    long = replace(short, sequence_length=2048)
+    softened = replace(plain, attention_softcap=50.0)
+    for tune in (("block",), ("e2e",)):
+        bytes_of = [
+            tuning_bytes(config, replace(recipe, tune=tune)) for config in (plain, softened) for recipe in (short, long)
+        ]
+        assert bytes_of[0] < min(bytes_of[1:3]) < max(bytes_of[1:3]) < bytes_of[3]
+    seconds = [tuning_seconds(plain, replace(recipe, tune=("block",)), 1e-10) for recipe in (short, long)]
+    assert seconds[0] == tuning_seconds(plain, replace(short, tune=("block",), num_samples=256), 1e-10) == seconds[1]
+    assert tuning_seconds(plain, replace(long, tune=("block",), num_samples=256), 1e-10) == 4 * seconds[1]
+
+
 def test_activations_are_kept_where_they_are_small_and_memory_says_which():
     small, large = named_shape("tinyllama-1.1b", blocks=2), named_shape("llama3-8b")
     assert keeps_activations(small, 512)

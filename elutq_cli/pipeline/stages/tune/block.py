@@ -1,7 +1,12 @@
-"""Block reconstruction: a block's levels and bits learned together, so that its output is the exact model's."""
+"""Block reconstruction: a block's levels and bits learned together, so that its output is the exact model's.
+
+A token's error counts relative to its row, as the norm that comes next in most families will have it: the first token
+of a text can be a thousand times as large as all others, and would be all that is learned.
+"""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,20 +16,14 @@ import torch
 
 from elutq_cli.pipeline.stages.streams import Pair
 from elutq_cli.pipeline.stages.tune.budget import BLOCK_STEPS, BLOCK_TOKENS
-from elutq_cli.pipeline.stages.tune.descent import (
-    PATIENCE,
-    Descent,
-    Sequences,
-    Tensor,
-    shuffled_batches,
-    split_sequences,
-)
+from elutq_cli.pipeline.stages.tune.descent import Descent, Sequences, Tensor, shuffled_batches, split_sequences
+from elutq_cli.pipeline.stages.tune.fused_block import FusedBlock, fast_products, learning_products
 from elutq_cli.pipeline.stages.tune.matrix import LearnedMatrix
 from elutq_cli.reference import Block, Positions
 from elutq_formats.hlq import HLQTensor
 
 LEVEL_RATE = 3e-3
-BIT_RATE = 2e-2
+BIT_RATE = 1e-2
 """Largest steps of levels and of continuous weights, in units of a group's reach."""
 
 
@@ -34,7 +33,8 @@ class TunedBlock:
 
     Attributes:
         matrices: its quantized linears.
-        before: relative error of its output on held-out sequences: root of the squared error over the squared norm.
+        before: relative error of its output on held-out sequences: root of the mean over tokens of the squared error
+            over the square of the exact row.
         after: the same after tuning; not above ``before``.
     """
 
@@ -52,7 +52,7 @@ def tune_block(
     device: str,
     note: Callable[[str], None] = lambda text: None,
 ) -> TunedBlock:
-    """Learn a block's levels and bits by the squared error of its output.
+    """Learn a block's levels and bits by the squared error of its output, each token's over the square of its row.
 
     After each epoch the error on held-out sequences is measured; the best that was ever seen, the start included, is
     what remains.
@@ -76,42 +76,49 @@ def tune_block(
     move = partial(torch.asarray, device=device)
     learned = {name: LearnedMatrix(start, device) for name, start in matrices.items()}
     constants = {name: move(array) for name, array in block.weights.items() if name not in learned}
-    inputs, outputs = calibration
+    inputs = calibration[0]
     positions = Positions.of(block.config, inputs.shape[1], convert=move)
 
-    def squared_error(streams: Pair, sequences: Sequences) -> Tensor:
-        weights = constants | {name: matrix.dequantize() for name, matrix in learned.items()}
+    def squared_error(streams: Pair, sequences: Sequences, values: dict[str, Tensor], learn: bool) -> Tensor:
+        """Return the sum over sequences of the mean over their tokens."""
+        multiply = learning_products(device) if learn else operator.matmul
         x, wanted = (move(np.asarray(stream[sequences])) for stream in streams)
-        difference = Block(block.config, block.layer, weights, torch)(x, positions) - wanted
-        return (difference * difference).sum()
+        difference = FusedBlock(block.config, block.layer, constants | values, torch, multiply)(x, positions) - wanted
+        errors, sizes = (part.square().mean(dim=-1) for part in (difference, wanted))
+        return (errors / (sizes + block.config.rms_norm_eps)).mean(dim=-1).sum()
 
     train, judges = split_sequences(len(inputs), 0 if held_out is None else len(held_out[0]))
     judged = calibration if held_out is None else held_out
     size = max(1, BLOCK_TOKENS // inputs.shape[1])
-    norm = float(np.square(judged[1][judges], dtype=np.float64).sum())
 
     def held_out_error() -> float:
         with torch.no_grad():
+            values = {name: matrix.values() for name, matrix in learned.items()}
             parts = np.array_split(judges, -(-len(judges) // size))
-            return float((sum(float(squared_error(judged, part)) for part in parts) / norm) ** 0.5)
+            errors = [float(squared_error(judged, part, values, learn=False)) for part in parts]
+            return float((sum(errors) / len(judges)) ** 0.5)
 
-    n_epochs = max(1, round(BLOCK_STEPS * size / len(train)))
-    scale = len(outputs) / float(np.square(outputs, dtype=np.float64).sum())
     parameters = [(matrix.shifts, LEVEL_RATE) for matrix in learned.values()]
     parameters += [(matrix.pull, BIT_RATE) for matrix in learned.values()]
-    descent, n_steps = Descent(parameters), n_epochs * -(-len(train) // size)
-    best, best_error, since = dict(matrices), held_out_error(), 0
+    descent = Descent(parameters)
+
+    def step(batch: Sequences, used: float) -> None:
+        values = {name: matrix.values() for name, matrix in learned.items()}
+        with fast_products():
+            (squared_error(calibration, batch, values, learn=True) / len(batch)).backward()
+        for name, matrix in learned.items():
+            matrix.pass_back(values.pop(name).grad)  # and free it
+        descent.step(used)
+
+    n_epochs = max(1, round(BLOCK_STEPS * BLOCK_TOKENS / (len(train) * inputs.shape[1])))
+    n_steps = n_epochs * -(-len(train) // size)
+    best, best_error = dict(matrices), held_out_error()
     before = best_error
     for epoch in range(n_epochs):
         for batch in shuffled_batches(train, size, (seed, block.layer, epoch)):
-            (squared_error(calibration, batch) * (scale / len(batch))).backward()
-            descent.step(descent.n_done / n_steps)
+            step(batch, descent.n_done / n_steps)
         error = held_out_error()
         note(f"block {block.layer}, output error {error:.4f}, was {before:.4f}")
         if error < best_error:
-            best, best_error, since = {name: matrix.tensor() for name, matrix in learned.items()}, error, 0
-        else:
-            since += 1
-            if since == PATIENCE:
-                break
+            best, best_error = {name: matrix.tensor() for name, matrix in learned.items()}, error
     return TunedBlock(best, before, best_error)

@@ -6,8 +6,9 @@ from elutq_cli.pipeline.recipe import TUNE_TOKENS, Recipe
 from elutq_cli.pipeline.stages import allocate
 from elutq_formats.config import ModelConfig
 
-BLOCK_STEPS, BLOCK_TOKENS = 64, 2048
-"""Steps of block reconstruction, and tokens of calibration text in each."""
+BLOCK_STEPS, BLOCK_TOKENS = 256, 512
+"""Steps of block reconstruction, and tokens of calibration text in each: fewer steps where a sequence is longer, more
+where all sequences together are more text than that."""
 
 STEP_TOKENS = 512
 """Tokens of a step of end-to-end tuning."""
@@ -18,15 +19,15 @@ EXACT_TOKENS = 8192
 KEPT_BYTES = 5_000_000_000
 """What the blocks compute is kept for their gradients up to this size, and computed again above it."""
 
-BLOCK_OVERHEAD, END_TO_END_OVERHEAD = 2.5, 1.2
-"""Time of a step over that of its products alone, measured: on novels-6m, and on SmolLM2-135M."""
+BLOCK_OVERHEAD, END_TO_END_OVERHEAD = 1.5, 1.2
+"""Time of a step over that of its products alone, measured on SmolLM2-135M."""
 
 TORCH_BYTES = 400_000_000
 """Torch itself."""
 
-LEARNED_WEIGHT = 56.0
-"""Bytes for a weight whose bits are learned: itself, how far it was pulled, gradient and two moments, 4 each; its value
-and the gradient of that; what dequantizing holds at its worst moment. Measured: 53 on a processor, 48 on a GPU."""
+LEARNED_WEIGHT = 32.0
+"""Bytes for a weight whose bits are learned: itself, its gradient and two moments, 4 each; its value and the gradient
+of that; what an update holds at its worst moment. Measured on a processor: 24 to 28, beside the levels'."""
 
 FROZEN_WEIGHT = 24.0
 """Bytes for a weight of the block that runs, when its bits are frozen: value, gradient, signs and a product."""
@@ -57,7 +58,7 @@ def keeps_activations(config: ModelConfig, sequence_length: int) -> bool:
 
 def tuning_seconds(config: ModelConfig, recipe: Recipe, product: float) -> float:
     """Return how long tuning takes, where a multiplication of large products takes so many seconds."""
-    block = BLOCK_OVERHEAD * product * block_products(config) if "block" in recipe.tune else 0.0
+    block = BLOCK_OVERHEAD * product * block_products(config, recipe) if "block" in recipe.tune else 0.0
     if "e2e" not in recipe.tune:
         return block
     limit = math.inf if recipe.tune_minutes is None else 60.0 * recipe.tune_minutes
@@ -65,9 +66,10 @@ def tuning_seconds(config: ModelConfig, recipe: Recipe, product: float) -> float
     return block + (limit if recipe.tune_tokens is None else min(whole, limit))
 
 
-def block_products(config: ModelConfig) -> float:
+def block_products(config: ModelConfig, recipe: Recipe) -> float:
     """Return the multiplications of weights and activations in block reconstruction, forwards and back."""
-    return 3.0 * BLOCK_STEPS * BLOCK_TOKENS * config.num_hidden_layers * _block_weights(config)
+    n_tokens = max(BLOCK_STEPS * BLOCK_TOKENS, recipe.num_samples * recipe.sequence_length)
+    return 3.0 * n_tokens * config.num_hidden_layers * _block_weights(config)
 
 
 def end_to_end_products(config: ModelConfig, recipe: Recipe) -> float:
@@ -84,10 +86,9 @@ def _block_weights(config: ModelConfig) -> int:
 
 
 def _block_bytes(config: ModelConfig, recipe: Recipe) -> float:
-    heads = config.num_attention_heads * config.head_dim
-    scores = 2 * config.num_attention_heads * recipe.sequence_length
-    activations = 4.0 * (7 * config.hidden_size + 4 * heads + 4 * config.intermediate_size + scores)
-    return LEARNED_WEIGHT * _block_weights(config) + BLOCK_TOKENS * activations
+    of_weight = LEARNED_WEIGHT + LEVEL * _levels_per_weight(config, recipe)
+    kept = max(BLOCK_TOKENS, recipe.sequence_length) * _activation_bytes(config, recipe.sequence_length)
+    return of_weight * _block_weights(config) + kept
 
 
 def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
@@ -96,7 +97,8 @@ def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
     own = (planes + levels * LEVEL) * block * config.num_hidden_layers + FROZEN_WEIGHT * block
     kept = _kept_bytes(config, recipe.sequence_length)
     if kept > KEPT_BYTES:
-        kept = tokens * (_activation_bytes(config) + 4.0 * config.hidden_size * config.num_hidden_layers)
+        of_block = _activation_bytes(config, recipe.sequence_length)
+        kept = tokens * (of_block + 4.0 * config.hidden_size * config.num_hidden_layers)
     heads = 2 * 4.0 * config.vocab_size * config.hidden_size
     logits = 5 * 4.0 * config.vocab_size * min(LOGIT_ROWS, tokens)
     exact = 4.0 * config.hidden_size * (EXACT_TOKENS + tokens)
@@ -114,11 +116,16 @@ def _levels_per_weight(config: ModelConfig, recipe: Recipe) -> float:
 
 def _kept_bytes(config: ModelConfig, sequence_length: int) -> float:
     """Return what all blocks hold between a pass forwards and back, their weights' values included."""
-    of_block = 6.0 * _block_weights(config) + max(STEP_TOKENS, sequence_length) * _activation_bytes(config)
+    activations = max(STEP_TOKENS, sequence_length) * _activation_bytes(config, sequence_length)
+    of_block = 6.0 * _block_weights(config) + activations
     return config.num_hidden_layers * of_block
 
 
-def _activation_bytes(config: ModelConfig) -> float:
-    """Return what a block's forward pass keeps of each token for its gradient, by fused operations."""
+def _activation_bytes(config: ModelConfig, sequence_length: int) -> float:
+    """Return what a block's forward pass keeps of each token for its gradient, by fused operations.
+
+    Where scores are softened there is no fused attention, and they are kept.
+    """
     heads = config.num_attention_heads * config.head_dim
-    return 4.0 * (5 * config.hidden_size + 8 * heads + 4 * config.intermediate_size)
+    scores = 0 if config.attention_softcap is None else 4 * config.num_attention_heads * sequence_length
+    return 4.0 * (5 * config.hidden_size + 8 * heads + 4 * config.intermediate_size + scores)

@@ -17,9 +17,6 @@ Tensor: TypeAlias = Any  # torch.Tensor
 Sequences: TypeAlias = npt.NDArray[np.int64]
 """Numbers of sequences."""
 
-PATIENCE = 4
-"""Epochs without a gain on held-out sequences after which no more follow: the first ones, at full speed, may lose."""
-
 WARM_UP_STEPS = 5
 BETAS = 0.9, 0.95
 EPSILON = 1e-12
