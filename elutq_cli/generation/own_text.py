@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_cli.generation.language_model import LanguageModel
+from elutq_cli.machine.memory import available_memory
 from elutq_cli.token_prefix import common_length
 from elutq_formats.errors import ElutqError
 from elutq_native import Engine, NativeSequence, Run
@@ -39,11 +40,12 @@ def own_texts(model: LanguageModel, n_tokens: int, seed: int, threads: int | Non
         threads: default: one for each physical core this process may use.
 
     Raises:
-        ElutqError: the weights are damaged.
-        NativeError: memory or threads are short.
+        ElutqError: memory is short, or the weights are damaged.
+        NativeError: threads are short.
     """
     rng, length = np.random.default_rng(seed), min(LENGTH, model.native.context_length)
     left, prefix, chat = -(-n_tokens // length), model.tokenizer.prefix, _chat_start(model, length)
+    _check_memory(model, min(left, AT_ONCE), length)
     words, padding = _words(model), _padding(model)
     with Engine(model.native, threads, AT_ONCE) as engine:
         number = 0
@@ -57,6 +59,21 @@ def own_texts(model: LanguageModel, n_tokens: int, seed: int, threads: int | Non
             for tokens in _continued(model, engine, starts, length, padding, rng):
                 begun = common_length(tokens, prefix) == len(prefix)  # BOS comes again with every use of the text
                 yield model.tokenizer.decode(tokens[len(prefix) if begun else 0 :], skip_special_tokens=False)
+
+
+def _check_memory(model: LanguageModel, n_texts: int, length: int) -> None:
+    """Refuse what this machine cannot hold; fewer texts at once would be other texts.
+
+    Raises:
+        ElutqError: the keys and values of so many texts are larger than the memory available.
+    """
+    own, memory = model.native.cache_bytes(length), available_memory()
+    if memory is not None and n_texts * own > memory:
+        fitting = max(1, memory // 2 // own) * length
+        raise ElutqError(
+            f"{n_texts} texts of {length} tokens, which are written together, need {n_texts * own / 1e9:.2f} GB for "
+            f"keys and values, and only {memory / 1e9:.2f} GB are available: use -n {fitting}"
+        )
 
 
 def _continued(

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from elutq_cli.app import app
+from elutq_cli.generation import own_text
 from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.own_text import AT_ONCE, LENGTH, own_texts
 from elutq_cli.pipeline.recipe import Recipe
@@ -49,6 +50,18 @@ def test_the_seed_chooses_the_text_and_threads_do_not(novels_2bit):
     assert len(set(one)) == len(one) == AT_ONCE + 1
     assert written(novels_2bit, n_tokens, threads=2) == one
     assert written(novels_2bit, LENGTH, seed=1)[0] != one[0]
+
+
+def test_more_than_memory_holds_is_refused_and_what_fits_is_written(novels_2bit, tmp_path, monkeypatch):
+    with LanguageModel(novels_2bit) as model:
+        memory = 4 * model.native.cache_bytes(LENGTH)
+    monkeypatch.setattr(own_text, "available_memory", lambda: memory)
+    arguments = ["write", str(novels_2bit), "-o", str(tmp_path / "own.txt"), "-t", "1"]
+    result = CliRunner().invoke(app, [*arguments, "-n", str(5 * LENGTH)])
+    assert isinstance(result.exception, ElutqError)
+    assert f"use -n {2 * LENGTH}" in str(result.exception)
+    assert not any(tmp_path.iterdir())
+    assert CliRunner().invoke(app, [*arguments, "-n", str(2 * LENGTH)]).exit_code == 0
 
 
 def test_every_other_text_begins_as_a_chat(chat_model):
