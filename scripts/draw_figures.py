@@ -1,13 +1,11 @@
 """Draw the figures of the README and docs/ from JSON that the commands wrote.
 
-    elutq eval calibrated-*.gguf weights-alone-*.gguf -f text.txt --reference CHECKPOINT --json > quality.json
     elutq bench model.gguf -p 0 -n 16 -t 1,2 -o json > speed.json
     elutq info model.gguf --json > layers.json
-    python scripts/draw_figures.py -o docs/figures --quality quality.json --speed speed.json --layers layers.json
+    python scripts/draw_figures.py -o docs/figures --accuracy accuracy.json --speed speed.json --layers layers.json
 
-Each figure is drawn for the files that are given; --speed may name several. Evaluated files called SERIES-BITS make a
-line each. --peers adds points of other programs: {"program": {"type": [bits per weight, KL]}}. Needs matplotlib (the
-dev extra).
+Each figure is drawn for the files that are given; --speed may name several. The first is of scripts/accuracy_table.py.
+Needs matplotlib (the dev extra).
 """
 
 import argparse
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from accuracy_rows import TITLES, in_order
 
 matplotlib.use("svg")
 matplotlib.rcParams |= {
@@ -45,43 +44,45 @@ from matplotlib import pyplot, ticker  # noqa: E402 (settings come first)
 
 BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 COLOURS = ("#1f5fa8", "#d1701f", "#3c8a3c", "#8a4fa0")
-PEER, ROOF = "#555555", "#d5dbe3"
+OTHERS, ROOF = "#777777", "#d5dbe3"
+STYLES = ("^:", OTHERS), ("s:", OTHERS), ("D--", COLOURS[1]), ("o--", COLOURS[0]), ("o-", COLOURS[0])
+"""Markers, lines and colours of METHODS_DRAWN."""
+
 WIDTH = 7.2
 
 
-def draw_quality(report: dict[str, Any], peers: dict[str, dict[str, list[float]]], output: Path) -> None:
-    """Draw KL divergence and perplexity over bits per weight, from `elutq eval A B ... --reference C --json`."""
-    quantized = [model for model in report["models"] if "kl" in model]
-    full = next((model for model in report["models"] if "kl" not in model), None)
-    series: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for model in sorted(quantized, key=lambda model: model["block_bits_per_weight"]):
-        stem = Path(model["model"]).stem
-        name, _, bits = stem.rpartition("-")
-        is_number = re.fullmatch(r"[\d.]+", bits) is not None
-        series[f"elutq, {name.replace('-', ' ')}" if is_number else stem].append(model)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(WIDTH, 3.2))
-    for (name, models), colour in zip(series.items(), COLOURS * len(series), strict=False):
-        bits = [model["block_bits_per_weight"] for model in models]
-        left.plot(bits, [model["kl"] for model in models], "o-", color=colour, label=name)
-        right.plot(bits, [model["ppl"] for model in models], "o-", color=colour)
-    for name, points in peers.items():
-        bits, divergences = zip(*points.values(), strict=True)
-        left.plot(bits, divergences, "x", color=PEER, label=name)
-        for at, (kind, (x, y)) in enumerate(points.items()):
-            offset, side = ((0, -12), "center") if at % 2 else ((-6, -3), "right")  # so that neighbours stay readable
-            left.annotate(kind, (x, y), offset, textcoords="offset points", ha=side, fontsize=7, color=PEER)
-        left.set_xlim(left=left.get_xlim()[0] - 0.4)
-    if full is not None:
-        right.axhline(full["ppl"], linestyle="--", linewidth=1, color=PEER)
-        text = f"full precision {full['ppl']:.1f}"
-        right.annotate(text, (1, full["ppl"]), (0, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                       ha="right", va="top", fontsize=7, color=PEER)  # fmt: skip
-        right.margins(y=0.12)
-    left.set(xlabel="bits per weight of the blocks", yscale="log", title="KL divergence from full precision, nats")
-    right.set(xlabel="bits per weight of the blocks", title="Perplexity")
-    left.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    left.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    left.yaxis.set_minor_locator(ticker.NullLocator())
+METHODS_DRAWN = {
+    "uniform": "round to nearest",
+    "uniform-feedback": "GPTQ",
+    "fixed-codes": "the ELUTQ authors' way",
+    "fit": "elutq, weights alone",
+    "allocate": "elutq, calibrated",
+}
+"""The methods of the quality figure, by their names in the rows, and what it calls them."""
+
+
+def draw_quality(rows: list[dict[str, Any]], output: Path) -> None:
+    """Draw KL divergence over bits per weight, a line a method, beside each other for the models.
+
+    Args:
+        rows: of scripts/accuracy_table.py; drawn are those on each model's first text, with the first seed, in groups
+            of 64, and of a method's rows at some bits the smallest file.
+        output: folder.
+    """
+    models = in_order({row["model"] for row in rows})
+    figure, axes = pyplot.subplots(1, len(models), figsize=(WIDTH, 3.2), sharex=True, sharey=True, squeeze=False)
+    for panel, model in zip(axes[0], models, strict=True):
+        own = [row for row in rows if row["model"] == model and row["seed"] == 0 and row["group_size"] == 64]
+        own = [row for row in own if row["text"] == own[0]["text"]]
+        for (method, name), style in zip(METHODS_DRAWN.items(), STYLES, strict=True):
+            by_size = sorted((row for row in own if row["method"] == method), key=lambda row: -row["bits_per_weight"])
+            smallest = {row["bits"]: row for row in by_size}.values()
+            points = [row["bits_per_weight"] for row in smallest], [row["kl"] for row in smallest]
+            panel.plot(*points, style[0], color=style[1], label=name if panel is axes[0][0] else None)
+        panel.set(xlabel="bits per weight of the blocks", yscale="log", title=TITLES.get(model, model))
+        panel.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        panel.yaxis.set_minor_locator(ticker.NullLocator())
+    axes[0][0].set_ylabel("KL divergence, nats")
     figure.legend(loc="outside lower center", ncols=3)
     save(figure, output / "quality.svg")
 
@@ -154,14 +155,12 @@ def main() -> None:
     """Read the command line and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the figures")
-    parser.add_argument("--quality", type=Path, help="of elutq eval, several models with --reference")
-    parser.add_argument("--peers", type=Path, help="other programs' points for --quality")
+    parser.add_argument("--accuracy", type=Path, help="of scripts/accuracy_table.py")
     parser.add_argument("--speed", type=Path, nargs="+", default=[], help="of elutq bench -o json")
     parser.add_argument("--layers", type=Path, help="of elutq info --json")
     arguments = parser.parse_args()
-    if arguments.quality:
-        peers = json.loads(arguments.peers.read_text()) if arguments.peers else {}
-        draw_quality(json.loads(arguments.quality.read_text()), peers, arguments.output)
+    if arguments.accuracy:
+        draw_quality(json.loads(arguments.accuracy.read_text())["rows"], arguments.output)
     if arguments.speed:
         draw_speed([row for path in arguments.speed for row in json.loads(path.read_text())], arguments.output)
     if arguments.layers:

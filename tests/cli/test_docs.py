@@ -135,16 +135,11 @@ def test_figures_are_drawn_from_what_the_commands_write(novels_2bit, tmp_path):
     """The same script, fed with the reports of this very version, draws every figure."""
     pytest.importorskip("matplotlib", reason="drawing needs matplotlib, of the extra elutq[dev]")
     elutq = Path(sys.executable).with_name("elutq")
-    text = ROOT / "tests" / "data" / "sampled.txt"
-    other = tmp_path / "other.gguf"
-    shutil.copy(novels_2bit, other)
     reports = {
-        "quality": ["eval", novels_2bit, other, "-f", text, "-c", "64", "--chunks", "1", "--reference"],
         "speed": ["bench", novels_2bit, "-p", "0", "-n", "8", "-t", "1", "-r", "2", "-o", "json"],
         "layers": ["info", novels_2bit, "--no-measure", "--json"],
     }
-    reports["quality"] += [ROOT / "tests" / "data" / "novels-6m", "--json"]
-    flags = []
+    flags = ["--accuracy", str(ROOT / "docs" / "figures" / "accuracy.json")]
     for name, arguments in reports.items():
         command = [str(argument) for argument in (elutq, *arguments)]
         output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -153,5 +148,12 @@ def test_figures_are_drawn_from_what_the_commands_write(novels_2bit, tmp_path):
         flags += [f"--{name}", str(tmp_path / f"{name}.json")]
     script = [sys.executable, str(ROOT / "scripts" / "draw_figures.py"), "-o", str(tmp_path / "figures")]
     subprocess.run([*script, *flags], check=True, timeout=120, capture_output=True)
-    for name in reports:
+    for name in ("quality", *reports):
         assert (tmp_path / "figures" / f"{name}.svg").read_text().count("<text") > 5
+    drawn, shown = (folder / "quality.svg" for folder in (tmp_path / "figures", ROOT / "docs" / "figures"))
+    assert markers(drawn) == markers(shown) > 20, "accuracy.json has other rows: draw docs/figures/quality.svg again"
+
+
+def markers(figure):
+    """Return how many points a figure has: marks that are filled, which those of axes are not."""
+    return len(re.findall(r'<use [^>]*style="fill: #', figure.read_text()))
