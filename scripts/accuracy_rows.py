@@ -34,7 +34,7 @@ TITLES = {
 SUMMARY = (
     ("fit", 2, "2, weights alone"),
     ("allocate", 2, "2, calibrated"),
-    ("block-e2e", 2, "2, calibrated and tuned"),
+    ("e2e", 2, "2, calibrated and tuned"),
     ("allocate", 3, "3, calibrated"),
     ("allocate", 4, "4, calibrated"),
 )
