@@ -179,9 +179,9 @@ def test_gradients_reach_levels_and_weights(learned, bits, moves):
     expected = np.concatenate([(by_group[..., None] * sign).sum(axis=2), by_group.sum(axis=-1, keepdims=True)], axis=-1)
     above_zero = matrix.tensor().half_scales > 0
     found = matrix.shifts.grad.numpy()
-    np.testing.assert_allclose(found[..., -1], (reach * expected)[..., -1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[..., -1], (reach * expected)[..., -1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        found[..., :-1][above_zero], (reach * expected)[..., :-1][above_zero], rtol=1e-4, atol=1e-4
+        found[..., :-1][above_zero], (reach * expected)[..., :-1][above_zero], rtol=1e-4, atol=1e-5
     )
     if learned is LearnedMatrix:
         np.testing.assert_allclose(matrix.pull.grad.numpy(), reach * by_group, rtol=1e-6)
