@@ -10,6 +10,7 @@ import numpy as np
 
 from elutq_cli.pipeline.compute.inner_loops import InnerLoops, NativeLoops
 from elutq_cli.pipeline.compute.levels import CodeArray, FloatArray, HalfArray, levels, nearest
+from elutq_cli.pipeline.layout import Layout
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.block_kind import FREE16, BlockKind, Centers
 from elutq_formats.config import ModelConfig
@@ -18,6 +19,9 @@ from elutq_formats.hlq import GROUP_SIZES
 
 HEAD_BITS = 16
 """Of head and embedding, so that the blocks alone are compared."""
+
+EVEN = "even16c"
+"""What evenly spaced levels take: a step in float16 and a zero point of a byte for each group."""
 
 
 class UniformLoops(NativeLoops):
@@ -67,6 +71,7 @@ class Method:
         loops: makes the inner loops for so many threads; others than ours stay on the processor.
         is_calibrated: whether it sees the calibration text.
         scale_bits: of half scales and centers, where they are part of the method; None: as asked for.
+        counted_as: the kind of blocks whose bits are the method's, where its files have more in them than it needs.
     """
 
     label: str
@@ -74,6 +79,7 @@ class Method:
     loops: Callable[[int], InnerLoops] = NativeLoops
     is_calibrated: bool = True
     scale_bits: int | None = None
+    counted_as: str | None = None
 
     @property
     def is_tuned(self) -> bool:
@@ -82,8 +88,12 @@ class Method:
 
 
 METHODS = {
-    "uniform": Method("uniform, round to nearest", loops=UniformLoops, is_calibrated=False, scale_bits=16),
-    "uniform-feedback": Method("uniform + feedback (GPTQ)", {"method": "feedback"}, UniformLoops, scale_bits=16),
+    "uniform": Method(
+        "uniform, round to nearest", loops=UniformLoops, is_calibrated=False, scale_bits=16, counted_as=EVEN
+    ),
+    "uniform-feedback": Method(
+        "uniform + feedback (GPTQ)", {"method": "feedback"}, UniformLoops, scale_bits=16, counted_as=EVEN
+    ),
     "fit": Method("HLQ fit, weights only", is_calibrated=False),
     "fit-weighted": Method("HLQ fit, columns weighted by the diagonal of H", {"method": "fit"}),
     "fixed-codes": Method(
@@ -108,6 +118,12 @@ def recipe(method: str, bits: int, group_size: int, scale_bits: int, num_samples
         options["num_samples"] = num_samples
     head = {"output_bits": HEAD_BITS, "embedding_bits": HEAD_BITS}
     return Recipe(bits=bits, group_size=group_size, scale_bits=scale_bits, seed=seed, **head, **options)
+
+
+def counted_bits(method: str, bits: int, group_size: int) -> float | None:
+    """Return the bits per weight that a method is counted with, where it is not what its file's blocks take."""
+    kind = METHODS[method].counted_as
+    return None if kind is None else Layout(bits, group_size, kind).bits_per_weight
 
 
 def usual_group_size(config: ModelConfig) -> int:

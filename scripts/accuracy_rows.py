@@ -32,13 +32,14 @@ TITLES = {
 """What the tables call models of these names."""
 
 SUMMARY = (
-    ("fit", 2, "2, weights alone"),
-    ("allocate", 2, "2, calibrated"),
-    ("e2e", 2, "2, calibrated and tuned"),
-    ("allocate", 3, "3, calibrated"),
-    ("allocate", 4, "4, calibrated"),
+    ("fit", 2, 64, "2, weights alone"),
+    ("allocate", 2, 64, "2, calibrated"),
+    ("allocate", 2, 32, "2, calibrated, groups of 32"),
+    ("e2e", 2, 32, "2, calibrated, groups of 32, tuned"),
+    ("allocate", 3, 64, "3, calibrated"),
+    ("allocate", 4, 64, "4, calibrated"),
 )
-"""Method and bits of the rows of a summary, and what it calls them."""
+"""Method, bits and group size of the rows of a summary, and what it calls them."""
 
 BEGIN = "<!-- {} of docs/figures/accuracy.json, by scripts/accuracy_table.py --render THIS_PAGE -->"
 END = "<!-- end of docs/figures/accuracy.json -->"
@@ -166,7 +167,8 @@ def in_order(models: Iterable[str]) -> list[str]:
 def summary(rows: Sequence[Row]) -> str:
     """Return the Markdown of the SUMMARY of all models, on the first text that each was evaluated on.
 
-    Of a method's rows at some bits, that of the smallest file; of those that of most sequences, then of the first seed.
+    Of the rows that are alike in what SUMMARY names, that of the smallest file; of those that of most sequences, then
+    of the first seed.
     """
     lines = ["| | bits | bits per weight of the blocks | perplexity | KL divergence, nats | same likeliest token |"]
     lines.append("|---|---|---:|---:|---:|---:|")
@@ -174,11 +176,11 @@ def summary(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row["model"] == model]
         text = own[0]["text"]
         best_last = sorted(own, key=lambda row: (-round(row["bits_per_weight"], 2), row["num_samples"], -row["seed"]))
-        found = {(row["method"], row["bits"]): row for row in best_last if row["text"] == text}
+        found = {(row["method"], row["bits"], row["group_size"]): row for row in best_last if row["text"] == text}
         first = f"{TITLES.get(model, model)} | full precision | | {own[0]['reference_ppl']:.1f} | | |"
         lines.append(f"| {first}")
-        for method, bits, name in SUMMARY:
-            if (row := found.get((method, bits))) is not None:
+        for *file, name in SUMMARY:
+            if (row := found.get(tuple(file))) is not None:
                 figures = (
                     f"{row['bits_per_weight']:.3g} | {row['ppl']:,.1f} | {row['kl']:.2g} | {100 * row['top1']:.0f} % |"
                 )

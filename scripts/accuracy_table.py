@@ -35,7 +35,7 @@ configure_blas(None)  # before numpy: its products use --threads, those of the p
 
 import numpy as np  # noqa: E402
 import threadpoolctl  # noqa: E402
-from accuracy_methods import HEAD_BITS, METHODS, recipe, usual_group_size  # noqa: E402
+from accuracy_methods import HEAD_BITS, METHODS, counted_bits, recipe, usual_group_size  # noqa: E402
 from accuracy_rows import BEGIN, BLOCKS, END, Row, Table, header, insert, line, shows_rows  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -197,7 +197,7 @@ def make_rows(
     for name in job.texts:
         with open_model(path, options.ctx_size, options.threads) as model:
             found, full = evaluate_all([model.logits_model], texts[name].windows, texts[name].reference)
-            kernels, bits_per_weight = model.kind, model.block_bits_per_weight
+            kernels, stored = model.kind, model.block_bits_per_weight
         row: Row = {
             "model": job.model,
             "text": name,
@@ -207,7 +207,7 @@ def make_rows(
             "scale_bits": job.scale_bits,
             "num_samples": job.num_samples,
             "seed": job.seed,
-            "bits_per_weight": bits_per_weight,
+            "bits_per_weight": counted_bits(job.method, job.bits, job.group_size) or stored,
             "kl": found.kl,
             "top1": found.top1,
             "ppl": found.ppl,
