@@ -145,10 +145,12 @@ def plan_tests(
     """Returns prefill tests, and decode tests for each number of texts, in every combination; sizes of 0 are left out.
 
     Raises:
-        ElutqError: Nothing is left.
+        ElutqError: Nothing is left, or nothing for several texts to do.
     """
     from elutq_cli.benchmark.measure import Test
 
+    if max(parallel) > 1 and not any(gens):
+        raise ElutqError("--parallel is of texts that generate: give -n a number above 0, or leave it out")
     tests = []
     for n_threads in threads:
         for depth in depths:

@@ -58,7 +58,8 @@ def eval_command(
     reference: Annotated[
         Path | None,
         typer.Option(
-            metavar="CHECKPOINT", help="Also measure KL divergence from, and top-1 agreement with, this checkpoint."
+            metavar="CHECKPOINT",
+            help="Also measure this checkpoint, and on a text KL divergence from it and top-1 agreement with it.",
         ),
     ] = None,
     of_runtime: Annotated[
@@ -92,7 +93,7 @@ def eval_command(
 
     prepare_runtime()
     checked_cache_type(cache_type)
-    check_options(file, tasks, chunks, stride, rule)
+    check_options(file, tasks, chunks, stride, rule, token_by_token)
     check_of_runtime(of_runtime, models, reference, file)
     window = DEFAULT_WINDOW if ctx_size is None else ctx_size
     check_sizes(window, chunks, stride, checked_rule(rule))
@@ -123,7 +124,7 @@ def eval_command(
 
 
 def check_options(
-    file: Path | None, tasks: list[Path] | None, chunks: int | None, stride: int | None, rule: str
+    file: Path | None, tasks: list[Path] | None, chunks: int | None, stride: int | None, rule: str, token_by_token: bool
 ) -> None:
     """Refuse a call that measures nothing, and what is said about a text that is not given.
 
@@ -132,7 +133,12 @@ def check_options(
     """
     if file is None and not tasks:
         raise ElutqError("there is nothing to measure: give a text (-f) or questions (--tasks)")
-    about_text = {"--chunks": chunks is not None, "--stride": stride is not None, "--rule": rule != "papers"}
+    about_text = {
+        "--chunks": chunks is not None,
+        "--stride": stride is not None,
+        "--rule": rule != "papers",
+        "--token-by-token": token_by_token,
+    }
     given = [flag for flag, is_given in about_text.items() if is_given]
     if file is None and given:
         raise ElutqError(f"{given[0]} is about windows of a text: give one with -f, or leave it out")

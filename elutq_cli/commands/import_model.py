@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from elutq_cli.commands.making import make_file, print_forecast
-from elutq_cli.commands.options import ForceOutput, GGUFFile, MaxMemory, PoolThreads, Resume, one_of
+from elutq_cli.commands.options import ForceOutput, GGUFFile, MaxMemory, Resume, Threads, one_of
 from elutq_cli.pipeline.compute.blas import configure_blas
 
 
@@ -45,7 +45,7 @@ def import_command(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub; default: main.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
     gguf_file: GGUFFile = None,
-    threads: PoolThreads = None,
+    threads: Threads = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan: tensors, sizes, memory and disk; make nothing.")
     ] = False,

@@ -15,12 +15,21 @@ def one_of(*values: object) -> Callable[[str], list[str]]:
     return complete
 
 
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1)]
+MOST_THREADS = 256
+"""ELUTQ_MAX_THREADS of native/src/threads.h."""
+
+Threads = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=MOST_THREADS)
+]
 
 TextThreads = Annotated[
     int | None,
     typer.Option(
-        "-t", "--threads", help="Threads; default: all cores, of more than eight the fastest number for decode.", min=1
+        "-t",
+        "--threads",
+        help="Threads; default: all cores, of more than eight the fastest number for decode.",
+        min=1,
+        max=MOST_THREADS,
     ),
 ]
 
@@ -39,10 +48,6 @@ ChatTemplateFile = Annotated[
 GGUFFile = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="GGUF file to take of org/name, or of a folder; of a split one the first part."),
-]
-
-PoolThreads = Annotated[
-    int | None, typer.Option("-t", "--threads", help="Threads; default: all cores.", min=1, max=256)
 ]
 
 MaxMemory = Annotated[

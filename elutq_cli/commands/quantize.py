@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from elutq_cli.commands.making import make_file, print_forecast
-from elutq_cli.commands.options import ForceOutput, GGUFFile, MaxMemory, PoolThreads, Resume, one_of
+from elutq_cli.commands.options import ForceOutput, GGUFFile, MaxMemory, Resume, Threads, one_of
 from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_formats.errors import ElutqError
 
@@ -118,7 +118,7 @@ def quantize_command(
     num_samples: Annotated[int | None, typer.Option(help="Calibration sequences; default: 64.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence; default: 512.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the calibration sequences.")] = 0,
-    threads: PoolThreads = None,
+    threads: Threads = None,
     executor: Annotated[
         str,
         typer.Option(

@@ -160,7 +160,7 @@ def run_command(
     schema = None if json_schema is None else read_json(json_schema)
     grammar_text = None if grammar is None else read_text(grammar)
     prepare_stream(sys.stdout)
-    obstacle = why_no_chat(json_output, logprobs)
+    obstacle = why_no_chat(json_output, logprobs, verbose)
     if conversation and obstacle is not None:
         raise ElutqError(f"-cnv is a chat at a terminal, but {obstacle}: leave out -cnv for one answer")
     given = prompt is not None or file is not None
@@ -199,11 +199,12 @@ def run_command(
         one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, form, json_output, begin)
 
 
-def why_no_chat(json_output: bool, logprobs: int | None) -> str | None:
+def why_no_chat(json_output: bool, logprobs: int | None, verbose: bool) -> str | None:
     """Return what there is that a chat cannot be had with, or None."""
     obstacles = {
         "--json prints one object": json_output,
         "--logprobs reports on one text": logprobs is not None,
+        "-v shows one prompt": verbose,
         "stdin is not one": not sys.stdin.isatty(),
         "stdout is not one": not sys.stdout.isatty(),
     }

@@ -89,7 +89,7 @@ def choose_parallel(
     most = max(FEWEST_SLOTS, min(n_cores, MOST_SLOTS))
     if memory is None:
         return most
-    n_contexts = max(0, memory - file_bytes) // SHARE // cache_bytes(ctx_size or min(maximum, SLOT_TOKENS))
+    n_contexts = max(0, memory - file_bytes) // SHARE // cache_bytes(min(maximum, ctx_size or SLOT_TOKENS))
     return max(1, min(most, n_contexts))
 
 

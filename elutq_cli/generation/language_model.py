@@ -40,6 +40,7 @@ class LanguageModel:
 
     Attributes:
         path: the file.
+        status: its size and times when it was opened; it may be renamed or deleted since.
         file: its metadata.
         tokenizer: its tokenizer.
         native: the file, mapped by the C runtime.
@@ -83,6 +84,7 @@ class LanguageModel:
                 f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint"
             )
         self.file = ModelFile.open(self.path)
+        self.status = self.path.stat()
         self.tokenizer = self.file.tokenizer()
         self.native = Model(self.path)
         self._chat_template = chat_template

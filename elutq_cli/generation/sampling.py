@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import ALL_TOKENS, SamplingDefaults
 
+LARGEST = 1e30
+"""Of penalties and biases: what float32 adds up, over any context, without an overflow."""
+
 NEW_SEED = -1
 """Stands for a seed that nobody knows yet, here and where users name one."""
 
@@ -67,11 +70,13 @@ class SamplingOptions:
         Raises:
             ElutqError: One is out of range.
         """
+        within = f"between -{LARGEST:g} and {LARGEST:g}"
+        repeat_range = f"between {1 / LARGEST:g} and {LARGEST:g}"
         checks = (
-            ("repeat penalty", self.repeat_penalty, self.repeat_penalty > 0, "above 0"),
+            ("repeat penalty", self.repeat_penalty, 1 / LARGEST <= self.repeat_penalty <= LARGEST, repeat_range),
             ("repeat-last-n", self.repeat_last_n, self.repeat_last_n >= -1, "-1 or more"),
-            ("presence penalty", self.presence_penalty, True, "a number"),
-            ("frequency penalty", self.frequency_penalty, True, "a number"),
+            ("presence penalty", self.presence_penalty, abs(self.presence_penalty) <= LARGEST, within),
+            ("frequency penalty", self.frequency_penalty, abs(self.frequency_penalty) <= LARGEST, within),
             ("top-k", self.top_k, self.top_k >= ALL_TOKENS, "1 or more, or 0 or -1 for all"),
             ("top-p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1"),
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
@@ -82,8 +87,8 @@ class SamplingOptions:
             if not (valid and math.isfinite(value)):
                 raise ElutqError(f"{name} is {value}: it must be {range_}")
         for token, bias in self.logit_bias:
-            if not math.isfinite(bias):
-                raise ElutqError(f"the bias of token {token} is {bias}: it must be a finite number")
+            if not abs(bias) <= LARGEST:
+                raise ElutqError(f"the bias of token {token} is {bias}: it must be {within}")
 
 
 class Sampler:
@@ -127,7 +132,9 @@ class Sampler:
         if options.min_p > 0:
             n_likely = int(np.count_nonzero(probabilities >= options.min_p * probabilities[0]))
             kept = kept[:n_likely]
-        probabilities = _softmax(logits[kept].astype(np.float64) / options.temp)
+        below = logits[kept].astype(np.float64) - float(logits[kept[0]])  # the likeliest comes first
+        with np.errstate(over="ignore"):  # by the smallest temperatures: no chance at all
+            probabilities = _softmax(below / options.temp)
         drawn = np.searchsorted(np.cumsum(probabilities), self._random.random() * probabilities.sum(), side="right")
         # The likeliest come first: what cannot be drawn (-inf) is at the end, and rounding must not reach it.
         return int(kept[min(int(drawn), int(np.count_nonzero(probabilities)) - 1)])

@@ -51,7 +51,7 @@ def filter_size(work: Work, name: str, value: object, arguments: Sequence[object
     texts = [argument for argument in arguments if isinstance(argument, str)]
     if name in FILTERS_OF_ALL:
         return _size_of_all(work, name, value, arguments, texts)
-    if name == "batch":
+    if name in ("batch", "slice"):
         return widest(arguments) * STEP
     if name == "round":
         return widest(arguments) << 10

@@ -201,7 +201,7 @@ class Endpoint:
 
 def _describe(model: LanguageModel, name: str) -> dict[str, Any]:
     """Return the entry of /v1/models, the context's length under the names that other servers give it."""
-    info, made = model.native.info, int(model.path.stat().st_mtime)
+    info, made = model.native.info, int(model.status.st_mtime)
     return {
         "id": name,
         "object": "model",

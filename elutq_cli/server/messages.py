@@ -7,6 +7,7 @@ from typing import Any
 from elutq_cli.generation import ChatTemplate, Message
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
+from elutq_cli.server.thinking import thinking_variables
 from elutq_formats.errors import ElutqError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -40,11 +41,13 @@ def render(fields: Fields, template: ChatTemplate, tools: Sequence[Mapping[str, 
         raise RequestError(f"{wrong[0]} is no variable: give it as a field of the body", "chat_template_kwargs")
     if tools:
         variables = {**variables, "tools": tools}
-    if (thinks := fields.get("enable_thinking")) is not None:
-        variables = {"enable_thinking": fields.flag("enable_thinking"), **variables}
-        if "enable_thinking" not in template.source:
-            message = f"enable_thinking is {thinks}: this model's chat template knows of no such switch"
-            raise RequestError(message, "enable_thinking")
+    if fields.get("enable_thinking") is not None:
+        thinks = fields.flag("enable_thinking")
+        variables = {**thinking_variables(template, thinks, "enable_thinking"), **variables}
+    elif "enable_thinking" in variables:
+        thinking_variables(template, bool(variables["enable_thinking"]), "chat_template_kwargs")
+    elif fields.get("reasoning_effort") == "none" and "reasoning_effort" not in template.source:
+        variables = {**thinking_variables(template, False, "reasoning_effort"), **variables}
     for name in ("documents", "reasoning_effort"):
         if (value := fields.get(name)) is not None:
             variables = {name: value, **variables}

@@ -1,8 +1,9 @@
 """The thoughts of a reply: whether its template marks them, how long they may be, and what the client sees of them."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from elutq_cli.generation import LanguageModel
+from elutq_cli.generation import ChatTemplate, LanguageModel
 from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.thinking import NO_BUDGET, Marks, Thinking, ThoughtReader, marks_of
 from elutq_cli.server.errors import RequestError
@@ -62,3 +63,28 @@ def read_thoughts(fields: Fields, model: LanguageModel, prompt: str, limits: Lim
         if not within:
             return None
     return Thoughts(marks, within, budget, form != "none", shown)
+
+
+def thinking_variables(template: ChatTemplate, on: bool, field: str) -> dict[str, Any]:
+    """Return the template's variables by which a model thinks before it answers, or does not.
+
+    Args:
+        template: of the model that answers.
+        on: whether it is to think.
+        field: that asks for it.
+
+    Raises:
+        RequestError: its template has no such switch, and does the other thing.
+    """
+    source = template.source
+    if "enable_thinking" in source:
+        return {"enable_thinking": on}
+    if on != (marks_of(source) is not None):
+        raise RequestError(f"{field} is not supported by this model's chat template", field, "unsupported_parameter")
+    return {}
+
+
+def may_think(template: ChatTemplate) -> bool:
+    """Return whether a template knows of thoughts."""
+    source = template.source
+    return "enable_thinking" in source or marks_of(source) is not None

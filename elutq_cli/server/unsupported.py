@@ -11,6 +11,7 @@ Unsupported = Mapping[str, tuple[object, ...]]
 _LLAMA_CPP_ORDER = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
 
 _CHOICES: Unsupported = {
+    "preset": ("",),
     "use_beam_search": (False,),
     "num_beams": (1,),
     "length_penalty": (1,),
@@ -50,6 +51,8 @@ _SAMPLING: Unsupported = {
     "logits_processors": ([],),
     "custom_logit_processor": ("",),
     "watermark": (False,),
+    "repetition_penalty_range": (),
+    "penalize_newline": (True,),
 }
 
 _GRAMMAR: Unsupported = {
@@ -62,6 +65,10 @@ _GRAMMAR: Unsupported = {
     "custom_token_bans": ("",),
     "stop_regex": ([], ""),
     "min_new_tokens": (0,),
+    "ban_eos_token": (False,),
+    "auto_max_new_tokens": (False,),
+    "guided_whitespace_pattern": (),
+    "grammar_lazy": (False,),
 }
 
 _PROMPT: Unsupported = {
@@ -84,6 +91,13 @@ _PROMPT: Unsupported = {
     "lora": ([],),
     "lora_path": (),
     "adapter_id": (),
+    "add_bos_token": (True,),
+    "character": ("",),
+    "mode": ("instruct",),
+    "instruction_template": ("",),
+    "instruction_template_str": ("",),
+    "chat_template_str": ("",),
+    "impersonate": (False,),
     "options": ({},),
 }
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from elutq_native.errors import ClosedError, NativeError
 from elutq_native.handle import Handle
-from elutq_native.library import MESSAGE_BYTES, check, check_use, default_threads, ffi, lib
+from elutq_native.library import LARGEST, MESSAGE_BYTES, check, check_use, default_threads, ffi, lib, unsigned
 from elutq_native.model import Model
 from elutq_native.sequence import NativeSequence
 
@@ -70,7 +70,8 @@ class Engine:
         Raises:
             NativeError: A number is out of range, memory or threads are short, or the model is closed.
         """
-        threads = threads or default_threads()
+        threads = unsigned(threads or default_threads(), "the number of threads")
+        n_sequences = unsigned(n_sequences, "the number of sequences")
         handle, message = ffi.new("elutq_engine **"), ffi.new("char[]", MESSAGE_BYTES)
         with model._handle.use() as pointer:
             status = lib.elutq_engine_create(pointer, n_sequences, threads, handle, message, MESSAGE_BYTES)
@@ -88,7 +89,7 @@ class Engine:
             NativeError: There are not so many, or another thread uses the engine.
         """
         with self._handle.use() as engine:
-            status = lib.elutq_engine_use_for_decode(engine, max(threads, 0))
+            status = lib.elutq_engine_use_for_decode(engine, min(max(threads, 0), LARGEST))
         check_use(status, self._name)
         if status != lib.ELUTQ_OK:
             raise NativeError(status, f"{threads} threads of {self.threads} cannot be used", bad_input=True)

@@ -4,6 +4,7 @@ from elutq_native._elutq import ffi, lib
 from elutq_native.errors import CancelledError, ContextFullError, NativeError, OverwrittenError
 
 __all__ = [
+    "LARGEST",
     "MESSAGE_BYTES",
     "check",
     "check_use",
@@ -12,9 +13,24 @@ __all__ = [
     "lib",
     "supported_kernels",
     "survive_lost_pages",
+    "unsigned",
 ]
 
 MESSAGE_BYTES = 512
+
+LARGEST = 2**32 - 1
+"""What C's ``uint32_t`` and ``unsigned`` hold."""
+
+
+def unsigned(value: int, what: str) -> int:
+    """Returns a number that C takes as an unsigned one of 32 bits, as it is.
+
+    Raises:
+        NativeError: It is none.
+    """
+    if not 0 <= value <= LARGEST:
+        raise NativeError(lib.ELUTQ_ERROR_ARGUMENT, f"{what} cannot be {value}", bad_input=True)
+    return value
 
 
 def check(status: int, message: object, subject: str = "") -> None:

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from elutq_native.handle import Handle
-from elutq_native.library import MESSAGE_BYTES, check, default_threads, ffi, lib
+from elutq_native.library import MESSAGE_BYTES, check, default_threads, ffi, lib, unsigned
 
 if TYPE_CHECKING:
     from elutq_native.session import Session
@@ -77,6 +77,7 @@ class Model:
 
     def cache_bytes(self, context_size: int, cache_type: str = "f16") -> int:
         """Bytes that a sequence has for keys and values: layers that have a window hold little more than that."""
+        context_size = unsigned(context_size, "a context's size")
         with self._handle.use() as model:
             return int(lib.elutq_model_cache_bytes(model, context_size, CACHE_TYPES[cache_type]))
 

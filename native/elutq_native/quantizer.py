@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from elutq_native.errors import NativeError
 from elutq_native.handle import Handle
-from elutq_native.library import check_use, ffi, lib
+from elutq_native.library import LARGEST, check_use, ffi, lib
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
@@ -30,7 +30,8 @@ class Quantizer:
             NativeError: threads out of range, or one cannot be started.
         """
         pool = ffi.new("elutq_pool **")
-        status = lib.elutq_pool_create(lib.elutq_default_threads() if threads is None else max(threads, 0), pool)
+        chosen = lib.elutq_default_threads() if threads is None else min(max(threads, 0), LARGEST)
+        status = lib.elutq_pool_create(chosen, pool)
         if status == lib.ELUTQ_ERROR_ARGUMENT:
             raise NativeError(status, f"{threads} threads are not possible: use 1 to 256", bad_input=True)
         if status != lib.ELUTQ_OK:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_native.handle import Handle
-from elutq_native.library import MESSAGE_BYTES, check, check_use, ffi, lib
+from elutq_native.library import LARGEST, MESSAGE_BYTES, check, check_use, ffi, lib, unsigned
 from elutq_native.model import CACHE_TYPES, Model
 
 
@@ -32,7 +32,7 @@ class NativeSequence:
             NativeError: The context is out of range, memory is short, or the model is closed.
         """
         handle, message = ffi.new("elutq_sequence **"), ffi.new("char[]", MESSAGE_BYTES)
-        arguments = (context_size, CACHE_TYPES[cache_type])
+        arguments = (unsigned(context_size, "a context's size"), CACHE_TYPES[cache_type])
         # A token's, of layers without a window and of those with one; the model may be closed before the sequence.
         self._token_bytes = model.state_bytes(1, 0, cache_type), model.state_bytes(0, 1, cache_type)
         with model._handle.use() as pointer:
@@ -68,7 +68,7 @@ class NativeSequence:
             ValueError: ``position`` is negative or past the current one.
         """
         with self._handle.use() as sequence:
-            status = lib.elutq_sequence_rewind(sequence, max(position, 0))
+            status = lib.elutq_sequence_rewind(sequence, min(max(position, 0), LARGEST))
         check_use(status, self._name)
         if position < 0 or status == lib.ELUTQ_ERROR_ARGUMENT:
             raise ValueError(f"cannot rewind to {position}: the context holds {self.position} tokens")

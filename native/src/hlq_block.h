@@ -137,11 +137,6 @@ static inline float elutq_center(const struct elutq_block *block, uint32_t row) 
     return elutq_stored_half_scale(block, block->bits, row);
 }
 
-/* Row within the tile of byte j's low nibble; the high nibble holds that row + 16. */
-static inline uint32_t elutq_cell_row(uint32_t j) {
-    return (j >> 1) + 8 * (j & 1);
-}
-
 /* The byte of a cell, and the shift within it, that hold a tile's row. */
 static inline uint32_t elutq_cell_byte(uint32_t row) {
     return 2 * (row & 7) + ((row >> 3) & 1);

@@ -112,6 +112,10 @@ static void load_layer(struct elutq_loader *loader, uint32_t i) {
     const bool spans = config->norm_spans_heads;
     layer->q_norm = load_layer_vector(loader, i, "attn_q_norm.weight", spans ? q_rows : config->head_dim, false);
     layer->k_norm = load_layer_vector(loader, i, "attn_k_norm.weight", spans ? kv_rows : config->head_dim, false);
+    if (loader->status == ELUTQ_OK && spans && (layer->q_norm == NULL) != (layer->k_norm == NULL))
+        loader->status = elutq_fail(loader->error, ELUTQ_ERROR_FORMAT,
+                                    "blk.%u has one of attn_q_norm.weight and attn_k_norm.weight, where both span all heads: "
+                                    "it needs the other, too", i);
     load_linear(loader, i, "attn_q", q_rows, hidden, &layer->q);
     load_linear(loader, i, "attn_k", kv_rows, hidden, &layer->k);
     load_linear(loader, i, "attn_v", kv_rows, hidden, &layer->v);

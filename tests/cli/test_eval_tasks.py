@@ -90,9 +90,9 @@ def test_contexts_that_are_cut_are_told(novels_2bit, questions):
     assert "larger than the context" in refusal(novels_2bit, "--tasks", questions, "-c", 5000)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--chunks", 1), ("--stride", 8), ("--rule", "llama.cpp")])
-def test_options_of_a_text_need_one(flag, value, novels_2bit, questions):
-    assert refusal(novels_2bit, "--tasks", questions, flag, value).startswith(f"{flag} is about windows of a text")
+@pytest.mark.parametrize("given", [("--chunks", 1), ("--stride", 8), ("--rule", "llama.cpp"), ("--token-by-token",)])
+def test_options_of_a_text_need_one(given, novels_2bit, questions):
+    assert refusal(novels_2bit, "--tasks", questions, *given).startswith(f"{given[0]} is about windows of a text")
 
 
 def test_nothing_to_measure(novels_2bit):

@@ -39,6 +39,12 @@ def test_a_message_comes_whole_and_as_a_stream(client):
         streamed = stream.get_final_message()
     assert (streamed.content[0].text, streamed.stop_reason) == (block.text, "max_tokens")
     assert streamed.usage.output_tokens == 12
+    with client.messages.create(**ASKED, **options, stream=True) as events:
+        begun = next(event for event in events if event.type == "message_start").message.usage
+    assert (begun.input_tokens, begun.cache_read_input_tokens) == (
+        streamed.usage.input_tokens,
+        streamed.usage.cache_read_input_tokens,
+    )
     assert streamed.usage.input_tokens + streamed.usage.cache_read_input_tokens == message.usage.input_tokens
 
 

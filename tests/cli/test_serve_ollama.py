@@ -1,8 +1,10 @@
 """Ollama's /api: as its own client sees it, and what its requests are in OpenAI's form."""
 
 import json
+import shutil
 
 import pytest
+from asgi import serving
 from served import Server
 
 from elutq_cli.server.dialects.ollama import Chat, Generate
@@ -33,6 +35,17 @@ def test_the_model_is_found_and_described(client):
     assert shown.modelinfo["general.parameter_count"] == 4096 * 256 + 6 * block + 256
     assert shown.capabilities == ["completion"]
     assert [running.model for running in client.ps().models] == [model.model]
+
+
+def test_a_model_file_may_be_deleted_while_it_is_served(chat_model, tmp_path):
+    path = tmp_path / "model.gguf"
+    shutil.copy(chat_model, path)
+    with serving(path) as client:
+        path.unlink()
+        for route in ("/api/tags", "/api/ps"):
+            (entry,) = client.get(route).json["models"]
+            assert entry["size"] == chat_model.stat().st_size
+        assert client.post("/api/show", {"model": entry["name"]}).status == 200
 
 
 def test_another_model_is_not_found(client, ollama):

@@ -63,6 +63,8 @@ def tokens(client, **body):
         *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "chat_template"),
         *("min_keep", "lora", "options", "add_special_tokens", "return_token_ids"),
         *("suffix", "functions", "function_call", "audio", "modalities"),
+        *("preset", "ban_eos_token", "auto_max_new_tokens", "add_bos_token", "character", "mode", "grammar_lazy"),
+        *("instruction_template_str", "guided_whitespace_pattern", "penalize_newline", "repetition_penalty_range"),
     ],
 )
 def test_a_field_that_would_change_the_result_is_refused_by_name(client, field):

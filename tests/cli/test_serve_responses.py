@@ -42,8 +42,10 @@ def test_a_response_comes_whole_and_as_a_stream(client):
         "response.output_item.added",
         "response.content_part.added",
     ]
-    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert "".join(deltas) == response.output_text
+    assert events[3].part.text == ""
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert "".join(event.delta for event in deltas) == response.output_text
+    assert deltas[-1].snapshot == response.output_text  # what the client adds up
     assert events[-1].type == "response.incomplete"
     assert events[-1].response.output_text == response.output_text
 

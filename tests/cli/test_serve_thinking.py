@@ -84,7 +84,14 @@ def test_a_stream_has_thoughts_before_the_answer(client):
     assert kinds == sorted(kinds, reverse=True)
 
 
-@pytest.mark.parametrize("asked", [{"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"reasoning_effort": "none"},
+    ],
+)
 def test_thinking_is_switched_off_in_the_template(client, asked):
     body = ask(client, **asked)
     assert "reasoning_content" not in body["choices"][0]["message"]
@@ -117,9 +124,19 @@ def test_a_schema_and_forced_calls_bind_the_answer_and_not_the_thoughts(client, 
 
 def test_what_a_model_that_does_not_think_cannot_do_is_refused_by_name(client, template):
     template(CHAT_TEMPLATE)
-    for asked in ({"enable_thinking": True}, {"thinking_budget_tokens": 5}):
+    for asked in (
+        {"enable_thinking": True},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"thinking_budget_tokens": 5},
+    ):
         assert refusal(client.chat(MESSAGES, **asked)).param == next(iter(asked))
-    for asked in ({"thinking_budget_tokens": -1}, {"reasoning_format": "auto"}, {"include_reasoning": False}):
+    for asked in (
+        {"thinking_budget_tokens": -1},
+        {"reasoning_format": "auto"},
+        {"include_reasoning": False},
+        {"enable_thinking": False},
+        {"reasoning_effort": "none"},
+    ):
         assert "reasoning_content" not in ask(client, **asked)["choices"][0]["message"]
 
 

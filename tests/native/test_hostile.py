@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from gguf_container import Container
-from lying_experts import LYING_EXPERTS
+from lying_experts import LYING_EXPERTS, without_tensor
 from lying_files import LYING
 from make_models import expert_config, golden_config, write_random
 
@@ -50,6 +50,15 @@ def sound_experts(tmp_path_factory):
 @pytest.mark.parametrize("change", LYING_EXPERTS)
 def test_lies_about_experts_are_refused_by_name(change, sound_experts, tmp_path):
     check_refused(sound_experts, *LYING_EXPERTS[change], tmp_path / "lie.gguf")
+
+
+def test_one_norm_over_all_heads_without_its_partner_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_random(path, golden_config("olmo2"), bits=2, group_size=32)
+    message = "blk.1 has one of attn_q_norm.weight and attn_k_norm.weight"
+    for name in ("q", "k"):
+        lie = without_tensor(f"blk.1.attn_{name}_norm.weight")
+        check_refused(path.read_bytes(), lie, message, f"attn_{name}_norm.weight", tmp_path / "lie.gguf")
 
 
 @pytest.mark.parametrize("change", LYING)

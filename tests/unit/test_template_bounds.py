@@ -111,6 +111,7 @@ def test_what_doubles_in_a_loop_is_refused(source):
         "('<!--' * 999999) | striptags",
         "('<!---->' | safe * 99999).striptags()",
         "[1] | batch(999999999, 1) | list",
+        "[1] | slice(999999999) | list",
         "5 | round(-999999999)",
         "5.5 | round(999999999, 'ceil')",
         "'%999999999d' % 1",

@@ -56,6 +56,12 @@ READ = [
     ("llama3", '{"answer": 3}', '{"answer": 3}', []),
     ("llama3", 'See {"name": "now", "parameters": {}}', 'See {"name": "now", "parameters": {}}', []),
     ("mistral", f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ARGUMENTS}, "id": "a}}bcdefgh"}}]', "", [WEATHER]),
+    (
+        "mistral",
+        '[TOOL_CALLS][{"name": "now", "arguments": {}}][TOOL_CALLS][{"name": "now", "arguments": {}}]',
+        "",
+        [NOW, NOW],
+    ),
     ("mistral", '[TOOL_CALLS][{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]', "", [NOW, NOW]),
     ("mistral-named", f"[TOOL_CALLS]weather[ARGS]{ARGUMENTS}[TOOL_CALLS]now{{}}", "", [WEATHER, NOW]),
     ("mistral-named", f"Well: [TOOL_CALLS]weather[CALL_ID]abc123[ARGS]{ARGUMENTS}", "Well:", [WEATHER]),
@@ -104,6 +110,18 @@ def test_text_comes_at_once_and_arguments_as_they_come():
     assert [text for _, text in reader.put("}}")] == ["}"]
     assert call.complete
     assert list(reader.finish()) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_arguments_come_as_they_come_in_whatever_pieces(size):
+    head, pieces = '<tool_call>\n{"name": "weather", "arguments": ', []
+    reader = CallReader(KNOWN["hermes"], NAMES)
+    list(reader.put(head))
+    for at in range(0, len(ARGUMENTS), size):
+        piece = ARGUMENTS[at : at + size]
+        assert "".join(text for _, text in reader.put(piece)) == piece
+        pieces.append(piece)
+    assert "".join(pieces) == ARGUMENTS
 
 
 def test_a_call_that_was_cut_is_not_complete():

@@ -41,6 +41,7 @@ class CallReader:
         self._marks = ""  # passed over since the last call: text, if there is no call
         self._speaks = False
         self._call: Call | None = None
+        self._is_encoded: bool | None = None  # whether its arguments are JSON within a string; None: nothing came
         self._json = JsonEnd()
         self._n_followed = 0  # characters of the buffer that it has seen
 
@@ -78,12 +79,14 @@ class CallReader:
 
     def _read_marks(self) -> Iterator[Part]:
         buffer, skipped = self._buffer, self._notation.skipped
+        if any(mark != buffer and mark.startswith(buffer) for mark in skipped):
+            return
         mark = buffer[0] if buffer[0].isspace() else next((mark for mark in skipped if buffer.startswith(mark)), "")
         if mark:
             self._marks, self._buffer = self._marks + mark, buffer[len(mark) :]
         elif buffer[0] == "{" or (self._notation.bare_names and (buffer[0].isalnum() or buffer[0] == "_")):
             self._step, self._json, self._n_followed = self._read_head, JsonEnd(), 0
-        elif not any(mark.startswith(buffer) for mark in skipped):
+        else:
             yield from self._give_up()
 
     def _read_head(self) -> Iterator[Part]:
@@ -95,7 +98,7 @@ class CallReader:
                 return
             yield self._begin(str(name)), ""
             self._buffer, self._n_followed = buffer[found.end() :], 0
-            self._step, self._json = self._read_arguments, JsonEnd()
+            self._step, self._json, self._is_encoded = self._read_arguments, JsonEnd(), None
         elif self._notation.bare_names:
             if len(buffer) > LONGEST_HEAD or "{" in buffer:
                 yield from self._give_up()
@@ -123,14 +126,15 @@ class CallReader:
     def _read_arguments(self) -> Iterator[Part]:
         call = self._call
         assert call is not None
-        is_string = self._buffer.startswith('"')
+        if self._is_encoded is None:
+            self._is_encoded = self._buffer.startswith('"')
         end = self._json.find(self._buffer[self._n_followed :])
-        if end is None and is_string:  # JSON within a string is known when it is whole
+        if end is None and self._is_encoded:  # it is known when it is whole
             self._n_followed = len(self._buffer)
             return
         n_read = len(self._buffer) if end is None else self._n_followed + end
         text, self._buffer = self._buffer[:n_read], self._buffer[n_read:]
-        inner = _parsed(text) if is_string else None
+        inner = _parsed(text) if self._is_encoded else None
         yield call, inner if isinstance(inner, str) else text
         if end is not None:
             call.complete = True

@@ -5,12 +5,13 @@ from typing import Any
 
 from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects.blocks import Block, Blocks, Change, arguments_of, blocks_of
-from elutq_cli.server.dialects.dialect import Dialect, may_think, thinking_variables, typed_event
+from elutq_cli.server.dialects.dialect import Dialect, typed_event
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import TextRequest
-from elutq_cli.server.response import Body
+from elutq_cli.server.response import Body, usage
+from elutq_cli.server.thinking import may_think, thinking_variables
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -74,9 +75,9 @@ class Messages(Dialect):
         kind = fields.get("type")
         if kind not in ("enabled", "adaptive", "disabled"):
             raise RequestError("thinking must be of type enabled, adaptive or disabled", "thinking")
-        if kind == "adaptive" and not may_think(self.model):
+        if kind == "adaptive" and not may_think(self.model.required_chat_template):
             return {}  # the model is to think as it sees fit
-        variables = thinking_variables(self.model, kind != "disabled", "thinking")
+        variables = thinking_variables(self.model.required_chat_template, kind != "disabled", "thinking")
         return {"chat_template_kwargs": variables, "thinking_budget_tokens": fields.get("budget_tokens")}
 
     def whole(self, answer: Body) -> Body:
@@ -99,8 +100,7 @@ class Messages(Dialect):
         if self._blocks is None:
             self._blocks = Blocks()
             message = self._message(chunk["id"], []) | {"stop_reason": None, "stop_sequence": None}
-            n_prompt = sum(generation.prompt_tokens for generation in self.generations)
-            message["usage"] = {"input_tokens": n_prompt, "output_tokens": 0}
+            message["usage"] = _usage(usage(self.generations, 1)) | {"output_tokens": 0}
             yield typed_event({"type": "message_start", "message": message})
         yield from map(_block_event, self._blocks.feed(choice["delta"]))
         if choice["finish_reason"] is not None:
@@ -281,12 +281,12 @@ def _end(choice: Mapping[str, Any]) -> Body:
     return {"stop_reason": reason, "stop_sequence": sequence}
 
 
-def _usage(usage: Mapping[str, Any]) -> Body:
+def _usage(counted: Mapping[str, Any]) -> Body:
     """Return the numbers of tokens; Anthropic's input is without what was cached."""
-    n_cached = usage["prompt_tokens_details"]["cached_tokens"]
+    n_cached = counted["prompt_tokens_details"]["cached_tokens"]
     return {
-        "input_tokens": usage["prompt_tokens"] - n_cached,
+        "input_tokens": counted["prompt_tokens"] - n_cached,
         "cache_read_input_tokens": n_cached,
         "cache_creation_input_tokens": 0,
-        "output_tokens": usage["completion_tokens"],
+        "output_tokens": counted["completion_tokens"],
     }

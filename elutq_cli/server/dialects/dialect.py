@@ -5,10 +5,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from elutq_cli.generation import Generation, LanguageModel
-from elutq_cli.generation.thinking import marks_of
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import TextRequest, read_chat, read_completion
@@ -133,28 +132,3 @@ def event(body: Body) -> bytes:
 def typed_event(body: Body) -> bytes:
     """Return a server-sent event that has a name, its ``type``."""
     return f"event: {body['type']}\n".encode() + event(body)
-
-
-def thinking_variables(model: LanguageModel, on: bool, field: str) -> dict[str, Any]:
-    """Return the template's variables by which a model thinks before it answers, or does not.
-
-    Args:
-        model: answers.
-        on: whether it is to think.
-        field: that asks for it.
-
-    Raises:
-        RequestError: its template has no such switch, and does the other thing.
-    """
-    source = model.required_chat_template.source
-    if "enable_thinking" in source:
-        return {"enable_thinking": on}
-    if on != (marks_of(source) is not None):
-        raise RequestError(f"{field} is not supported by this model's chat template", field, "unsupported_parameter")
-    return {}
-
-
-def may_think(model: LanguageModel) -> bool:
-    """Return whether a model's template knows of thoughts."""
-    source = model.required_chat_template.source
-    return "enable_thinking" in source or marks_of(source) is not None

@@ -8,10 +8,11 @@ from typing import Any
 
 from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects.blocks import arguments_of
-from elutq_cli.server.dialects.dialect import COMPLETION, Dialect, thinking_variables
+from elutq_cli.server.dialects.dialect import COMPLETION, Dialect
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
+from elutq_cli.server.thinking import thinking_variables
 
 OPTIONS = {"num_predict": "max_tokens"}
 """Ollama's names of options that OpenAI has under others; the rest have the same."""
@@ -65,12 +66,13 @@ class OllamaText(Dialect):
 
     def _think(self, think: object) -> Body:
         if isinstance(think, str) and think in ("low", "medium", "high"):
-            return {"chat_template_kwargs": thinking_variables(self.model, True, "think"), "reasoning_effort": think}
+            variables = thinking_variables(self.model.required_chat_template, True, "think")
+            return {"chat_template_kwargs": variables, "reasoning_effort": think}
         if not isinstance(think, bool):
             raise RequestError("think must be true, false, low, medium or high", "think")
         if self.kind is COMPLETION:
             return {"think": think} if think else {}
-        return {"chat_template_kwargs": thinking_variables(self.model, think, "think")}
+        return {"chat_template_kwargs": thinking_variables(self.model.required_chat_template, think, "think")}
 
     def nothing(self) -> Body:
         """Return what loading a model is answered with."""

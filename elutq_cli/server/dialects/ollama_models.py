@@ -5,10 +5,10 @@ import math
 from datetime import datetime, timezone
 
 from elutq_cli.generation import LanguageModel
-from elutq_cli.server.dialects.dialect import may_think
 from elutq_cli.server.errors import RequestError, UnknownModelError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
+from elutq_cli.server.thinking import may_think
 from elutq_cli.version import __version__
 
 API_VERSION = "0.6.4"
@@ -22,7 +22,7 @@ def version(_: LanguageModel, __: str) -> Body:
 
 def tags(model: LanguageModel, name: str) -> Body:
     """Return the answer to /api/tags, and to /api/ps."""
-    status = model.path.stat()
+    status = model.status
     entry = {
         "name": name,
         "model": name,
@@ -68,7 +68,8 @@ def _capabilities(model: LanguageModel) -> list[str]:
     """Return what clients look at before they offer it."""
     capabilities = ["completion"]
     if model.chat_template is not None:
-        capabilities += ["tools"] * ("tools" in model.chat_template.source) + ["thinking"] * may_think(model)
+        capabilities += ["tools"] * ("tools" in model.chat_template.source)
+        capabilities += ["thinking"] * may_think(model.chat_template)
     return capabilities
 
 
@@ -88,4 +89,4 @@ def _n_parameters(model: LanguageModel) -> int:
 
 
 def _modified(model: LanguageModel) -> str:
-    return datetime.fromtimestamp(model.path.stat().st_mtime, timezone.utc).isoformat()
+    return datetime.fromtimestamp(model.status.st_mtime, timezone.utc).isoformat()

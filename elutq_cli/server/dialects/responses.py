@@ -1,15 +1,17 @@
 """OpenAI's /v1/responses, as far as it keeps nothing: every request brings its whole conversation."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects.blocks import Block, Blocks, Change, blocks_of
-from elutq_cli.server.dialects.dialect import Dialect, thinking_variables, typed_event
+from elutq_cli.server.dialects.dialect import Dialect, typed_event
 from elutq_cli.server.dialects.responses_input import messages_of
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
+from elutq_cli.server.thinking import thinking_variables
 
 NO_PLACE = {
     "previous_response_id": (),
@@ -76,7 +78,7 @@ class Responses(Dialect):
         fields.refuse({"summary": ("auto",), "generate_summary": ("auto",)})
         effort = fields.get("effort")
         if effort == "none":
-            return {"chat_template_kwargs": thinking_variables(self.model, False, "reasoning")}
+            return {"chat_template_kwargs": thinking_variables(self.model.required_chat_template, False, "reasoning")}
         return {} if effort is None else {"reasoning_effort": effort}
 
     def whole(self, answer: Body) -> Body:
@@ -101,11 +103,9 @@ class Responses(Dialect):
             for what in ("created", "in_progress"):
                 yield self._event({"type": f"response.{what}", "response": self._response("in_progress")})
         (self._last,) = chunk["choices"]
-        changes = [*self._blocks.feed(self._last["delta"])]
-        if self._last["finish_reason"] is not None:
-            changes += self._blocks.finish()
-        for change in changes:
-            for body in self._changed(change):
+        is_last = self._last["finish_reason"] is not None
+        for change in chain(self._blocks.feed(self._last["delta"]), self._blocks.finish() if is_last else ()):
+            for body in self._changed(change):  # before the next change: a block grows by it
                 yield self._event(body)
 
     def failure(self, fault: Fault) -> bytes:
