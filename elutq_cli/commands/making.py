@@ -157,6 +157,8 @@ def print_forecast(
             groups = "" if record.group_size is None else f", groups of {record.group_size}, {record.kind}"
             each = "" if record.n_experts is None else f", each of {record.n_experts} experts"
             print(f"{record.name:28} {record.rows:7} x {record.columns:<7} {record.bits} bits{groups}{each}")
+    if recipe.resolved(bool(calibration)).method == "allocate":
+        print("bits and groups of the blocks' linears are chosen when they are quantized, within this total")
     print(f"output       {forecast.output_bytes / 1e9:.2f} GB")
     print(f"scratch disk {forecast.scratch_bytes / 1e9:.2f} GB beside the output")
     print(f"peak memory  {forecast.memory_bytes / 1e9:.2f} GB at most, without the page cache")

@@ -28,8 +28,11 @@ def quantize_command(
         Path | None, typer.Option("-o", "--output", help="Model file to make; not needed with --dry-run.")
     ] = None,
     bits: Annotated[
-        int, typer.Option(help="Bits per weight of the blocks' linears: 1 to 4.", autocompletion=one_of(1, 2, 3, 4))
-    ] = 2,
+        int | None,
+        typer.Option(
+            help="Bits per weight of the blocks' linears: 1 to 4; default: 2.", autocompletion=one_of(1, 2, 3, 4)
+        ),
+    ] = None,
     group_size: Annotated[
         int,
         typer.Option(
@@ -152,8 +155,10 @@ def quantize_command(
     given = {name: value for name, value in asked.items() if value is not None}
     if given and not calibration:
         raise ElutqError(f"--{next(iter(given)).replace('_', '-')} is of calibration sequences: add --calibration")
+    if bits is not None and target_bpw is not None:
+        raise ElutqError("--bits and --target-bpw are two totals for the same linears: leave one out")
     recipe = Recipe(
-        bits=bits,
+        bits=Recipe.bits if bits is None else bits,
         group_size=group_size,
         scale_bits=scale_bits,
         target_bpw=target_bpw,

@@ -25,6 +25,10 @@ less by the second factor further, keep float16: their outliers leave the others
 2 bits 2, and none of SmolLM2-135M's. Evenly spaced levels have one half scale, as those of 1 bit have."""
 
 
+ROWS = 1024
+"""Rows whose magnitudes are in memory together."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large the weights of a matrix are.
@@ -42,9 +46,12 @@ class Sizes:
         """Look at some rows after the others: (rows, columns) float32 each."""
         largest = total = n_weights = 0.0
         for part in parts:
-            magnitudes, n = abs(part), len(part) * part.shape[1]
-            largest, total = max(largest, float(magnitudes.max())), total + float(magnitudes.mean()) * n
-            n_weights += n
+            for first in range(0, len(part), ROWS):
+                magnitudes = abs(part[first : first + ROWS])
+                n = len(magnitudes) * part.shape[1]
+                largest, total = max(largest, float(magnitudes.max())), total + float(magnitudes.mean()) * n
+                n_weights += n
+            del part  # before the next is read
         return cls(largest, total / n_weights)
 
 

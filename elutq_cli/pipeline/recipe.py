@@ -20,6 +20,7 @@ from elutq_formats.tensor_record import TensorRecord
 
 HALF_BITS = 16
 OUTER_BITS = 4
+LARGEST_SEED = 2**63 - 1  # what a model file can say
 """Bit-planes of the embedding and the head where nobody says."""
 TUNINGS = ("block", "e2e")
 TUNE_TOKENS = 1 << 18
@@ -108,8 +109,8 @@ class Recipe:
             raise ElutqError(f"number of samples is {self.num_samples}: it must be at least 1")
         if self.sequence_length < 2:
             raise ElutqError(f"sequence length is {self.sequence_length}: it must be at least 2 tokens")
-        if self.seed < 0:
-            raise ElutqError(f"seed is {self.seed}: it must not be negative")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ElutqError(f"seed is {self.seed}: it must be 0 to {LARGEST_SEED}")
         if not 0.0 < self.damping <= 1.0:
             raise ElutqError(f"damping is {self.damping}: it must be above 0 and at most 1")
         if self.method not in (None, IMPORT, *METHODS):
@@ -185,6 +186,14 @@ class Recipe:
     def budget(self) -> float:
         """Bits per weight that the blocks' linears bring when layouts are chosen one by one."""
         return self.layout(self.bits).bits_per_weight if self.target_bpw is None else self.target_bpw
+
+    @property
+    def expected_bits(self) -> int:
+        """Bits of a linear in a plan, while none are chosen: with a target, the fewest whose layout is as large."""
+        if self.target_bpw is None:
+            return self.bits
+        sizes = {bits: self.layout(bits).bits_per_weight for bits in range(HLQ_MIN_BITS, HLQ_MAX_BITS)}
+        return next((bits for bits, size in sizes.items() if size >= self.target_bpw), HLQ_MAX_BITS)
 
     def layout(self, bits: int) -> Layout:
         """Return that of a matrix of so many bit-planes."""
@@ -325,7 +334,7 @@ class Plan:
                     layout = entry.layout
             return MatrixPlan(name, layout)
 
-        linear_bits = HALF_BITS if recipe.method == IMPORT else recipe.bits
+        linear_bits = HALF_BITS if recipe.method == IMPORT else recipe.expected_bits
         blocks = tuple(
             tuple(matrix(name, linear_bits) for name in config.linear_names(layer))
             for layer in range(config.num_hidden_layers)
@@ -338,7 +347,7 @@ class Plan:
         plan = cls(embedding, blocks, None if config.tie_word_embeddings and same else head)
         columns = {name: shape[-1] for name, shape in config.tensor_shapes().items()}
         columns[HEAD] = config.hidden_size
-        _check_groups(plan, columns)
+        _check_groups(plan, columns, recipe.group_size)
         return plan
 
     @property
@@ -361,14 +370,17 @@ def _require(name: str, value: int, allowed: Iterable[int]) -> None:
         raise ElutqError(f"{name} {value} is not possible: choose {', '.join(choices[:-1])} or {choices[-1]}")
 
 
-def _check_groups(plan: Plan, columns: Mapping[str, int]) -> None:
+def _check_groups(plan: Plan, columns: Mapping[str, int], usual: int) -> None:
     """Check that each group size divides the columns of its matrix, and name one that suits all if there is any."""
     grouped = {entry.name: entry.layout.group_size for entry in plan.matrices() if entry.layout is not None}
     unfit = [name for name, group_size in grouped.items() if columns[name] % group_size]
     if not unfit:
         return
-    fitting = [size for size in GROUP_SIZES if all(columns[name] % size == 0 for name in grouped)]
-    advice = f"use --group-size {max(fitting)}" if fitting else "no supported group size fits this model"
+    is_own = grouped[unfit[0]] != usual
+    concerned = unfit[:1] if is_own else [name for name, group_size in grouped.items() if group_size == usual]
+    fitting = [size for size in GROUP_SIZES if all(columns[name] % size == 0 for name in concerned)]
+    option = "g{} in its tensor type" if is_own else "--group-size {}"
+    advice = f"use {option.format(max(fitting))}" if fitting else "no supported group size fits this model"
     raise ElutqError(
         f"groups of {grouped[unfit[0]]} do not divide the {columns[unfit[0]]} columns of {unfit[0]}: {advice}"
     )

@@ -42,6 +42,8 @@ class TensorStack:
     def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
         """Return them, or some, in a new float32 array; only those are read."""
         wanted = self.tensors[rows]
+        if len(wanted) == 1:
+            return wanted[0].load(run)[None]
         found = np.empty((len(wanted), *self.shape[1:]), dtype=np.float32)
         for place, tensor in zip(found, wanted, strict=True):
             place[...] = tensor.load(run)

@@ -5,6 +5,7 @@ dequantized by the ``gguf`` package, which is needed for nothing else.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -95,19 +96,20 @@ class GGUFWeights:
             vector = dequantize(self._rows(name, 0, 1)).reshape(-1)
             return np.array((vector if order is None else vector[order])[first:end])
         found = np.empty((max(0, end - first), *shape[1:]), dtype=np.float32)
-        step = max(1, PIECE_WEIGHTS // max(1, found[:1].size))
+        of_each = math.prod(shape[1:-1])  # rows of one matrix of a stack
+        first, end, flat = first * of_each, end * of_each, found.reshape(-1, shape[-1])
+        step = max(1, PIECE_WEIGHTS // max(1, shape[-1]))
 
         def fill(start: int) -> None:
             stop = min(start + step, end)
-            stored = self.read_rows(name, start, stop)
-            found[start - first : stop - first] = dequantize(stored).reshape(-1, *shape[1:])
+            flat[start - first : stop - first] = dequantize(self.read_rows(name, start, stop))
 
         for _ in run(fill, range(first, end, step)):
             pass
         return found
 
     def read_rows(self, name: str, first: int, end: int) -> Rows:
-        """Return rows first to end - 1 of a matrix, at least one, as they are stored: (rows, row_bytes).
+        """Return rows first to end - 1 of a matrix, or of all of a stack, at least one, as stored: (rows, row_bytes).
 
         Raises:
             CheckpointError: see ``load``.
@@ -125,8 +127,7 @@ class GGUFWeights:
         Raises:
             CheckpointError: see ``load``.
         """
-        n_rows = 1 if len(self.shapes[name]) == 1 else self.shapes[name][0]
-        return (self._rows(name, row, row + 1) for row in range(n_rows))
+        return (self._rows(name, row, row + 1) for row in range(math.prod(self.shapes[name][:-1])))
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Return the bytes of a tensor, a row of blocks each: (rows, row_bytes) uint8.
@@ -139,7 +140,7 @@ class GGUFWeights:
     def _rows(self, name: str, first: int, end: int) -> Rows:
         """Return stored rows first to end - 1 as they are: (rows, row_bytes); a vector is a row."""
         info = self._infos[name]
-        n_rows = 1 if len(info.dims) == 1 else info.dims[-1]
+        n_rows = math.prod(info.dims[1:])
         row_bytes, begin = info.n_bytes // n_rows, self._data_start + info.offset
         return self._file.read(begin + first * row_bytes, begin + end * row_bytes).reshape(end - first, row_bytes)
 

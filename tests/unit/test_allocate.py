@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from single_linears import errors_of
 
 from elutq_cli.evaluation import log_softmax
@@ -50,6 +52,23 @@ def test_a_total_below_what_outliers_leave_is_refused():
     assert spend([candidate], 2.375) == {candidate.name: Layout(2, 128)}
     with pytest.raises(ElutqError, match=r"2.2 bits per weight cannot be reached: .* the least is 2\.375"):
         spend([candidate], 2.2)
+
+
+def test_outliers_that_leave_less_than_bits_has_are_no_error(tmp_path, text, backend):
+    """Two linears have float16 scales then, and the others cannot have as much less than they bring."""
+    folder = shutil.copytree(GOLDEN / "qwen3", tmp_path / "model")
+    with Checkpoint.open(folder) as checkpoint:
+        weights = {name: checkpoint.load(name) for name in checkpoint.names}
+    for layer in (0, 1):
+        for name in (f"model.layers.{layer}.mlp.{linear}_proj.weight" for linear in ("gate", "up")):
+            weights[name][3, 5] = 4100.0  # bytes then reach to 8192
+            assert Layout(1, 32, FREE8).settle([weights[name]])[1] == FREE16
+    save_file(weights, folder / "model.safetensors")
+    recipe = replace(RECIPE, bits=1, target_bpw=None)
+    with Checkpoint.open(folder) as checkpoint:
+        tokens = CalibrationText.read([text], checkpoint, recipe).tokens
+        chosen = allocate(checkpoint, replace(recipe, method="allocate"), tokens, backend)
+    assert chosen["model.layers.0.mlp.up_proj.weight"] == Layout(1, 32)
 
 
 def test_bits_per_weight_counts_scales_and_centers():

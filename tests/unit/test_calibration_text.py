@@ -56,6 +56,16 @@ def test_every_file_gives_as_many_sequences_as_far_as_it_has_them(tmp_path, text
     assert sum(sequence in whole for sequence in found.tokens.tolist()) == of_short
 
 
+def test_what_is_held_out_has_not_been_seen_in_a_text_that_says_a_thing_twice(tmp_path, text):
+    again = tmp_path / "again.txt"
+    again.write_bytes(text.read_bytes())
+    with Checkpoint.open(FOLDER) as checkpoint:
+        found = CalibrationText.read([text, again], checkpoint, replace(SMALL, num_samples=16, tune=("e2e",)))
+    seen, held_out = ({sequence.tobytes() for sequence in some} for some in (found.tokens, found.held_out))
+    assert held_out and not seen & held_out
+    assert len(found.fresh) and not {sequence.tobytes() for sequence in found.fresh} & (seen | held_out)
+
+
 def test_a_short_text_is_used_whole_with_a_warning(text, caplog):
     with Checkpoint.open(FOLDER) as checkpoint, caplog.at_level(logging.WARNING):
         n_tokens = len(Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config).encode(TEXT))

@@ -2,12 +2,14 @@
 
 import logging
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from elutq_cli.app import app
@@ -29,7 +31,7 @@ from elutq_cli.pipeline.stages.streams import run_block
 from elutq_cli.reference import Transformer, transformer
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
-from elutq_formats.expert_names import split_expert
+from elutq_formats.expert_names import expert_names, split_expert
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tensor_record import STACK_DIMENSIONS, TensorRecord
 
@@ -139,6 +141,25 @@ def test_all_experts_of_a_stack_share_what_was_allocated_to_it(family, tmp_path,
     weights = [record for record in file.tensors.values() if record.name.startswith("blk.") and record.bits <= 16]
     sizes = [Layout(of.bits, of.group_size, of.kind.name).bits_per_weight * of.n_weights for of in weights]
     assert 3.3 < sum(sizes) / sum(record.n_weights for record in weights) <= 3.6
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-6])
+def test_an_expert_unlike_the_others_has_the_layouts_of_its_stack(factor, tmp_path, text):
+    """Alone it could have float16 scales only, the others only bytes."""
+    folder = shutil.copytree(GOLDEN / "olmoe", tmp_path / "model")
+    with Checkpoint.open(folder) as checkpoint:
+        weights = {name: checkpoint.load(name) for name in checkpoint.names}
+    weights = {
+        own: part
+        for name, of in weights.items()
+        for own, part in (zip(expert_names(name, len(of)), of, strict=True) if of.ndim == 3 else [(name, of)])
+    }
+    for name in weights:
+        weights[name] = weights[name] * np.float32(factor) if ".experts.0." in name else weights[name]
+    save_file(weights, folder / "model.safetensors")
+    file = run(folder, tmp_path / "out.gguf", replace(SMALL, bits=2, method=None), text)
+    kinds = {record.kind.name for record in file.tensors.values() if record.n_experts is not None}
+    assert "free16" not in kinds
 
 
 @pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe"])

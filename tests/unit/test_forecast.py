@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from elutq_cli.pipeline.run.forecast import Forecast
 from elutq_cli.pipeline.run.peak_memory import PROCESS_BYTES, THREAD_BYTES
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.checkpoint import Checkpoint
+from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError
+from elutq_formats.expert_names import expert_names
 
 TESTS = Path(__file__).parent.parent
 NOVELS, SAMPLED = TESTS / "data" / "novels-6m", TESTS / "data" / "sampled.txt"
@@ -106,6 +109,48 @@ def test_measured_peaks_of_a_gguf_source_are_below_the_forecast(small, tmp_path)
     assert peak < above < PROCESS_BYTES + 4 * peak
 
 
+def one_mixture(folder, family, **changes):
+    """Write a layer of a mixture of experts with random weights, in float16."""
+    shutil.copy(TESTS / "data" / "golden" / family / "tokenizer.json", folder)
+    config = json.loads((TESTS / "data" / "golden" / family / "config.json").read_text())
+    config |= {"num_hidden_layers": 1, "intermediate_size": 64, "use_sliding_window": False}
+    config |= {"mlp_only_layers": [], "decoder_sparse_step": 1} | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    rng, weights = np.random.default_rng(0), {}
+    for name, shape in ModelConfig.from_huggingface(config).tensor_shapes().items():
+        names = expert_names(name, shape[0]) if len(shape) == 3 else [name]
+        row = (0.05 * rng.standard_normal(shape[-1])).astype(np.float16)
+        one = np.ones(shape, np.float16) if "norm" in name else np.tile(row, (*shape[-2:-1], 1)).reshape(shape[-2:])
+        stored = one[None] if name.endswith("shared_expert_gate.weight") else one
+        weights |= dict.fromkeys(names, stored)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory is not mapped files")
+@pytest.mark.parametrize("is_gguf", [False, True], ids=["safetensors", "gguf"])
+def test_measured_peaks_of_wide_experts_are_below_the_forecast(tmp_path, is_gguf):
+    wide = {"hidden_size": 512, "head_dim": 64, "num_experts": 2, "num_experts_per_tok": 1}
+    path = one_mixture(tmp_path, "qwen3-moe", moe_intermediate_size=12288, **wide)
+    if is_gguf:
+        path = describe(path).quantized(GGMLQuantizationType.Q8_0).write(tmp_path / "model.gguf")
+    peak, above = measure(path, tmp_path / "out.gguf", 1, texts=(), group_size=32)
+    print(f"peak {peak / 1e6:.0f} MB, forecast {above / 1e6:.0f}")
+    assert peak < above < PROCESS_BYTES + 4 * peak
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory is not mapped files")
+def test_measured_peaks_of_a_shared_expert_do_not_grow_with_the_text(tmp_path):
+    small = {"hidden_size": 256, "num_experts": 4, "num_experts_per_tok": 1, "max_position_embeddings": 512}
+    widths = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    path, text = one_mixture(tmp_path, "qwen2-moe", **small, **widths), tmp_path / "long.txt"
+    text.write_text(SAMPLED.read_text() * 8)
+    options = {"method": "refine", "group_size": 32, "sequence_length": 256}
+    few, many = (min(measure(path, tmp_path / f"{n}.gguf", 1, (text,), num_samples=n, **options)) for n in (64, 640))
+    print(f"peaks {few / 1e6:.0f} and {many / 1e6:.0f} MB")
+    assert many < few + 4 * 256 * 256 * 576 // 2  # half of what the stream has grown by
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory is not mapped files")
 def test_the_memory_that_a_long_text_takes_is_counted(small, tmp_path):
     text = tmp_path / "long.txt"
@@ -167,6 +212,21 @@ def test_scratch_has_room_for_what_a_wide_shared_expert_takes():
     )
     kept = 4 * (1 << 15) * ((1 << 16) - 8 * 768)
     assert wide.scratch_bytes - narrow.scratch_bytes == wide.output_bytes - narrow.output_bytes + kept
+
+
+@pytest.mark.parametrize("target", [1.3, 2.375, 4.5])
+def test_a_total_of_bits_is_that_of_the_file(target):
+    """Beside what has 4 bits whatever the total."""
+    config = named_shape("llama2-7b")
+    n_linears = sum(
+        math.prod(config.tensor_shapes()[name])
+        for layer in range(config.num_hidden_layers)
+        for name in config.linear_names(layer)
+    )
+    with_total, usual = (forecast("llama2-7b", **options) for options in ({"target_bpw": target}, {"bits": 2}))
+    more = (target - Recipe().layout(2).bits_per_weight) * n_linears / 8
+    assert with_total.output_bytes - usual.output_bytes == pytest.approx(more, abs=1e6)
+    assert with_total.scratch_bytes > with_total.output_bytes
 
 
 def test_rotation_and_long_sequences_are_counted():

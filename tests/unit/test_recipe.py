@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).parent.parent / "data" / "golden"
         ({"num_samples": 0}, "number of samples is 0"),
         ({"sequence_length": 1}, "sequence length is 1"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"damping": 0.0}, "damping is 0.0"),
         ({"method": "magic"}, "method magic is not known: choose fit, feedback, refine, correct or allocate"),
     ],
@@ -44,6 +45,21 @@ def test_plan_of_a_tied_head():
         shapes = checkpoint.config.tensor_shapes()
         matrices = {name for name, shape in shapes.items() if len(shape) == 2}
         assert {entry.name for entry in plan.matrices()} == matrices
+
+
+def test_groups_that_do_not_fit_are_told_with_the_option_that_chose_them():
+    with Checkpoint.open(GOLDEN / "llama1-mha") as checkpoint:
+        columns = checkpoint.config.hidden_size
+        with pytest.raises(ElutqError, match=f"groups of 256 .* the {columns} columns of .*: use --group-size 32"):
+            Plan.make(checkpoint.config, Recipe(group_size=256))
+        with pytest.raises(ElutqError, match=rf"the {columns} columns of .*o_proj.*: use g\d+ in its tensor type"):
+            Plan.make(checkpoint.config, Recipe(group_size=32, tensor_types=("attn_output=2g256",)))
+
+
+def test_a_plan_within_a_total_has_bits_that_reach_it():
+    expected = {1.2: 1, 1.25: 1, 2.375: 2, 2.4: 3, 4.5: 4, 6.0: 4}
+    assert {total: Recipe(target_bpw=total).expected_bits for total in expected} == expected
+    assert Recipe(bits=3).expected_bits == 3
 
 
 def test_fit_takes_no_damping():

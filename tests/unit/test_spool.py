@@ -148,11 +148,26 @@ def test_what_was_measured_for_another_run_is_not_used_when_its_fingerprint_is_g
         assert spool.remember(lambda: "new") == "new"
 
 
+@pytest.mark.parametrize("left", [0, 40, 200])
+@pytest.mark.parametrize("name", ["00000.0.stream", "found.json", "output_norm.weight.npy"])
+def test_files_that_were_cut_are_damaged(tmp_path, name, left):
+    with pytest.raises(KeyboardInterrupt), Spool(tmp_path / "out.gguf") as spool:
+        spool.remember(lambda: "x" * 500)
+        spool.add(TensorRecord("output_norm.weight", 32, 200), np.ones(200, dtype=np.float32))
+        spool.finish_unit([np.ones((3, 5, 64), np.float32)])
+        raise KeyboardInterrupt
+    path = spool.folder / name
+    assert path.stat().st_size > 200
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ElutqError, match="is damaged: start over with --no-resume"), Spool(tmp_path / "out.gguf"):
+        pass
+
+
 def test_a_unit_that_names_a_file_elsewhere_is_damaged(tmp_path):
     folder = stop_a_run(tmp_path / "out.gguf")
     np.save(tmp_path / "elsewhere.npy", np.ones(2, dtype=np.float32))
     record = {"name": "../elsewhere", "bits": 32, "rows": 2}
-    (folder / "00000.unit").write_text(json.dumps({"records": [record], "streams": 0}))
+    (folder / "00000.unit").write_text(json.dumps({"records": [record], "streams": []}))
     with pytest.raises(ElutqError, match="is damaged"), Spool(tmp_path / "out.gguf"):
         pass
 

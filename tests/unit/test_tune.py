@@ -394,6 +394,16 @@ def test_one_sequence_is_too_few_before_any_work(tmp_path, text, backend):
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
+@pytest.mark.parametrize("tune", [("block",), ("e2e",)])
+def test_a_block_that_is_left_in_float16_is_passed(tmp_path, text, backend, tune):
+    options = replace(recipe(tune=tune), tensor_types=(r"^blk\.0\.=16",))
+    run(tmp_path / "out.gguf", text, backend, options)
+    bits = {record.bits for name, record in ModelFile.open(tmp_path / "out.gguf").tensors.items() if "blk.0." in name}
+    assert bits == {16, 32}
+    with pytest.raises(ElutqError, match="every linear in float16"):
+        run(tmp_path / "none.gguf", text, backend, replace(options, tensor_types=("^blk=16",)))
+
+
 def test_a_run_goes_on_where_it_was_stopped_and_ends_the_same(tmp_path, text, backend, monkeypatch):
     monkeypatch.setattr(end_to_end, "SAVE_SECONDS", 0.0)  # the state is on disk after every step
     options = replace(recipe(tune=("block", "e2e")), tune_tokens=10 * 8 * 24)

@@ -137,6 +137,8 @@ class CalibratedBlock:
 
         bench, held_out = self._bench, self.streams.held_out_pair
         starts, seed = self._tensors_to_tune(), bench.recipe.seed
+        if not starts:  # a recipe can keep all linears of a block as they are
+            return
         tuned = tune_block(self.block, starts, train, held_out, seed, bench.device, bench.progress.note)
         log.info("blk.%d: output error %.4f, %.4f before tuning", self.layer, tuned.after, tuned.before)
         if tuned.after < tuned.before:

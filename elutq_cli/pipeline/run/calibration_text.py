@@ -106,11 +106,11 @@ class CalibrationText:
         rng = np.random.default_rng(recipe.seed)
         whose = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
         chosen = _draw(rng, np.arange(len(sequences)), whose, recipe.num_samples)
-        spare = np.setdiff1d(np.arange(len(sequences)), chosen)
+        spare = _unlike(sequences, np.arange(len(sequences)), chosen)
         held_out = _draw(rng, spare, whose[spare], n_held_out(len(chosen)))
         prefix = np.array(tokenizer.prefix, dtype=np.int64)
 
-        fresh = rng.permutation(np.setdiff1d(spare, held_out))[: _n_fresh(recipe)]
+        fresh = rng.permutation(_unlike(sequences, spare, held_out))[: _n_fresh(recipe)]
 
         def begun(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
             return np.hstack([np.tile(prefix, (len(numbers), 1)), sequences[numbers]])
@@ -137,6 +137,14 @@ def _draw(
         found.append(rng.choice(some, share, replace=False))
         left -= share
     return np.concatenate(found) if found else numbers
+
+
+def _unlike(
+    sequences: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], taken: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return those of some sequences that hold the text of none that is taken: a text may say a thing twice."""
+    known = {sequences[number].tobytes() for number in taken}
+    return np.array([number for number in numbers if sequences[number].tobytes() not in known], dtype=np.int64)
 
 
 def _n_fresh(recipe: Recipe) -> int | None:

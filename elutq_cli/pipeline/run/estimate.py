@@ -116,7 +116,7 @@ def estimate_work(
     squares = 0.0
     if recipe.method != "fit":
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
-    tensor = fit(weights, None, recipe.layout(recipe.bits), backend)
+    tensor = fit(weights, None, recipe.layout(recipe.expected_bits), backend)
     finish = _seconds(lambda: (backend.loops.pack(tensor), dequantize(tensor, backend.crew))) / weights.size
     calibrated = 2 if plan.head_is_embedding else 1
     here, divided = 0.0, [(calibrated * alone(plan.embedding), _pieces(config.vocab_size, ROWS_AT_ONCE))]
@@ -190,7 +190,7 @@ def undivided_share(columns: int) -> float:
 
 
 def _run_stages(weights: Array, hessian: Array, recipe: Recipe, backend: Backend) -> None:
-    layout = recipe.layout(recipe.bits)
+    layout = recipe.layout(recipe.expected_bits)
     if recipe.method == "fit":
         fit(backend.arrays.fetch(weights), hessian, layout, backend)
         return

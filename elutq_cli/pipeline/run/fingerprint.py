@@ -22,7 +22,10 @@ CHECKPOINT, CALIBRATION, CODE = "checkpoint", "calibration", "elutq"
 def fingerprint(
     checkpoint: ModelSource, recipe: Recipe, calibration: CalibrationText | None, device: str
 ) -> dict[str, str]:
-    """Describe a run: two with the same fingerprint make the same file."""
+    """Describe a run: two with the same fingerprint make the same file where ``describe_machine`` says the same.
+
+    A run that is resumed on another kind of processor goes on: its file has the last digits of both.
+    """
     found = {CHECKPOINT: checkpoint.identity(), "device": device}
     found |= {name.replace("_", " "): str(value) for name, value in asdict(recipe).items()}
     if calibration is not None:

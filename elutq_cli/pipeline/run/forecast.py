@@ -1,5 +1,6 @@
 """What a run will make and take, before any of it: tensors, sizes, memory and scratch disk."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +71,11 @@ class Forecast:
         matrices = {entry.name: entry for entry in plan.matrices()}
         records = tuple(_record(name, shape, matrices.get(name)) for name, shape in shapes.items())
         output_bytes = sum(record.n_bytes for record in records)
+        if recipe.target_bpw is not None:  # of the linears, whatever each gets
+            linears = [entry for block in plan.blocks for entry in block]
+            planned = sum(entry.bits_per_weight * math.prod(shapes[entry.name]) for entry in linears)
+            total = recipe.target_bpw * sum(math.prod(shapes[entry.name]) for entry in linears)
+            output_bytes += math.ceil((total - planned) / 8)
         stream = 4 * config.hidden_size * n_tokens
         inputs = 4 * n_tokens * max(_kept_columns(config, layer) for layer in range(config.num_hidden_layers))
         streams = 4 * config.hidden_size * stream_tokens(recipe, n_tokens, held_out_tokens)

@@ -78,6 +78,8 @@ def prepare(
     plan = Plan.make(config, recipe, kept=kept_layouts(checkpoint, backend.crew.map) if recipe.method == IMPORT else {})
     check_target(config, recipe)
     held_out = None if calibration is None else calibration.held_out
+    if recipe.tune and all(entry.layout is None for block in plan.blocks for entry in block):
+        raise ElutqError("tensor types leave every linear in float16, so that nothing is tuned: leave out --tune")
     if recipe.tune and calibration is not None:
         prepare_torch(device, backend.crew.threads, "--tune")
         from elutq_cli.pipeline.stages.tune.descent import split_sequences

@@ -131,7 +131,7 @@ class Spool:
         records = self.records[self._n_recorded :]
         written = [self._tensor(record) for record in records]
         written += [self._stream(number, index) for index in range(len(streams))]
-        unit = {"records": [asdict(record) for record in records], "streams": len(streams)}
+        unit = {"records": [asdict(record) for record in records], "streams": [stream.shape for stream in streams]}
         try:
             for path in written:
                 sync(path)
@@ -220,7 +220,7 @@ class Spool:
                 return True
             difference = explain_difference(dict(then), self._fingerprint)
             found, advice = f"{self.folder} holds a run that was stopped, {difference}", "go back to that, or "
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, EOFError, ValueError, TypeError, KeyError):
             pass
         if not self._force:
             raise ElutqError(f"{found}: {advice}start over with --no-resume")
@@ -231,19 +231,23 @@ class Spool:
         """Read the records of finished units, and check that what they name is there.
 
         Raises:
-            OSError, ValueError, TypeError, KeyError: it is not, or not what a spool wrote.
+            OSError, EOFError, ValueError, TypeError, KeyError: it is not, or not what a spool wrote.
         """
         paths = sorted(self.folder.glob("*" + UNIT))
-        records, n_streams = [], 0
+        records, streams = [], list[list[int]]()
         for path in paths:
             unit = json.loads(path.read_text(encoding="utf-8"))
             records += [TensorRecord(**record | {"kind": BlockKind(**record["kind"])}) for record in unit["records"]]
-            n_streams = unit["streams"]
+            streams = unit["streams"]
         sound = all(OWN.fullmatch(self._tensor(record).name) for record in records)
         sound = sound and all(self._reader(record)().nbytes == record.n_bytes for record in records)
-        if not sound or not all(self._stream(len(paths) - 1, index).exists() for index in range(n_streams)):
+        for index, shape in enumerate(streams):
+            sound = sound and [*np.load(self._stream(len(paths) - 1, index), mmap_mode="r").shape] == shape
+        if (self.folder / FOUND).exists():
+            json.loads((self.folder / FOUND).read_text(encoding="utf-8"))
+        if not sound:
             raise ValueError(f"{self.folder} is damaged")
-        self.records, self._n_streams = records, n_streams
+        self.records, self._n_streams = records, len(streams)
         self.n_finished, self._n_recorded = len(paths), len(records)
         if paths:
             log.warning("going on after the %d units that are finished in %s", self.n_finished, self.folder)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from elutq_cli.pipeline.compute.backend import Backend
 from elutq_cli.pipeline.compute.levels import FloatArray
-from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout
+from elutq_cli.pipeline.layout import EVEN8C, FREE8, Layout, Sizes
 from elutq_cli.pipeline.recipe import OUTER_BITS, Plan, Recipe
 from elutq_cli.pipeline.stages.by_rows import embed
 from elutq_cli.pipeline.stages.calibrate import block_statistics
@@ -73,6 +73,11 @@ class Candidate:
     n_weights: int
     harms: Mapping[Layout, float]
 
+    @property
+    def least_bits(self) -> float:
+        """Of the matrix in the smallest layout that it can have."""
+        return self.n_weights * min(layout.bits_per_weight for layout in self.harms)
+
 
 def allocate(
     source: WeightSource,
@@ -109,7 +114,10 @@ def allocate(
     names = free if head is None else free | {head}
     found = measure_candidates(source, recipe, names, tokens, backend, make_room, note)
     bits = sum(_brought(recipe, candidate.name) * candidate.n_weights for candidate in found)
-    mean = bits / sum(candidate.n_weights for candidate in found)
+    n_weights = sum(candidate.n_weights for candidate in found)
+    if recipe.target_bpw is None:  # nobody has asked for less than outliers leave
+        bits = max(bits, sum(candidate.least_bits for candidate in found))
+    mean = bits / n_weights
     chosen = spend(found, mean, NONE_FIXED if recipe.target_bpw is None else fixed)
     for candidate in found:
         layout = chosen[candidate.name]
@@ -330,6 +338,7 @@ def _measure_errors(
         note: is told how far it is.
     """
     begun: deque[list[tuple[str, bool, Sample]]] = deque()
+    of_stacks: dict[str, Sizes] = {}
 
     def units() -> Iterator[tuple[Array | None, str, tuple[ToRound, ...]]]:
         for layer in range(len(inputs)):
@@ -337,7 +346,7 @@ def _measure_errors(
             inputs[layer] = hidden
             block = model.block(layer)
             for linears, statistics in block_statistics(block, hidden, None, backend, make_room):
-                samples, hessian = _samples(block, linears, recipe, names, backend), statistics.hessian
+                samples, hessian = _samples(block, linears, recipe, names, backend, of_stacks), statistics.hessian
                 del statistics
                 begun.append(samples)
                 to_round = tuple((sample.rows, sample.layouts) for _, _, sample in samples)
@@ -358,9 +367,17 @@ def _measure_errors(
 
 
 def _samples(
-    block: Block, linears: tuple[str, ...], recipe: Recipe, names: set[str], backend: Backend
+    block: Block,
+    linears: tuple[str, ...],
+    recipe: Recipe,
+    names: set[str],
+    backend: Backend,
+    of_stacks: dict[str, Sizes],
 ) -> list[tuple[str, bool, Sample]]:
-    """Choose rows of linears that share an input, with the tensors they are of, and whether those are stacks."""
+    """Choose rows of linears that share an input, with the tensors they are of, and whether those are stacks.
+
+    An expert has the layouts that its stack can have; how large a stack's weights are is kept in ``of_stacks``.
+    """
     found, step = [], max(1, block.config.n_experts // SAMPLED_EXPERTS)
     for linear in linears:
         name = f"model.layers.{block.layer}.{linear}.weight"
@@ -370,10 +387,21 @@ def _samples(
         weights = block.weight(linear)
         rows = SAMPLED_ROWS if stack is None else max(1, SAMPLED_ROWS // SAMPLED_EXPERTS)
         options = _options(weights.shape[1], recipe)
-        is_sampled = number % step == 0
-        sample = Sample.of(weights, options, backend, rows) if is_sampled else Sample.of_none(weights, backend)
+        if number % step:
+            sample = Sample.of_none(weights, backend)
+        else:
+            if stack is not None and stack not in of_stacks:
+                of_stacks[stack] = Sizes.of(_experts(block, stack))
+            sample = Sample.of(weights, options, backend, rows, None if stack is None else of_stacks[stack])
         found.append((stack or name, stack is not None, sample))
     return found
+
+
+def _experts(block: Block, stack: str) -> Iterator[Array]:
+    """Yield the weights of a stack's experts, one after the other."""
+    prefix = f"model.layers.{block.layer}."
+    for name in expert_names(stack, block.config.n_experts):
+        yield block.weight(name.removeprefix(prefix).removesuffix(".weight"))
 
 
 def _options(columns: int, recipe: Recipe, budget: float | None = None) -> list[Layout]:

@@ -98,14 +98,14 @@ def expert_statistics(
     width = block.weights[f"{branch.writer}.weight"].shape[2]
     kept = make_room((routes.places[-1].stop, width))
     read = [input_of_readers(block, branch)]
-    of_layer = input_statistics(read, [token_batches(hidden)], backend, make_room=make_room).hessian
+    of_inputs = input_statistics(read, [token_batches(hidden)], backend, make_room=make_room).hessian
     log.info("blk.%d: %s", block.layer, routes.describe(flat.shape[1]))
     added[...] = 0.0
     for number, (tokens, place) in enumerate(zip(routes.tokens, routes.places, strict=True)):
         readers = expert_branch(branch, number).readers
         inputs = (_read(block, branch, flat, part, backend) for part in _some(tokens))
         own = moments(inputs, flat.shape[1], backend)
-        yield readers, InputStatistics(shrunk(own, len(tokens), of_layer))
+        yield readers, InputStatistics(shrunk(own, len(tokens), of_inputs))
         _keep(block, branch, number, flat, routes, kept[place], backend)
         _forget(block, readers)
     of_layer = moments((backend.arrays.place(part) for part in _some(kept)), width, backend)
@@ -118,6 +118,7 @@ def expert_statistics(
         _forget(block, (writer,))
     del kept
     if branch.shared is not None:
+        yield branch.shared.readers, InputStatistics(of_inputs)
         yield from _shared_statistics(block, branch, branch.shared, flat, added, backend, make_room)
     _finish(block, branch, flat, added, backend)
 
@@ -131,8 +132,7 @@ def _shared_statistics(
     backend: Backend,
     make_room: MakeRoom,
 ) -> Iterator[tuple[tuple[str, ...], InputStatistics]]:
-    read = [input_of_readers(block, branch)]
-    yield shared.readers, input_statistics(read, [[flat[None]]], backend, make_room=make_room)
+    """Yield the statistics of the shared expert's last linear; add to the stream what it makes."""
     kept = make_room((len(flat), block.weights[f"{shared.writer}.weight"].shape[1]))
     for rows in pieces(len(flat), EXPERT_TOKENS):
         kept[rows] = backend.arrays.fetch(shared_values(block, shared, _read(block, branch, flat, rows, backend)))

@@ -34,12 +34,11 @@ class RowErrors:
 
     @classmethod
     def of_stack(cls, experts: Sequence["RowErrors"]) -> "RowErrors":
-        """Put those of a layer's experts on top of each other, in the layouts that all measured ones can have."""
+        """Put those of a layer's experts on top of each other; all that were measured have the same layouts."""
         measured = [(number, of) for number, of in enumerate(experts) if of.errors]
         n_rows = len(experts[0].sizes)
         sampled = np.concatenate([number * n_rows + np.arange(n_rows)[of.sampled] for number, of in measured])
-        layouts = [layout for layout in measured[0][1].errors if all(layout in of.errors for _, of in measured)]
-        errors = {layout: np.concatenate([of.errors[layout] for _, of in measured]) for layout in layouts}
+        errors = {layout: np.concatenate([of.errors[layout] for _, of in measured]) for layout in measured[0][1].errors}
         return cls(np.concatenate([of.sizes for of in experts]), sampled, errors)
 
     def harms(self, squares: npt.NDArray[np.float64]) -> dict[Layout, float]:
@@ -70,10 +69,25 @@ class Sample:
     layouts: tuple[tuple[Layout, BlockKind], ...]
 
     @classmethod
-    def of(cls, weights: Array, options: Iterable[Layout], backend: Backend, n_rows: int = SAMPLED_ROWS) -> "Sample":
-        """Choose about so many rows of a matrix (rows, columns), and the layouts, as far as it can have them."""
+    def of(
+        cls,
+        weights: Array,
+        options: Iterable[Layout],
+        backend: Backend,
+        n_rows: int = SAMPLED_ROWS,
+        of_weights: Sizes | None = None,
+    ) -> "Sample":
+        """Choose about so many rows of a matrix, and the layouts, as far as it can have them.
+
+        Args:
+            weights: (rows, columns) float32.
+            options: the layouts, as the recipe would have them.
+            backend: computes.
+            n_rows: to be chosen.
+            of_weights: how large the weights are of all that is stored as one; None: those of the matrix.
+        """
         sizes = backend.arrays.fetch((weights * weights).sum(-1)).astype(np.float64)
-        sampled, of_weights = _spread_rows(len(weights), n_rows), Sizes.of([weights])
+        sampled, of_weights = _spread_rows(len(weights), n_rows), of_weights or Sizes.of([weights])
         layouts = dict.fromkeys(option.settle_for(of_weights) for option in options)
         return cls(sizes, sampled, weights[sampled], tuple(layouts))
 
