@@ -79,7 +79,10 @@ def test_an_unreadable_shard(checkpoint, old_output, spoil, message):
 
 @pytest.mark.parametrize(
     ("word", "options"),
-    [(0x7FC0, ()), (0xFF80, ("--calibration", DATA / "sampled.txt", "--sequence-length", 16, "--num-samples", 4))],
+    [
+        (0x7FC0, ("--bits", 4)),
+        (0xFF80, ("--calibration", DATA / "sampled.txt", "--sequence-length", 16, "--num-samples", 4)),
+    ],
     ids=["NaN, weights only", "-infinity, calibrated"],
 )
 def test_a_weight_that_is_no_number(checkpoint, old_output, word, options):

@@ -33,11 +33,11 @@ def elutq(*arguments, **environment):
 )
 def test_a_name_that_stdout_cannot_hold_does_not_spoil_a_run(tmp_path, environment, shown):
     output = tmp_path / "mödel-→.gguf"
-    result = elutq("quantize", TINY, "-o", output, "--group-size", 32, **environment)
+    result = elutq("quantize", TINY, "-o", output, "--bits", 4, "--group-size", 32, **environment)
     assert (result.returncode, result.stderr) == (0, b"")
     assert shown in result.stdout
     assert ModelFile.open(output).tensors
-    refused = elutq("quantize", TINY, "-o", output, "--group-size", 32, **environment)
+    refused = elutq("quantize", TINY, "-o", output, "--bits", 4, "--group-size", 32, **environment)
     assert refused.returncode == 2
     assert shown.split(b": ")[0] + b" exists: choose" in refused.stderr
 

@@ -40,7 +40,7 @@ def refusal(*arguments):
 
 def test_prints_one_line_and_nothing_else(tmp_path):
     output = tmp_path / "out.gguf"
-    result = run(TINY, "-o", output, "--bits", 3, "--group-size", 32, "-t", 1)
+    result = run(TINY, "-o", output, "--bits", 4, "--group-size", 32, "-t", 1)
     assert result.returncode == 0
     assert result.stderr == ""
     file = ModelFile.open(output)
@@ -48,9 +48,20 @@ def test_prints_one_line_and_nothing_else(tmp_path):
     assert result.stdout.startswith(line)
     assert result.stdout.endswith(" s\n")
     bits = {name: record.bits for name, record in file.tensors.items() if record.group_size}
-    assert bits.pop("token_embd.weight") == bits.pop("output.weight") == 4
-    assert set(bits.values()) == {3}
+    assert set(bits.values()) == {4}
     assert {path.name for path in tmp_path.iterdir()} == {"out.gguf"}
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_few_bits_by_weights_alone_come_with_a_warning(tmp_path, bits):
+    output = tmp_path / "out.gguf"
+    result = run(TINY, "-o", output, "--bits", bits, "--group-size", 32, "-t", 1)
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{bits} bits by weights alone lose much of a model: calibrate it on a text")
+    of_file = {name: record.bits for name, record in ModelFile.open(output).tensors.items() if record.group_size}
+    assert of_file.pop("token_embd.weight") == of_file.pop("output.weight") == 4
+    assert set(of_file.values()) == {bits}
 
 
 def test_json_and_the_log_say_every_error(tmp_path):

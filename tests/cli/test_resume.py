@@ -210,7 +210,7 @@ def rewrite(path):
 @pytest.mark.parametrize("place", ["scratch files", "output"])
 def test_a_full_disk_leaves_the_old_output_and_what_was_done(tmp_path, place):
     """A limit on the size of files stands in for a full disk: like it, it fails a write in the middle."""
-    output, options = tmp_path / "out.gguf", ("--group-size", 32, "--force")
+    output, options = tmp_path / "out.gguf", ("--bits", 4, "--group-size", 32, "--force")
     assert run(SHARDED, output, *options).returncode == 0
     expected = output.read_bytes()
     output.write_bytes(b"precious")
