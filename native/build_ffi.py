@@ -13,7 +13,6 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 HEADERS = ("elutq_format.h", "elutq.h", "elutq_quantize.h", "elutq_kernels.h")
-ISA_FOLDERS = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
 # What setuptools calls the target when it is not this machine, such as linux-aarch64 or win-amd64.
 TARGET = os.environ.get("_PYTHON_HOST_PLATFORM", f"{platform.system()}-{platform.machine()}").lower()
 
@@ -28,14 +27,11 @@ def declarations(header: Path) -> str:
 
 
 def sources() -> list[str]:
-    """Returns the C files of the target's architecture, relative to the project's root (setuptools wants that)."""
-    root = HERE / "src"
-    folders = [root, root / "os", root / "quantize"]
-    machine = TARGET.rpartition("-")[2]
-    if machine in ISA_FOLDERS:
-        folders.append(root / ISA_FOLDERS[machine])
-    files = sorted(file for folder in folders for file in folder.glob("*.c"))
-    return [file.relative_to(HERE.parent).as_posix() for file in files]
+    """Returns the C files, relative to the project's root (setuptools wants that).
+
+    Those of another system or architecture are empty to the compiler, which may be asked for two architectures at once.
+    """
+    return [file.relative_to(HERE.parent).as_posix() for file in sorted((HERE / "src").rglob("*.c"))]
 
 
 builder = FFI()

@@ -25,7 +25,7 @@ MANY_ROWS: int = lib.ELUTQ_MANY_ROWS
 """Rows of a pass from which it takes all threads."""
 
 REWIND_TOKENS: int = lib.ELUTQ_REWIND_TOKENS
-"""A sequence of a model with windows can be taken back by so many tokens; of another by all."""
+"""A sequence of a model with windows can be taken back to so many tokens before the furthest position that it had."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Engine:
         with model._handle.use() as pointer:
             status = lib.elutq_engine_create(pointer, n_sequences, threads, handle, message, MESSAGE_BYTES)
             check(status, message)
-        self._handle = Handle(handle[0], lib.elutq_engine_destroy, name, lib.elutq_engine_cancel)
+        self._handle = Handle(handle[0], lib.elutq_engine_destroy, name, lib.elutq_engine_retire)
         self._counters = ffi.new("struct elutq_profile *")
         self._name = name
         self.model = model
@@ -113,9 +113,10 @@ class Engine:
             ClosedError: The engine or a sequence is closed, or the engine was closed meanwhile.
             NativeError: No tokens, a token outside the vocabulary, a sequence twice, or another thread uses one of
                 these. No sequence has changed, whatever the error.
-            ValueError: An array for hidden states is of another shape or type.
+            ValueError: Tokens are no list of whole numbers, or an array for hidden states is of another shape or type
+                or cannot be written to.
         """
-        tokens = [np.ascontiguousarray(run.tokens, dtype=np.int32) for run in runs]
+        tokens = [_checked_tokens(run) for run in runs]
         logits = [np.empty((run.n_logits, self.model.vocab_size), np.float32) for run in runs]
         native, message = ffi.new("struct elutq_run[]", len(runs)), ffi.new("char[]", MESSAGE_BYTES)
         with ExitStack() as in_use:
@@ -135,8 +136,9 @@ class Engine:
 
     def _checked_hidden(self, run: Run) -> NDArray[np.float32]:
         hidden, shape = run.hidden, (len(run.tokens), self.model.info.hidden_size)
-        if hidden is None or hidden.shape != shape or hidden.dtype != np.float32 or not hidden.flags.c_contiguous:
-            raise ValueError(f"hidden states need a contiguous float32 array of shape {shape}")
+        is_fit = hidden is not None and hidden.shape == shape and hidden.dtype == np.float32
+        if hidden is None or not (is_fit and hidden.flags.c_contiguous and hidden.flags.writeable):
+            raise ValueError(f"hidden states need a contiguous float32 array of shape {shape} to write to")
         return hidden
 
     def cancel(self) -> None:
@@ -198,3 +200,13 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _checked_tokens(run: Run) -> NDArray[np.int32]:
+    """Returns a run's tokens as C takes them: what 32 bits do not hold is in no vocabulary either way."""
+    tokens = np.asarray(run.tokens)
+    if tokens.ndim != 1 or (tokens.size > 0 and tokens.dtype.kind not in "iu"):
+        raise ValueError("tokens need a list of whole numbers")
+    if tokens.dtype != np.int32:
+        tokens = np.clip(tokens, 0 if tokens.dtype.kind == "u" else -1, np.iinfo(np.int32).max)
+    return np.ascontiguousarray(tokens, dtype=np.int32)

@@ -56,7 +56,10 @@ class NativeSequence:
             return int(lib.elutq_sequence_oldest(sequence))
 
     def can_rewind(self, position: int) -> bool:
-        """Whether ``rewind`` can forget the tokens from a position on: at least of the last REWIND_TOKENS, or all."""
+        """Whether ``rewind`` can forget the tokens from a position on: at least of REWIND_TOKENS, or all.
+
+        Those are counted back from the furthest position that passes have come to.
+        """
         with self._handle.use() as sequence:
             return position == 0 or position >= lib.elutq_sequence_earliest(sequence)
 
@@ -101,9 +104,11 @@ class NativeSequence:
             )
         state = np.empty(self.state_bytes(first, n_tokens, self.oldest), np.uint8)
         with self._handle.use() as sequence:
-            status = lib.elutq_sequence_export(sequence, first, n_tokens, ffi.from_buffer("uint8_t[]", state))
+            status = lib.elutq_sequence_export(
+                sequence, first, n_tokens, ffi.from_buffer("uint8_t[]", state), state.size
+            )
         check_use(status, self._name)
-        check(status, ffi.new("char[]", b"the context does not hold these tokens"))
+        check(status, ffi.new("char[]", b"the context does not hold these tokens any more"))
         return state
 
     def import_state(self, state: NDArray[np.uint8], n_tokens: int) -> None:

@@ -146,9 +146,10 @@ int elutq_sequence_rewind(elutq_sequence *sequence, uint32_t position);
 /*
  * Copies the keys and values of n_tokens positions from `first` on, all of them in the context, into `state`, rows as
  * elutq_cache_kernels has them: [n_layers][keys, values][n_kv_heads][rows], rows of all n_tokens, in layers that have a window
- * of those from elutq_sequence_oldest on. ELUTQ_ERROR_ARGUMENT when the context does not hold them.
+ * of those from elutq_sequence_oldest on. ELUTQ_ERROR_ARGUMENT when the context does not hold them, or n_bytes, the size of
+ * `state`, is not what they take; `state` is left as it was.
  */
-int elutq_sequence_export(elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state);
+int elutq_sequence_export(elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state, size_t n_bytes);
 
 /*
  * Appends to the context n_tokens whose keys and values are known, as elutq_sequence_export gave them for the same model and
@@ -211,6 +212,12 @@ int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t
  */
 void elutq_engine_cancel(elutq_engine *engine);
 
+/*
+ * The same for good: a call that is under way or begins later returns ELUTQ_ERROR_CANCELLED. For an engine that is to be
+ * destroyed when the calls that others have begun, or are about to begin, are over.
+ */
+void elutq_engine_retire(elutq_engine *engine);
+
 /* ---- measuring ---- */
 
 /* Where the time of forward passes goes, seen from the calling thread, its waits for the others included. */
@@ -245,8 +252,8 @@ int elutq_engine_rehearse(elutq_engine *engine, uint32_t first_layer, uint32_t n
 
 /*
  * Reads every byte of the file that decoding one token reads (info.bytes_per_token but for the embedding row), in the same
- * order and shared among the same threads, and does nothing with it: what the memory allows. *read is something of what it
- * read, so that no compiler leaves the reading out.
+ * order and shared among all threads of the engine, and does nothing with it: what the memory allows. *read is something of
+ * what it read, so that no compiler leaves the reading out.
  */
 int elutq_engine_read_weights(elutq_engine *engine, float *read);
 

@@ -80,5 +80,15 @@ int elutq_engine_destroy(elutq_engine *engine) {
 }
 
 void elutq_engine_cancel(elutq_engine *engine) {
-    atomic_store(&engine->cancelled, true);
+    int running = ELUTQ_RUNS;
+    atomic_compare_exchange_strong(&engine->cancelled, &running, ELUTQ_CANCELLED);
+}
+
+void elutq_engine_retire(elutq_engine *engine) {
+    atomic_store(&engine->cancelled, ELUTQ_RETIRED);
+}
+
+void elutq_engine_go_on(elutq_engine *engine) {
+    int cancelled = ELUTQ_CANCELLED;
+    atomic_compare_exchange_strong(&engine->cancelled, &cancelled, ELUTQ_RUNS);
 }

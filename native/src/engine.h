@@ -102,12 +102,15 @@ struct elutq_routing {
 
 #define ELUTQ_MAX_ALLOCATIONS 128
 
+/* ELUTQ_CANCELLED is over with the call that it ends, ELUTQ_RETIRED never. */
+enum elutq_cancelled { ELUTQ_RUNS, ELUTQ_CANCELLED, ELUTQ_RETIRED };
+
 struct elutq_engine {
     struct elutq_model *model; /* shared, and kept open */
     elutq_pool *pool;
     unsigned n_decode_threads; /* that run passes of less than ELUTQ_MANY_ROWS rows */
     uint32_t max_rows;     /* of a pass */
-    atomic_bool cancelled; /* the pass under way is to end */
+    atomic_int cancelled; /* enum elutq_cancelled: whether the pass under way is to end */
     atomic_bool in_use;    /* a call is under way */
     struct elutq_profile *profile; /* NULL: not measured; the caller's */
 
@@ -131,7 +134,7 @@ struct elutq_engine {
     float *scores; /* [n_threads][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][ELUTQ_ATTEND_STRIDE] */
     float *heads;  /* [n_threads][queries, results, those of a part][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads][head_dim] */
     struct elutq_weighing *weighings; /* [n_threads][results, those of a part][ELUTQ_ATTEND_TOKENS][n_heads / n_kv_heads] */
-    float *parts;                     /* [n_slots] what a head attends to in a part (forward.c), for as many as were needed */
+    float *parts;                     /* [n_slots] what a head attends to in a part (attend.c), for as many as were needed */
     uint32_t n_slots;
 
     void *allocations[ELUTQ_MAX_ALLOCATIONS];
@@ -145,6 +148,9 @@ struct elutq_engine {
 static inline uint32_t elutq_rows_an_expert(const struct elutq_config *config, uint32_t n_tokens) {
     return n_tokens * config->n_experts_used / config->n_experts;
 }
+
+/* Begins a call: what cancelled the last one does not count any more. */
+void elutq_engine_go_on(struct elutq_engine *engine);
 
 /* Gives a new engine its buffers; false when there is no memory for them. */
 bool elutq_allocate_scratch(struct elutq_engine *engine, unsigned n_threads);

@@ -67,7 +67,7 @@ static void find_needs(const struct elutq_engine *engine, struct needs all[ELUTQ
 static bool allocate_tables(struct elutq_engine *engine, uint32_t n_columns, uint32_t group_size, uint32_t n_tokens,
                             struct elutq_tables **out) {
     struct elutq_tables *tables = allocate(engine, n_tokens, sizeof *tables);
-    uint64_t entry_bytes = (uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16 + TABLE_PADDING;
+    const uint64_t entry_bytes = whole_lines((uint64_t)n_columns / ELUTQ_CELL_COLUMNS * 16) + TABLE_PADDING;
     const uint64_t multiplier_bytes = whole_lines(n_columns / ELUTQ_CELL_COLUMNS);
     const uint64_t n_groups = whole_lines(n_columns / group_size * sizeof(float)) / sizeof(float);
     int8_t *entries = allocate(engine, n_tokens, entry_bytes);

@@ -127,7 +127,7 @@ int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t
         return elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "nothing to evaluate");
     if (!elutq_begin_call(&engine->in_use))
         return elutq_fail(&report, ELUTQ_ERROR_IN_USE, "another thread is using this engine; open one for each thread");
-    atomic_store(&engine->cancelled, false);
+    elutq_engine_go_on(engine);
     size_t n_begun = 0;
     while (n_begun < n_runs && elutq_begin_call(&runs[n_begun].sequence->in_use))
         n_begun++;
@@ -163,7 +163,7 @@ int elutq_engine_rehearse(elutq_engine *engine, uint32_t first_layer, uint32_t n
                           n_layers, first_layer);
     if (!elutq_begin_call(&engine->in_use))
         return elutq_fail(&report, ELUTQ_ERROR_IN_USE, "another thread is using this engine; open one for each thread");
-    atomic_store(&engine->cancelled, false);
+    elutq_engine_go_on(engine);
     elutq_sequence *sequence;
     float *logits = calloc(config->vocab_size, sizeof *logits);
     int status = logits == NULL ? elutq_fail(&report, ELUTQ_ERROR_MEMORY, "out of memory")

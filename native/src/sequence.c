@@ -121,14 +121,25 @@ static uint32_t contiguous(const struct elutq_sequence *sequence, uint32_t layer
     return n < left ? n : left;
 }
 
-static int export_rows(const elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state) {
+/* The first position from `first` on that a layer holds, or `end`. */
+static uint32_t first_held(const elutq_sequence *sequence, uint32_t layer, uint32_t first, uint32_t end) {
+    const uint32_t oldest = sequence->model->layers[layer].window != 0 ? elutq_sequence_oldest(sequence) : 0;
+    return oldest <= first ? first : oldest < end ? oldest : end;
+}
+
+static int export_rows(const elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state, size_t n_bytes) {
     const struct elutq_config *config = &sequence->model->config;
     if (first > sequence->position || n_tokens > sequence->position - first)
         return ELUTQ_ERROR_ARGUMENT;
     const size_t row_bytes = elutq_cache_row_bytes(sequence->cache_type, config->head_dim);
-    const uint32_t end = first + n_tokens, oldest = elutq_sequence_oldest(sequence);
+    const uint32_t end = first + n_tokens;
+    uint64_t needed = 0;
+    for (uint32_t layer = 0; layer < config->n_layers; layer++)
+        needed += 2 * (uint64_t)config->n_kv_heads * (end - first_held(sequence, layer, first, end)) * row_bytes;
+    if (n_bytes != needed)
+        return ELUTQ_ERROR_ARGUMENT;
     for (uint32_t layer = 0; layer < config->n_layers; layer++) {
-        const uint32_t held = sequence->model->layers[layer].window != 0 && oldest > first ? oldest : first;
+        const uint32_t held = first_held(sequence, layer, first, end);
         for (uint32_t part = 0; part < 2; part++)
             for (uint32_t head = 0; head < config->n_kv_heads; head++)
                 for (uint32_t at = held, n; at < end; at += n, state += n * row_bytes) {
@@ -195,10 +206,10 @@ static int import_rows(elutq_sequence *sequence, const uint8_t *state, uint32_t 
     return ELUTQ_OK;
 }
 
-int elutq_sequence_export(elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state) {
+int elutq_sequence_export(elutq_sequence *sequence, uint32_t first, uint32_t n_tokens, uint8_t *state, size_t n_bytes) {
     if (!elutq_begin_call(&sequence->in_use))
         return ELUTQ_ERROR_IN_USE;
-    return elutq_end_call(&sequence->in_use, export_rows(sequence, first, n_tokens, state));
+    return elutq_end_call(&sequence->in_use, export_rows(sequence, first, n_tokens, state, n_bytes));
 }
 
 int elutq_sequence_import(elutq_sequence *sequence, const uint8_t *state, uint32_t n_tokens, uint32_t n_recent) {

@@ -2,9 +2,8 @@
 CHECKS := build/checks
 CHECK_MODELS ?= $(CHECKS)/models
 CHECK_FLAGS := -std=gnu11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -I$(CURDIR)/native/include -I$(CURDIR)/native/src
-CHECK_SOURCES := $(wildcard native/src/*.c native/src/os/*.c native/src/quantize/*.c)
+CHECK_SOURCES := $(wildcard native/src/*.c native/src/*/*.c)
 CHECK_HEADERS := $(wildcard native/include/*.h native/src/*.h native/src/*/*.h tests/native/*.h)
-NATIVE_ISA := $(if $(filter aarch64 arm64,$(shell uname -m)),arm,x86)
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: aarch64 aarch64-cortex-a72 aarch64-max sanitize tsan fuzz fuzz-needs
@@ -35,7 +34,7 @@ AARCH64_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64) qemu-aarch64-static)
 AARCH64_NEEDS := { command -v $(AARCH64_CC) && command -v $(QEMU); } >/dev/null || { echo "make aarch64 needs a cross compiler and an emulator: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static" >&2; exit 1; }
 
-$(eval $(call CHECK_BUILD,aarch64,$(AARCH64_CC) -O2 -static,$(CHECK_SOURCES) $(wildcard native/src/arm/*.c),$(AARCH64_NEEDS)))
+$(eval $(call CHECK_BUILD,aarch64,$(AARCH64_CC) -O2 -static,$(CHECK_SOURCES),$(AARCH64_NEEDS)))
 
 aarch64: aarch64-cortex-a72 aarch64-max
 
@@ -58,7 +57,7 @@ SANITIZE_TESTS ?= tests/native --ignore tests/native/test_aarch64.py \
 	-k 'not two_percent and not transformers_gives and not stays_below and not fifty and not leaves_frees and not full_queue and not ctrl_c_stops_a_reply'
 
 # make test has taken the way of asking for memory that this processor takes; here goes the other.
-$(eval $(call CHECK_BUILD,sanitize,$(CC) -O1 -fPIC -DELUTQ_ASK_THE_OTHER_WAY=1 $(SANITIZE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
+$(eval $(call CHECK_BUILD,sanitize,$(CC) -O1 -fPIC -DELUTQ_ASK_THE_OTHER_WAY=1 $(SANITIZE),$(CHECK_SOURCES)))
 
 # The Python package over the same objects, to be found before the installed one.
 PACKAGE := $(CHECKS)/sanitize/package
@@ -80,7 +79,7 @@ sanitize: $(addprefix $(CHECKS)/sanitize/,kernels_check runtime_check allocation
 
 # ---- ThreadSanitizer: the pool, and engines side by side over one model, sequences together in one ----
 
-$(eval $(call CHECK_BUILD,tsan,$(CC) -O1 -fsanitize=thread -g1,$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c)))
+$(eval $(call CHECK_BUILD,tsan,$(CC) -O1 -fsanitize=thread -g1,$(CHECK_SOURCES)))
 
 tsan: $(CHECKS)/tsan/runtime_check $(CHECK_MODELS)
 	TSAN_OPTIONS=halt_on_error=1 $(CHECKS)/tsan/runtime_check $(CHECK_MODELS)/*.gguf
@@ -101,7 +100,7 @@ fuzz-needs:
 
 FUZZ_COVERAGE := -fsanitize-coverage-ignorelist=$(CURDIR)/tests/fuzz/uncovered.txt
 
-$(eval $(call CHECK_BUILD,fuzz,$(CLANG) -O2 -g1 $(FUZZ_SANITIZE) $(FUZZ_COVERAGE),$(CHECK_SOURCES) $(wildcard native/src/$(NATIVE_ISA)/*.c),$(MAKE) fuzz-needs))
+$(eval $(call CHECK_BUILD,fuzz,$(CLANG) -O2 -g1 $(FUZZ_SANITIZE) $(FUZZ_COVERAGE),$(CHECK_SOURCES),$(MAKE) fuzz-needs))
 
 $(CHECKS)/fuzz/fuzz_model: tests/fuzz/fuzz_model.c $(CHECKS)/fuzz/.objects
 	$(CLANG) -O2 -g1 $(FUZZ_SANITIZE) $(CHECK_FLAGS) $< $(@D)/*.o -o $@ -lm -lpthread

@@ -7,8 +7,7 @@ comma := ,
 
 .PHONY: cross cross-run cross-musl cross-qemu cross-wine
 
-# Of a target: sources with its kernels, compiler, what leaves no name of a library open, libraries, ends of names.
-cross_sources = $(CHECK_SOURCES) $(wildcard native/src/$(patsubst x86_64,x86,$(patsubst aarch64,arm,$(firstword $(subst -, ,$(1)))))/*.c)
+# Of a target: compiler, what leaves no name of a library open, libraries, ends of names.
 cross_compiler = $(ZIG) cc -target $(1) -O1 -g0 $(if $(findstring linux,$(1)),-fPIC)
 cross_defined = $(if $(findstring linux,$(1)),-Wl$(comma)-z$(comma)defs)
 cross_libraries = $(if $(findstring windows,$(1)),-lkernel32,-lm -lpthread)
@@ -17,7 +16,7 @@ cross_library = $(if $(findstring windows,$(1)),elutq.dll,$(if $(findstring maco
 cross_programs = kernels_check runtime_check $(if $(findstring windows,$(1)),windows_check)
 
 define CROSS_BUILD
-$(call CHECK_BUILD,cross/$(1),$(call cross_compiler,$(1)),$(call cross_sources,$(1)),,$(call cross_libraries,$(1)),$(call cross_suffix,$(1)))
+$(call CHECK_BUILD,cross/$(1),$(call cross_compiler,$(1)),$(CHECK_SOURCES),,$(call cross_libraries,$(1)),$(call cross_suffix,$(1)))
 
 $(CROSS)/$(1)/$(call cross_library,$(1)): $(CROSS)/$(1)/.objects
 	$(call cross_compiler,$(1)) -shared $(call cross_defined,$(1)) $$(@D)/*.o$(call cross_suffix,$(1)) -o $$@ $(call cross_libraries,$(1))

@@ -251,7 +251,7 @@ static void check_in_use(elutq_model *model, uint32_t n_tokens, const char *isa)
         check(status == ELUTQ_ERROR_ARGUMENT || status == ELUTQ_ERROR_CONTEXT || status == ELUTQ_ERROR_IN_USE,
               "%s: a second thread's call returned %d", isa, status);
         uint8_t state;
-        const int exported = elutq_sequence_export(evaluation.text.sequence, 0, 0, &state);
+        const int exported = elutq_sequence_export(evaluation.text.sequence, 0, 0, &state, 0);
         check(exported == ELUTQ_OK || exported == ELUTQ_ERROR_IN_USE, "%s: a second thread's export returned %d", isa,
               exported);
     }

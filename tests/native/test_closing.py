@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elutq_native import ClosedError, Model, NativeError, lib
+from elutq_native import ClosedError, Engine, Model, NativeError, NativeSequence, Run, lib
 from elutq_native.quantizer import Quantizer
 
 LONG = [1] * 900
@@ -92,6 +92,25 @@ def test_closing_a_session_ends_what_another_thread_computes_in_it(novels_2bit):
                     session.eval(LONG)
                     session.rewind(0)
             timer.join()
+
+
+def test_an_engine_closed_as_a_call_begins_ends_it(novels_2bit, monkeypatch):
+    """Between the count of calls and the library's own beginning of one."""
+    with Model(novels_2bit) as model, NativeSequence(model, 512) as sequence:
+        closed_first = Engine(model, 1)
+
+        class Library:
+            def __getattr__(self, name):
+                return getattr(lib, name)
+
+            def elutq_engine_eval(self, *arguments):
+                closed_first.close()
+                return lib.elutq_engine_eval(*arguments)
+
+        monkeypatch.setattr("elutq_native.engine.lib", Library())
+        with pytest.raises(ClosedError):
+            closed_first.eval([Run(sequence, [1] * 500)])
+        assert sequence.position == 0
 
 
 def test_a_session_that_another_thread_uses_is_refused_and_goes_on(session):

@@ -2,11 +2,12 @@
 
 import itertools
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from make_models import expert_config, write_random
+from make_models import expert_config, golden_config, write_random
 
 from elutq_native import (
     CancelledError,
@@ -179,6 +180,30 @@ def test_a_run_that_cannot_be_changes_no_sequence(model):
         engine.eval([Run(first, [4]), Run(second, [2])])
         with pytest.raises(NativeError, match="nothing"):
             engine.eval([])
+
+
+def test_hidden_states_that_cannot_be_written_are_refused(model):
+    hidden = np.zeros((1, model.info.hidden_size), np.float32)
+    hidden.flags.writeable = False
+    with Engine(model, 1) as engine, NativeSequence(model, 8) as sequence:
+        with pytest.raises(ValueError, match="to write to"):
+            engine.eval([Run(sequence, [5], 0, hidden)])
+        assert sequence.position == 0
+
+
+@pytest.mark.parametrize("isa", supported_kernels())
+def test_the_widest_input_may_be_that_of_a_matrix_in_fp16_of_any_width(isa, tmp_path):
+    """100 columns are 1.6 lines of a cache of tables for each row."""
+    mixture = expert_config(hidden_size=64, head_dim=16, shared_expert_intermediate_size=100)
+    dense = replace(golden_config("llama2-gqa-sharded"), hidden_size=64, intermediate_size=100)
+    tokens = list(range(46))
+    for name, config in {"mixture": mixture, "dense": dense}.items():
+        path = tmp_path / f"{name}.gguf"
+        write_random(path, config, bits=2, group_size=32)
+        with Model(path, isa) as model, model.session(64, 2) as batch, model.session(64, 1) as single:
+            found = [batch.eval(tokens[:6], all_logits=True), batch.eval(tokens[6:], all_logits=True)]
+            wanted = np.stack([single.eval([token]) for token in tokens])
+        np.testing.assert_allclose(np.concatenate(found), wanted, atol=0.03 * np.abs(wanted).max())
 
 
 def test_a_sequence_of_another_model_is_refused(model, novels_2bit):

@@ -202,10 +202,20 @@ def test_cancel_ends_an_evaluation_and_leaves_the_context(novels_2bit):
         assert np.array_equal(session.eval([5]), before)
 
 
-@pytest.mark.parametrize(("tokens", "message"), [([], "no tokens"), ([-1], "outside"), ([4096], "outside")])
+@pytest.mark.parametrize(
+    ("tokens", "message"), [([], "no tokens"), ([-1], "outside"), ([4096], "outside"), ([2**32 + 5], "outside")]
+)
 def test_impossible_tokens(tokens, message, novels_2bit):
     with Model(novels_2bit) as model, model.session(threads=1) as session, pytest.raises(NativeError, match=message):
         session.eval(tokens)
+
+
+@pytest.mark.parametrize("tokens", [[5.9], [[1, 2, 3]], ["a"], [None]])
+def test_tokens_that_are_no_list_of_whole_numbers_are_refused(tokens, novels_2bit):
+    with Model(novels_2bit) as model, model.session(8, 1) as session:
+        with pytest.raises(ValueError, match="whole numbers"):
+            session.eval(tokens)
+        assert session.position == 0
 
 
 @pytest.mark.parametrize(("context", "threads"), [(1025, 1), (8, 257)])
@@ -303,8 +313,12 @@ def test_states_that_do_not_fit_are_refused(novels_2bit):
                 session.import_state(rows.view(np.uint8), 6)
         assert session.position == 10
         with session._sequence._handle.use() as pointer:
-            assert lib.elutq_sequence_export(pointer, 11, 0, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
-            assert lib.elutq_sequence_export(pointer, 5, 2**32 - 1, ffi.NULL) == lib.ELUTQ_ERROR_ARGUMENT
+            room = ffi.new("uint8_t[]", len(state) + 1)
+            for n_bytes in (0, len(state) - 1, len(state) + 1):
+                assert lib.elutq_sequence_export(pointer, 0, 10, room, n_bytes) == lib.ELUTQ_ERROR_ARGUMENT
+            assert bytes(ffi.buffer(room)) == bytes(len(state) + 1)
+            assert lib.elutq_sequence_export(pointer, 11, 0, ffi.NULL, 0) == lib.ELUTQ_ERROR_ARGUMENT
+            assert lib.elutq_sequence_export(pointer, 5, 2**32 - 1, ffi.NULL, 0) == lib.ELUTQ_ERROR_ARGUMENT
             assert lib.elutq_sequence_import(pointer, ffi.NULL, 2**32 - 1, 0) == lib.ELUTQ_ERROR_CONTEXT
             assert lib.elutq_sequence_import(pointer, ffi.NULL, 1, 2) == lib.ELUTQ_ERROR_ARGUMENT
 

@@ -1,4 +1,6 @@
 /* NEON with the dot products of ARMv8.2 (Cortex-A76, Neoverse N1, Apple M1 and later): prefill with SDOT. */
+#if defined(__aarch64__)
+
 #include "kernel_sets.h"
 
 #ifdef ELUTQ_HAS_DOTPROD
@@ -24,5 +26,7 @@ const struct elutq_kernels elutq_kernels_neon_dotprod = {
     .levels_from = {0, 8, 4, 8, 8},
     ELUTQ_FLOAT_KERNELS,
 };
+
+#endif
 
 #endif

@@ -1,4 +1,6 @@
 /* NEON with the matrix products of ARMv8.6 (Cortex-A710 and X2, Neoverse V1 and N2, Apple M2 and later): prefill with SMMLA. */
+#if defined(__aarch64__)
+
 #include "kernel_sets.h"
 
 #ifdef ELUTQ_HAS_I8MM
@@ -24,5 +26,7 @@ const struct elutq_kernels elutq_kernels_neon_i8mm = {
     .levels_from = {0, 8, 4, 8, 8},
     ELUTQ_FLOAT_KERNELS,
 };
+
+#endif
 
 #endif

@@ -24,8 +24,13 @@ void elutq_last_failure(char *text, size_t n_bytes) {
 
 /* ---- files ---- */
 
+/* O_NONBLOCK: a pipe, which is then refused, is not waited for; it means nothing to files. */
 elutq_file elutq_file_open(const char *path) {
-    return open(path, O_RDONLY | O_CLOEXEC);
+    int file;
+    do
+        file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    while (file < 0 && errno == EINTR);
+    return file;
 }
 
 void elutq_file_close(elutq_file file) {

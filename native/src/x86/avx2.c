@@ -2,6 +2,8 @@
  * AVX2 with FMA and F16C: table look-ups for decode and prefill. Beside it AVX-VNNI (Alder Lake, N100 and later), whose
  * prefill has 8-bit levels; what both have is compiled once.
  */
+#if defined(__x86_64__)
+
 #define ELUTQ_TARGET "avx2,fma,f16c"
 #include "vec16_avx2.h"
 
@@ -27,5 +29,7 @@ const struct elutq_kernels elutq_kernels_avxvnni = {
     .levels_from = {0, 0, 56, 36, 26},
     ELUTQ_FLOAT_KERNELS,
 };
+
+#endif
 
 #endif

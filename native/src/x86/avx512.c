@@ -1,4 +1,6 @@
 /* AVX-512 with VBMI and VNNI (Ice Lake, Zen 4 and later): tables of 64 entries, sums with vpdpbusd. */
+#if defined(__x86_64__)
+
 #define ELUTQ_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni"
 #include "vec16_avx512.h"
 
@@ -89,3 +91,5 @@ const struct elutq_kernels elutq_kernels_avx512 = {
     .levels_from = {0, 0, 0, 96, 56},
     ELUTQ_FLOAT_KERNELS,
 };
+
+#endif

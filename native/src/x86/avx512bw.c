@@ -2,6 +2,8 @@
  * AVX-512 without VBMI and VNNI (Skylake-X). Beside it the set with VNNI (Cascade Lake, Cooper Lake), whose prefill has 8-bit
  * levels as avx512; what both have is compiled once.
  */
+#if defined(__x86_64__)
+
 #define ELUTQ_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
 #include "vec16_avx512.h"
 
@@ -27,3 +29,5 @@ const struct elutq_kernels elutq_kernels_avx512vnni = {
     .levels_from = {0, 24, 14, 16, 12},
     ELUTQ_FLOAT_KERNELS,
 };
+
+#endif
