@@ -3,7 +3,7 @@
 import glob
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from elutq_formats.errors import ElutqError
@@ -44,6 +44,12 @@ def fetch(repository: str, revision: str | None, names: Iterable[str], offline: 
     patterns = [glob.escape(name) for name in names]
     with explaining(repository, revision, offline):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=offline))
+
+
+def fetch_if_there(repository: str, commit: str, name: str, offline: bool) -> None:
+    """Bring a file into the hub's cache that a model can do without."""
+    with suppress(ElutqError):
+        fetch(repository, commit, (name,), offline)
 
 
 def list_files(repository: str, revision: str | None) -> tuple[str, tuple[str, ...]]:

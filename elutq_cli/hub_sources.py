@@ -5,11 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elutq_cli.hub import check_revision, find_model, is_repository, split_name
-from elutq_cli.hub_client import fetch, is_cached, is_offline, list_files, list_present, not_cached, read_bytes
+from elutq_cli.hub_client import (
+    fetch,
+    fetch_if_there,
+    is_cached,
+    is_offline,
+    list_files,
+    list_present,
+    not_cached,
+    read_bytes,
+)
 from elutq_cli.hub_gguf import check_parts, choose_file, gguf_files
 from elutq_cli.hub_headers import RemotePyTorch, RemoteWeights, open_remote
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.folder_texts import CHAT_TEMPLATE
 from elutq_formats.gguf_parts import part_names
 from elutq_formats.gguf_start import GGUF, START_BYTES, is_ours
 from elutq_formats.open_source import open_source
@@ -19,19 +29,19 @@ from elutq_formats.source import ModelSource
 from elutq_formats.stored_weights import INDEX, LAYOUTS, PYTORCH, PYTORCH_INDEX, SINGLE, read_weight_map
 
 SMALL_FILES = (
-    "README.md",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    CHAT_TEMPLATE,
     QUANTIZE_CONFIG,
     ADAPTER_CONFIG,
     INDEX,
     PYTORCH_INDEX,
 )
-"""What is read of a checkpoint beside its weights."""
+"""What is read of a checkpoint beside its weights and its README.md, without which a run goes on."""
 
 
 def find_checkpoint(
@@ -142,7 +152,8 @@ def _find(repository: str, revision: str | None, offline: bool, gguf_file: str |
     if gguf_file is None:
         folder, missing = _find_checkpoint(repository, revision, offline)
         return _Found(folder, folder, missing, lambda: _open(repository, folder, missing))
-    folder = fetch(repository, revision, ("README.md", ".gitattributes"), offline)  # most have one or both
+    some = () if is_offline(offline) else ("README.md", ".gitattributes")  # most have one or both
+    folder = fetch(repository, revision, some, offline)
     _, present, where = list_present(repository, folder.name, offline)
     parts = part_names(choose_file(repository, present, gguf_file, f"{repository}:FILE", where))
     check_parts(repository, present, parts)
@@ -155,6 +166,7 @@ def _find(repository: str, revision: str | None, offline: bool, gguf_file: str |
 def _find_checkpoint(repository: str, revision: str | None, offline: bool) -> tuple[Path, tuple[str, ...]]:
     """Return the folder of a repository's small files, and the names of the weight files that are not in it yet."""
     folder = fetch(repository, revision, SMALL_FILES, offline)
+    fetch_if_there(repository, folder.name, "README.md", offline)
     refuse_adapter(folder, repository)
     if not _missing(folder, _weight_files(folder, [single for single, _ in LAYOUTS if (folder / single).exists()])):
         return folder, ()

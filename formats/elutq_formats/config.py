@@ -37,6 +37,17 @@ _LIMITS = {
 }
 
 
+def check_limits(settings: Mapping[str, Any]) -> None:
+    """Refuse numbers that no model has, as far as they are there: before anything is made as long as one of them.
+
+    Raises:
+        UnsupportedModelError: naming the first.
+    """
+    for name, limit in _LIMITS.items():
+        if (value := settings.get(name)) is not None and value > limit:
+            raise UnsupportedModelError(f"{name} {value} is more than {limit}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Hyper-parameters of a supported model.
@@ -118,9 +129,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
-            if (value := getattr(self, name)) is not None and value > limit:
-                raise UnsupportedModelError(f"{name} {value} is more than {limit}")
+        check_limits(vars(self))
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "

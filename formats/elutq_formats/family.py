@@ -193,14 +193,20 @@ def read_ropes(fields: Fields, theta: float, local_theta: float | None) -> Setti
         local_theta: the same of layers with one; None: as the others.
 
     Raises:
-        UnsupportedModelError: layers with a window are scaled.
+        UnsupportedModelError: layers with a window are scaled, or it is not said which are.
         CheckpointError: a field is impossible.
     """
     both, context = fields.mapping("rope_parameters"), fields.integer("max_position_embeddings")
     of_kind = {kind: Fields(both, "config.json: rope_parameters").mapping(kind) for kind in (FULL, SLIDING)}
     if RopeScaling.from_huggingface(of_kind[SLIDING], context) is not None:
         raise UnsupportedModelError("RoPE scaling in layers with a window is not supported")
-    base = fields.number("rope_theta", theta)
+    of_all = {name: value for name, value in both.items() if name not in of_kind}
+    if of_all and not of_kind[FULL] and RopeScaling.from_huggingface(of_all, context) is not None:
+        raise UnsupportedModelError(
+            f"config.json: rope_parameters do not say which layers of {fields['model_type']} are scaled: "
+            f"write what is meant under {FULL}"
+        )
+    base = Fields(of_all, "config.json: rope_parameters").number("rope_theta", fields.number("rope_theta", theta))
     full, local = (Fields(of_kind[kind], "config.json: RoPE") for kind in (FULL, SLIDING))
     return {
         "rope_theta": full.number("rope_theta", base),

@@ -8,6 +8,9 @@ from typing import Any
 from elutq_formats.errors import CheckpointError
 from elutq_formats.lfs_pointer import refuse_pointer
 
+CHAT_TEMPLATE = "chat_template.json"
+"""Where checkpoints of several media have it, at times alone."""
+
 NFC_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
@@ -77,14 +80,17 @@ def read_tokenizer(folder: Path) -> str:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Read ``chat_template.jinja``, or the entry of ``tokenizer_config.json``; of several templates the default one.
+    """Read ``chat_template.jinja``, or the entry of ``tokenizer_config.json`` or of ``chat_template.json``.
+
+    Of several templates it is the default one.
 
     Raises:
         CheckpointError: see ``read_json``.
     """
     if (folder / "chat_template.jinja").exists():
         return read_text(folder / "chat_template.jinja")
-    template = read_optional_json(folder / "tokenizer_config.json").get("chat_template")
+    settings = (read_optional_json(folder / name) for name in ("tokenizer_config.json", CHAT_TEMPLATE))
+    template = next((found for file in settings if (found := file.get("chat_template")) is not None), None)
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[0].get("template") if named else None

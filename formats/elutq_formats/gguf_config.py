@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.config import ModelConfig
+from elutq_formats.config import ModelConfig, check_limits
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.families import MODEL_TYPES, find_family
 from elutq_formats.family import InGGUF, Settings
@@ -42,6 +42,9 @@ PARTIAL = "rope.dimension_count"
 YARN_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 """What a family lists among its own keys whose attention factor is divided by another."""
 
+YARN_ATTENTION_FACTOR, YARN_EXTRAPOLATION = "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"
+"""What llama.cpp's converter copies from a config, and llama.cpp computes itself, whatever the first says."""
+
 EXPERT_WEIGHTS = "normalize_expert_weights"
 """What a family settles that may have experts: llama.cpp has it in its code."""
 
@@ -66,6 +69,7 @@ _KNOWN = (
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
     *(ATTENTION_FACTOR, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    *(YARN_ATTENTION_FACTOR, YARN_EXTRAPOLATION),
 )
 """Keys that are read or may be passed over in every architecture; another may change what the model computes."""
 
@@ -152,6 +156,7 @@ def read_gguf_config(
             "bos_token_id": bos_token_id,
             "eos_token_ids": eos_token_ids,
         }
+        check_limits(settings)
         settings |= family.settings(keys)
         if keys.integer(EXPERTS, 0, minimum=0):
             settings |= _read_experts(keys, tensors, settings)
@@ -250,6 +255,9 @@ def _read_yarn(keys: Keys, factor: float, context: int) -> RopeScaling:
     """
     growth = 0.1 * math.log(factor) if factor > 1 else 0.0
     own = (1.0 + growth) / (1.0 + growth * keys.number_or_zero(YARN_LOG_MULTIPLIER))
+    for name, usual in ((YARN_ATTENTION_FACTOR, own), (YARN_EXTRAPOLATION, 1.0)):
+        if not any(math.isclose(keys.number(name, usual), harmless, rel_tol=1e-4) for harmless in (usual, 1.0)):
+            raise UnsupportedModelError(f"{keys.full(name)} is not supported but as {usual:.6g}, or 1")
     return RopeScaling(
         "yarn",
         factor,

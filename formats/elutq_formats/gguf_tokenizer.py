@@ -19,9 +19,13 @@ from typing import Any
 from elutq_formats.gguf_special_tokens import SpecialTokens, read_chat_templates, read_special_tokens
 from elutq_formats.gguf_vocabulary import BYTE_LEVEL, SENTENCEPIECE, UNIGRAM, TokenType, Vocabulary, read_vocabulary
 from elutq_formats.metadata import Metadata
+from elutq_formats.model_metadata import ARCHITECTURE
 from elutq_formats.pre_tokenizers import UNNAMED, PreTokenizer, find_pre_tokenizer
 from elutq_formats.precompiled_charsmap import read_charsmap
 from elutq_formats.special_tokens import BOS_NAME
+
+KEPT_APART = ("<unk>", "<s>", "<|endoftext|>")
+"""Phi 3's special tokens to which no white space belongs."""
 
 _SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -81,7 +85,7 @@ def read_gguf_tokenizer(metadata: Metadata, n_embeddings: int | None = None) -> 
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(vocabulary, special),
+        "added_tokens": _added_tokens(vocabulary, special, _strips_after(metadata, vocabulary)),
         "normalizer": parts["normalizer"],
         "pre_tokenizer": parts["pre_tokenizer"],
         "post_processor": _post_processor(metadata, vocabulary, special, adds_bos),
@@ -195,15 +199,21 @@ def _unigram(vocabulary: Vocabulary, special: SpecialTokens) -> dict[str, Any]:
     }
 
 
-def _added_tokens(vocabulary: Vocabulary, special: SpecialTokens) -> list[dict[str, Any]]:
+def _strips_after(metadata: Metadata, vocabulary: Vocabulary) -> bool:
+    """Whether white space after a special token belongs to it: Phi 3's tokenizer.json says so, and files do not."""
+    return metadata.string(ARCHITECTURE) == "phi3" and vocabulary.model == SENTENCEPIECE
+
+
+def _added_tokens(vocabulary: Vocabulary, special: SpecialTokens, strips_after: bool) -> list[dict[str, Any]]:
     """Return the tokens that are found in a text before all else: control tokens, and words of the user's own."""
     hidden = {*special.ids.values(), *special.ends, *vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN).values()}
     whole = hidden | set(vocabulary.of_type(TokenType.USER_DEFINED).values())
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    flags = {"single_word": False, "lstrip": False, "normalized": False}
+    contents = {at: vocabulary.tokens[at] for at in sorted(whole) if vocabulary.tokens[at]}
     return [
-        {"id": at, "content": vocabulary.tokens[at], **flags, "special": at in hidden}
-        for at in sorted(whole)
-        if vocabulary.tokens[at]
+        {"id": at, "content": content, **flags, "rstrip": strips_after and content not in KEPT_APART}
+        | {"special": at in hidden}
+        for at, content in contents.items()
     ]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from elutq_formats.config import ModelConfig
+from elutq_formats.config import ModelConfig, check_limits
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.families import find_family
 from elutq_formats.family import Family, Parts, read_rope
@@ -37,6 +37,7 @@ def read_config(
         "rms_norm_eps": fields.number("rms_norm_eps", 1e-6),
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", False),
     }
+    check_limits(settings)
     settings |= family.settings(fields)
     for key in ("num_experts", "num_local_experts"):
         if fields[key] and "n_experts" not in settings:

@@ -113,14 +113,14 @@ def _names(names: str, rule: PreTokenizer) -> dict[str, PreTokenizer]:
 
 _NAMED = MappingProxyType(
     _names(UNNAMED, PreTokenizer(_FALLBACK))
-    | _names("gpt-2 phi-2 mpt olmo mellum trillion gigachat a.x-4.0", PreTokenizer((_GPT2,)))
+    | _names("gpt-2 phi-2 mpt olmo mellum trillion gigachat a.x-4.0 exaone4", PreTokenizer((_GPT2,)))
     | _names("smollm starcoder refact codeshell minerva-7b", PreTokenizer((_EACH_DIGIT, _GPT2)))
     | _names("command-r", PreTokenizer((_EACH_DIGIT, _GPT2), composes=True))
     | _names(
         "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2",
         PreTokenizer((_LLAMA3,), ignore_merges=True, adds_bos=True),
     )
-    | _names("smaug-bpe dbrx", PreTokenizer((_LLAMA3,)))
+    | _names("smaug-bpe dbrx glm4 chatglm-bpe", PreTokenizer((_LLAMA3,)))
     | _names("qwen2 deepseek-r1-qwen megrez f2llmv2 stablelm2", PreTokenizer((_QWEN2,), composes=True))
     | _names("kormo", PreTokenizer((_QWEN2,)))
     | _names("tekken", PreTokenizer((_TEKKEN,), ignore_merges=True, adds_bos=True))

@@ -29,7 +29,10 @@ TORCH_BYTES = 160_000_000
 
 PIECE_WEIGHTS = 1 << 20
 
-_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"} | {
+    f"{sign}int{bits}": f"{sign.upper()}{'' if sign else 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+"""Types as safetensors files call them: int32 is I32, uint8 U8."""
 
 
 class PyTorchFile:

@@ -25,6 +25,10 @@ LAYOUTS: dict[str, Callable[[QuantizationSettings], StoredLayout]] = {
 """By what ``config.json`` calls the method."""
 
 
+FUSED = ("qkv_proj", "gate_up_proj")
+"""Linears of Phi 3 and GLM-4 that are several of the model's."""
+
+
 def assemble(
     tensors: Mapping[str, StoredTensor], config: ModelConfig, settings: QuantizationSettings, place: object
 ) -> dict[str, Tensor]:
@@ -64,6 +68,12 @@ def assemble(
         bias = f"{module}.bias"
         if bias in tensors and bias not in shapes and _is_zero(tensors[bias]):
             del found[bias]  # as AutoGPTQ gave one to every matrix
+    for module, _, suffix in (name.rpartition(".") for name in found):
+        if suffix in layout.suffixes and suffix != "weight" and module.rpartition(".")[2] in FUSED:
+            raise UnsupportedModelError(
+                f"{place}: {module} is several linears in one, and such are not taken apart where they are quantized: "
+                "use the original"
+            )
     if not any(isinstance(tensor, QuantizedMatrix) for tensor in found.values()):
         raise UnsupportedModelError(
             f"{place}: config.json names a quantization ({settings.method!r:.40}), but no tensors of such are there: "

@@ -40,6 +40,8 @@ class SamplingOption:
         Raises:
             ValueError: it is not; the message says what it should be.
         """
+        if self.name == "top_k" and value == ALL_TOKENS:
+            return 0
         if isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most:
             if not self.whole:
                 return float(value)
@@ -70,8 +72,6 @@ def read_sampling_defaults(generation_config: Mapping[str, Any]) -> SamplingDefa
     fields, found = Fields(generation_config, "generation_config.json"), {}
     for option in OPTIONS:
         value = fields[option.huggingface]
-        if option.name == "top_k" and value == ALL_TOKENS:
-            value = 0
         if value is not None:
             try:
                 found[option.name] = option.check(value)

@@ -1,7 +1,8 @@
 """The tokenizer that travels inside a model file, and text that grows token by token."""
 
 import codecs
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 
 import tokenizers
@@ -15,6 +16,22 @@ _SHORT_TEXT = 1 << 16
 
 _USUAL_TOKEN = 16
 """Characters in a token, at most, in all but strange texts."""
+
+
+@contextmanager
+def _explaining(kind: type[ElutqError], failure: str) -> Iterator[None]:
+    """Turn whatever the package raises into one line: bare Exceptions, and where it panics what is no Exception.
+
+    Raises:
+        ElutqError: of this kind.
+    """
+    try:
+        yield
+    except (ElutqError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())
+        raise kind(f"{failure}: {reason:.120}") from error
 
 
 class Tokenizer:
@@ -67,13 +84,8 @@ class Tokenizer:
         Raises:
             FormatError: they are damaged, or newer than the installed tokenizers package.
         """
-        try:
+        with _explaining(FormatError, f"the tokenizer cannot be read by tokenizers {tokenizers.__version__}"):
             return cls(tokenizers.Tokenizer.from_str(text), config, special_tokens)
-        except Exception as error:  # the package raises bare Exceptions
-            reason = " ".join(str(error).split())
-            raise FormatError(
-                f"the tokenizer cannot be read by tokenizers {tokenizers.__version__}: {reason:.120}"
-            ) from error
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Return the token ids of a text.
@@ -83,7 +95,8 @@ class Tokenizer:
             add_special_tokens: add what the tokenizer puts around a text, such as BOS; never a second BOS.
 
         Raises:
-            ElutqError: the text is not Unicode, or has a token for which the model has no embedding.
+            ElutqError: the text is not Unicode, has a token for which the model has no embedding, or is more than the
+                tokenizer can do.
         """
         try:
             text.encode()
@@ -114,12 +127,14 @@ class Tokenizer:
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # A batch lets other threads run meanwhile, and the fast one does not compute offsets.
-        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        with _explaining(ElutqError, "the tokenizer cannot take this text apart"):
+            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are not UTF-8 become U+FFFD, padding of the vocabulary nothing."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with _explaining(ElutqError, "the tokenizer cannot put these tokens together"):
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def token_bytes(self, token_id: int, first: bool = False) -> bytes:

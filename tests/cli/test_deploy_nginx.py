@@ -45,7 +45,7 @@ def balanced(folder, ports):
     """Run nginx with the repository's configuration in front of two ports; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    text, n_listens = re.subn(r"listen 80;", f"listen 127.0.0.1:{port};", CONFIGURATION.read_text())
+    text, n_listens = re.subn(r"listen 80 default_server;", f"listen 127.0.0.1:{port};", CONFIGURATION.read_text())
     servers = iter(ports)
     text, n_servers = re.subn(r"server elutq-\d:8080", lambda _: f"server 127.0.0.1:{next(servers)}", text)
     assert (n_listens, n_servers) == (1, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, hub_environment, serving, use_here
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from processes import started
 from safetensors.numpy import save
 
@@ -260,6 +260,13 @@ def test_a_head_that_only_claims_to_be_the_embedding_is_seen_once_it_is_here(hub
         assert checkpoint.config.tie_word_embeddings
     with Checkpoint.open(find_checkpoint(here)) as checkpoint:
         assert not checkpoint.config.tie_word_embeddings
+
+
+def test_offline_does_without_a_card(hub, here):
+    hub.files["README.md"] = b"# A card"
+    patterns = ["*.safetensors", "*.json"]
+    folder = snapshot_download(str(here), allow_patterns=patterns)
+    assert find_checkpoint(here, offline=True) == Path(folder)
 
 
 def test_offline_uses_what_is_there_and_says_what_is_not(hub, here, monkeypatch):

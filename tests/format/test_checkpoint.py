@@ -398,6 +398,11 @@ def test_tensors_are_found_behind_those_of_every_other_type(tmp_path):
         ),
         ({"tokenizer_config.json": {"chat_template": [{"name": "tool_use", "template": "{{ t }}"}]}}, None),
         ({"tokenizer_config.json": {}}, None),
+        ({"tokenizer_config.json": {}, "chat_template.json": {"chat_template": "{{ c }}"}}, "{{ c }}"),
+        (
+            {"tokenizer_config.json": {"chat_template": "{{ a }}"}, "chat_template.json": {"chat_template": "{{ c }}"}},
+            "{{ a }}",
+        ),
         ({}, None),
     ],
 )

@@ -280,6 +280,13 @@ REFUSED = {
         {"model_type": "olmo3", "layer_types": ["chunked_attention"] * 32},
         "layers of type 'chunked_attention' are not supported",
     ),
+    "scaled layers that are not told": (
+        {
+            "model_type": "olmo3",
+            "rope_parameters": {"rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 8192},
+        },
+        "rope_parameters do not say which layers of olmo3 are scaled",
+    ),
     "scaled layers with a window": (
         {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}},
         "RoPE scaling in layers with a window",

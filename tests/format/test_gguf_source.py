@@ -123,6 +123,26 @@ def test_a_growth_of_scores_that_is_no_number_from_0_on_is_refused(value, tmp_pa
             open_source(described.write(tmp_path / "model.gguf"))
 
 
+YARN = "olmo2.rope.scaling.yarn_attn_factor"
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1 * np.log(4) + 1.0])
+def test_what_a_converter_copies_of_yarn_is_taken_where_it_changes_nothing(value, tmp_path):
+    file = describe(GOLDEN / "olmo3")
+    file.metadata |= {YARN: value, "olmo2.rope.scaling.yarn_ext_factor": 1.0, "olmo2.rope.freq_base_swa": 5e4}
+    with open_source(file.write(tmp_path / "model.gguf")) as source, Checkpoint.open(GOLDEN / "olmo3") as checkpoint:
+        assert source.config.rope.attention_factor == pytest.approx(checkpoint.config.rope.attention_factor)
+        assert source.config.local_rope_theta == 5e4
+
+
+@pytest.mark.parametrize("key", [YARN, "olmo2.rope.scaling.yarn_ext_factor"])
+def test_yarn_of_another_kind_is_refused(key, tmp_path):
+    file = describe(GOLDEN / "olmo3")
+    file.metadata[key] = 1.5
+    with pytest.raises(UnsupportedModelError, match=f"{key} is not supported but as"):
+        open_source(file.write(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize("kind", [KINDS.F16, KINDS.BF16])
 def test_halves_are_widened_exactly_without_the_package(kind, tmp_path, monkeypatch):
     path = describe(LLAMA, kind).write(tmp_path / "model.gguf")

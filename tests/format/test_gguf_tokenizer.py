@@ -45,6 +45,14 @@ def test_every_pre_tokenizer_has_golden_tokens():
     assert sorted(name for entry in BYTE_LEVEL["golden"] for name in entry["names"]) == sorted(NAMES)
 
 
+@pytest.mark.parametrize(("architecture", "strips"), [("phi3", True), ("llama", False)])
+def test_white_space_after_special_tokens_of_phi_3_is_part_of_them(architecture, strips, tmp_path):
+    made = read_vocabulary(tmp_path / "model.gguf", SOME_PIECES | {"general.architecture": architecture})
+    flags = {token["content"]: token["rstrip"] for token in json.loads(made.tokenizer_json)["added_tokens"]}
+    assert flags == {"<unk>": False, "<s>": False, "</s>": strips, "<tool>": strips, "<end_of_turn>": strips}
+    assert encode(made, "<end_of_turn>\n a") == encode(made, "<end_of_turn>" + ("" if strips else "\n ") + "a")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_pre_tokenizer_cuts_words_as_llama_cpp_does(tmp_path, name):
     (ids,) = [entry["ids"] for entry in BYTE_LEVEL["golden"] if name in entry["names"]]

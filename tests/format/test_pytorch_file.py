@@ -134,7 +134,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, torch):
     for content, said in (
         ({"state_dict": tensors}, "does not hold tensors by name, and nothing else"),
         (list(tensors.values()), "does not hold tensors by name, and nothing else"),
-        (tensors | {norm: tensors[norm].to(torch.int8)}, "tensor model.norm.weight is 'int8': only F32, F16, BF16 are"),
+        (tensors | {norm: tensors[norm].to(torch.int8)}, "tensor model.norm.weight is 'I8': only F32, F16, BF16 are"),
         (tensors | {norm: tensors[norm].to_sparse()}, "tensor model.norm.weight is 'torch.sparse_coo': only F32"),
         (tensors | {norm: tensors[norm][1:]}, "tensor model.norm.weight has shape [63], the configuration says [64]"),
         ({name: tensors[name] for name in tensors if name != norm}, "has no tensor model.norm.weight"),

@@ -54,6 +54,26 @@ def test_levels_of_gptq_are_kept_to_the_last_bit(tmp_path, rng, bits, version, s
     check_exact(tmp_path / "model", weights, [(bits, 64, "even16" if symmetric else "even16c")])
 
 
+def test_the_same_in_pytorchs_format_is_read_alike(tmp_path, rng):
+    torch = pytest.importorskip("torch", reason="pytorch_model.bin needs torch: pip install 'elutq[torch]'")
+    weights = write_gptq(tmp_path / "model", rng)
+    stored = {
+        name: torch.from_numpy(part) for name, part in load_file(tmp_path / "model" / "model.safetensors").items()
+    }
+    torch.save(stored, tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    check_exact(tmp_path / "model", weights, [(4, 64, "even16c")])
+
+
+def test_quantized_linears_that_are_several_in_one_are_refused_by_name(tmp_path, rng):
+    write_gptq(tmp_path / "model", rng)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    fused = {name.replace("self_attn.q_proj", "self_attn.qkv_proj"): part for name, part in tensors.items()}
+    save_file(fused, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="qkv_proj is several linears in one"):
+        open_source(tmp_path / "model")
+
+
 @pytest.mark.parametrize(("group_size", "found"), [(-1, [128, 256]), (32, [32]), (128, [128])])
 def test_groups_are_the_checkpoints_or_the_largest_of_ours_within_them(tmp_path, rng, group_size, found):
     weights = write_gptq(tmp_path / "model", rng, group_size=group_size)

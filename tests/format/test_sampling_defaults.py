@@ -69,6 +69,11 @@ def test_values_travel_in_the_keys_of_llama_cpp(tmp_path):
     assert [reader.get_field(key).contents() for key in peers] == pytest.approx(list(OURS.values()))
 
 
+def test_a_file_may_say_all_tokens_as_other_engines_do():
+    metadata = Metadata({"general.sampling.top_k": -1}, {"general.sampling.top_k": ValueType.INT32}, "x.gguf")
+    assert read_sampling(metadata) == {"top_k": 0}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "kind"),
     [

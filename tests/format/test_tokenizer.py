@@ -160,6 +160,21 @@ def test_a_damaged_tokenizer_is_one_line(checkpoint, text):
     assert str(refusal.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "YWJj"}},  # which makes the package panic
+        {"model": {"type": "Unigram", "vocab": [["a", 0.0]]}, "added_tokens": []},
+    ],
+    ids=["a panic", "no unknown token"],
+)
+def test_whatever_the_package_raises_is_one_line(checkpoint, changed):
+    text = json.dumps(json.loads(checkpoint.tokenizer_json) | changed)
+    with pytest.raises(ElutqError, match="the tokenizer cannot") as refusal:
+        Tokenizer.from_json(text, checkpoint.config).encode("Ünknown")
+    assert str(refusal.value).isprintable()
+
+
 @pytest.mark.parametrize("text", ["a \ud800 b", "\udfff", "\udcff from a file system"])
 def test_half_a_surrogate_pair_is_refused(byte_level, text):
     with pytest.raises(ElutqError, match=r"U\+D[8-F].., half of a surrogate pair"):

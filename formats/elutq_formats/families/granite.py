@@ -1,4 +1,4 @@
-"""Granite 3 and 4, dense: a Llama that multiplies embedding, scores, what a branch adds, and logits."""
+"""Granite 3, dense: a Llama that multiplies embedding, scores, what a branch adds, and logits."""
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.families.llama import read

@@ -26,7 +26,7 @@ def parts(fields: Fields, config: ModelConfig) -> Parts:
     return renamed(config, NAMES)
 
 
-GGUF_KEYS = "attention.sliding_window", "attention.sliding_window_pattern"
+GGUF_KEYS = "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"
 
 
 def read_gguf(keys: Keys) -> Settings:
@@ -39,7 +39,7 @@ def read_gguf(keys: Keys) -> Settings:
         "model_type": "olmo3",
         "sliding_window": window,
         "sliding_layers": keys.flags(GGUF_KEYS[1], tuple((layer + 1) % 4 != 0 for layer in range(layers))),
-        "local_rope_theta": keys.number("rope.freq_base", 10000.0),
+        "local_rope_theta": keys.number(GGUF_KEYS[2], keys.number("rope.freq_base", 10000.0)),
     }
 
 
