@@ -284,6 +284,26 @@ VARIANTS = (
             "mlp_bias": True,
         },
     ),
+    # Granite 4, dense: the same of another name, gate and up in one tensor.
+    Variant(
+        "granite4",
+        {
+            "model_type": "granitemoehybrid",
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 3.0,
+            "layer_types": ["attention", "attention"],
+            "position_embedding_type": "rope",
+            "intermediate_size": 96,
+            "shared_intermediate_size": 96,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "mamba_n_heads": 8,
+            "mamba_expand": 2,
+        },
+    ),
     # Phi-3.5 and Phi-4-mini: fused tensors, half of each head turns, longrope beyond its original context.
     Variant(
         "phi3-long",
@@ -394,6 +414,7 @@ ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
     "llama": "LlamaForCausalLM",
     "ministral": "MinistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",

@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "mixtral": "llama",
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
+    "granitemoehybrid": "granite",
 }
 """Llama.cpp's name of a family, where it is another; None: such files are not read."""
 
@@ -176,6 +177,11 @@ def stacked(folder):
     found = {}
     for name, tensor in sorted(open_weights(folder).items()):
         array = tensor.load()
+        if "shared_mlp.input_linear" in name:  # gate and up
+            for part, rows in zip(("gate", "up"), np.split(array, 2), strict=True):
+                found[name.replace("shared_mlp.input_linear", f"mlp.{part}_proj")] = rows
+            continue
+        name = name.replace("shared_mlp.output_linear", "mlp.down_proj")
         module, _, rest = name.partition(".experts.")
         if name.endswith("shared_expert_gate.weight"):
             array = array[0]
@@ -238,6 +244,10 @@ def own_keys(config, architecture, head_dim, rope):
             "residual_scale": config["residual_multiplier"],
             "logit_scale": config["logits_scaling"],
         }
+    if config["model_type"] == "granitemoehybrid":
+        found |= {f"ssm.{name}": 4 for name in ("conv_kernel", "state_size", "group_count", "inner_size")}
+        found |= {"ssm.time_step_rank": 8, "attention.head_count_kv": 2 * [config["num_key_value_heads"]]}
+        found["expert_shared_feed_forward_length"] = config["shared_intermediate_size"]
     if config["model_type"] in MIXTURES:
         experts, width = MIXTURES[config["model_type"]]
         found |= {"expert_count": config[experts], "expert_used_count": config["num_experts_per_tok"]}

@@ -39,6 +39,8 @@ Divisors: TypeAlias = npt.NDArray[np.float32]
 PARTIAL = "rope.dimension_count"
 """What a family lists among its own keys if part of a head may turn."""
 
+KV_HEADS = "attention.head_count_kv"
+
 YARN_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 """What a family lists among its own keys whose attention factor is divided by another."""
 
@@ -64,7 +66,7 @@ READERS: Mapping[str, str] = {
 _KNOWN = (
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
     *(*OF_EXPERTS, "expert_gating_func", "tensor_data_layout"),
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.head_count", KV_HEADS, "attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
@@ -141,7 +143,7 @@ def read_gguf_config(
             "intermediate_size": metadata.integer(keys.full("feed_forward_length")),
             "num_hidden_layers": metadata.integer(keys.full("block_count")),
             "num_attention_heads": heads,
-            "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+            "num_key_value_heads": keys.of_all_layers(KV_HEADS, heads),
             "head_dim": head_dim,
             "rotary_dim": None if dimensions == head_dim else dimensions,
             "vocab_size": _vocab_size(keys, tensors),
@@ -212,7 +214,7 @@ def _refuse_unknown(keys: Keys, family: InGGUF) -> None:
             continue
         if name not in _KNOWN and name not in family.keys:
             raise UnsupportedModelError(f"{found} is not known here: passing it over might change what the model says")
-        if keys.metadata.is_array(found) and name != SLIDING_LAYERS:
+        if keys.metadata.is_array(found) and name not in (SLIDING_LAYERS, KV_HEADS):
             raise UnsupportedModelError(f"{found} differs from layer to layer, which is not supported")
 
 

@@ -28,6 +28,20 @@ class Keys:
         """Return an integer of at least ``minimum``."""
         return self.metadata.integer(self.full(name), minimum) if name in self else default
 
+    def of_all_layers(self, name: str, default: int) -> int:
+        """Return a positive integer, which a file may have for each layer, if it is the same for all.
+
+        Raises:
+            UnsupportedModelError: it is not.
+        """
+        key = self.full(name)
+        if not self.metadata.is_array(key):
+            return self.integer(name, default)
+        found = set(self.metadata.integers(key))
+        if len(found) != 1 or not 0 < min(found) < 2**31:
+            raise UnsupportedModelError(f"{key} differs from layer to layer, which is not supported")
+        return int(found.pop())
+
     def number(self, name: str, default: float) -> float:
         """Return a positive number."""
         return self.metadata.number(self.full(name)) if name in self else default

@@ -50,6 +50,11 @@ class Metadata:
             self.refuse(f"{key} is {value}, not an integer from {minimum}")
         return value
 
+    def integers(self, key: str) -> list[int]:
+        """Return an array of UINT32 or of INT32, as converters write them."""
+        kind = ValueType.INT32 if self.has_type(key, ValueType.INT32) else ValueType.UINT32
+        return cast(list[int], self.array(key, kind))
+
     def number(self, key: str) -> float:
         """Return a positive FLOAT32, as the shortest decimal that stands for it."""
         value = self.real(key)

@@ -28,7 +28,6 @@ _MISSING: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text"), (_STATES, "qwen3")),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "jamba", "zamba2", "bamba", "rwkv"), (_STATES, "llama")),
     **dict.fromkeys(("nemotron_h", "falcon_h1", "lfm2", "lfm2_moe", "recurrent_gemma"), (_STATES, "llama")),
-    "granitemoehybrid": ("layers with a state, or in the smallest an MLP that is stored otherwise", "granite"),
     **dict.fromkeys(("gemma3n", "gemma3n_text"), ("embeddings for each layer", "gemma3_text")),
     **dict.fromkeys(("gemma4", "gemma4_text"), ("keys that layers share", "gemma3_text")),
     **dict.fromkeys(("cohere", "cohere2", "falcon", "gpt_neox", "gptj", "phi", "stablelm"), (_PARALLEL, "llama")),

@@ -280,6 +280,18 @@ REFUSED = {
         {"model_type": "olmo3", "layer_types": ["chunked_attention"] * 32},
         "layers of type 'chunked_attention' are not supported",
     ),
+    "layers with a state": (
+        {"model_type": "granitemoehybrid", "layer_types": [*["mamba"] * 31, "attention"]},
+        "granitemoehybrid is supported where all layers are attention's",
+    ),
+    "experts among them": (
+        {"model_type": "granitemoehybrid", "layer_types": ["attention"] * 32, "num_local_experts": 8},
+        "granitemoehybrid is supported where it is dense",
+    ),
+    "no positions": (
+        {"model_type": "granitemoehybrid", "layer_types": ["attention"] * 32, "position_embedding_type": "nope"},
+        "position_embedding_type 'nope' is not supported in granitemoehybrid: rope is",
+    ),
     "scaled layers that are not told": (
         {
             "model_type": "olmo3",

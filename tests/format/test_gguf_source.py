@@ -42,6 +42,8 @@ def test_configuration_and_tensors_are_those_of_the_checkpoint(family, tmp_path)
         wanted = checkpoint.config
         if family == "mistral-nemo":  # without a window it computes what llama does
             wanted = replace(wanted, model_type="llama")
+        if family == "granite4":  # its tensors have other names in a checkpoint
+            wanted = replace(wanted, model_type="granite")
         assert source.config == replace(wanted, rope_scaling=source.config.rope_scaling)
         assert (wanted.rope_scaling is None) == (source.config.rope_scaling is None)
         if wanted.rope_scaling is not None:
@@ -112,6 +114,14 @@ def test_scores_of_a_mistral3_grow_only_where_its_file_says_so(tmp_path):
     plain = {key: value for key, value in described.metadata.items() if "rope.scaling" not in key and "temp" not in key}
     with open_source(replace(described, metadata=plain).write(tmp_path / "3.gguf")) as source:
         assert (source.config.rope_scaling, source.config.max_position_embeddings) == (None, 256)
+
+
+@pytest.mark.parametrize("heads", [[2, 1], [0, 0]])
+def test_heads_that_differ_between_layers_are_refused(heads, tmp_path):
+    file = describe(GOLDEN / "granite4")
+    file.metadata["granite.attention.head_count_kv"] = heads
+    with pytest.raises(UnsupportedModelError, match="head_count_kv differs from layer to layer"):
+        open_source(file.write(tmp_path / "model.gguf"))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])

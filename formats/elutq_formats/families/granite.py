@@ -7,19 +7,26 @@ from elutq_formats.fields import Fields
 from elutq_formats.gguf_keys import Keys
 
 
+def multipliers(fields: Fields, config: ModelConfig) -> dict[str, float]:
+    """Return all four as ``multiplied`` takes them."""
+    return {
+        "embedding": fields.number("embedding_multiplier", 1.0),
+        "queries": fields.number("attention_multiplier", 1.0) * config.head_dim**0.5,
+        "added": fields.number("residual_multiplier", 1.0),
+        "logits": 1.0 / fields.number("logits_scaling", 1.0),
+    }
+
+
 def parts(fields: Fields, config: ModelConfig) -> Parts:
     """All four multipliers go into the weights."""
-    return multiplied(
-        config,
-        {},
-        embedding=fields.number("embedding_multiplier", 1.0),
-        queries=fields.number("attention_multiplier", 1.0) * config.head_dim**0.5,
-        added=fields.number("residual_multiplier", 1.0),
-        logits=1.0 / fields.number("logits_scaling", 1.0),
-    )
+    return multiplied(config, {}, **multipliers(fields, config))
 
 
-GGUF_KEYS = "embedding_scale", "attention.scale", "residual_scale", "logit_scale"
+GGUF_KEYS = (
+    *("embedding_scale", "attention.scale", "residual_scale", "logit_scale"),
+    # Of layers with a state, which the converter writes for those of Granite 4 that have none, too.
+    *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.inner_size", "ssm.time_step_rank"),
+)
 
 
 def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
