@@ -258,7 +258,7 @@ def test_a_refusal_advises_what_would_fit(options, max_memory, advice):
 
 
 def test_a_run_that_may_not_fit_into_memory_is_told(monkeypatch, caplog):
-    recipe = Recipe(group_size=32)
+    recipe = Recipe(bits=4, group_size=32)
     with Checkpoint.open(TESTS / "data" / "golden" / "llama1-mha") as checkpoint, caplog.at_level(logging.WARNING):
         for available, device in ((10**12, "cpu"), (None, "cpu"), (10**8, "cuda")):
             monkeypatch.setattr(preparation, "available_memory", lambda available=available: available)
