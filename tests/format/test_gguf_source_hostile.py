@@ -51,7 +51,7 @@ METADATA = [
     ("llama.feed_forward_length", 96, "gate_proj.weight has shape [64, 64], the configuration says [96, 64]"),
     ("llama.feed_forward_length", [64, 32], "llama.feed_forward_length differs from layer to layer"),
     ("llama.attention.head_count", [4, 2], "llama.attention.head_count differs from layer to layer"),
-    ("llama.attention.head_count_kv", [2, 2], "llama.attention.head_count_kv differs from layer to layer"),
+    ("llama.attention.head_count_kv", [2, 1], "llama.attention.head_count_kv differs from layer to layer"),
     ("llama.attention.head_count_kv", 3, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
     ("llama.attention.head_count_kv", 4, "k_proj.weight has shape [32, 64], the configuration says [64, 64]"),
     ("llama.attention.key_length", 15, "llama.rope.dimension_count 16 is not 15, the width of a head"),
