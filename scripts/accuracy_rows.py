@@ -35,7 +35,7 @@ SUMMARY = (
     ("fit", 2, 64, "2, weights alone"),
     ("allocate", 2, 64, "2, calibrated"),
     ("allocate", 2, 32, "2, calibrated, groups of 32"),
-    ("e2e", 2, 32, "2, calibrated, groups of 32, tuned"),
+    ("block-e2e", 2, 32, "2, calibrated, groups of 32, tuned"),
     ("allocate", 3, 64, "3, calibrated"),
     ("allocate", 4, 64, "4, calibrated"),
 )
