@@ -11,7 +11,6 @@ Unsupported = Mapping[str, tuple[object, ...]]
 _LLAMA_CPP_ORDER = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
 
 _CHOICES: Unsupported = {
-    "preset": ("",),
     "use_beam_search": (False,),
     "num_beams": (1,),
     "length_penalty": (1,),
@@ -19,6 +18,7 @@ _CHOICES: Unsupported = {
 }
 
 _SAMPLING: Unsupported = {
+    "preset": ("",),
     "typical_p": (1,),
     "typical": (1,),
     "typ_p": (1,),

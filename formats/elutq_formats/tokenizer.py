@@ -18,6 +18,10 @@ _USUAL_TOKEN = 16
 """Characters in a token, at most, in all but strange texts."""
 
 
+PANIC = "PanicException"
+"""Of pyo3, which derives it from BaseException and has no place to import it from."""
+
+
 @contextmanager
 def _explaining(kind: type[ElutqError], failure: str) -> Iterator[None]:
     """Turn whatever the package raises into one line: bare Exceptions, and where it panics what is no Exception.
@@ -27,9 +31,11 @@ def _explaining(kind: type[ElutqError], failure: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ElutqError, KeyboardInterrupt, SystemExit):
+    except ElutqError:
         raise
     except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise  # the program's own end
         reason = " ".join(str(error).split())
         raise kind(f"{failure}: {reason:.120}") from error
 

@@ -1,7 +1,7 @@
 """Configurations of mixtures of experts, and what their routers may not do."""
 
 import pytest
-from test_config import LLAMA
+from published_configs import LLAMA
 
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
