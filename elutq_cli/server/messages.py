@@ -44,8 +44,8 @@ def render(fields: Fields, template: ChatTemplate, tools: Sequence[Mapping[str, 
     if fields.get("enable_thinking") is not None:
         thinks = fields.flag("enable_thinking")
         variables = {**thinking_variables(template, thinks, "enable_thinking"), **variables}
-    elif "enable_thinking" in variables:
-        thinking_variables(template, bool(variables["enable_thinking"]), "chat_template_kwargs")
+    elif (switch := variables.get("enable_thinking")) is not None:
+        thinking_variables(template, bool(switch), "chat_template_kwargs.enable_thinking")
     elif fields.get("reasoning_effort") == "none" and "reasoning_effort" not in template.source:
         variables = {**thinking_variables(template, False, "reasoning_effort"), **variables}
     for name in ("documents", "reasoning_effort"):

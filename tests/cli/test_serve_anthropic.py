@@ -153,13 +153,15 @@ def test_a_reply_that_the_client_begins_goes_on(local):
 def test_thinking_is_the_templates_switch(local, template):
     template("{{ enable_thinking }}{% for m in messages %}{{ m.content }}{% endfor %}")
     for kind, switched in (("enabled", True), ("adaptive", True), ("disabled", False)):
-        body = translated(local, thinking={"type": kind})
-        assert body["chat_template_kwargs"] == {"enable_thinking": switched}
+        body = translated(local, thinking={"type": kind}, chat_template_kwargs={"lang": "de"})
+        assert (body["enable_thinking"], body["chat_template_kwargs"]) == (switched, {"lang": "de"})
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "disabled"}}).status == 200
     assert local.post("/v1/messages", {**ASKED, "context_management": {"edits": []}}).status == 200
     template("{% for m in messages %}{{ m.content }}{% endfor %}")
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "adaptive"}}).status == 200
-    assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "enabled"}}).status == 400
+    refused = local.post("/v1/messages", {**ASKED, "thinking": {"type": "enabled"}})
+    assert refused.status == 400
+    assert refused.json["error"]["message"] == "thinking is not supported by this model's chat template"
     template("<think></think>{% for m in messages %}{{ m.content }}{% endfor %}")
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "disabled"}}).status == 400
 

@@ -162,9 +162,12 @@ def test_thinking_is_the_templates_switch(local, template):
     template("{{ enable_thinking }}{% for m in messages %}{{ m.content }}{% endfor %}")
     for think in (True, False):
         for body in ({"messages": TURNS}, {"kind": Generate, "prompt": "My dear"}):
-            assert translated(local, **body, think=think)["chat_template_kwargs"] == {"enable_thinking": think}
+            assert translated(local, **body, think=think)["enable_thinking"] is think
     body = translated(local, messages=TURNS, think="low")
-    assert (body["chat_template_kwargs"], body["reasoning_effort"]) == ({"enable_thinking": True}, "low")
+    assert (body["enable_thinking"], body["reasoning_effort"]) == (True, "low")
+    template("{% for m in messages %}{{ m.content }}{% endfor %}")
+    refused = local.post("/api/chat", {"model": "m", "messages": TURNS, "think": True})
+    assert (refused.status, refused.json["error"]) == (400, "think is not supported by this model's chat template")
 
 
 def test_results_of_tools_have_a_name(local):

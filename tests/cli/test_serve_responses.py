@@ -150,10 +150,18 @@ def test_thoughts_calls_and_results_are_messages(local):
 
 def test_effort_is_for_the_template_and_none_switches_thinking_off(local, monkeypatch):
     assert translated(local, reasoning={"effort": "low", "summary": "auto"})["reasoning_effort"] == "low"
-    source = "{{ enable_thinking }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    monkeypatch.setitem(local.model.__dict__, "chat_template", ChatTemplate(source))
-    body = translated(local, reasoning={"effort": "none"})
-    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    asked = {**ASKED, "reasoning": {"effort": "none"}}
+    assert translated(local, reasoning={"effort": "none"})["reasoning_effort"] == "none"
+    for switch, status in (
+        ("{{ enable_thinking }}", 200),
+        ("{{ reasoning_effort }}<think>", 200),
+        ("<think></think>", 400),
+    ):
+        source = switch + "{% for m in messages %}{{ m.content }}{% endfor %}{# </think> #}"
+        monkeypatch.setitem(local.model.__dict__, "chat_template", ChatTemplate(source))
+        answer = local.post("/v1/responses", asked)
+        assert answer.status == status, answer.body
+    assert answer.json["error"]["param"] == "reasoning"
 
 
 DELTAS = [

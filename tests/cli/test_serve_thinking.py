@@ -124,12 +124,12 @@ def test_a_schema_and_forced_calls_bind_the_answer_and_not_the_thoughts(client, 
 
 def test_what_a_model_that_does_not_think_cannot_do_is_refused_by_name(client, template):
     template(CHAT_TEMPLATE)
-    for asked in (
-        {"enable_thinking": True},
-        {"chat_template_kwargs": {"enable_thinking": True}},
-        {"thinking_budget_tokens": 5},
+    for asked, name in (
+        ({"enable_thinking": True}, "enable_thinking"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking"),
+        ({"thinking_budget_tokens": 5}, "thinking_budget_tokens"),
     ):
-        assert refusal(client.chat(MESSAGES, **asked)).param == next(iter(asked))
+        assert refusal(client.chat(MESSAGES, **asked)).param == name
     for asked in (
         {"thinking_budget_tokens": -1},
         {"reasoning_format": "auto"},
@@ -166,3 +166,16 @@ def test_other_apis_have_thoughts_in_their_own_places(client):
     assert [item["content"][0]["text"] for item in response["output"]] == [thought, text]
     assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 6}
     assert client.post("/api/show", {"model": "tested"}).json["capabilities"] == ["completion", "thinking"]
+
+
+def test_what_a_model_that_always_thinks_cannot_leave_is_refused_by_name(client, template):
+    template(THINKS.replace("enable_thinking", "switched"))
+    for asked, name in (
+        ({"enable_thinking": False}, "enable_thinking"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs.enable_thinking"),
+        ({"reasoning_effort": "none"}, "reasoning_effort"),
+    ):
+        refused = refusal(client.chat(MESSAGES, **asked))
+        assert refused.param == name and name in refused.message
+    for asked in ({"chat_template_kwargs": {"enable_thinking": None}}, {"enable_thinking": True}):
+        assert ask(client, **asked)["choices"][0]["message"]["reasoning_content"]

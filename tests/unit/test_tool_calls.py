@@ -114,14 +114,12 @@ def test_text_comes_at_once_and_arguments_as_they_come():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_arguments_come_as_they_come_in_whatever_pieces(size):
-    head, pieces = '<tool_call>\n{"name": "weather", "arguments": ', []
+    head = '<tool_call>\n{"name": "weather", "arguments": '
     reader = CallReader(KNOWN["hermes"], NAMES)
     list(reader.put(head))
     for at in range(0, len(ARGUMENTS), size):
         piece = ARGUMENTS[at : at + size]
         assert "".join(text for _, text in reader.put(piece)) == piece
-        pieces.append(piece)
-    assert "".join(pieces) == ARGUMENTS
 
 
 def test_a_call_that_was_cut_is_not_complete():

@@ -11,7 +11,7 @@ from elutq_cli.server.fields import Fields
 from elutq_cli.server.limits import Limits
 from elutq_cli.server.request import TextRequest
 from elutq_cli.server.response import Body, usage
-from elutq_cli.server.thinking import may_think, thinking_variables
+from elutq_cli.server.thinking import may_think
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -42,7 +42,12 @@ class Messages(Dialect):
     """A request of /v1/messages."""
 
     silence = typed_event({"type": "ping"})
-    names = {"stop": "stop_sequences", "thinking_budget_tokens": "thinking", "response_format": "output_config"}  # noqa: RUF012 (not changed)
+    names = {  # noqa: RUF012 (not changed)
+        "stop": "stop_sequences",
+        "enable_thinking": "thinking",
+        "thinking_budget_tokens": "thinking",
+        "response_format": "output_config",
+    }
 
     def __init__(self, model: LanguageModel, name: str) -> None:
         """Begin; see the base class."""
@@ -77,8 +82,7 @@ class Messages(Dialect):
             raise RequestError("thinking must be of type enabled, adaptive or disabled", "thinking")
         if kind == "adaptive" and not may_think(self.model.required_chat_template):
             return {}  # the model is to think as it sees fit
-        variables = thinking_variables(self.model.required_chat_template, kind != "disabled", "thinking")
-        return {"chat_template_kwargs": variables, "thinking_budget_tokens": fields.get("budget_tokens")}
+        return {"enable_thinking": kind != "disabled", "thinking_budget_tokens": fields.get("budget_tokens")}
 
     def whole(self, answer: Body) -> Body:
         """Return a message."""

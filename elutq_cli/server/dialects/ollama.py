@@ -12,7 +12,6 @@ from elutq_cli.server.dialects.dialect import COMPLETION, Dialect
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
-from elutq_cli.server.thinking import thinking_variables
 
 OPTIONS = {"num_predict": "max_tokens"}
 """Ollama's names of options that OpenAI has under others; the rest have the same."""
@@ -29,7 +28,7 @@ class OllamaText(Dialect):
 
     media_type = "application/x-ndjson"
     silence = b""
-    names = {"max_tokens": "num_predict", "response_format": "format"}  # noqa: RUF012 (not changed)
+    names = {"max_tokens": "num_predict", "response_format": "format", "enable_thinking": "think"}  # noqa: RUF012 (not changed)
 
     def __init__(self, model: LanguageModel, name: str) -> None:
         """Begin; see the base class."""
@@ -65,14 +64,12 @@ class OllamaText(Dialect):
         return options
 
     def _think(self, think: object) -> Body:
-        if isinstance(think, str) and think in ("low", "medium", "high"):
-            variables = thinking_variables(self.model.required_chat_template, True, "think")
-            return {"chat_template_kwargs": variables, "reasoning_effort": think}
-        if not isinstance(think, bool):
+        is_effort = isinstance(think, str) and think in ("low", "medium", "high")
+        if not (is_effort or isinstance(think, bool)):
             raise RequestError("think must be true, false, low, medium or high", "think")
         if self.kind is COMPLETION:
             return {"think": think} if think else {}
-        return {"chat_template_kwargs": thinking_variables(self.model.required_chat_template, think, "think")}
+        return {"enable_thinking": bool(think)} | ({"reasoning_effort": think} if is_effort else {})
 
     def nothing(self) -> Body:
         """Return what loading a model is answered with."""

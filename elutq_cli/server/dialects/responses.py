@@ -11,7 +11,6 @@ from elutq_cli.server.dialects.responses_input import messages_of
 from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
-from elutq_cli.server.thinking import thinking_variables
 
 NO_PLACE = {
     "previous_response_id": (),
@@ -77,8 +76,6 @@ class Responses(Dialect):
     def _effort(self, fields: Fields) -> Body:
         fields.refuse({"summary": ("auto",), "generate_summary": ("auto",)})
         effort = fields.get("effort")
-        if effort == "none":
-            return {"chat_template_kwargs": thinking_variables(self.model.required_chat_template, False, "reasoning")}
         return {} if effort is None else {"reasoning_effort": effort}
 
     def whole(self, answer: Body) -> Body:
