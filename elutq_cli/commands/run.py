@@ -160,7 +160,7 @@ def run_command(
     schema = None if json_schema is None else read_json(json_schema)
     grammar_text = None if grammar is None else read_text(grammar)
     prepare_stream(sys.stdout)
-    obstacle = why_no_chat(json_output, logprobs, verbose)
+    obstacle = why_no_chat(json_output, logprobs)
     if conversation and obstacle is not None:
         raise ElutqError(f"-cnv is a chat at a terminal, but {obstacle}: leave out -cnv for one answer")
     given = prompt is not None or file is not None
@@ -179,7 +179,7 @@ def run_command(
         form: Rule | None = language_model.compile_grammar(schema, grammar_text)
         if chatting:
             dialogue = Conversation(language_model, template, system_prompt, reasoning_budget)
-            chat(dialogue, text, ctx_size, prompt_cache, sampling, options, form)
+            chat(dialogue, text, ctx_size, prompt_cache, sampling, options, form, verbose)
             return
         if text is None:
             raise ElutqError(HOW_TO_PROMPT)
@@ -199,12 +199,11 @@ def run_command(
         one_shot(language_model, tokens, ctx_size, prompt_cache, sampling, options, form, json_output, begin)
 
 
-def why_no_chat(json_output: bool, logprobs: int | None, verbose: bool) -> str | None:
+def why_no_chat(json_output: bool, logprobs: int | None) -> str | None:
     """Return what there is that a chat cannot be had with, or None."""
     obstacles = {
         "--json prints one object": json_output,
         "--logprobs reports on one text": logprobs is not None,
-        "-v shows one prompt": verbose,
         "stdin is not one": not sys.stdin.isatty(),
         "stdout is not one": not sys.stdout.isatty(),
     }
@@ -219,6 +218,7 @@ def chat(
     sampling: SamplingOptions,
     options: TextOptions,
     form: Rule | None,
+    verbose: bool,
 ) -> None:
     """Chat at a terminal."""
     from elutq_cli.generation import Sampler
@@ -228,7 +228,7 @@ def chat(
     model = conversation.model
     model.start(ctx_size)
     cache = None if prompt_cache is None else PromptCache(prompt_cache, model)
-    Chat(conversation, Sampler(sampling), options, cache, form).run(first)
+    Chat(conversation, Sampler(sampling), options, cache, form, shows_prompts=verbose).run(first)
 
 
 def one_shot(

@@ -60,7 +60,7 @@ class Conversation:
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self.messages: list[Message] = []
         self.thoughts: ThoughtReader | None = None
-        self._seen = _Seen("", ())
+        self._seen = self._pending = _Seen("", ())
 
     def clear(self) -> None:
         """Forget everything but the system prompt."""
@@ -95,6 +95,11 @@ class Conversation:
         self.messages = messages
         self._pending = _Seen(text, tuple(tokens))
         return generation
+
+    @property
+    def prompt(self) -> tuple[str, list[int]]:
+        """What the last message was answered from: text and tokens, the whole conversation's."""
+        return self._pending.text, list(self._pending.tokens)
 
     def keep(self, generation: Generation) -> None:
         """Add the reply, whole or as far as it came, to the conversation."""

@@ -98,6 +98,7 @@ class Chat:
         options: TextOptions,
         cache: PromptCache | None = None,
         rule: Rule | None = None,
+        shows_prompts: bool = False,
     ) -> None:
         """Prepare.
 
@@ -107,11 +108,13 @@ class Chat:
             options: of all replies.
             cache: where the keys and values of the first message, and all before it, are kept.
             rule: what every reply has to match, if anything.
+            shows_prompts: whether what each is answered from, and its tokens, is said first.
         """
         self._conversation = conversation
         self._sampler = sampler
         self._options = options
         self._cache, self._rule = cache, rule
+        self._shows_prompts = shows_prompts
         self._attached = ""
 
     def run(self, first: str | None = None) -> None:
@@ -179,6 +182,9 @@ class Chat:
         except ElutqError as error:
             _say(f"[{shown_line(error)}]")
             return
+        if self._shows_prompts:
+            text, tokens = conversation.prompt
+            _say(f"{text}\n{tokens}\n")
         try:
             with unseen_keyboard():
                 stream_text(generation, thoughts=conversation.thoughts, cache=self._cache)

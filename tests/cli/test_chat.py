@@ -145,6 +145,15 @@ def test_a_conversation(chat_model, tmp_path):
     assert "Traceback" not in terminal.output
 
 
+def test_what_each_reply_is_made_from_is_shown_on_demand(chat_model):
+    with Terminal("run", chat_model, "-n", 5, "-v") as terminal:
+        terminal.expect("\n> ")
+        terminal.say("Well?")
+        terminal.expect(r"\n[^\n]*user:Well\?\n?[^\n]*assistant:\n\[\d+(, \d+)+\]\n.*5 tokens.*\n> ")
+        terminal.say("Go on")
+        terminal.expect(r"user:Well\?.*assistant:.*user:Go on.*assistant:\n\[\d+(, \d+)+\]\n.*5 tokens.*\n> ")
+
+
 def test_end_of_input_leaves(chat_model):
     with Terminal("run", chat_model) as terminal:
         terminal.expect("\n> ")

@@ -91,7 +91,6 @@ def test_prompt_from_stdin_from_a_file_and_from_the_command_line_are_the_same(no
         ((), "stdin is not one"),
         (("--json",), "--json prints"),
         (("--logprobs", 1), "--logprobs reports"),
-        (("-v",), "-v shows"),
     ],
 )
 def test_a_chat_that_cannot_be_had_is_refused_and_not_passed_over(flags, words, novels_2bit):
