@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from numbers import Integral
 from types import TracebackType
 
 import numpy as np
@@ -158,8 +159,9 @@ class Engine:
             NativeError: The model has not these layers, memory is short, or another thread uses the engine.
         """
         nanoseconds, message = ffi.new("uint64_t *"), ffi.new("char[]", MESSAGE_BYTES)
+        first, number = unsigned(first_layer, "the first layer"), unsigned(n_layers, "the number of layers")
         with self._handle.use() as engine:
-            status = lib.elutq_engine_rehearse(engine, first_layer, n_layers, nanoseconds, message, MESSAGE_BYTES)
+            status = lib.elutq_engine_rehearse(engine, first, number, nanoseconds, message, MESSAGE_BYTES)
         if status == lib.ELUTQ_ERROR_CANCELLED:
             self._handle.check()  # close() cancels too
         check_use(status, self._name)
@@ -204,7 +206,11 @@ class Engine:
 
 def _checked_tokens(run: Run) -> NDArray[np.int32]:
     """Returns a run's tokens as C takes them: what 32 bits do not hold is in no vocabulary either way."""
-    tokens = np.asarray(run.tokens)
+    tokens = run.tokens
+    if not isinstance(tokens, np.ndarray):  # numpy makes floats of whole numbers that no type of its own holds together
+        if not isinstance(tokens, Sequence) or not all(isinstance(token, Integral) for token in tokens):
+            raise ValueError("tokens need a list of whole numbers")
+        tokens = np.array([min(max(int(token), -1), np.iinfo(np.int32).max) for token in tokens], np.int32)
     if tokens.ndim != 1 or (tokens.size > 0 and tokens.dtype.kind not in "iu"):
         raise ValueError("tokens need a list of whole numbers")
     if tokens.dtype != np.int32:

@@ -71,9 +71,9 @@ class NativeSequence:
             ValueError: ``position`` is negative or past the current one.
         """
         with self._handle.use() as sequence:
-            status = lib.elutq_sequence_rewind(sequence, min(max(position, 0), LARGEST))
+            status = lib.elutq_sequence_rewind(sequence, position if 0 <= position <= LARGEST else LARGEST)
         check_use(status, self._name)
-        if position < 0 or status == lib.ELUTQ_ERROR_ARGUMENT:
+        if status == lib.ELUTQ_ERROR_ARGUMENT:
             raise ValueError(f"cannot rewind to {position}: the context holds {self.position} tokens")
         check(status, ffi.new("char[]", b"layers with a window no longer hold the keys before that position"))
 
@@ -128,7 +128,9 @@ class NativeSequence:
         state = np.ascontiguousarray(state, dtype=np.uint8)
         n_recent = self._recent_tokens(state.size, n_tokens)
         with self._handle.use() as sequence:
-            status = lib.elutq_sequence_import(sequence, ffi.from_buffer("uint8_t[]", state), n_tokens, n_recent)
+            status = lib.elutq_sequence_import(
+                sequence, ffi.from_buffer("uint8_t[]", state), min(n_tokens, LARGEST), min(n_recent, LARGEST)
+            )
         check_use(status, self._name)
         full = status == lib.ELUTQ_ERROR_CONTEXT
         check(status, ffi.new("char[]", b"the context is full" if full else b"keys or values are not finite"))

@@ -28,7 +28,7 @@ enum elutq_status {
     ELUTQ_ERROR_ARGUMENT = 3, /* the caller asked for something impossible */
     ELUTQ_ERROR_MEMORY = 4,   /* an allocation or a thread could not be had */
     ELUTQ_ERROR_CONTEXT = 5,  /* more tokens than the sequence's context holds */
-    ELUTQ_ERROR_CANCELLED = 6, /* elutq_engine_cancel was called */
+    ELUTQ_ERROR_CANCELLED = 6, /* elutq_engine_cancel or _retire was called */
     ELUTQ_ERROR_IN_USE = 7,    /* another thread is in a call on the same engine, sequence or pool */
     ELUTQ_ERROR_FORKED = 8,    /* the process was forked after the threads were started, and has none of them */
     ELUTQ_ERROR_OVERWRITTEN = 9 /* keys and values that would be needed have given way to later ones */
@@ -107,7 +107,8 @@ enum elutq_cache_type {
 uint64_t elutq_model_kv_bytes(const elutq_model *model, enum elutq_cache_type cache_type);
 
 /*
- * A layer that has a window keeps the keys and values of so many tokens beyond it: by so many a sequence can be taken back.
+ * A layer that has a window keeps the keys and values of so many tokens beyond it: by so many, counted from the furthest
+ * position that it has come to, a sequence can be taken back.
  * No less than ELUTQ_PIECE_TOKENS, which a pass that fails may have overwritten.
  */
 #define ELUTQ_REWIND_TOKENS 512
@@ -213,8 +214,9 @@ int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t
 void elutq_engine_cancel(elutq_engine *engine);
 
 /*
- * The same for good: a call that is under way or begins later returns ELUTQ_ERROR_CANCELLED. For an engine that is to be
- * destroyed when the calls that others have begun, or are about to begin, are over.
+ * The same for good: an elutq_engine_eval or elutq_engine_rehearse that is under way or begins later returns
+ * ELUTQ_ERROR_CANCELLED. For an engine that is to be destroyed when the calls that others have begun, or are about to begin,
+ * are over.
  */
 void elutq_engine_retire(elutq_engine *engine);
 

@@ -125,7 +125,7 @@ def main(folder: Path) -> None:
     )
     half = expert_config(n_experts=3, shared_expert_intermediate_size=0, expert_layers=(True, False), norm_after=True)
     write_random(folder / "experts-half.gguf", half, bits=4, group_size=64, half="gate_proj")
-    write_random(folder / "odd-width.gguf", replace(wide, intermediate_size=100), bits=2, group_size=32)
+    write_random(folder / "odd-width.gguf", replace(wide, intermediate_size=260), bits=2, group_size=32)
     odd = expert_config(hidden_size=64, head_dim=16, shared_expert_intermediate_size=100)
     write_random(folder / "experts-odd-width.gguf", odd, bits=2, group_size=32)
     windows = replace(golden_config("gemma3"), max_position_embeddings=700)  # more than its layers with a window hold

@@ -153,6 +153,9 @@ def test_a_part_of_a_pass_is_timed_and_leaves_nothing(novels_2bit):
         for first, n in ((0, 0), (0, 7), (6, 1), (5, 2)):
             with pytest.raises(NativeError, match=f"a model of 6 layers has not {n} of them from {first} on"):
                 engine.rehearse(first, n)
+        for first, n in ((-1, 1), (0, 2**32)):
+            with pytest.raises(NativeError, match="cannot be"):
+                engine.rehearse(first, n)
         engine.close()
         with pytest.raises(ClosedError):
             engine.rehearse(0, 1)

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from elutq_cli.commands.options import MOST_THREADS
+
 NATIVE = Path(__file__).parents[2] / "native"
 STANDARD = {"inttypes", "math", "stdarg", "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "string"}
 """Of the headers of C11, those that are used and that every platform has: Windows and macOS have no threads.h."""
@@ -25,6 +27,11 @@ def test_only_the_operating_systems_room_includes_headers_of_a_platform():
     assert {Path(name).parent for name in beyond} == {NATIVE / "src" / "os"}
     everything = set().union(*beyond.values())
     assert {"pthread", "unistd", "sys/mman", "sched"} <= everything  # what the room is for is found
+
+
+def test_commands_take_as_many_threads_as_the_library():
+    (most,) = re.findall(r"#define ELUTQ_MAX_THREADS (\d+)", (NATIVE / "src" / "threads.h").read_text())
+    assert int(most) == MOST_THREADS
 
 
 def without_comments(text):

@@ -1,5 +1,6 @@
 """The C runtime's logits against the numpy reference on the same dequantized weights, and a session's behaviour."""
 
+import os
 import threading
 import time
 
@@ -154,8 +155,10 @@ def test_rewind_forgets(novels_2bit):
         session.eval([5, 6, 7])
         session.rewind(0)
         assert np.array_equal(session.eval(PROMPT, all_logits=True), first)
-        with pytest.raises(ValueError, match="rewind"):
-            session.rewind(65)
+        for position in (65, -1, 2**32, -(2**40)):
+            with pytest.raises(ValueError, match="rewind"):
+                session.rewind(position)
+            assert session.position == 64
 
 
 def test_sessions_share_a_model_across_threads(novels_2bit):
@@ -203,7 +206,8 @@ def test_cancel_ends_an_evaluation_and_leaves_the_context(novels_2bit):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "message"), [([], "no tokens"), ([-1], "outside"), ([4096], "outside"), ([2**32 + 5], "outside")]
+    ("tokens", "message"),
+    [([], "no tokens"), ([-1], "outside"), ([4096], "outside"), ([2**32 + 5], "outside"), ([-1, 2**70], "outside")],
 )
 def test_impossible_tokens(tokens, message, novels_2bit):
     with Model(novels_2bit) as model, model.session(threads=1) as session, pytest.raises(NativeError, match=message):
@@ -216,6 +220,13 @@ def test_tokens_that_are_no_list_of_whole_numbers_are_refused(tokens, novels_2bi
         with pytest.raises(ValueError, match="whole numbers"):
             session.eval(tokens)
         assert session.position == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NativeError, match="not a regular file"):
+        Model(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(("context", "threads"), [(1025, 1), (8, 257)])
