@@ -20,8 +20,8 @@ from elutq_formats.tensor_record import TensorRecord
 
 HALF_BITS = 16
 OUTER_BITS = 4
-LARGEST_SEED = 2**63 - 1  # what a model file can say
 """Bit-planes of the embedding and the head where nobody says."""
+LARGEST_SEED = 2**63 - 1  # what a model file can say
 TUNINGS = ("block", "e2e")
 TUNE_TOKENS = 1 << 18
 """What end-to-end tuning learns from where nobody says."""

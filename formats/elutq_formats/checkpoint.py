@@ -89,9 +89,7 @@ class Checkpoint(ModelSource):
         config = replace(config, tie_word_embeddings=tied)
         self.parts = parts(config)
         super().__init__(path, config, arrange(found, self.parts, path))
-        own = path / "chat_template.jinja"
-        self.chat_template = read_chat_template(path)
-        self.chat_template_place = own if own.exists() else path / "tokenizer_config.json"
+        self.chat_template, self.chat_template_place = read_chat_template(path)
         self.tokenizer_place = path / "tokenizer.json"
         self.special_tokens = special_tokens
         self.sampling = sampling or {}

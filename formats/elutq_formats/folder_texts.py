@@ -79,22 +79,28 @@ def read_tokenizer(folder: Path) -> str:
     return json.dumps(settings | {"normalizer": {"type": "NFC"}}, ensure_ascii=False)
 
 
-def read_chat_template(folder: Path) -> str | None:
+def read_chat_template(folder: Path) -> tuple[str | None, Path]:
     """Read ``chat_template.jinja``, or the entry of ``tokenizer_config.json`` or of ``chat_template.json``.
 
     Of several templates it is the default one.
 
+    Returns:
+        The template, if there is one, and the file that has it, or would.
+
     Raises:
         CheckpointError: see ``read_json``.
     """
-    if (folder / "chat_template.jinja").exists():
-        return read_text(folder / "chat_template.jinja")
-    settings = (read_optional_json(folder / name) for name in ("tokenizer_config.json", CHAT_TEMPLATE))
-    template = next((found for file in settings if (found := file.get("chat_template")) is not None), None)
+    own, place = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if own.exists():
+        return read_text(own), own
+    template = read_optional_json(place).get("chat_template")
+    if template is None:
+        template = read_optional_json(folder / CHAT_TEMPLATE).get("chat_template")
+        place = place if template is None else folder / CHAT_TEMPLATE
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[0].get("template") if named else None
-    return template if isinstance(template, str) else None
+    return template if isinstance(template, str) else None, place
 
 
 def read_card(folder: Path) -> Mapping[str, Any]:

@@ -135,7 +135,7 @@ class GGUFWeights:
         Raises:
             CheckpointError: see ``load``.
         """
-        return self._rows(name, 0, 1 if len(self.shapes[name]) == 1 else self.shapes[name][0])
+        return self._rows(name, 0, math.prod(self.shapes[name][:-1]))
 
     def _rows(self, name: str, first: int, end: int) -> Rows:
         """Return stored rows first to end - 1 as they are: (rows, row_bytes); a vector is a row."""

@@ -25,8 +25,8 @@ LAYOUTS: dict[str, Callable[[QuantizationSettings], StoredLayout]] = {
 """By what ``config.json`` calls the method."""
 
 
-FUSED = ("qkv_proj", "gate_up_proj")
-"""Linears of Phi 3 and GLM-4 that are several of the model's."""
+FUSED = ("qkv_proj", "gate_up_proj", "input_linear")
+"""Linears of Phi 3, GLM-4 and Granite 4 that are several of the model's."""
 
 
 def assemble(

@@ -135,6 +135,8 @@ def test_refusals(tmp_path):
     assert "does not exist" in refusal(TINY, "-o", tmp_path / "no" / "out.gguf", "--group-size", 32)
     assert "method best is not known" in refusal(TINY, "-o", output, "--group-size", 32, "--method", "best")
     assert "add --calibration" in refusal(TINY, "-o", output, "--group-size", 32, "--target-bpw", 3)
+    both = ["--group-size", 32, "--bits", 3, "--target-bpw", 3]
+    assert "--bits and --target-bpw are two totals" in refusal(TINY, "-o", output, *both)
     feedback = ["--group-size", 32, "--method", "feedback"]
     assert "method feedback needs a text to calibrate on: add --calibration" in refusal(TINY, "-o", output, *feedback)
     for option, value in (("--num-samples", 64), ("--sequence-length", 512)):  # their defaults, but asked for
@@ -188,6 +190,9 @@ def test_dry_run_tells_sizes_before_any_work(tmp_path):
     assert plan["seconds"] > 0
     output.unlink()
     printed = run(*options, "--dry-run").stdout
+    assert "within this total" not in printed
+    chosen = run(*options, "--calibration", SAMPLED, "--sequence-length", 32, "--dry-run")
+    assert "are chosen when they are quantized, within this total" in chosen.stdout, chosen.stderr
     assert re.search(r"blk\.0\.attn_q\.weight .* 2 bits, groups of 32, free8\n", printed)
     assert "peak memory" in printed
     assert "scratch disk" in printed

@@ -409,7 +409,10 @@ def test_tensors_are_found_behind_those_of_every_other_type(tmp_path):
 def test_chat_template(single, files, template):
     for name, contents in files.items():
         (single / name).write_text(contents if isinstance(contents, str) else json.dumps(contents))
-    assert Checkpoint.open(single).chat_template == template
+    checkpoint = Checkpoint.open(single)
+    assert checkpoint.chat_template == template
+    if template is not None:
+        assert template in checkpoint.chat_template_place.read_text()
 
 
 def test_golden_checkpoints_cover_both_layouts():

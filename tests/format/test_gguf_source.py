@@ -124,6 +124,15 @@ def test_heads_that_differ_between_layers_are_refused(heads, tmp_path):
         open_source(file.write(tmp_path / "model.gguf"))
 
 
+def test_a_granite_without_positions_is_refused(tmp_path):
+    file = describe(GOLDEN / "granite4")
+    file.metadata["granite.rope.scaling.finetuned"] = False
+    with pytest.raises(UnsupportedModelError, match="no RoPE is not supported in granite"):
+        open_source(file.write(tmp_path / "model.gguf"))
+    file.metadata["granite.rope.scaling.finetuned"] = True  # as the converter writes it
+    open_source(file.write(tmp_path / "model.gguf")).close()
+
+
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_a_growth_of_scores_that_is_no_number_from_0_on_is_refused(value, tmp_path):
     for key in ("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"):

@@ -65,12 +65,16 @@ def test_the_same_in_pytorchs_format_is_read_alike(tmp_path, rng):
     check_exact(tmp_path / "model", weights, [(4, 64, "even16c")])
 
 
-def test_quantized_linears_that_are_several_in_one_are_refused_by_name(tmp_path, rng):
+@pytest.mark.parametrize(
+    ("own", "fused"),
+    [("self_attn.q_proj", "self_attn.qkv_proj"), ("mlp.gate_proj", "shared_mlp.input_linear")],
+)
+def test_quantized_linears_that_are_several_in_one_are_refused_by_name(own, fused, tmp_path, rng):
     write_gptq(tmp_path / "model", rng)
     tensors = load_file(tmp_path / "model" / "model.safetensors")
-    fused = {name.replace("self_attn.q_proj", "self_attn.qkv_proj"): part for name, part in tensors.items()}
-    save_file(fused, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(UnsupportedModelError, match="qkv_proj is several linears in one"):
+    renamed = {name.replace(own, fused): part for name, part in tensors.items()}
+    save_file(renamed, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=f"{fused} is several linears in one"):
         open_source(tmp_path / "model")
 
 

@@ -126,13 +126,15 @@ def _experts(config: ModelConfig, branch: Branch, n_tokens: int) -> float:
     routes = n_tokens * (8.0 * config.n_experts + 24.0 * config.n_experts_used)
     some = 4.0 * min(n_tokens, EXPERT_TOKENS) * (3 * hidden + 5 * max(width, config.shared_expert_intermediate_size))
     weights = 4.0 * 3 * hidden * width
+    of_inputs, of_layer = 4.0 * hidden**2, 4.0 * width**2  # moments of all tokens, which stay to the end
     peaks = [
-        4.0 * hidden**2 + weights + _calibrated([(width, hidden)] * 2, False, some),
-        4.0 * width**2 + weights + _calibrated([(hidden, width)], False, some),
+        of_inputs + weights + _calibrated([(width, hidden)] * 2, False, some),
+        of_inputs + of_layer + weights + _calibrated([(hidden, width)], False, some),
     ]
     if branch.shared is not None:
-        shared = config.shared_expert_intermediate_size
-        peaks += [_calibrated([(shared, hidden)] * 2, False, some), _calibrated([(hidden, shared)], False, some)]
+        shared, kept = config.shared_expert_intermediate_size, of_inputs + of_layer
+        peaks.append(kept + _calibrated([(shared, hidden)] * 2, False, some))
+        peaks.append(kept + _calibrated([(hidden, shared)], False, some))
     return routes + max(peaks)
 
 

@@ -1,8 +1,9 @@
 """Granite 3, dense: a Llama that multiplies embedding, scores, what a branch adds, and logits."""
 
 from elutq_formats.config import ModelConfig
+from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.families.llama import read
-from elutq_formats.family import Family, InGGUF, Parts, multiplied
+from elutq_formats.family import Family, InGGUF, Parts, Settings, multiplied
 from elutq_formats.fields import Fields
 from elutq_formats.gguf_keys import Keys
 
@@ -29,6 +30,15 @@ GGUF_KEYS = (
 )
 
 
+def read_gguf(keys: Keys) -> Settings:
+    """Refuse a file without positions: llama.cpp takes this key for their switch, in this architecture alone."""
+    if not keys.metadata.boolean(keys.full("rope.scaling.finetuned"), True):
+        raise UnsupportedModelError(
+            f"{keys.full('rope.scaling.finetuned')} is false: no RoPE is not supported in granite"
+        )
+    return {}
+
+
 def gguf_parts(keys: Keys, config: ModelConfig) -> Parts:
     """The same, under llama.cpp's names."""
     return multiplied(
@@ -46,5 +56,5 @@ FAMILY = Family(
     read,
     {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     parts,
-    InGGUF(lambda keys: {}, GGUF_KEYS, gguf_parts, permuted=True),
+    InGGUF(read_gguf, GGUF_KEYS, gguf_parts, permuted=True),
 )
