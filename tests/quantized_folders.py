@@ -4,6 +4,7 @@ What a weight is follows from the codes, scales and zero points that were drawn,
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 
@@ -65,6 +66,12 @@ class Drawn:
         codes = np.clip(np.rint(groups / steps[..., None]) + zeros[..., None], 0, 2**bits - 1).astype(int)
         return cls(codes.reshape(weights.shape), scales, zeros, bits, group_size)
 
+    @classmethod
+    def below(cls, several):
+        """Put matrices one below the other."""
+        joined = (np.concatenate([getattr(one, name) for one in several]) for name in ("codes", "scales", "zeros"))
+        return cls(*joined, several[0].bits, several[0].group_size)
+
     def weights(self, group_of=None):
         """Return what it stands for: (rows, columns) float64."""
         if group_of is None:
@@ -93,7 +100,7 @@ def gptq_parts(drawn, zero_offset=1, group_of=None):
     }
 
 
-def write_folder(folder, rng, settings, draw, parts, skipped=(), config=None):
+def write_folder(folder, rng, settings, draw, parts, skipped=(), config=None, stored_as=None):
     """Write a checkpoint whose blocks' linears are quantized.
 
     Args:
@@ -104,6 +111,7 @@ def write_folder(folder, rng, settings, draw, parts, skipped=(), config=None):
         parts: returns its tensors by suffix.
         skipped: linears that stay float16, by the last part of their names.
         config: entries of ``config.json`` that differ.
+        stored_as: what linears are stored as, one below the other where they have one name.
 
     Returns:
         What every tensor stands for, by its name: float64.
@@ -112,17 +120,21 @@ def write_folder(folder, rng, settings, draw, parts, skipped=(), config=None):
     values = CONFIG | (config or {})
     (folder / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
     shutil.copy(GOLDEN / "llama1-mha" / "tokenizer.json", folder)
-    tensors, weights = {}, {}
+    tensors, weights, quantized = {}, {}, {}
     for name, shape in ModelConfig.from_huggingface(values).tensor_shapes().items():
         module = name.removesuffix(".weight")
         if "_proj" in name and len(shape) == 2 and not module.endswith(skipped or ("none",)):
             drawn = draw(*shape)
             weights[name] = drawn.weights()
-            tensors |= {f"{module}.{suffix}": np.ascontiguousarray(part) for suffix, part in parts(drawn).items()}
+            block, linear = re.match(r"(model\.layers\.\d+\.)(.*)", module).groups()
+            quantized.setdefault(block + (stored_as or {}).get(linear, linear), []).append(drawn)
         else:
             values_of = rng.standard_normal(shape) * 0.1 + (len(shape) == 1)
             tensors[name] = values_of.astype(np.float16)
             weights[name] = tensors[name].astype(np.float64)
+    for module, several in quantized.items():
+        stored = parts(Drawn.below(several))
+        tensors |= {f"{module}.{suffix}": np.ascontiguousarray(part) for suffix, part in stored.items()}
     save_file(tensors, folder / "model.safetensors")
     return weights
 

@@ -76,7 +76,7 @@ class Checkpoint(ModelSource):
         elif quantization is not None:
             if config.n_experts:
                 quantization.refuse("experts that others have quantized are not read: use the original")
-            found = assemble(stored, config, quantization, path)
+            found = assemble(stored, config, parts(config), quantization, path)
             self.coarseness = describe_coarseness(found, quantization)
         if prefix != _MODEL:
             _check_head(found, config, path)

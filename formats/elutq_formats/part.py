@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.errors import CheckpointError
+from elutq_formats.quantized_matrix import QuantizedMatrix, RowsOfMatrix
 from elutq_formats.safetensors_file import ALL_ROWS, Run
 from elutq_formats.stored_weights import Tensor, WeightFile
 
@@ -35,8 +36,12 @@ class Part:
     flat: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return the model's tensor from the stored one."""
-        return tensor if self == Part(self.name) else PartOfTensor(tensor, self)
+        """Return the model's tensor from the stored one; rows of a quantized matrix are one, too."""
+        if self == Part(self.name):
+            return tensor
+        if isinstance(tensor, QuantizedMatrix) and self.rows is not None and self == Part(self.name, self.rows):
+            return RowsOfMatrix(tensor, self.rows)
+        return PartOfTensor(tensor, self)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,22 @@ class PartOfTensor:
         heads = rows.reshape(-1, head_dim)
         pairs = heads[:, :turned].reshape(len(heads), turned // 2, 2).swapaxes(1, 2).reshape(len(heads), turned)
         return np.concatenate((pairs, heads[:, turned:]), axis=1).reshape(-1)
+
+
+def stored_shapes(shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, Part]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of stored tensors, by their names, from those of the model's.
+
+    Args:
+        shapes: of the model's tensors, by name; none of them is ``flat`` where it is stored.
+        parts: of which stored ones they are.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        part = parts.get(name, Part(name))
+        first, *others = shape
+        before = 0 if part.rows is None else found.get(part.name, (0,))[0]
+        found[part.name] = (before + first, *others)
+    return found
 
 
 def arrange(tensors: Mapping[str, Tensor], parts: Mapping[str, Part], place: object) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from elutq_formats.config import ModelConfig
 from elutq_formats.errors import UnsupportedModelError
 from elutq_formats.gptq import gptq_layout
 from elutq_formats.model_tensors import HEAD
+from elutq_formats.part import Part, stored_shapes
 from elutq_formats.quantized_matrix import QuantizedMatrix, StoredLayout
 from elutq_formats.quantized_settings import QuantizationSettings
 from elutq_formats.stored_weights import StoredTensor, Tensor
@@ -25,18 +26,19 @@ LAYOUTS: dict[str, Callable[[QuantizationSettings], StoredLayout]] = {
 """By what ``config.json`` calls the method."""
 
 
-FUSED = ("qkv_proj", "gate_up_proj", "input_linear")
-"""Linears of Phi 3, GLM-4 and Granite 4 that are several of the model's."""
-
-
 def assemble(
-    tensors: Mapping[str, StoredTensor], config: ModelConfig, settings: QuantizationSettings, place: object
+    tensors: Mapping[str, StoredTensor],
+    config: ModelConfig,
+    parts_of_model: Mapping[str, Part],
+    settings: QuantizationSettings,
+    place: object,
 ) -> dict[str, Tensor]:
-    """Return the tensors of the model, those that are quantized put together.
+    """Return the tensors of a checkpoint, those that are quantized put together.
 
     Args:
-        tensors: by their names, with the model's prefix.
+        tensors: by their stored names, with the model's prefix.
         config: of the model.
+        parts_of_model: how tensors are stored that are not stored as they are, by the model's names.
         settings: what ``config.json`` says of the quantization.
         place: where they are.
 
@@ -52,7 +54,7 @@ def assemble(
     settings.check()
     layout = LAYOUTS[settings.method](settings)
     found: dict[str, Tensor] = dict(tensors)
-    shapes = {HEAD: (config.vocab_size, config.hidden_size)} | config.tensor_shapes()
+    shapes = {HEAD: (config.vocab_size, config.hidden_size)} | stored_shapes(config.tensor_shapes(), parts_of_model)
     for name, shape in shapes.items():
         module, _, kind = name.rpartition(".")
         if kind != "weight" or len(shape) != 2:
@@ -68,12 +70,6 @@ def assemble(
         bias = f"{module}.bias"
         if bias in tensors and bias not in shapes and _is_zero(tensors[bias]):
             del found[bias]  # as AutoGPTQ gave one to every matrix
-    for module, _, suffix in (name.rpartition(".") for name in found):
-        if suffix in layout.suffixes and suffix != "weight" and module.rpartition(".")[2] in FUSED:
-            raise UnsupportedModelError(
-                f"{place}: {module} is several linears in one, and such are not taken apart where they are quantized: "
-                "use the original"
-            )
     if not any(isinstance(tensor, QuantizedMatrix) for tensor in found.values()):
         raise UnsupportedModelError(
             f"{place}: config.json names a quantization ({settings.method!r:.40}), but no tensors of such are there: "

@@ -220,6 +220,31 @@ class QuantizedMatrix(ABC):
         return max(1, PIECE_WEIGHTS // self.shape[1])
 
 
+class RowsOfMatrix(QuantizedMatrix):
+    """Rows of a matrix that holds several of the model, one below the other.
+
+    Attributes:
+        whole: that is stored.
+        rows: of it.
+    """
+
+    def __init__(self, whole: QuantizedMatrix, rows: range) -> None:
+        """Take what is known of the whole."""
+        super().__init__(whole.name, whole.parts, (len(rows), whole.shape[1]))
+        self.whole, self.rows = whole, rows
+        self.bits, self.group_size, self.kind = whole.bits, whole.group_size, whole.kind
+
+    @property
+    def dtype(self) -> str:
+        """See ``stored_weights.Tensor``."""
+        return self.whole.dtype
+
+    def open_rows(self) -> ReadRows:
+        """See ``QuantizedMatrix``."""
+        read, first = self.whole.open_rows(), self.rows.start
+        return lambda rows: read(slice(first + rows.start, first + rows.stop, rows.step))
+
+
 class WholeMatrix(QuantizedMatrix):
     """One that is stored as a single tensor, whose weights, as they are loaded, are on levels.
 

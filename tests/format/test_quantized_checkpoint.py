@@ -65,17 +65,53 @@ def test_the_same_in_pytorchs_format_is_read_alike(tmp_path, rng):
     check_exact(tmp_path / "model", weights, [(4, 64, "even16c")])
 
 
+GATE_UP = {"mlp.gate_proj": "mlp.gate_up_proj", "mlp.up_proj": "mlp.gate_up_proj"}
+QKV = {f"self_attn.{part}_proj": "self_attn.qkv_proj" for part in "qkv"}
+SHARED = {"mlp.gate_proj": "shared_mlp.input_linear", "mlp.up_proj": "shared_mlp.input_linear"}
+
+
 @pytest.mark.parametrize(
-    ("own", "fused"),
-    [("self_attn.q_proj", "self_attn.qkv_proj"), ("mlp.gate_proj", "shared_mlp.input_linear")],
+    ("config", "stored_as"),
+    [
+        ({"model_type": "phi3", "pad_token_id": 0}, QKV | GATE_UP),
+        ({"model_type": "glm4", "head_dim": 32, "partial_rotary_factor": 0.5}, GATE_UP),
+        (
+            {"model_type": "granitemoehybrid", "shared_intermediate_size": 256, "layer_types": ["attention"] * 2}
+            | {"num_local_experts": 0, "position_embedding_type": "rope"},
+            SHARED | {"mlp.down_proj": "shared_mlp.output_linear"},
+        ),
+    ],
+    ids=lambda value: value.get("model_type"),
 )
-def test_quantized_linears_that_are_several_in_one_are_refused_by_name(own, fused, tmp_path, rng):
-    write_gptq(tmp_path / "model", rng)
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    renamed = {name.replace(own, fused): part for name, part in tensors.items()}
-    save_file(renamed, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(UnsupportedModelError, match=f"{fused} is several linears in one"):
-        open_source(tmp_path / "model")
+def test_rows_of_quantized_linears_that_are_several_in_one_keep_their_levels(config, stored_as, tmp_path, rng):
+    folder, settings = tmp_path / "model", GPTQ
+    weights = write_folder(
+        folder,
+        rng,
+        settings,
+        lambda *shape: Drawn.draw(rng, *shape, 4, 64, zeros=(1, 15)),
+        gptq_parts,
+        config=config,
+        stored_as=stored_as,
+    )
+    stored = load_file(folder / "model.safetensors")
+    assert not any(f"model.layers.0.{linear}.qweight" in stored for linear in stored_as)
+    ours = [name for name in weights if any(linear in name for linear in stored_as)]
+    with open_source(folder) as source:
+        for name in ours:
+            np.testing.assert_array_equal(source.load(name), weights[name].astype(np.float32))
+            np.testing.assert_array_equal(
+                source.load(name, rows=slice(5, 60, 3)), weights[name][5:60:3].astype(np.float32)
+            )
+            levels = source.levels(name)
+            np.testing.assert_array_equal(levels.dequantize(), weights[name].astype(np.float32))
+            assert (levels.bits, levels.group_size) == (4, 64)
+    assert len(ours) == 2 * len(stored_as)
+    fused = next(iter(stored_as.values()))
+    cut = {name: part[..., :-8] if fused in name and name.endswith("scales") else part for name, part in stored.items()}
+    save_file({name: np.ascontiguousarray(part) for name, part in cut.items()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=fused):
+        open_source(folder)
 
 
 @pytest.mark.parametrize(("group_size", "found"), [(-1, [128, 256]), (32, [32]), (128, [128])])
