@@ -7,7 +7,7 @@ from typing import Any
 from elutq_cli.generation import ChatTemplate, Message
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
-from elutq_cli.server.thinking import thinking_variables
+from elutq_cli.server.thinking import has_effort_switch, thinking_variables
 from elutq_formats.errors import ElutqError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -39,14 +39,16 @@ def render(fields: Fields, template: ChatTemplate, tools: Sequence[Mapping[str, 
     variables = fields.mapping("chat_template_kwargs")
     if wrong := [name for name in OWN_VARIABLES if name in variables]:
         raise RequestError(f"{wrong[0]} is no variable: give it as a field of the body", "chat_template_kwargs")
+    if variables.get("enable_thinking") is None:  # null asks for nothing, and templates would take it for something
+        variables = {name: value for name, value in variables.items() if name != "enable_thinking"}
     if tools:
         variables = {**variables, "tools": tools}
     if fields.get("enable_thinking") is not None:
         thinks = fields.flag("enable_thinking")
         variables = {**thinking_variables(template, thinks, "enable_thinking"), **variables}
-    elif (switch := variables.get("enable_thinking")) is not None:
-        thinking_variables(template, bool(switch), "chat_template_kwargs.enable_thinking")
-    elif fields.get("reasoning_effort") == "none" and "reasoning_effort" not in template.source:
+    elif "enable_thinking" in variables:
+        thinking_variables(template, bool(variables["enable_thinking"]), "chat_template_kwargs.enable_thinking")
+    elif fields.get("reasoning_effort") == "none" and has_effort_switch(template):
         variables = {**thinking_variables(template, False, "reasoning_effort"), **variables}
     for name in ("documents", "reasoning_effort"):
         if (value := fields.get(name)) is not None:

@@ -84,6 +84,11 @@ def thinking_variables(template: ChatTemplate, on: bool, field: str) -> dict[str
     return {}
 
 
+def has_effort_switch(template: ChatTemplate) -> bool:
+    """Return whether no effort at all is the switch of thinking, and not for the template itself to understand."""
+    return "enable_thinking" in template.source or "reasoning_effort" not in template.source
+
+
 def may_think(template: ChatTemplate) -> bool:
     """Return whether a template knows of thoughts."""
     source = template.source

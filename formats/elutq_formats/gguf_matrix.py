@@ -25,7 +25,8 @@ class GGUFMatrix(WholeMatrix):
         group_of = np.arange(self.shape[1]) // self.group_size
 
         def read(rows: slice) -> StoredLevels:
-            stored = self._weights.read_rows(self.name, *rows.indices(self.shape[0])[:2])
+            first, end, step = rows.indices(self.shape[0])
+            stored = self._weights.read_rows(self.name, first, end)[::step]
             scales, codes = self._levels.read(stored)
             zero = self._levels.zero
             others = self._levels.read_minima(stored) if zero is None else np.full_like(scales, zero)

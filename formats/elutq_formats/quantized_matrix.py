@@ -92,7 +92,7 @@ class QuantizedMatrix(ABC):
         return (self.dtype,)
 
     def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
-        """Return it dequantized, or some of its rows, with any step, in a new float32 array.
+        """Return it dequantized, or some of its rows, with any positive step, in a new float32 array.
 
         Raises:
             CheckpointError: see ``open_rows``.
@@ -238,6 +238,11 @@ class RowsOfMatrix(QuantizedMatrix):
     def dtype(self) -> str:
         """See ``stored_weights.Tensor``."""
         return self.whole.dtype
+
+    def load(self, run: Run = map, rows: slice = ALL_ROWS) -> npt.NDArray[np.float32]:
+        """See ``QuantizedMatrix``."""
+        wanted = self.rows[rows]
+        return self.whole.load(run, slice(wanted.start, wanted.stop, wanted.step))
 
     def open_rows(self) -> ReadRows:
         """See ``QuantizedMatrix``."""

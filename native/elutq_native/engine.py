@@ -208,7 +208,8 @@ def _checked_tokens(run: Run) -> NDArray[np.int32]:
     """Returns a run's tokens as C takes them: what 32 bits do not hold is in no vocabulary either way."""
     tokens = run.tokens
     if not isinstance(tokens, np.ndarray):  # numpy makes floats of whole numbers that no type of its own holds together
-        if not isinstance(tokens, Sequence) or not all(isinstance(token, Integral) for token in tokens):
+        whole = isinstance(tokens, Sequence) and all(isinstance(token, Integral) for token in tokens)
+        if not whole or any(isinstance(token, bool) for token in tokens):
             raise ValueError("tokens need a list of whole numbers")
         tokens = np.array([min(max(int(token), -1), np.iinfo(np.int32).max) for token in tokens], np.int32)
     if tokens.ndim != 1 or (tokens.size > 0 and tokens.dtype.kind not in "iu"):

@@ -161,6 +161,8 @@ def test_thinking_is_the_templates_switch(local, template):
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "adaptive"}}).status == 200
     refused = local.post("/v1/messages", {**ASKED, "thinking": {"type": "enabled"}})
     assert refused.status == 400
+    named = local.post("/v1/messages", {**ASKED, "enable_thinking": "yes"}).json["error"]["message"]
+    assert named.startswith("enable_thinking must be")
     assert refused.json["error"]["message"] == "thinking is not supported by this model's chat template"
     template("<think></think>{% for m in messages %}{{ m.content }}{% endfor %}")
     assert local.post("/v1/messages", {**ASKED, "thinking": {"type": "disabled"}}).status == 400

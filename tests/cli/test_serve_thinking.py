@@ -90,6 +90,8 @@ def test_a_stream_has_thoughts_before_the_answer(client):
         {"enable_thinking": False},
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"reasoning_effort": "none"},
+        {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": None}},
+        {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": None}},
     ],
 )
 def test_thinking_is_switched_off_in_the_template(client, asked):
@@ -97,6 +99,17 @@ def test_thinking_is_switched_off_in_the_template(client, asked):
     assert "reasoning_content" not in body["choices"][0]["message"]
     assert body["choices"][0]["message"]["content"]
     assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
+def test_no_effort_is_the_switch_where_a_template_has_both(client, template):
+    template("{# reasoning_effort #}" + THINKS)
+    assert "reasoning_content" not in ask(client, reasoning_effort="none")["choices"][0]["message"]
+
+
+def test_null_asks_a_template_for_nothing(client, template):
+    template("{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}" + THINKS)
+    for asked in ({}, {"enable_thinking": None}):
+        assert ask(client, chat_template_kwargs=asked)["choices"][0]["message"]["reasoning_content"]
 
 
 def test_thoughts_stay_where_they_are_or_go_on_demand(client):

@@ -8,9 +8,12 @@ import pytest
 from conftest import GOLDEN
 from foreign_gguf import describe
 from gguf import GGMLQuantizationType
+from typer.testing import CliRunner
 
+from elutq_cli.app import app
 from elutq_formats.gguf import GGML_TYPES
 from elutq_formats.gguf_levels import LEVELS
+from elutq_formats.model_file import ModelFile
 from elutq_formats.open_source import open_source
 
 ROWS, BLOCKS = 24, 3
@@ -62,3 +65,27 @@ def test_no_package_is_needed(kind, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "gguf", None)
         with open_source(path) as again:
             np.testing.assert_array_equal(again.load(name), wanted)
+
+
+@pytest.mark.parametrize("family", ["phi3-short", "glm4"])
+def test_rows_of_fused_matrices_keep_their_levels(family, tmp_path, rng):
+    file = describe(GOLDEN / family)
+    architecture = file.metadata["general.architecture"]
+    file.metadata |= {f"{architecture}.feed_forward_length": 256}
+    hidden = file.metadata[f"{architecture}.embedding_length"]
+    for name in [name for name in file.tensors if "ffn_up" in name or "ffn_down" in name]:
+        shape = (512, hidden) if "ffn_up" in name else (hidden, 256)
+        file.tensors[name] = rng.standard_normal(shape).astype(np.float32)
+    quantized = file.quantized(GGMLQuantizationType.Q4_0)
+    stored = {name: gguf.dequantize(*tensor) for name, tensor in quantized.tensors.items() if isinstance(tensor, tuple)}
+    up = stored["blk.0.ffn_up.weight"]
+    with open_source(quantized.write(tmp_path / "model.gguf")) as source:
+        for name, wanted in (("gate_proj", up[:256]), ("up_proj", up[256:])):
+            name = f"model.layers.0.mlp.{name}.weight"
+            np.testing.assert_array_equal(source.load(name), wanted)
+            np.testing.assert_array_equal(source.load(name, rows=slice(3, None, 2)), wanted[3::2])
+            np.testing.assert_array_equal(source.levels(name).dequantize(), wanted)
+    output = tmp_path / "imported.gguf"
+    result = CliRunner().invoke(app, ["import", str(tmp_path / "model.gguf"), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    assert ModelFile.open(output).tensors["blk.0.ffn_gate.weight"].bits == 4

@@ -214,7 +214,7 @@ def test_impossible_tokens(tokens, message, novels_2bit):
         session.eval(tokens)
 
 
-@pytest.mark.parametrize("tokens", [[5.9], [[1, 2, 3]], ["a"], [None]])
+@pytest.mark.parametrize("tokens", [[5.9], [[1, 2, 3]], ["a"], [None], [True]])
 def test_tokens_that_are_no_list_of_whole_numbers_are_refused(tokens, novels_2bit):
     with Model(novels_2bit) as model, model.session(8, 1) as session:
         with pytest.raises(ValueError, match="whole numbers"):

@@ -104,15 +104,15 @@ def expert_statistics(
     for number, (tokens, place) in enumerate(zip(routes.tokens, routes.places, strict=True)):
         readers = expert_branch(branch, number).readers
         inputs = (_read(block, branch, flat, part, backend) for part in _some(tokens))
-        own = moments(inputs, flat.shape[1], backend)
-        yield readers, InputStatistics(shrunk(own, len(tokens), of_inputs))
+        # No name for what is yielded: the caller frees it.
+        yield readers, InputStatistics(shrunk(moments(inputs, flat.shape[1], backend), len(tokens), of_inputs))
         _keep(block, branch, number, flat, routes, kept[place], backend)
         _forget(block, readers)
     of_layer = moments((backend.arrays.place(part) for part in _some(kept)), width, backend)
     for number, (tokens, place) in enumerate(zip(routes.tokens, routes.places, strict=True)):
         writer, mixed = expert_branch(branch, number).writer, kept[place]
-        own = moments((backend.arrays.place(part) for part in _some(mixed)), width, backend)
-        yield (writer,), InputStatistics(shrunk(own, len(tokens), of_layer))
+        inputs = (backend.arrays.place(part) for part in _some(mixed))
+        yield (writer,), InputStatistics(shrunk(moments(inputs, width, backend), len(tokens), of_layer))
         for part, chosen in zip(_some(mixed), _some(tokens), strict=True):
             added[chosen] += backend.arrays.fetch(block.linear(writer, backend.arrays.place(part)))
         _forget(block, (writer,))
@@ -136,8 +136,8 @@ def _shared_statistics(
     kept = make_room((len(flat), block.weights[f"{shared.writer}.weight"].shape[1]))
     for rows in pieces(len(flat), EXPERT_TOKENS):
         kept[rows] = backend.arrays.fetch(shared_values(block, shared, _read(block, branch, flat, rows, backend)))
-    own = moments((backend.arrays.place(part) for part in _some(kept)), kept.shape[1], backend)
-    yield (shared.writer,), InputStatistics(own)
+    inputs = (backend.arrays.place(part) for part in _some(kept))
+    yield (shared.writer,), InputStatistics(moments(inputs, kept.shape[1], backend))
     for rows in pieces(len(flat), EXPERT_TOKENS):
         added[rows] += backend.arrays.fetch(block.linear(shared.writer, backend.arrays.place(kept[rows])))
 

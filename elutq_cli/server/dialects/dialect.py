@@ -77,13 +77,13 @@ class Dialect(ABC):
         try:
             wanted = self.kind.read(translated, self.model, limits)
         except RequestError as error:
-            raise self._in_own_names(error) from error
+            raise self._in_own_names(error, body) from error
         self.generations = wanted.generations
         return wanted
 
-    def _in_own_names(self, error: RequestError) -> RequestError:
+    def _in_own_names(self, error: RequestError, body: object) -> RequestError:
         own = self.names.get(error.parameter or "")
-        if own is None:
+        if own is None or (isinstance(body, Mapping) and error.parameter in body):  # it came under OpenAI's name
             return error
         return RequestError(re.sub(rf"\b{error.parameter}\b", own, str(error)), own, error.code)
 
