@@ -164,19 +164,25 @@ def in_order(models: Iterable[str]) -> list[str]:
     return sorted(models, key=lambda model: (list(TITLES).index(model) if model in TITLES else len(TITLES), model))
 
 
+def best_last(rows: Iterable[Row]) -> list[Row]:
+    """Return rows in an order in which those of the smallest files, to a tenth of a bit a weight, come last.
+
+    Of those the last are of most sequences, and of these of the first seed.
+    """
+    return sorted(rows, key=lambda row: (-round(row["bits_per_weight"], 1), row["num_samples"], -row["seed"]))
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Return the Markdown of the SUMMARY of all models, on the first text that each was evaluated on.
 
-    Of the rows that are alike in what SUMMARY names, that of the smallest file; of those that of most sequences, then
-    of the first seed.
+    Of the rows that are alike in what SUMMARY names it has the one that ``best_last`` puts last.
     """
     lines = ["| | bits | bits per weight of the blocks | perplexity | KL divergence, nats | same likeliest token |"]
     lines.append("|---|---|---:|---:|---:|---:|")
     for model in in_order({row["model"] for row in rows}):
         own = [row for row in rows if row["model"] == model]
         text = own[0]["text"]
-        best_last = sorted(own, key=lambda row: (-round(row["bits_per_weight"], 2), row["num_samples"], -row["seed"]))
-        found = {(row["method"], row["bits"], row["group_size"]): row for row in best_last if row["text"] == text}
+        found = {(row["method"], row["bits"], row["group_size"]): row for row in best_last(own) if row["text"] == text}
         first = f"{TITLES.get(model, model)} | full precision | | {own[0]['reference_ppl']:.1f} | | |"
         lines.append(f"| {first}")
         for *file, name in SUMMARY:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from accuracy_rows import TITLES, in_order
+from accuracy_rows import TITLES, best_last, in_order
 
 matplotlib.use("svg")
 matplotlib.rcParams |= {
@@ -65,19 +65,19 @@ def draw_quality(rows: list[dict[str, Any]], output: Path) -> None:
     """Draw KL divergence over bits per weight, a line a method, beside each other for the models.
 
     Args:
-        rows: of scripts/accuracy_table.py; drawn are those on each model's first text, with the first seed, in groups
-            of 64, and of a method's rows at some bits the smallest file.
+        rows: of scripts/accuracy_table.py; drawn are those on each model's first text in groups of 64, and of a
+            method's rows at some bits the one that ``best_last`` puts last.
         output: folder.
     """
     models = in_order({row["model"] for row in rows})
     figure, axes = pyplot.subplots(1, len(models), figsize=(WIDTH, 3.2), sharex=True, sharey=True, squeeze=False)
     for panel, model in zip(axes[0], models, strict=True):
-        own = [row for row in rows if row["model"] == model and row["seed"] == 0 and row["group_size"] == 64]
+        own = [row for row in rows if row["model"] == model and row["group_size"] == 64]
         own = [row for row in own if row["text"] == own[0]["text"]]
         for (method, name), style in zip(METHODS_DRAWN.items(), STYLES, strict=True):
-            by_size = sorted((row for row in own if row["method"] == method), key=lambda row: -row["bits_per_weight"])
-            smallest = {row["bits"]: row for row in by_size}.values()
-            points = [row["bits_per_weight"] for row in smallest], [row["kl"] for row in smallest]
+            drawn = {row["bits"]: row for row in best_last(own) if row["method"] == method}
+            in_order_of_size = sorted(drawn.values(), key=lambda row: -row["bits_per_weight"])
+            points = [row["bits_per_weight"] for row in in_order_of_size], [row["kl"] for row in in_order_of_size]
             panel.plot(*points, style[0], color=style[1], label=name if panel is axes[0][0] else None)
         panel.set(xlabel="bits per weight of the blocks", yscale="log", title=TITLES.get(model, model))
         panel.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
