@@ -21,8 +21,8 @@ from elutq_formats.errors import ElutqError
 Advance = Callable[[float], None]
 """Called with the number of windows' worth of work just done by one model."""
 
-CHUNK_ELEMENTS = 1 << 20
-"""Logits that are turned to float64 at once: a vocabulary of 128k takes 8 rows and 8 MB an array."""
+CHUNK_ELEMENTS = 1 << 18
+"""Logits that are turned to float64 at once: 2 MB an array, so that the few arrays of a comparison stay in a cache."""
 
 MAX_NLL = 700.0
 """Nats: beyond this, perplexity is not a float64; a uniform guess over 128k tokens costs 12."""
@@ -79,13 +79,47 @@ class Evaluation:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+class Distributions:
+    """What rows of logits say of the next tokens, in float64; NaN where a logit is not finite.
+
+    With `shifted` s and `total` z, a token's log-probability is s - log(z), and
+
+        KL(p || q) = sum(exp(s_p) (s_p - s_q)) / z_p + log(z_q) - log(z_p),
+
+    one exponential of the vocabulary for each of the two.
+
+    Attributes:
+        shifted: (n, vocab_size), logits less their row's largest.
+        weights: (n, vocab_size), exp(shifted).
+        total: (n,), the sum of a row's weights.
+        likeliest: (n,), the token of the largest logit.
+    """
+
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        """Take logits (n, vocab_size)."""
+        self.likeliest = logits.argmax(axis=-1)
+        self.shifted = logits.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # what is not finite is reported at the end
+            self.shifted -= self.shifted.max(axis=-1, keepdims=True)
+        self.weights = np.exp(self.shifted)
+        self.total = self.weights.sum(axis=-1)
+
+    def log_probabilities(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the log-probability (n,) of each row's token."""
+        return self.shifted[np.arange(len(tokens)), tokens] - np.log(self.total)
+
+    def divergence_from(self, reference: Distributions) -> NDArray[np.float64]:
+        """Return KL(reference || self) of each row: (n,), in nats."""
+        with np.errstate(invalid="ignore"):
+            difference = reference.shifted - self.shifted
+            mean = np.einsum("nv,nv->n", reference.weights, difference) / reference.total
+        return mean + np.log(self.total) - np.log(reference.total)
+
+
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log(softmax) of the last axis in float64; NaN where a logit is not finite."""
-    shifted = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        shifted -= shifted.max(axis=-1, keepdims=True)
-        shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+    """Return log(softmax) of rows of logits (n, vocab_size) in float64; NaN where a logit is not finite."""
+    found = Distributions(logits)
+    return found.shifted - np.log(found.total)[:, None]
 
 
 def evaluate(
@@ -139,13 +173,28 @@ def evaluate_all(
             # The logits before a token predict it; those after the last predict something outside the window.
             scored, targets = slice(first - 1, len(window) - 1), window[first:]
             expected = None if reference_stream is None else next(reference_stream)[scored]
-            if expected is not None:
-                reference_tally.add(expected, targets)
-            for tally, stream in zip(tallies, streams, strict=True):
-                tally.add(next(stream)[scored], targets, expected)
+            found = [next(stream)[scored] for stream in streams]
+            _check_vocabularies(found, expected)
+            for rows in _row_chunks(len(targets), found[0].shape[-1]):
+                reference_rows = None
+                if expected is not None:
+                    reference_rows = Distributions(expected[rows])
+                    reference_tally.add(reference_rows, targets[rows])
+                for tally, logits in zip(tallies, found, strict=True):
+                    tally.add(Distributions(logits[rows]), targets[rows], reference_rows)
     if reference is not None:
         tallies.append(reference_tally)
     return [tally.result(windows) for tally in tallies]
+
+
+def _check_vocabularies(found: list[NDArray[np.float32]], expected: NDArray[np.float32] | None) -> None:
+    """Raise when the models have not as many tokens as the reference."""
+    for logits in found:
+        if expected is not None and expected.shape != logits.shape:
+            raise ElutqError(
+                f"the model has {logits.shape[-1]} tokens in its vocabulary and the reference {expected.shape[-1]}: "
+                "compare a model with the checkpoint it was made from"
+            )
 
 
 class _Tally:
@@ -157,23 +206,12 @@ class _Tally:
         self.divergences: list[NDArray[np.float64]] = []
         self.agreements: list[NDArray[np.bool_]] = []
 
-    def add(
-        self, logits: NDArray[np.float32], targets: NDArray[np.int64], expected: NDArray[np.float32] | None = None
-    ) -> None:
-        """Score targets (n,) by logits (n, vocab_size), and compare with the reference's logits."""
-        if expected is not None and expected.shape != logits.shape:
-            raise ElutqError(
-                f"the model has {logits.shape[-1]} tokens in its vocabulary and the reference {expected.shape[-1]}: "
-                "compare a model with the checkpoint it was made from"
-            )
-        for rows in _row_chunks(len(targets), logits.shape[-1]):
-            log_p = log_softmax(logits[rows])
-            self.losses.append(-log_p[np.arange(len(log_p)), targets[rows]])
-            if expected is not None:
-                log_q = log_softmax(expected[rows])
-                with np.errstate(invalid="ignore"):  # what is not finite is reported at the end
-                    self.divergences.append(np.sum(np.exp(log_q) * (log_q - log_p), axis=-1))
-                self.agreements.append(log_p.argmax(axis=-1) == log_q.argmax(axis=-1))
+    def add(self, found: Distributions, targets: NDArray[np.int64], reference: Distributions | None = None) -> None:
+        """Score targets (n,) by what the model says of them, and compare with the reference."""
+        self.losses.append(-found.log_probabilities(targets))
+        if reference is not None:
+            self.divergences.append(found.divergence_from(reference))
+            self.agreements.append(found.likeliest == reference.likeliest)
 
     def result(self, windows: Windows) -> Evaluation:
         """Return the means."""
