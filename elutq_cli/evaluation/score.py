@@ -97,12 +97,12 @@ class Distributions:
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
         """Take logits (n, vocab_size)."""
-        self.likeliest = logits.argmax(axis=-1)
-        self.shifted = logits.astype(np.float64)
+        self.likeliest: NDArray[np.int64] = logits.argmax(axis=-1)
+        self.shifted: NDArray[np.float64] = logits.astype(np.float64)
         with np.errstate(invalid="ignore"):  # what is not finite is reported at the end
             self.shifted -= self.shifted.max(axis=-1, keepdims=True)
-        self.weights = np.exp(self.shifted)
-        self.total = self.weights.sum(axis=-1)
+        self.weights: NDArray[np.float64] = np.exp(self.shifted)
+        self.total: NDArray[np.float64] = self.weights.sum(axis=-1)
 
     def log_probabilities(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the log-probability (n,) of each row's token."""
@@ -112,7 +112,7 @@ class Distributions:
         """Return KL(reference || self) of each row: (n,), in nats."""
         with np.errstate(invalid="ignore"):
             difference = reference.shifted - self.shifted
-            mean = np.einsum("nv,nv->n", reference.weights, difference) / reference.total
+            mean: NDArray[np.float64] = np.einsum("nv,nv->n", reference.weights, difference) / reference.total
         return mean + np.log(self.total) - np.log(reference.total)
 
 
