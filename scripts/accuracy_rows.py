@@ -12,6 +12,7 @@ from typing import Any
 
 from accuracy_methods import METHODS
 
+from elutq_cli.text_input import read_json
 from elutq_formats.errors import ElutqError
 
 Row = dict[str, Any]
@@ -66,7 +67,9 @@ class Table:
         self.rows: list[Row] = []
         if not path.exists():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
+        if not isinstance(found, dict) or not {"texts", "rows", "settings"} <= found.keys():
+            raise ElutqError(f"{path} is not a file of rows: give another --json")
         self.texts, self.rows = found["texts"], found["rows"]
         for name, value in settings.items():
             if found["settings"].get(name) != value:

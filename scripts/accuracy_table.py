@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -74,7 +75,7 @@ class KeptReference:
         self._model, self._path = Transformer(source), path
         if path.exists():
             return
-        new = path.with_suffix(".new")
+        new = path.with_suffix(f".{os.getpid()}.new")  # another process may be at the same
         shape = (*windows.tokens.shape, source.config.hidden_size)
         kept = np.lib.format.open_memmap(new, "w+", dtype=np.float32, shape=shape)
         index = 0
@@ -144,16 +145,26 @@ def cut_text(options: argparse.Namespace, name: str, model: str, source: ModelSo
     windows = split_windows(tokens, options.ctx_size, options.chunks)
     digest = hashlib.sha256(source.identity().encode() + windows.tokens.tobytes() + code_digest().encode()).hexdigest()
     path = options.cache / f"{model}-{name}-{digest[:16]}.npy"
-    for older in options.cache.glob(f"{model}-{name}-*.npy"):
-        if older != path:
-            older.unlink()
+    for older in options.cache.glob(f"{model}-{name}-*.npy"):  # of other code; another text may be called {name}-2
+        if older != path and re.fullmatch(r"[0-9a-f]{16}", older.stem.removeprefix(f"{model}-{name}-")):
+            older.unlink(missing_ok=True)
     print(f"{model}: full precision on {name}", file=sys.stderr, flush=True)
     return Text(name, windows, KeptReference(source, windows, path))
 
 
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
 def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tuple[Path, float | None]:
     """Quantize; return the file, and the seconds it took if that was in one go."""
-    name = f"{job.model}-{job.method}-{job.bits}-g{job.group_size}s{job.scale_bits}-n{job.num_samples}-{job.seed}"
+    method = METHODS[job.method]
+    made_of = [source.identity(), options.device]
+    made_of += map(sha256_of, options.calibration) if method.is_calibrated else []
+    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
+    numbers = f"{job.bits}-g{job.group_size}s{job.scale_bits}-n{job.num_samples}-{job.seed}"
+    name = f"{job.model}-{job.method}-{numbers}-{digest}"
     is_dirty = options.commit.endswith(DIRTY)
     output = options.cache / f"{name}-{options.commit[:12]}{DIRTY if is_dirty else ''}.gguf"
     for other in options.cache.glob(f"{name}-*.gguf*"):
@@ -162,7 +173,6 @@ def make_file(job: Job, options: argparse.Namespace, source: ModelSource) -> tup
     if output.exists() and not is_dirty:
         return output, None  # a run was stopped as it evaluated
     was_begun = work_folder(output).exists()
-    method = METHODS[job.method]
     chosen = recipe(job.method, job.bits, job.group_size, job.scale_bits, job.num_samples, job.seed)
     text = CalibrationText.read(options.calibration, source, chosen) if method.is_calibrated else None
     ours = method.loops is NativeLoops
@@ -229,8 +239,10 @@ def make_rows(
 
 
 def current_commit() -> str:
-    """Return the commit that runs; marked when tracked code differs from it, and empty outside a repository."""
+    """Return the commit that runs; marked when tracked code differs from it, and empty without git or a repository."""
     git = ["git", "-C", str(ROOT)]
+    if shutil.which("git") is None:
+        return ""
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     status = [*git, "status", "--porcelain", "-uno", "--", *CODE]
     changes = subprocess.run(status, capture_output=True, text=True)
@@ -253,7 +265,7 @@ def command(options: argparse.Namespace) -> str:
 
 def settings(options: argparse.Namespace) -> dict[str, object]:
     """Return what all rows of a JSON file have in common."""
-    calibration = {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in options.calibration}
+    calibration = {path.name: sha256_of(path) for path in options.calibration}
     names = ("ctx_size", "chunks", "runtime_chunks")
     return {name: getattr(options, name) for name in names} | {"head_bits": HEAD_BITS, "calibration": calibration}
 
@@ -321,7 +333,7 @@ def run(options: argparse.Namespace) -> bool:
     options.commit = current_commit()  # of what has just been imported, whatever becomes of the files meanwhile
     table, whole = Table(options.json, settings(options)), True
     for name, path in options.texts.items():
-        table.add_text(name, hashlib.sha256(read_bytes(path)).hexdigest())
+        table.add_text(name, sha256_of(path))
     options.cache.mkdir(parents=True, exist_ok=True)
     for model, path in options.models.items():
         with open_source(path) as source:
@@ -348,11 +360,14 @@ def main() -> None:
         if options.render is None:
             with threadpoolctl.threadpool_limits(options.threads, user_api="blas"):
                 sys.exit(0 if run(options) else 1)
-        page = options.render.read_text(encoding="utf-8")
+        page = read_text(options.render)
         if not shows_rows(page):
             lines = [BEGIN.format(name) for name in BLOCKS]
             raise ElutqError(f"{options.render} has no place for figures: a line {' or '.join(lines)}, and {END}")
-        options.render.write_text(insert(page, Table(options.json, {}).rows), encoding="utf-8")
+        rows = Table(options.json, {}).rows
+        if not rows:
+            raise ElutqError(f"{options.json} has no rows to show")
+        options.render.write_text(insert(page, rows), encoding="utf-8")
     except ElutqError as error:
         sys.exit(f"accuracy_table.py: {error}")
 

@@ -9,14 +9,17 @@ Needs matplotlib (the dev extra).
 """
 
 import argparse
-import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from accuracy_rows import TITLES, best_last, in_order
+
+from elutq_cli.text_input import read_json
+from elutq_formats.errors import ElutqError
 
 matplotlib.use("svg")
 matplotlib.rcParams |= {
@@ -90,6 +93,8 @@ def draw_quality(rows: list[dict[str, Any]], output: Path) -> None:
 def draw_speed(rows: list[dict[str, Any]], output: Path) -> None:
     """Draw decode speed beside the roof of the same run, from `elutq bench -o json`."""
     rows = [row for row in rows if row["n_gen"]]
+    if not rows:
+        raise ElutqError("--speed has no row of decode: measure with elutq bench -n")
     figure, axes = pyplot.subplots(figsize=(WIDTH, 0.9 + 0.36 * len(rows)))
     places = range(len(rows))
     roofs, speeds = [row["roof_ts"] for row in rows], [row["avg_ts"] for row in rows]
@@ -122,6 +127,8 @@ def draw_layers(description: dict[str, Any], output: Path) -> None:
     for tensor in description["tensors"]:
         if tensor["error"] is not None and (match := BLOCK.fullmatch(tensor["name"])):
             cells[match[2]][int(match[1])] = tensor["bits"], tensor["error"]
+    if not cells:
+        raise ElutqError("--layers has no matrix of a block whose error is known")
     n_blocks = max(max(blocks) for blocks in cells.values()) + 1
     errors = [[blocks.get(block, (0, float("nan")))[1] for block in range(n_blocks)] for blocks in cells.values()]
     figure, axes = pyplot.subplots(figsize=(WIDTH, 0.9 + 0.3 * len(cells)))
@@ -159,12 +166,17 @@ def main() -> None:
     parser.add_argument("--speed", type=Path, nargs="+", default=[], help="of elutq bench -o json")
     parser.add_argument("--layers", type=Path, help="of elutq info --json")
     arguments = parser.parse_args()
-    if arguments.accuracy:
-        draw_quality(json.loads(arguments.accuracy.read_text())["rows"], arguments.output)
-    if arguments.speed:
-        draw_speed([row for path in arguments.speed for row in json.loads(path.read_text())], arguments.output)
-    if arguments.layers:
-        draw_layers(json.loads(arguments.layers.read_text()), arguments.output)
+    if not (arguments.accuracy or arguments.speed or arguments.layers):
+        parser.error("there is nothing to draw: give --accuracy, --speed or --layers")
+    try:
+        if arguments.accuracy:
+            draw_quality(read_json(arguments.accuracy)["rows"], arguments.output)
+        if arguments.speed:
+            draw_speed([row for path in arguments.speed for row in read_json(path)], arguments.output)
+        if arguments.layers:
+            draw_layers(read_json(arguments.layers), arguments.output)
+    except ElutqError as error:
+        sys.exit(f"draw_figures.py: {error}")
 
 
 if __name__ == "__main__":

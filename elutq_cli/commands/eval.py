@@ -96,7 +96,10 @@ def eval_command(
     check_options(file, tasks, chunks, stride, rule, token_by_token)
     check_of_runtime(of_runtime, models, reference, file)
     window = DEFAULT_WINDOW if ctx_size is None else ctx_size
-    check_sizes(window, chunks, stride, checked_rule(rule))
+    if file is not None:
+        check_sizes(window, chunks, stride, checked_rule(rule))
+    elif ctx_size is not None and ctx_size < 1:
+        raise ElutqError(f"context size {ctx_size} has no room for a question: use a larger -c")
     text = None if file is None else read_text(file)
     questions = {path: read_questions(path) for path in tasks or []}
     with ExitStack() as stack:
@@ -107,6 +110,7 @@ def eval_command(
         if of_runtime:
             rows.append(stack.enter_context(open_dequantized(models[0], n_tokens, offline)))
         opened, other = rows[: len(models)], rows[-1] if len(rows) > len(models) else None
+        check_runtime_flags(rows, cache_type, token_by_token)
         for row in rows:
             for note in row.notes:
                 print(shown_line(f"{row.name}: {note}"), file=sys.stderr)
@@ -152,6 +156,18 @@ def check_of_runtime(of_runtime: bool, models: list[Path], reference: Path | Non
     """
     if of_runtime and (len(models) != 1 or reference is not None or file is None):
         raise ElutqError("--of-runtime is about one model file and a text (-f), without --reference")
+
+
+def check_runtime_flags(rows: list[EvaluatedModel], cache_type: str, token_by_token: bool) -> None:
+    """Refuse what only the C runtime does where it computes none of the models.
+
+    Raises:
+        ElutqError: it is so.
+    """
+    flags = {"--cache-type": cache_type != "f16", "--token-by-token": token_by_token}
+    given = [flag for flag, is_given in flags.items() if is_given]
+    if given and not any(row.is_native for row in rows):
+        raise ElutqError(f"{given[0]} is about the C runtime, and a checkpoint is computed in float32: leave it out")
 
 
 def answer(model: EvaluatedModel, questions: list[Question], ctx_size: int | None) -> TaskResult:

@@ -145,5 +145,7 @@ class ReferenceContinuations:
                 advance(len(prompt.lengths) / model.config.num_hidden_layers)
         head = model.load_head()
         for prompt in prompts:
+            last = prompt.context[-1:]
+            of_one = head(last) if 0 in prompt.lengths else last  # the same for all continuations of one token
             for hidden, length in zip(prompt.hidden, prompt.lengths, strict=True):
-                yield head(model.xp.concatenate((prompt.context[-1:], hidden[:length])))
+                yield head(model.xp.concatenate((last, hidden[:length]))) if length else of_one

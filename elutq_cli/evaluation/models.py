@@ -39,6 +39,7 @@ class EvaluatedModel:
         size_bytes: of its weight files.
         bits_per_weight: over all of them.
         block_bits_per_weight: over the matrices of the blocks; None for a checkpoint.
+        is_native: whether the C runtime computes it.
         notes: what its user may not expect of how it was read, each in one line.
     """
 
@@ -51,6 +52,7 @@ class EvaluatedModel:
     size_bytes: int
     bits_per_weight: float
     block_bits_per_weight: float | None = None
+    is_native: bool = False
     notes: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def open_model(
             model_file.size_bytes,
             model_file.bits_per_weight(),
             model_file.block_bits_per_weight(),
+            is_native=True,
         )
 
 

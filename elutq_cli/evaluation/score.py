@@ -175,7 +175,7 @@ def evaluate_all(
             expected = None if reference_stream is None else next(reference_stream)[scored]
             found = [next(stream)[scored] for stream in streams]
             _check_vocabularies(found, expected)
-            for rows in _row_chunks(len(targets), found[0].shape[-1]):
+            for rows in row_chunks(len(targets), found[0].shape[-1]):
                 reference_rows = None
                 if expected is not None:
                     reference_rows = Distributions(expected[rows])
@@ -247,7 +247,7 @@ def _stream(
         yield logits
 
 
-def _row_chunks(n_rows: int, vocab_size: int) -> Iterator[slice]:
+def row_chunks(n_rows: int, vocab_size: int) -> Iterator[slice]:
     """Cut n_rows rows of logits into slices of at most CHUNK_ELEMENTS elements."""
     step = max(1, CHUNK_ELEMENTS // vocab_size)
     for start in range(0, n_rows, step):

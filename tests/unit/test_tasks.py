@@ -126,6 +126,18 @@ def test_without_a_context_bos_or_else_eos_stands_for_it(special, expected):
         encode_pair(LetterTokenizer(), question(""), "ab")
 
 
+def test_bos_that_is_spelled_or_added_is_there_once():
+    class Spells(LetterTokenizer):
+        def encode(self, text):  # as one whose special token is "<s>" and whose post-processor adds it
+            spelled = text.startswith("<s>")
+            return [27] * (spelled or not text.startswith("x")) + super().encode(text.removeprefix("<s>"))
+
+    tokenizer = Spells((27,), {"bos_token": "<s>"})
+    assert encode_pair(tokenizer, question("<s>ab"), "c") == Request((27, 1, 2), (0, 3))
+    assert encode_pair(tokenizer, question("", delimiter=""), "ab") == Request((27,), (1, 2))
+    assert encode_pair(tokenizer, question("xb"), "c") == Request((27, 24, 2), (0, 3))  # not added: put before it
+
+
 @pytest.mark.parametrize("room", range(2, 9))
 def test_a_long_context_loses_its_beginning(room):
     request = Request((1, 2, 3, 4, 5), (6, 7))
@@ -245,12 +257,13 @@ def test_fields_have_the_names_that_data_sets_have(tmp_path):
         "\n",
         line | {"context": "", "label": "1"},
         line | {"query": "é\u2028", "label": "yes", "target_delimiter": ""},
-        line | {"query": "a", "choices": ["1", "0"], "gold": "1"},  # digits are a number, as there
+        line | {"query": "a", "choices": ["3", "4", "5"], "gold": "4"},  # the text of one, the number of none
+        line | {"query": "a", "choices": ["0", "1"], "gold": "1"},
     )
     found = read_questions(path)
     assert [(entry.context, entry.gold, entry.delimiter) for entry in found] == [
-        ("Is it?", 1, " "), ("", 1, " "), ("é\u2028", 1, ""), ("a", 1, " ")]  # fmt: skip
-    assert [entry.place for entry in found] == [f"{path}, line {number}" for number in (1, 3, 4, 5)]
+        ("Is it?", 1, " "), ("", 1, " "), ("é\u2028", 1, ""), ("a", 1, " "), ("a", 1, " ")]  # fmt: skip
+    assert [entry.place for entry in found] == [f"{path}, line {number}" for number in (1, 3, 4, 5, 6)]
     assert found[0].choices == ("no", "yes")
 
 
@@ -280,7 +293,12 @@ GOOD = {"query": "a", "choices": ["b", "c"], "gold": 0}
         (GOOD | {"gold": None}, "the right choice is None"),
         (GOOD | {"gold": [0, 1]}, "the right choice is [0, 1]"),
         (GOOD | {"gold": "d"}, "the right choice is 'd'"),
-        (GOOD | {"gold": "9" * 5000}, "the right choice is -1"),
+        (GOOD | {"gold": "9" * 5000}, "the right choice is '999"),
+        (GOOD | {"gold": "2"}, "the right choice is 2"),
+        (
+            {"query": "a", "choices": ["2", "1", "0"], "gold": "2"},
+            "line 2: the right choice is '2', the text of choice 0 and the number of another: write 0 or 2, without",
+        ),
         (GOOD | {"target_delimiter": 1}, "line 2: target_delimiter is not a string"),
     ],
 )

@@ -1,11 +1,13 @@
 """Window rules: which tokens are scored, each exactly as the rule's own source scores it."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from elutq_cli.evaluation import evaluate, evaluate_all
+from elutq_cli.evaluation.models import tokenize_windows
 from elutq_cli.evaluation.windows import split_windows
 from elutq_formats.errors import ElutqError
 
@@ -65,6 +67,20 @@ def test_llama_cpp_scores_the_second_half_after_bos(ctx, bos):
     assert result.nll == pytest.approx(np.mean(expected), rel=1e-6)
     assert ("BOS first" in windows.description) == (bos is not None)
     assert TOKENS[0] != 12 or bos is None  # the text itself is left as it was
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [  # llama.cpp puts BOS before the text, cuts it, and puts BOS in the place of each first token
+        ("papers", [[1, 2, 3, 4], [5, 6, 7, 8]]),
+        ("llama.cpp", [[0, 1, 2, 3], [0, 5, 6, 7]]),
+    ],
+)
+def test_where_windows_of_a_text_are_cut(rule, expected):
+    tokenizer = SimpleNamespace(prefix=(0,), encode=lambda text: [int(digit) for digit in text])
+    model = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=10), name="model")
+    windows = tokenize_windows([model], None, "123456789", 4, None, None, rule)
+    assert windows.tokens.tolist() == expected
 
 
 def test_several_models_get_the_figures_they_get_alone():
