@@ -1,5 +1,5 @@
 """`python -m elutq` is the same as `elutq`."""
 
-from elutq_cli.app import main
+from elutq_cli.__main__ import main
 
 main()

@@ -270,14 +270,22 @@ def quantize(
     chosen, target = (recipe or Recipe()).resolved(bool(files)), Path(output)
     check_output(target, force)
 
+    texts: list[CalibrationText | None] = []  # read once, before a download: the text may be a pipe
+
     def read_text(source: ModelSource) -> CalibrationText | None:
-        return CalibrationText.read([Path(file) for file in files], source, chosen) if files else None
+        if not texts:
+            paths = [Path(file) for file in files]
+            texts.append(CalibrationText.read(paths, source, chosen, max_memory) if files else None)
+        return texts[0]
 
     def check(source: ModelSource) -> None:
         prepare(source, target, chosen, read_text(source), backend, max_memory, device)
 
     with make_backend(device, threads, executor) as backend:
         folder = find_checkpoint(Path(checkpoint), revision, offline, check, gguf_file)
+        warned = bool(texts)  # by the check
         with open_source(folder) as source:
             text = read_text(source)
-            return run_pipeline(source, target, chosen, text, backend, force, resume, max_memory, progress, device)
+            return run_pipeline(
+                source, target, chosen, text, backend, force, resume, max_memory, progress, device, warned
+            )

@@ -10,9 +10,10 @@ from elutq_cli.commands.eval import eval_command
 from elutq_cli.commands.import_model import import_command
 from elutq_cli.commands.info import info_command
 from elutq_cli.commands.quantize import quantize_command
-from elutq_cli.commands.run import INTERRUPTED, run_command
+from elutq_cli.commands.run import run_command
 from elutq_cli.commands.serve import serve_command
 from elutq_cli.commands.write import write_command
+from elutq_cli.machine.signals import INTERRUPTED
 from elutq_cli.streams import prepare_streams, shown_line
 from elutq_cli.version import __version__
 from elutq_formats.errors import ElutqError

@@ -79,7 +79,7 @@ def import_command(
     if dry_run:
         check_output(output, force)
         with open_headers(model, revision, offline, gguf_file) as checkpoint:
-            print_forecast(checkpoint, output, recipe, [], "cpu", threads, max_memory, json_output)
+            print_forecast(checkpoint, output, recipe, [], "cpu", threads, max_memory, json_output, resume, force)
         return
     make_file(
         model,

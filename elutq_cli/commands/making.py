@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from elutq_cli.machine.signals import leaving_in_order
+import typer
+
+from elutq_cli.machine.signals import INTERRUPTED, leaving_in_order
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.streams import ShownLines, printable, shown_line
 
@@ -48,14 +51,21 @@ def make_file(
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from elutq_cli.api import quantize
+    from elutq_cli.pipeline.run.work_folder import work_folder
 
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(ShownLines())
     logging.basicConfig(handlers=[log], level=logging.INFO if verbose else logging.WARNING)
-    with ExitStack() as stack:
-        stack.enter_context(leaving_in_order())
-        stack.enter_context(logging_redirect_tqdm())
-        summary = quantize(model, output, recipe, progress=stack.enter_context(ProgressBars()), **options)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(leaving_in_order())
+            stack.enter_context(logging_redirect_tqdm())
+            summary = quantize(model, output, recipe, progress=stack.enter_context(ProgressBars()), **options)
+    except KeyboardInterrupt:
+        work = work_folder(output)
+        what = f"what is finished is kept in {work}: the same command goes on after it" if work.exists() else ""
+        print(f"elutq: interrupted{what and '; '}{shown_line(what)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     if json_output:
         print(json.dumps({"model": printable(model), "output": printable(output)} | asdict(summary)))
         return
@@ -115,6 +125,8 @@ def print_forecast(
     threads: int | None,
     max_memory: float | None,
     json_output: bool,
+    resume: bool,
+    force: bool,
     executor: str = "threads",
 ) -> None:
     """Print what a run would make and take; on a cluster, with its workers, or several numbers where none answers.
@@ -126,16 +138,22 @@ def print_forecast(
     from elutq_cli.pipeline.recipe import IMPORT
     from elutq_cli.pipeline.run.calibration_text import CalibrationText
     from elutq_cli.pipeline.run.estimate import estimate_work
+    from elutq_cli.pipeline.run.fingerprint import fingerprint
+    from elutq_cli.pipeline.run.forecast import shown_size
     from elutq_cli.pipeline.run.imported import describe_others
     from elutq_cli.pipeline.run.preparation import prepare
     from elutq_cli.pipeline.run.scaling import share_out
+    from elutq_cli.pipeline.run.spool import Spool
     from elutq_native import default_threads
 
     for note in checkpoint.notes_on(recipe.method == IMPORT):
         print(shown_line(note), file=sys.stderr)
     counts: Sequence[int] = _workers_of(executor, threads) if names_ray(executor, device) else ()
     with make_backend(device, threads) as backend:
-        text = CalibrationText.read(calibration, checkpoint, recipe) if calibration else None
+        text = CalibrationText.read(calibration, checkpoint, recipe, max_memory) if calibration else None
+        is_here = all(file.exists() for file in checkpoint.weight_files())  # not only what the hub says of it
+        if output is not None and is_here:
+            Spool(output, fingerprint(checkpoint, recipe, text, device), resume, force).check()
         here = default_threads() if counts else backend.crew.threads  # the process that calls a cluster has all cores
         most, size = max(here, backend.crew.threads), backend.crew.threads / here
         workers = light_workers(max(counts, default=1), size)
@@ -159,15 +177,17 @@ def print_forecast(
             print(f"{record.name:28} {record.rows:7} x {record.columns:<7} {record.bits} bits{groups}{each}")
     if recipe.resolved(bool(calibration)).method == "allocate":
         print("bits and groups of the blocks' linears are chosen when they are quantized, within this total")
-    print(f"output       {forecast.output_bytes / 1e9:.2f} GB")
-    print(f"scratch disk {forecast.scratch_bytes / 1e9:.2f} GB beside the output")
-    print(f"peak memory  {forecast.memory_bytes / 1e9:.2f} GB at most, without the page cache")
+    print(f"output       {shown_size(forecast.output_bytes + forecast.metadata_bytes)}")
+    print(f"scratch disk {shown_size(forecast.scratch_bytes)} beside the output")
+    print(f"peak memory  {shown_size(forecast.memory_bytes)} at most, without the page cache")
     if forecast.tuning_bytes:
-        print(f"of that      {forecast.tuning_bytes / 1e9:.2f} GB to tune, on --device")
+        print(f"of that      {shown_size(forecast.tuning_bytes)} to tune, on --device")
     counted = ", tuning on them too" if recipe.tune else ""
     each = f"with {backend.crew.threads} threads of this machine{counted}"
     if not shares:
-        print(f"time         about {work.seconds() / 60:.0f} minutes {each}")
+        seconds = work.seconds()
+        time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{math.ceil(seconds)} seconds"
+        print(f"time         about {time} {each}")
         return
     print(f"of a worker  as much memory for each of its units of work, {each}")
     print("workers  minutes, without what travels  sent, GB  travels at most, GB  object store here, GB")

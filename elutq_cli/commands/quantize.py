@@ -179,7 +179,7 @@ def quantize_command(
         with open_headers(model, revision, offline, gguf_file) as checkpoint:
             text = calibration or []
             print_forecast(
-                checkpoint, output, recipe, text, device, threads, max_memory, json_output, executor=executor
+                checkpoint, output, recipe, text, device, threads, max_memory, json_output, resume, force, executor
             )
         return
     if output is None:

@@ -17,6 +17,7 @@ import typer
 from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, TextThreads
 from elutq_cli.commands.runtime import prepare_runtime
+from elutq_cli.machine.signals import INTERRUPTED
 from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import shown_text
 from elutq_cli.text_input import decode, decode_file, read_json, read_template, read_text
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_N_PREDICT = 128
 """Tokens of a plain text, which has no end of its own."""
-
-INTERRUPTED = 130
 
 OWN = "Default: the model's own, else"
 

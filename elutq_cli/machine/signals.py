@@ -9,6 +9,9 @@ from contextlib import contextmanager
 INTERRUPT, TERMINATE = signal.SIGINT, signal.SIGTERM
 """Ctrl-C, and what a program is told that should leave."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 
 @contextmanager
 def interruptible(cancel: Callable[[], None]) -> Iterator[None]:

@@ -130,6 +130,18 @@ def test_a_killed_download_leaves_no_output_and_continues(hub, environment, tmp_
     assert hub.downloads() == [SHARD]
 
 
+def test_what_is_checked_before_the_download_is_read_and_warned_of_once(hub, environment, tmp_path):
+    """A text that comes through a pipe is there once."""
+    options = ["--calibration", "/dev/stdin", "--num-samples", "99", "--sequence-length", "16", "--method", "fit"]
+    command = [*ELUTQ, "quantize", "someone/tiny", "-o", str(tmp_path / "out.gguf"), "--group-size", "32", *options]
+    text = "A quick brown fox and some dogs. " * 4
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, input=text, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("not 99: all are used") == 1
+    bare = quantize(environment | {"HF_HOME": str(tmp_path / "other")}, tmp_path / "bare.gguf", "someone/tiny")
+    assert bare.stderr.count("lose much of a model") == 1
+
+
 def test_refusals_say_what_to_do(hub, environment, tmp_path):
     output = tmp_path / "out.gguf"
     message = refusal(quantize(environment, output, "someone/nothing"))

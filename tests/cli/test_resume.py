@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.progress import Progress
 from elutq_cli.pipeline.recipe import Plan, Recipe
+from elutq_cli.pipeline.run.fingerprint import explain_difference
 from elutq_cli.pipeline.run.forecast import Forecast
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_cli.pipeline.run.spool import Spool
@@ -102,6 +104,27 @@ def test_another_run_is_refused_naming_the_difference(tmp_path):
                 quantize(checkpoint, output, recipe, None, backend)
         quantize(checkpoint, output, Recipe(group_size=32, bits=3), None, backend, resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "calibrated", "difference"),
+    [
+        ({}, {"method": "correct"}, (True, True), "with method allocate, not correct"),
+        ({"method": "fit"}, {}, (True, True), "with method fit, not allocate"),
+        ({"num_samples": 4}, {}, (True, False), "with calibration"),
+        ({}, {}, (False, True), "without calibration"),
+        ({}, {"tune": ("e2e",), "tune_minutes": 5.0}, (True, True), "with tune none, not e2e"),
+        ({"tune": ("e2e",)}, {"tune": ("e2e",), "tune_minutes": 5.0}, (True, True), "with tune tokens 262144, not the"),
+        ({}, {"output_bits": 3}, (True, True), "with output bits the default, not 3"),
+    ],
+)
+def test_the_difference_is_what_the_user_chose_and_not_what_follows(then, now, calibrated, difference):
+    prints = []
+    for options, is_calibrated in zip((then, now), calibrated, strict=True):
+        recipe = Recipe(**options).resolved(is_calibrated)
+        prints.append({name.replace("_", " "): str(value) for name, value in asdict(recipe).items()})
+        prints[-1] |= {"calibration": "text"} if is_calibrated else {}
+    assert explain_difference(*prints).startswith(difference)
 
 
 def test_force_quantizes_another_checkpoint_over_a_stopped_run(tmp_path, caplog):

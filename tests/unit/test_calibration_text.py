@@ -54,16 +54,30 @@ def test_every_file_gives_as_many_sequences_as_far_as_it_has_them(tmp_path, text
         found = CalibrationText.read([text, short], checkpoint, replace(SMALL, num_samples=n_wanted))
     assert len(found.tokens) == n_wanted
     assert sum(sequence in whole for sequence in found.tokens.tolist()) == of_short
+    assert found.used_up == ((short,) if of_short == 4 else ())
 
 
 def test_what_is_held_out_has_not_been_seen_in_a_text_that_says_a_thing_twice(tmp_path, text):
     again = tmp_path / "again.txt"
-    again.write_bytes(text.read_bytes())
+    again.write_bytes(text.read_bytes() + b" the end")
     with Checkpoint.open(FOLDER) as checkpoint:
         found = CalibrationText.read([text, again], checkpoint, replace(SMALL, num_samples=16, tune=("e2e",)))
     seen, held_out = ({sequence.tobytes() for sequence in some} for some in (found.tokens, found.held_out))
     assert held_out and not seen & held_out
     assert len(found.fresh) and not {sequence.tobytes() for sequence in found.fresh} & (seen | held_out)
+
+
+def test_a_text_is_given_once(tmp_path, text):
+    again = tmp_path / "again.txt"
+    again.write_bytes(text.read_bytes())
+    with Checkpoint.open(FOLDER) as checkpoint, pytest.raises(ElutqError, match=r"text.* and .*again.txt are the same"):
+        CalibrationText.read([text, again], checkpoint, SMALL)
+
+
+def test_a_text_that_memory_cannot_hold_is_refused_before_it_is_encoded(text, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    with Checkpoint.open(FOLDER) as checkpoint, pytest.raises(ElutqError, match="memory 1e-06: use a shorter text"):
+        CalibrationText.read([text], checkpoint, SMALL, max_memory=1e-6)
 
 
 def test_a_short_text_is_used_whole_with_a_warning(text, caplog):

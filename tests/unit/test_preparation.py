@@ -54,7 +54,7 @@ def test_a_tokenizer_or_template_that_nobody_could_use_is_refused_before_work(
     with pytest.raises(ElutqError, match=message) as refusal, Checkpoint.open(folder) as checkpoint:
         with pytest.raises(ElutqError, match=message), native_backend(1) as backend:
             quantize(checkpoint, tmp_path / "out.gguf", SMALL, None, backend)
-        print_forecast(checkpoint, None, SMALL, [], "cpu", 1, None, False)
+        print_forecast(checkpoint, None, SMALL, [], "cpu", 1, None, json_output=False, resume=True, force=False)
     assert "\n" not in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -28,6 +28,19 @@ def test_the_command_loads_no_numpy_before_it_has_set_the_threads_of_its_blas():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_ctrl_c_while_the_commands_are_loaded():
+    code = (
+        "import sys, elutq_cli.__main__ as entry\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'elutq_cli.commands.run': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "entry.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "elutq: interrupted\n")
+
+
 def test_options_have_the_names_of_other_packages_too(model):
     ours = elutq.generate(model, PROMPT, 6, temp=0)
     model.clear()

@@ -38,6 +38,7 @@ class CalibrationText:
             fitted; None where the files have none to spare.
         fresh: (sequences, sequence_length) int64, what the files have beside those, as much as tuning end to end may
             want, in the seed's order; nothing where the recipe does not tune so.
+        used_up: those of several files of which nothing is held out, where something is of others.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -46,9 +47,12 @@ class CalibrationText:
     encoding_bytes: int = 0
     held_out: npt.NDArray[np.int64] | None = None
     fresh: npt.NDArray[np.int64] | None = None
+    used_up: tuple[Path, ...] = ()
 
     @classmethod
-    def read(cls, files: Sequence[Path], checkpoint: ModelSource, recipe: Recipe) -> "CalibrationText":
+    def read(
+        cls, files: Sequence[Path], checkpoint: ModelSource, recipe: Recipe, max_memory: float | None = None
+    ) -> "CalibrationText":
         """Cut files into sequences that do not overlap nor span two files, and choose some by the recipe's seed.
 
         A file whose name ends in .jsonl holds one JSON object a line, whose ``text`` fields are joined by empty lines;
@@ -57,9 +61,15 @@ class CalibrationText:
         fewer than the recipe asks for are used whole, with a warning. Sequences are held out of what is left when
         those have been chosen, so that none is lost by it.
 
+        Args:
+            files: to read.
+            checkpoint: the model, for its tokenizer and context.
+            recipe: how long sequences are, how many, and the seed.
+            max_memory: refuse a text that takes more memory to encode than so many GB; None: none.
+
         Raises:
-            ElutqError: a file cannot be read or is malformed, all of them are too short, or one has a token that the
-                model has not; or the sequences are longer than the model's context.
+            ElutqError: a file cannot be read, is malformed or the same as another, all of them are too short, or one
+                has a token that the model has not; the sequences are longer than the model's context; or memory.
         """
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
@@ -81,9 +91,18 @@ class CalibrationText:
                 "--sequence-length"
             )
         names = ", ".join(map(str, files))
-        pieces, hashes, n_tokens, most = [], [], 0, 0
+        pieces, n_tokens, most = [], 0, 0
+        hashes: list[str] = []
         for file in files:
             text, sha256 = _read_file(file)
+            if sha256 in hashes:
+                raise ElutqError(f"{files[hashes.index(sha256)]} and {file} are the same text: give it once")
+            least = ENCODED_BYTE * len(text.encode())
+            if max_memory is not None and least > max_memory * 1e9:
+                raise ElutqError(
+                    f"{file} takes more than {least / 1e9:.1f} GB of memory to encode, above --max-memory "
+                    f"{max_memory:g}: use a shorter text"
+                )
             tokens = np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
             n_tokens += len(tokens)
             most = max(most, ENCODED_BYTE * len(text.encode()) + ENCODED_TOKEN * len(tokens))
@@ -109,6 +128,8 @@ class CalibrationText:
         spare = _unlike(sequences, np.arange(len(sequences)), chosen)
         held_out = _draw(rng, spare, whose[spare], n_held_out(len(chosen)))
         prefix = np.array(tokenizer.prefix, dtype=np.int64)
+        seen = set(whose[held_out])
+        used_up = tuple(file for number, file in enumerate(files) if len(held_out) and number not in seen)
 
         fresh = rng.permutation(_unlike(sequences, spare, held_out))[: _n_fresh(recipe)]
 
@@ -116,7 +137,7 @@ class CalibrationText:
             return np.hstack([np.tile(prefix, (len(numbers), 1)), sequences[numbers]])
 
         others = begun(np.sort(held_out)) if len(held_out) else None
-        return cls(begun(np.sort(chosen)), tuple(files), tuple(hashes), most, others, begun(fresh))
+        return cls(begun(np.sort(chosen)), tuple(files), tuple(hashes), most, others, begun(fresh), used_up)
 
 
 def _draw(

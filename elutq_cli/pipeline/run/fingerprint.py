@@ -1,5 +1,6 @@
 """The fingerprint of a run: everything that its finished units depend on, by the name a user knows it by."""
 
+import ast
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -61,9 +62,19 @@ def describe_machine(_: None) -> str:
     return f"elutq {__version__} {code_digest()[:12]}, {', '.join(sorted(blas))}, {rounding}"
 
 
+def _shown(value: str | None) -> str:
+    """Return an option's value as a user would give it."""
+    if value in (None, "None"):
+        return "the default"
+    if value.startswith("("):
+        return ",".join(map(str, ast.literal_eval(value))) or "none"
+    return value
+
+
 def explain_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Name the first thing in which two fingerprints differ."""
-    for name in (*then, *now):
+    """Name the first thing in which two fingerprints differ: what a user chose before what follows from it."""
+    chosen = (CHECKPOINT, *([CALIBRATION] if (CALIBRATION in then) != (CALIBRATION in now) else ()), "method", "tune")
+    for name in (*chosen, *then, *now):
         before, after = then.get(name), now.get(name)
         if before == after:
             continue
@@ -74,5 +85,5 @@ def explain_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
             return with_or_without.get((before is not None, after is not None), "with another --calibration text")
         if name == CODE:
             return "which another version of elutq began"
-        return f"with {name} {before}, not {after}"
+        return f"with {name} {_shown(before)}, not {_shown(after)}"
     return "which is the same"

@@ -31,6 +31,7 @@ class Forecast:
         memory_bytes: an upper bound of the process's memory, without the page cache.
         tuning_bytes: what tuning takes of it, on its device; 0 without.
         alternatives: the bound with other options, by what to change, the least change first.
+        metadata_bytes: of the file, or a little more.
     """
 
     records: tuple[TensorRecord, ...]
@@ -39,6 +40,7 @@ class Forecast:
     memory_bytes: int
     tuning_bytes: int
     alternatives: dict[str, int]
+    metadata_bytes: int = 0
 
     @classmethod
     def make(
@@ -126,9 +128,11 @@ class Forecast:
         work = work_folder(output)
         free = free_room(work.absolute().parent)
         there = sum(path.stat().st_size for path in work.iterdir()) if work.is_dir() else 0
-        needed = self.output_bytes + self.scratch_bytes - there
+        needed = self.output_bytes + self.metadata_bytes + self.scratch_bytes - there
         if needed > free:
-            raise ElutqError(f"{work.absolute().parent} has {_size(free)} free, and this run needs {_size(needed)}")
+            raise ElutqError(
+                f"{work.absolute().parent} has {shown_size(free)} free, and this run needs {shown_size(needed)}"
+            )
 
     def describe_shortage(self, available: int | None) -> str | None:
         """Return a warning where the run may take more memory than can be had; None where it does not or who knows."""
@@ -158,7 +162,8 @@ def _kept_columns(config: ModelConfig, layer: int) -> int:
     return max(found)
 
 
-def _size(n_bytes: int) -> str:
+def shown_size(n_bytes: int) -> str:
+    """Return a size as a reader sees it, in GB or MB."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 

@@ -1,6 +1,7 @@
 """What can be checked before a weight is read: a run that cannot succeed is refused before it takes hours."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def prepare(
     device: str,
     workers: int | None = None,
     threads: int | None = None,
+    warn: bool = True,
 ) -> Preparation:
     """Check and plan a run; warn of one that may take more memory than can be had.
 
@@ -66,6 +68,7 @@ def prepare(
         device: torch's name of where to tune.
         workers: that light units are divided among, see ``Backend.light``; None: the backend's.
         threads: of that process of the run that has the most; None: of the backend's.
+        warn: log what may not be what the user wants.
 
     Raises:
         ElutqError: the recipe does not fit the model or the text, a tokenizer or template cannot be used, memory or
@@ -88,27 +91,66 @@ def prepare(
         from elutq_cli.pipeline.stages.tune.descent import split_sequences
 
         split_sequences(len(calibration.tokens), 0 if held_out is None else len(held_out))
-        fresh = 0 if calibration.fresh is None else calibration.fresh.size
-        if recipe.tune_tokens is not None and fresh < recipe.tune_tokens:
-            log.warning(
-                "the text has %d tokens that calibration leaves, fewer than the %d to tune on: those that it uses "
-                "follow, and then all of them again",
-                fresh,
-                recipe.tune_tokens,
-            )
     n_tokens = 0 if calibration is None else calibration.tokens.size
     held_out_tokens = 0 if held_out is None else held_out.size
     encoding = 0 if calibration is None else calibration.encoding_bytes
     package, workers = checkpoint.package_bytes(), workers or backend.light.workers
     threads = threads or max(backend.crew.threads, backend.executor.threads)
     forecast = Forecast.make(config, plan, recipe, n_tokens, threads, encoding, package, held_out_tokens, workers)
+    forecast = replace(forecast, metadata_bytes=_metadata_bytes(checkpoint))
     forecast.check(output, max_memory)
+    if warn:
+        for warning in _warnings(config, plan, recipe, calibration, forecast, device):
+            log.warning("%s", warning)
+    return Preparation(config, plan, n_tokens, held_out_tokens, forecast)
+
+
+def _metadata_bytes(checkpoint: ModelSource) -> int:
+    """Return what the file takes beside its tensors, or a little more: the tokenizer, for the most part.
+
+    It is in there as tokenizer.json, and as GGUF's arrays of tokens and merges, which take 1.05 times as much of
+    SmolLM2's and 1.14 times as much of Qwen2.5's.
+    """
+    texts = len(checkpoint.tokenizer_json.encode()), len((checkpoint.chat_template or "").encode())
+    return int(2.25 * texts[0]) + texts[1] + (1 << 16)
+
+
+def _warnings(
+    config: ModelConfig,
+    plan: Plan,
+    recipe: Recipe,
+    calibration: CalibrationText | None,
+    forecast: Forecast,
+    device: str,
+) -> Iterator[str]:
+    """Yield what may not be what the user wants, each in one line."""
+    fresh = 0 if calibration is None or calibration.fresh is None else calibration.fresh.size
+    if calibration is not None and recipe.tune_tokens is not None and fresh < recipe.tune_tokens:
+        yield (
+            f"the text has {fresh} tokens that calibration leaves, fewer than the {recipe.tune_tokens} to tune on: "
+            "those that it uses follow, and then all of them again"
+        )
+    if calibration is not None and calibration.used_up:
+        names = ", ".join(str(file) for file in calibration.used_up)
+        yield (
+            f"{names}: calibration takes all of it, so that the text that is held out, of which KL divergence is "
+            "reported, is of the other files alone"
+        )
     shortage = forecast.describe_shortage(available_memory()) if device == "cpu" else None
     if shortage is not None:
-        log.warning("%s", shortage)
-    if calibration is None and recipe.method != IMPORT:
-        _warn_of_weights_alone(plan)
-    return Preparation(config, plan, n_tokens, held_out_tokens, forecast)
+        yield shortage
+    if config.tie_word_embeddings and plan.head is not None:
+        n_bytes = plan.head.record((config.vocab_size, config.hidden_size)).n_bytes
+        yield (
+            f"the head, which is the embedding in this model, has other bits and is stored apart: {n_bytes / 1e6:.1f} "
+            "MB more than with the same --embedding-bits and --output-bits"
+        )
+    fewest = min((entry.layout.bits for block in plan.blocks for entry in block if entry.layout), default=MANY_BITS)
+    if calibration is None and recipe.method != IMPORT and fewest < MANY_BITS:
+        yield (
+            f"{fewest} bits by weights alone lose much of a model: calibrate it on a text (--calibration FILE; elutq "
+            f"write makes one where there is none), or give it {MANY_BITS} bits"
+        )
 
 
 def _check_experts(config: ModelConfig, recipe: Recipe) -> None:
@@ -118,18 +160,6 @@ def _check_experts(config: ModelConfig, recipe: Recipe) -> None:
     if config.n_experts and recipe.method == IMPORT:
         raise UnsupportedModelError(
             f"levels of experts, as {config.model_type} has them, are not imported: elutq quantize takes the model"
-        )
-
-
-def _warn_of_weights_alone(plan: Plan) -> None:
-    """Warn where a model that is fitted to its weights alone has bits at which little is left of it."""
-    fewest = min((entry.layout.bits for block in plan.blocks for entry in block if entry.layout), default=MANY_BITS)
-    if fewest < MANY_BITS:
-        log.warning(
-            "%d bits by weights alone lose much of a model: calibrate it on a text (--calibration FILE; elutq write "
-            "makes one where there is none), or give it %d bits",
-            fewest,
-            MANY_BITS,
         )
 
 

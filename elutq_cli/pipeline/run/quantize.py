@@ -63,6 +63,7 @@ def quantize(
     max_memory: float | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
+    warned: bool = False,
 ) -> Summary:
     """Quantize a checkpoint into a model file.
 
@@ -81,6 +82,7 @@ def quantize(
         max_memory: refuse to start when the run may take more memory than so many GB.
         progress: is told of the weights just done; None: nobody is.
         device: torch's name of where to tune.
+        warned: `prepare` has been called for this run before, and has warned.
 
     Raises:
         ElutqError: anything that is wrong with the input or the disk; then there is no output.
@@ -89,7 +91,7 @@ def quantize(
     check_output(output, force)
     recipe = recipe.resolved(calibration is not None)
     source = CheckedWeights(RotatedCheckpoint(checkpoint, recipe.seed) if recipe.rotate else checkpoint, backend.crew)
-    preparation = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device)
+    preparation = prepare(checkpoint, output, recipe, calibration, backend, max_memory, device, warn=not warned)
     plan = preparation.plan
     backend.executor.join(describe_machine, preparation.forecast.memory_bytes)
     others = describe_others(checkpoint, plan) if recipe.method == IMPORT else []

@@ -92,6 +92,15 @@ class Spool:
         of_no_use = isinstance(error, ElutqError) and error.recurs
         self._work.close(worthless=kind is None or of_no_use or not self._holds_work())
 
+    def check(self) -> None:
+        """Raise what entering it would where the folder holds a run that was made otherwise; nothing is changed.
+
+        Raises:
+            ElutqError: it does.
+        """
+        if self._resume:
+            self._take_over()
+
     def add(self, record: TensorRecord, contents: npt.NDArray[Any]) -> None:
         """Put a tensor of the present unit on disk.
 
