@@ -13,6 +13,7 @@ import typer
 
 from elutq_cli.commands.options import CacheType, one_of
 from elutq_cli.commands.runtime import prepare_runtime
+from elutq_cli.model_path import refuse_folder
 from elutq_cli.streams import printable
 from elutq_formats.errors import ElutqError
 
@@ -171,6 +172,7 @@ def model_path(model: Path | None, synthetic: str | None, layout: Layout) -> Ite
     if (model is None) == (synthetic is None):
         raise ElutqError("give either a model file or --synthetic SHAPE")
     if model is not None:
+        refuse_folder(model)
         yield model
         return
     from elutq_cli.benchmark.synthetic import synthetic_bytes, write_synthetic

@@ -12,6 +12,7 @@ import typer
 
 from elutq_cli.commands.options import CacheType, Threads
 from elutq_cli.commands.runtime import prepare_runtime
+from elutq_cli.model_path import refuse_folder
 from elutq_cli.pipeline.compute.blas import configure_blas
 from elutq_cli.streams import printable, shown_line
 
@@ -43,6 +44,7 @@ def info_command(
     from elutq_formats.model_file import ModelFile
     from elutq_native import Model
 
+    refuse_folder(file)
     model = ModelFile.open(file)
     prepare_runtime()
     with Model(file) as native:

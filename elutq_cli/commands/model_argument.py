@@ -19,6 +19,16 @@ HubRepository = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")]
 
 
+def check_given(model: str | None, hf_repo: str | None) -> None:
+    """Refuse no model, or two.
+
+    Raises:
+        ElutqError: none or two are given.
+    """
+    if (model is None) == (hf_repo is None):
+        raise ElutqError("give one model: a file of elutq, or org/name[:FILE] on the hub with -hf")
+
+
 def find_model_file(model: str | None, hf_repo: str | None, offline: bool) -> Path:
     """Return the model file, which is downloaded first when it is one on the hub.
 
@@ -27,8 +37,7 @@ def find_model_file(model: str | None, hf_repo: str | None, offline: bool) -> Pa
     """
     from elutq_cli.hub import find_model, is_repository
 
-    if (model is None) == (hf_repo is None):
-        raise ElutqError("give one model: a file of elutq, or org/name[:FILE] on the hub with -hf")
+    check_given(model, hf_repo)
     if hf_repo is not None and not is_repository(Path(hf_repo.partition(":")[0])):
         raise ElutqError(f"-hf {hf_repo} is not a repository's name: write org/name, or org/name:FILE")
     return find_model(hf_repo or model or "", offline=offline)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, find_model_file
+from elutq_cli.commands.model_argument import HubRepository, ModelArgument, Offline, check_given, find_model_file
 from elutq_cli.commands.options import CacheType, ChatTemplateFile, TextThreads
 from elutq_cli.commands.runtime import prepare_runtime
 from elutq_cli.machine.signals import INTERRUPTED
@@ -130,6 +130,7 @@ def run_command(
     from elutq_cli.generation.terminal import prepare_stream
     from elutq_cli.generation.thinking import Thinking, check_budget
 
+    check_given(model, hf_repo)  # before a prompt is waited for
     if raw and (chat_template is not None or system_prompt is not None):
         raise ElutqError("--raw means no chat template: leave out --chat-template and -sys")
     choose_sampling = partial(

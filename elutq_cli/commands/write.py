@@ -17,7 +17,9 @@ from elutq_cli.streams import shown_line
 def write_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Model file of elutq; 4 bits by weights alone will do.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Text file to make.")],
-    tokens: Annotated[int, typer.Option("-n", "--tokens", help="Tokens to write.", min=1)] = 40960,
+    tokens: Annotated[
+        int, typer.Option("-n", "--tokens", help="Tokens to write, in whole texts of 512.", min=1)
+    ] = 40960,
     seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,

@@ -5,6 +5,7 @@ keyword is passed over that llguidance knows of and cannot enforce.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -255,7 +256,9 @@ def _check_size(text: str) -> None:
 
 
 def _one_line(error: object) -> str:
-    return f"{' '.join(str(error).split()):.300}"
+    """Return what llguidance says, without advice to set options of its own."""
+    text = re.sub(r"\.? Enable '\w+' option[^.]*", "", " ".join(str(error).split()))
+    return f"{text:.300}"
 
 
 def _library() -> Any:  # noqa: ANN401 (a package that may be missing)

@@ -1,5 +1,6 @@
 """A model ready to generate: file, tokenizer, and a scheduler whose contexts are reused from text to text."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -24,10 +25,13 @@ from elutq_cli.generation.scheduler import Scheduler
 from elutq_cli.generation.template import ChatTemplate, Message
 from elutq_cli.generation.text import TextOptions
 from elutq_cli.generation.thread_counts import choose_decode_threads, choose_threads
-from elutq_cli.machine.memory import available_memory
+from elutq_cli.machine.memory import available_memory, give_back_freed
+from elutq_cli.model_path import refuse_folder
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_native import Engine, Model, NativeError, NativeSequence, default_threads
+
+log = logging.getLogger(__name__)
 
 WHAT_A_PROMPT_IS = "a prompt is a text, a sequence of token ids, or a list of messages"
 
@@ -79,13 +83,11 @@ class LanguageModel:
             raise ElutqError(f"parallel is {parallel}: it must be between 1 and {MOST_PARALLEL}")
         self.cache_type = checked_cache_type(cache_type)
         self.path = Path(path)
-        if self.path.is_dir():
-            raise ElutqError(
-                f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint"
-            )
+        refuse_folder(path)
         self.file = ModelFile.open(self.path)
         self.status = self.path.stat()
         self.tokenizer = self.file.tokenizer()
+        give_back_freed()  # half of what a tokenizer of 150,000 tokens took as it was read
         self.native = Model(self.path)
         self._chat_template = chat_template
         self._threads, self._parallel = threads, parallel
@@ -183,6 +185,14 @@ class LanguageModel:
         if ctx_size is None:
             ctx_size = fit_context(info.context_length, cache_bytes, info.file_bytes, memory, n_slots)
         check_context(ctx_size, info.context_length, cache_bytes, memory, n_slots)
+        needed = info.file_bytes + n_slots * cache_bytes(ctx_size)
+        if memory is not None and needed > memory:
+            log.warning(
+                "the model and its context need %.2f GB of memory, and %.2f GB are available: use a smaller -c or a "
+                "smaller model where it is slow, or ended by the system",
+                needed / 1e9,
+                memory / 1e9,
+            )
         self._stop()
         engine = Engine(self.native, self._threads or choose_threads(self.native), n_slots)
         try:

@@ -37,16 +37,17 @@ class PromptCache:
     """
 
     def __init__(self, path: Path, model: LanguageModel) -> None:
-        """Put what the file holds into the model's context; a file that is of no use is told on stderr and replaced.
+        """Put what the file holds into the model's context; a cache that is of no use is told on stderr and replaced.
 
         Args:
             path: the file; it need not exist yet.
             model: its scheduler started and its context empty.
 
         Raises:
-            ElutqError: no file can be written there.
+            ElutqError: no file can be written there, or one is there that is no prompt cache.
         """
         check_output(path, force=True)
+        _check_own(path)
         self._path, self._model = path, model
         self._fingerprint = model.file.fingerprint()
         self._done = False
@@ -57,9 +58,8 @@ class PromptCache:
             except (OSError, EOFError, ElutqError, NativeError) as error:
                 model.context.clear()
                 reason = error.strerror if isinstance(error, OSError) else str(error)
-                print(
-                    f"{shown_line(path)}: {reason or 'damaged or cut short'}; the prompt is computed", file=sys.stderr
-                )
+                told = f"{reason or 'damaged or cut short'}; the prompt is computed, and the file replaced"
+                print(f"{shown_line(path)}: {told}", file=sys.stderr)
 
     def keep_in_time(self, generation: Generation) -> None:
         """Write the first text's prompt if more of the text may overwrite some of it.
@@ -119,8 +119,8 @@ class PromptCache:
             digest.update(piece)
             return piece
 
-        if (magic := read(len(MAGIC))) != MAGIC:
-            raise ElutqError("made by another version" if magic.startswith(FORMAT) else "not a prompt cache of elutq")
+        if read(len(MAGIC)) != MAGIC:
+            raise ElutqError("made by another version")
         if read(DIGEST_BYTES) != self._fingerprint:
             raise ElutqError("made with another model")
         if (form := int.from_bytes(read(4), "little")) != self._form():
@@ -141,3 +141,18 @@ class PromptCache:
         expected = digest.digest()
         if file.read() != expected:
             raise ElutqError("damaged")
+
+
+def _check_own(path: Path) -> None:
+    """Refuse a file that no prompt cache can ever have been: it is to be kept.
+
+    Raises:
+        ElutqError: it is such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(FORMAT))
+    except OSError:  # it is not there, or cannot be read, which is told later
+        return
+    if not FORMAT.startswith(begin):
+        raise ElutqError(f"{path} is not a prompt cache of elutq, and would be replaced: choose another name")

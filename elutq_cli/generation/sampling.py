@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from elutq_cli.generation.option_error import OptionError
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import ALL_TOKENS, SamplingDefaults
 
@@ -57,7 +58,7 @@ class SamplingOptions:
             given: The user's, by name; None is not given. A seed of NEW_SEED stands for one that nobody knows yet.
 
         Raises:
-            ElutqError: One is out of range.
+            OptionError: One is out of range.
         """
         options = {**defaults, **{name: value for name, value in given.items() if value is not None}}
         if options.get("seed") == NEW_SEED:
@@ -68,27 +69,28 @@ class SamplingOptions:
         """Check every option.
 
         Raises:
-            ElutqError: One is out of range.
+            OptionError: One is out of range.
         """
         within = f"between -{LARGEST:g} and {LARGEST:g}"
         repeat_range = f"between {1 / LARGEST:g} and {LARGEST:g}"
         checks = (
-            ("repeat penalty", self.repeat_penalty, 1 / LARGEST <= self.repeat_penalty <= LARGEST, repeat_range),
-            ("repeat-last-n", self.repeat_last_n, self.repeat_last_n >= -1, "-1 or more"),
-            ("presence penalty", self.presence_penalty, abs(self.presence_penalty) <= LARGEST, within),
-            ("frequency penalty", self.frequency_penalty, abs(self.frequency_penalty) <= LARGEST, within),
-            ("top-k", self.top_k, self.top_k >= ALL_TOKENS, "1 or more, or 0 or -1 for all"),
-            ("top-p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("temperature", self.temp, self.temp >= 0, "0 or more"),
-            ("seed", self.seed, self.seed >= 0, "0 or more, or -1 for a new one"),
+            ("repeat_penalty", "repeat penalty", 1 / LARGEST <= self.repeat_penalty <= LARGEST, repeat_range),
+            ("repeat_last_n", "repeat-last-n", self.repeat_last_n >= -1, "-1 or more"),
+            ("presence_penalty", "presence penalty", abs(self.presence_penalty) <= LARGEST, within),
+            ("frequency_penalty", "frequency penalty", abs(self.frequency_penalty) <= LARGEST, within),
+            ("top_k", "top-k", self.top_k >= ALL_TOKENS, "1 or more, or 0 or -1 for all"),
+            ("top_p", "top-p", 0 <= self.top_p <= 1, "between 0 and 1"),
+            ("min_p", "min-p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("temp", "temperature", self.temp >= 0, "0 or more"),
+            ("seed", "seed", self.seed >= 0, "0 or more, or -1 for a new one"),
         )
-        for name, value, valid, range_ in checks:
+        for option, name, valid, range_ in checks:
+            value = getattr(self, option)
             if not (valid and math.isfinite(value)):
-                raise ElutqError(f"{name} is {value}: it must be {range_}")
+                raise OptionError(option, f"is {value}: it must be {range_}", name)
         for token, bias in self.logit_bias:
             if not abs(bias) <= LARGEST:
-                raise ElutqError(f"the bias of token {token} is {bias}: it must be {within}")
+                raise OptionError("logit_bias", f"is {bias}: it must be {within}", f"the bias of token {token}")
 
 
 class Sampler:

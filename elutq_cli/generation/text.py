@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from elutq_formats.errors import ElutqError
+from elutq_cli.generation.option_error import OptionError
 
 MOST_STOP_CHARACTERS = 1 << 16
 """Of all stop strings together: more are no stop strings, and would take memory a hundred times their size."""
@@ -71,18 +71,19 @@ class TextOptions:
         """Check every option.
 
         Raises:
-            ElutqError: one is out of range.
+            OptionError: one is out of range.
         """
-        for name, value in (("-n", self.n_predict), ("min_tokens", self.min_tokens)):
+        for option, name, value in (("n_predict", "-n", self.n_predict), ("min_tokens", None, self.min_tokens)):
             if not float(value).is_integer():
-                raise ElutqError(f"{name} is {value}: give a whole number of tokens")
+                raise OptionError(option, f"is {value}: give a whole number of tokens", name)
         if self.n_predict < -1:
-            raise ElutqError(f"-n is {self.n_predict}: give a number of tokens, or -1 for no limit")
+            raise OptionError("n_predict", f"is {self.n_predict}: give a number of tokens, or -1 for no limit", "-n")
         if self.logprobs is not None and self.logprobs < 0:
-            raise ElutqError(f"logprobs is {self.logprobs}: it must be 0 or more")
+            raise OptionError("logprobs", f"is {self.logprobs}: it must be 0 or more")
         if (n_characters := sum(map(len, self.stop))) > MOST_STOP_CHARACTERS:
-            raise ElutqError(f"the stop strings have {n_characters} characters: {MOST_STOP_CHARACTERS} are the most")
+            raise OptionError("stop", f"has {n_characters} characters: {MOST_STOP_CHARACTERS} are the most")
         if self.min_tokens < 0:
-            raise ElutqError(f"min_tokens is {self.min_tokens}: it must be 0 or more")
+            raise OptionError("min_tokens", f"is {self.min_tokens}: it must be 0 or more")
         if 0 <= self.n_predict < self.min_tokens:
-            raise ElutqError(f"min_tokens is {self.min_tokens}, but the text may have no more than {self.n_predict}")
+            problem = f"is {self.min_tokens}, but the text may have no more than {self.n_predict}"
+            raise OptionError("min_tokens", problem)

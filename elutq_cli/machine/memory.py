@@ -1,5 +1,6 @@
 """How much memory the machine has, how much can be had, and the most that this process has had."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -54,6 +55,12 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def give_back_freed() -> None:
+    """Have the C library give memory that has been freed back to the system: glibc keeps what is not at its end."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _memory_field(root: Path, name: str) -> int | None:

@@ -223,15 +223,21 @@ def _describe(model: LanguageModel, name: str) -> dict[str, Any]:
     }
 
 
+CURLS = "application/x-www-form-urlencoded"
+"""What curl declares the body of -d to be where nobody says."""
+
+
 async def _read_body(request: Request) -> bytes:
     """Return the body.
 
     Raises:
         HTTPException: it is too large, or not declared as JSON.
     """
-    # A web page may send anything else without asking first (CORS), but a browser tells then whose page it is.
+    # A web page may send anything else without asking first (CORS), but a browser tells then whose page it is, or at
+    # least that it is one; what curl -d declares, a form, is what the examples of some APIs send.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and (kind or "origin" in request.headers):
+    is_browser = "origin" in request.headers or "sec-fetch-site" in request.headers
+    if kind != "application/json" and (is_browser or kind not in ("", CURLS)):
         raise HTTPException(415, "the body must be declared as Content-Type: application/json")
     parts, size = [], 0
     async for part in request.stream():

@@ -1,7 +1,8 @@
 """What a client asks for: OpenAI's request bodies, and what other servers take beside."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOpt
 from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.context_size import ContextOverflowError
+from elutq_cli.generation.option_error import OptionError
 from elutq_cli.generation.sampling import NEW_SEED
 from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
@@ -45,6 +47,9 @@ SAMPLING_NUMBERS = {
     "temperature": "temp",
 }
 """Fields, and the options that they are."""
+
+FIELDS = {option: name for name, option in SAMPLING_NUMBERS.items()} | {"n_predict": "max_tokens"}
+"""Options, and the fields that they come as, where these have other names."""
 
 
 @dataclass(frozen=True)
@@ -154,20 +159,35 @@ def encode_prompt(prompt: object, model: LanguageModel, name: str) -> list[int]:
         raise ContextOverflowError(len(prompt), model.ctx_size, model.native.context_length)
     if not all(type(entry) is int for entry in prompt):
         raise RequestError(f"{name} {WHAT_A_PROMPT_IS}", name)
-    _check_tokens(prompt, model, name)
+    check_tokens(prompt, model, name)
     return prompt
 
 
 def _options(fields: Fields, model: LanguageModel, n_predict: int, logprobs: int | None) -> TextOptions:
     """Read where a text ends, and what is reported of it, as far as both kinds of request share it."""
-    return TextOptions(
-        n_predict,
-        fields.strings("stop"),
-        ignore_eos=fields.flag("ignore_eos"),
-        logprobs=logprobs,
-        stop_token_ids=_stop_tokens(fields, model),
-        min_tokens=fields.integer("min_tokens", 0, 1 << 31) or 0,
-    )
+    with _naming_fields():
+        return TextOptions(
+            n_predict,
+            fields.strings("stop"),
+            ignore_eos=fields.flag("ignore_eos"),
+            logprobs=logprobs,
+            stop_token_ids=_stop_tokens(fields, model),
+            min_tokens=fields.integer("min_tokens", 0, 1 << 31) or 0,
+        )
+
+
+@contextmanager
+def _naming_fields() -> Iterator[None]:
+    """Have an option that is out of range named as the field that it came as.
+
+    Raises:
+        RequestError: in the place of an OptionError.
+    """
+    try:
+        yield
+    except OptionError as error:
+        name = FIELDS.get(error.option, error.option)
+        raise RequestError(f"{name} {error.problem}", name) from error
 
 
 def _request(
@@ -221,7 +241,12 @@ def _sampling(fields: Fields, model: LanguageModel) -> Callable[[int], SamplingO
     options["top_k"] = fields.integer("top_k", ALL_TOKENS, 1 << 31)
     options["repeat_last_n"] = fields.integer("repeat_last_n", -1, 1 << 31)
     options["logit_bias"] = _logit_bias(fields, model)
-    return lambda seed: SamplingOptions.of(model.file.sampling, seed=seed, **options)
+
+    def of_seed(seed: int) -> SamplingOptions:
+        with _naming_fields():
+            return SamplingOptions.of(model.file.sampling, seed=seed, **options)
+
+    return of_seed
 
 
 def _logit_bias(fields: Fields, model: LanguageModel) -> tuple[tuple[int, float], ...]:
@@ -233,7 +258,7 @@ def _logit_bias(fields: Fields, model: LanguageModel) -> tuple[tuple[int, float]
     for bias in biases.values():
         if type(bias) not in (int, float) or not -LARGEST_BIAS <= bias <= LARGEST_BIAS:
             raise RequestError(f"every bias in {name} must be a number from -100 to 100", name)
-    _check_tokens([int(key) for key in biases], model, name)
+    check_tokens([int(key) for key in biases], model, name)
     return tuple((int(key), float(bias)) for key, bias in biases.items())
 
 
@@ -246,11 +271,16 @@ def _stop_tokens(fields: Fields, model: LanguageModel) -> tuple[int, ...]:
         or not all(type(entry) is int for entry in tokens)
     ):
         raise RequestError(f"{name} must be a list of at most {MOST_STOP_TOKENS} token ids", name)
-    _check_tokens(tokens, model, name)
+    check_tokens(tokens, model, name)
     return tuple(tokens)
 
 
-def _check_tokens(tokens: list[int], model: LanguageModel, name: str) -> None:
+def check_tokens(tokens: list[int], model: LanguageModel, name: str) -> None:
+    """Refuse token ids that the model has not.
+
+    Raises:
+        RequestError: one is such.
+    """
     try:
         model.check_tokens(tokens, name)
     except ElutqError as error:

@@ -71,12 +71,17 @@ def atomic_output(path: Path, force: bool = False) -> Iterator[Path]:
 
     Raises:
         ElutqError: as ``check_output``, at the start and again before the renaming; or the disk refuses.
+        OSError: the block's own; one that names no file names this one.
     """
     check_output(path, force)
     target = output_target(path)
     temporary = derived(target, ".", f".{os.getpid()}{_TEMPORARY}")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            error.filename = error.filename or str(path)  # which a full disk does not say
+            raise
         check_output(target, force)
         try:
             sync(temporary)

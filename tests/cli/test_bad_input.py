@@ -216,3 +216,17 @@ def test_impossible_run(novels_2bit, flags, stdin, words):
 def test_unknown_kernels(novels_2bit, monkeypatch):
     monkeypatch.setenv("ELUTQ_ISA", "sse9")
     assert_refused(elutq("run", novels_2bit, "-p", "Once"), "sse9")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("info",), ("bench", "-n", 1, "-p", 0), ("run", "-p", "Once"), ("write", "-o", "x")]
+)
+def test_a_checkpoint_where_a_model_file_is_wanted(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command, *options = arguments
+    assert_refused(elutq(command, NOVELS, *options), f"elutq quantize {NOVELS} -o model.gguf makes one of a checkpoint")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_model_is_told_before_a_prompt_is_read():
+    assert_refused(elutq("run"), "give one model")

@@ -80,6 +80,13 @@ def test_too_little_memory_is_said_and_nothing_measured(novels_2bit, monkeypatch
     assert "TOO LITTLE" in describe_fitness(result)
 
 
+def test_the_tokenizer_is_counted(novels_2bit):
+    with Model(novels_2bit) as model:
+        found = assess(model, 64, 1)
+        beside = found.needed_bytes - found.weights_bytes - found.kv_bytes
+        assert beside == fitness.PROCESS_BYTES + 750 * model.vocab_size
+
+
 def test_unknown_memory_is_not_judged(novels_2bit, monkeypatch):
     monkeypatch.setattr(fitness, "available_memory", lambda: None)
     with Model(novels_2bit) as model:

@@ -104,8 +104,8 @@ def damaged(contents, how):
     if how == "one bit":
         return contents[:5000] + bytes([contents[5000] ^ 1]) + contents[5001:]
     body = bytearray(contents[:-32])
-    if how == "another kind":
-        body[:4] = b"GGUF"
+    if how == "another version":
+        body[7:8] = b"3"
     elif how == "another model":
         body[20] ^= 1
     elif how == "many tokens":
@@ -126,7 +126,7 @@ def damaged(contents, how):
         ("empty", "cut short"),
         ("longer", "cut short"),
         ("one bit", "damaged"),
-        ("another kind", "not a prompt cache"),
+        ("another version", "made by another version"),
         ("another model", "made with another model"),
         ("many tokens", "cut short"),
         ("few tokens", "cut short"),
@@ -145,6 +145,17 @@ def test_a_file_of_no_use_is_told_in_one_line_and_replaced(load, cache, capsys, 
     assert told == "" if reason is None else (told.count("\n") == 1 and reason in told)
     assert cache.read_bytes() == sound
     assert list(cache.parent.glob(".*.tmp")) == []
+
+
+def test_a_file_that_is_no_cache_is_refused_and_kept(load, cache, novels_2bit):
+    for contents in (novels_2bit.read_bytes(), b"notes of mine", b"el"):
+        cache.write_bytes(contents)
+        if contents == b"el":  # of a cache whose writing was cut short
+            assert load(cache).reused_tokens == 0
+            continue
+        with pytest.raises(ElutqError, match="is not a prompt cache of elutq, and would be replaced: choose another"):
+            load(cache)
+        assert cache.read_bytes() == contents
 
 
 def test_a_cache_of_another_model_is_not_used(load, cache, make_model, capsys):

@@ -167,7 +167,7 @@ def test_completion_logprobs(client):
         ("completions", {"prompt": "a", "temperature": "hot"}, "temperature must be a number"),
         ("completions", '{"prompt": "a", "temperature": NaN}', "temperature must be a finite number"),
         ("completions", '{"prompt": "a", "temperature": 1' + 400 * "0" + "}", "finite"),
-        ("completions", {"prompt": "a", "top_p": 2}, "top-p is 2"),
+        ("completions", {"prompt": "a", "top_p": 2}, "top_p is 2"),
         ("completions", {"prompt": "a", "max_tokens": -2}, "max_tokens"),
         ("completions", {"prompt": "a", "max_tokens": 1.5}, "max_tokens"),
         ("completions", {"prompt": "a", "n": 0}, "n must be a whole number from 1 to 1024"),

@@ -159,12 +159,19 @@ def test_a_text_that_is_cancelled_just_before_its_turn_leaves_nobody_waiting(cha
 
 
 def test_a_body_of_a_browser_is_declared_as_json(client):
-    """A page may send text, forms and bodies of no type at all without asking, but not without its Origin."""
+    """A page may send text, forms and bodies of no type at all without asking, but not without its Origin.
+
+    A form that a page sends without a script has its braces encoded, and is no JSON; curl -d declares one, too.
+    """
     body = b'{"prompt": "My dear", "max_tokens": 1}'
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+    form = ("Content-Type", "application/x-www-form-urlencoded")
+    for kind in ("text/plain", "multipart/form-data; boundary=x"):
         assert refusal(client.request("POST", "/v1/completions", body, [("Content-Type", kind)]), 415)
-    assert refusal(client.request("POST", "/v1/completions", body, [("Origin", "https://evil.example")]), 415)
+    for browsers in (("Origin", "https://evil.example"), ("Sec-Fetch-Site", "cross-site")):
+        assert refusal(client.request("POST", "/v1/completions", body, [browsers]), 415)
+        assert refusal(client.request("POST", "/v1/completions", body, [browsers, form]), 415)
     assert client.request("POST", "/v1/completions", body).status == 200
+    assert client.request("POST", "/v1/completions", body, [form]).status == 200
 
 
 def test_errors_have_the_codes_that_clients_look_at(client):
@@ -173,6 +180,20 @@ def test_errors_have_the_codes_that_clients_look_at(client):
     assert refusal(client.complete(suffix="x")).code == "unsupported_parameter"
     assert refusal(client.complete(top_logprobs=-1)).code == "unsupported_parameter"
     assert refusal(client.complete(n=0)).code == "invalid_value"
+    for field, value in (
+        ("temperature", -1),
+        ("top_p", 2),
+        ("min_p", 5),
+        ("repeat_penalty", 0),
+        ("presence_penalty", 1e31),
+        ("stop", ["x" * (1 << 17)]),
+        ("min_tokens", 9999),
+    ):
+        fault = refusal(client.complete(**{field: value, "max_tokens": 5}))
+        assert (fault.param, fault.code) == (field, "invalid_value")
+        assert fault.message.startswith(f"{field} ")
+    for tokens in ([-1], [99999]):
+        assert refusal(client.post("/detokenize", {"tokens": tokens})).param == "tokens"
     assert refusal(client.post("/v1/completions", b"{")).code is None
 
 

@@ -31,6 +31,7 @@ def test_a_response_comes_whole_and_as_a_stream(client):
     response = client.responses.create(**options)
     assert (response.object, response.status) == ("response", "incomplete")
     assert response.incomplete_details.reason == "max_output_tokens"
+    assert [item.status for item in response.output] == ["incomplete"]
     assert response.output_text
     assert (response.usage.output_tokens, response.metadata, response.instructions) == (12, {"a": "b"}, "Be brief.")
     with client.responses.stream(**options) as stream:
@@ -48,6 +49,8 @@ def test_a_response_comes_whole_and_as_a_stream(client):
     assert deltas[-1].snapshot == response.output_text  # what the client adds up
     assert events[-1].type == "response.incomplete"
     assert events[-1].response.output_text == response.output_text
+    assert [event.item.status for event in events if event.type == "response.output_item.done"] == ["incomplete"]
+    assert [item.status for item in events[-1].response.output] == ["incomplete"]
 
 
 def test_an_input_of_items_is_the_same_conversation(client):
@@ -86,8 +89,8 @@ def test_an_answer_is_parsed_with_the_schema_that_was_asked_for(client):
         ("tools", [TOOL]),
         ("tools", [{"type": "web_search"}]),
         ("tool_choice", {"type": "allowed_tools"}),
-        ("text", {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}),
-        ("text", {"verbosity": "low"}),
+        ("text.format", {"type": "json_schema", "name": "x", "schema": {"not": {}}}),
+        ("text.verbosity", "low"),
         ("summary", None),
         ("mirostat", 2),
         ("instructions", 5),
@@ -100,7 +103,12 @@ def test_an_answer_is_parsed_with_the_schema_that_was_asked_for(client):
 )
 def test_what_is_not_here_is_refused_by_name(local, field, value):
     given = {"reasoning": {"effort": "low", "summary": "detailed"}} if field == "summary" else {field: value}
-    assert refusal(local.post("/v1/responses", {**ASKED, **given})).param == field
+    if "." in field:
+        outer, inner = field.split(".")
+        given = {outer: {inner: value}}
+    refused = refusal(local.post("/v1/responses", {**ASKED, **given}))
+    assert refused.param == field
+    assert field.startswith("text") == (field in refused.message and "." in field)
 
 
 def test_errors_raise_in_the_client(client):

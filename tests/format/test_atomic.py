@@ -1,5 +1,6 @@
 """Output files appear whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_a_failure_before_the_first_byte_keeps_its_reason(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_output(tmp_path / "model.gguf"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_that_names_no_file_names_this_one(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, atomic_output(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "out")
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path):

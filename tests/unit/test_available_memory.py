@@ -1,5 +1,7 @@
 """How much memory can be had: the kernel's estimate, and every control group above this process."""
 
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -89,5 +91,24 @@ def test_a_group_over_its_limit_leaves_nothing(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what can be had")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is given back by other C libraries")
+def test_freed_memory_is_given_back():
+    code = """
+from elutq_cli.machine.memory import give_back_freed
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+many = [bytes(1000) for _ in range(100_000)]
+last = bytes(1000)
+many.clear()
+before = resident()
+give_back_freed()
+print(before - resident())
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) > 50_000_000
+
+
 def test_this_machine_has_some():
     assert 0 < available_memory() < 1 << 50

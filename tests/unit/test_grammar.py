@@ -136,6 +136,13 @@ def test_a_schema_that_cannot_be_honoured_is_refused_with_the_part(model, schema
     assert (f"(at {place})" in str(caught.value)) == bool(place)
 
 
+def test_a_schema_is_refused_without_advice_to_set_options_that_are_not_here(model):
+    schema = {"type": "object", "properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}
+    with pytest.raises(GrammarError, match="oneOf constraints are not supported") as caught:
+        model.compile_grammar(schema, None)
+    assert "coerce_one_of" not in str(caught.value)
+
+
 def test_a_schema_of_a_thousand_levels_is_refused(model):
     schema = {"type": "null"}
     for _ in range(5000):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import elutq
+from elutq_cli.generation import language_model
 
 PROMPT = "It was a dark night, and"
 
@@ -39,6 +40,14 @@ def test_ctrl_c_while_the_commands_are_loaded():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (130, "elutq: interrupted\n")
+
+
+def test_a_model_that_memory_cannot_hold_is_warned_of(novels_2bit, monkeypatch, caplog):
+    for memory, warned in ((novels_2bit.stat().st_size, True), (10**9, False), (None, False)):
+        monkeypatch.setattr(language_model, "available_memory", lambda memory=memory: memory)
+        caplog.clear()
+        elutq.load(novels_2bit, ctx_size=64, threads=1).close()
+        assert ("use a smaller -c or a smaller model" in caplog.text) == warned
 
 
 def test_options_have_the_names_of_other_packages_too(model):

@@ -1,7 +1,6 @@
 """OpenAI's /v1/responses, as far as it keeps nothing: every request brings its whole conversation."""
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 from elutq_cli.generation import LanguageModel
@@ -40,8 +39,8 @@ class Responses(Dialect):
 
     names = {  # noqa: RUF012 (not changed)
         "max_tokens": "max_output_tokens",
-        "response_format": "text",
-        "verbosity": "text",
+        "response_format": "text.format",
+        "verbosity": "text.verbosity",
         "reasoning_effort": "reasoning",
     }
 
@@ -83,6 +82,8 @@ class Responses(Dialect):
         (choice,) = answer["choices"]
         self._begin(answer)
         self._items = [self._item(block) for block in blocks_of(choice["message"])]
+        if self._items and choice["finish_reason"] == "length":
+            self._items[-1]["status"] = "incomplete"
         return self._ended(choice, answer["usage"])
 
     def opening(self) -> Iterable[bytes]:
@@ -100,10 +101,14 @@ class Responses(Dialect):
             for what in ("created", "in_progress"):
                 yield self._event({"type": f"response.{what}", "response": self._response("in_progress")})
         (self._last,) = chunk["choices"]
-        is_last = self._last["finish_reason"] is not None
-        for change in chain(self._blocks.feed(self._last["delta"]), self._blocks.finish() if is_last else ()):
-            for body in self._changed(change):  # before the next change: a block grows by it
-                yield self._event(body)
+        reason = self._last["finish_reason"]
+        ends = [(self._blocks.feed(self._last["delta"]), "completed")]
+        if reason is not None:
+            ends.append((self._blocks.finish(), "incomplete" if reason == "length" else "completed"))
+        for changes, end in ends:
+            for change in changes:
+                for body in self._changed(change, end):  # before the next change: a block grows by it
+                    yield self._event(body)
 
     def failure(self, fault: Fault) -> bytes:
         """Return the event of a response that failed."""
@@ -118,11 +123,11 @@ class Responses(Dialect):
         self._sequence += 1
         return typed_event(body | {"sequence_number": self._sequence - 1})
 
-    def _changed(self, change: Change) -> Iterable[Body]:
-        """Yield what is said when something happens to a block."""
+    def _changed(self, change: Change, end: str) -> Iterable[Body]:
+        """Yield what is said when something happens to a block; ``end`` is the status of one that ends."""
         what, block, text = change
         kind = {"thinking": "reasoning_text", "text": "output_text", "call": "function_call_arguments"}[block.kind]
-        item = self._item(block, "completed" if what == "ends" else "in_progress")
+        item = self._item(block, end if what == "ends" else "in_progress")
         place: Body = {"item_id": item["id"], "output_index": block.index}
         content = {"content_index": 0} if block.kind != "call" else {}
         more: Body = {"logprobs": []} if block.kind == "text" else {}

@@ -5,6 +5,7 @@ from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.messages import render
+from elutq_cli.server.request import check_tokens
 from elutq_cli.server.response import Body
 from elutq_cli.server.tools import read_tools
 
@@ -42,13 +43,12 @@ def detokenize(body: object, model: LanguageModel, _: str) -> Body:
     """Return the text of tokens, special ones spelled out.
 
     Raises:
-        RequestError: the body is wrong.
-        ElutqError: the model has not all of them.
+        RequestError: the body is wrong, or the model has not all of them.
     """
     tokens = Fields(body).get("tokens")
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
         raise RequestError("tokens must be a list of token ids", "tokens")
-    model.check_tokens(tokens, "tokens")
+    check_tokens(tokens, model, "tokens")
     text = model.tokenizer.decode(tokens, skip_special_tokens=False)
     return {"content": text, "prompt": text}
 
