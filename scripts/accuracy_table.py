@@ -25,7 +25,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -77,21 +77,24 @@ class KeptReference:
             return
         new = path.with_suffix(f".{os.getpid()}.new")  # another process may be at the same
         shape = (*windows.tokens.shape, source.config.hidden_size)
-        kept = np.lib.format.open_memmap(new, "w+", dtype=np.float32, shape=shape)
-        index = 0
-        for group in self._model.window_hidden(windows.tokens):
-            for hidden in group:
-                kept[index], index = hidden, index + 1
-        kept.flush()
-        new.replace(path)
+        try:
+            kept = np.lib.format.open_memmap(new, "w+", dtype=np.float32, shape=shape)
+            index = 0
+            for group in self._model.window_hidden(windows.tokens):
+                for hidden in group:
+                    kept[index], index = hidden, index + 1
+            kept.flush()
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
     def window_logits(
-        self, windows: NDArray[np.int64], advance: Callable[[float], None]
+        self, windows: NDArray[np.int64], advance: Callable[[float], None], n_logits: Sequence[int]
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits of each window."""
+        """See ``WindowLogitsModel``; ``windows`` are those whose states are kept."""
         head = self._model.load_head()
-        for hidden in np.load(self._path, mmap_mode="r"):
-            yield head(hidden)
+        for hidden, n_wanted in zip(np.load(self._path, mmap_mode="r"), n_logits, strict=True):
+            yield head(hidden[-n_wanted:])
             advance(1.0)
 
 

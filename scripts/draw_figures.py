@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from accuracy_rows import TITLES, best_last, in_order
+from accuracy_rows import TITLES, Table, best_last, in_order
 
 from elutq_cli.text_input import read_json
 from elutq_formats.errors import ElutqError
@@ -170,13 +170,15 @@ def main() -> None:
         parser.error("there is nothing to draw: give --accuracy, --speed or --layers")
     try:
         if arguments.accuracy:
-            draw_quality(read_json(arguments.accuracy)["rows"], arguments.output)
+            draw_quality(Table(arguments.accuracy, {}).rows, arguments.output)
         if arguments.speed:
             draw_speed([row for path in arguments.speed for row in read_json(path)], arguments.output)
         if arguments.layers:
             draw_layers(read_json(arguments.layers), arguments.output)
     except ElutqError as error:
         sys.exit(f"draw_figures.py: {error}")
+    except (KeyError, TypeError, ValueError) as error:
+        sys.exit(f"draw_figures.py: the JSON is of something else: {error!r}")
 
 
 if __name__ == "__main__":

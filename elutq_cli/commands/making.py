@@ -51,7 +51,6 @@ def make_file(
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from elutq_cli.api import quantize
-    from elutq_cli.pipeline.run.work_folder import work_folder
 
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(ShownLines())
@@ -62,9 +61,7 @@ def make_file(
             stack.enter_context(logging_redirect_tqdm())
             summary = quantize(model, output, recipe, progress=stack.enter_context(ProgressBars()), **options)
     except KeyboardInterrupt:
-        work = work_folder(output)
-        what = f"what is finished is kept in {work}: the same command goes on after it" if work.exists() else ""
-        print(f"elutq: interrupted{what and '; '}{shown_line(what)}", file=sys.stderr)
+        print("elutq: interrupted", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if json_output:
         print(json.dumps({"model": printable(model), "output": printable(output)} | asdict(summary)))

@@ -1,6 +1,6 @@
 """Models that can be evaluated: checkpoints by the float32 reference, model files by the C runtime."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -22,7 +22,7 @@ from elutq_formats.gguf_start import is_foreign_gguf
 from elutq_formats.model_file import ModelFile
 from elutq_formats.open_source import open_source
 from elutq_formats.tokenizer import Tokenizer
-from elutq_native import Model
+from elutq_native import Engine, Model, NativeSequence, Run
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,28 @@ class EvaluatedModel:
 
 
 class NativeLogits:
-    """A model file in the C runtime, a session of which is started afresh for every sequence."""
+    """A model file in the C runtime, whose context begins afresh with every sequence."""
 
     def __init__(self, model: Model, threads: int | None, cache_type: str, token_by_token: bool = False) -> None:
         self._model, self._threads, self._cache_type = model, threads, cache_type
         self._token_by_token = token_by_token
 
-    def window_logits(self, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits (n, vocab_size) of each of windows: (n_windows, n)."""
-        with self._model.session(windows.shape[1], self._threads, self._cache_type) as session:
-            for window in windows:
-                session.rewind(0)
+    def window_logits(
+        self, windows: NDArray[np.int64], advance: Advance, n_logits: Sequence[int]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See ``WindowLogitsModel``."""
+        with (
+            Engine(self._model, self._threads) as engine,
+            NativeSequence(self._model, windows.shape[1], self._cache_type) as sequence,
+        ):
+            for window, n_wanted in zip(windows, n_logits, strict=True):
+                sequence.rewind(0)
                 tokens = window.astype("int32")
-                pieces = np.split(tokens, len(tokens)) if self._token_by_token else [tokens]
-                logits = np.concatenate([session.eval(piece, all_logits=True) for piece in pieces])
+                if self._token_by_token:
+                    each = [engine.eval([Run(sequence, token, 1)])[0] for token in np.split(tokens, len(tokens))]
+                    logits = np.concatenate(each[-n_wanted:])
+                else:
+                    logits = engine.eval([Run(sequence, tokens, n_wanted)])[0]
                 advance(1.0)
                 yield logits
 

@@ -42,8 +42,16 @@ class LogitsModel(Protocol):
 class WindowLogitsModel(Protocol):
     """A model that gains from being handed all sequences at once, as one that reads its weights from disk does."""
 
-    def window_logits(self, windows: NDArray[np.int64], advance: Advance) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits (n, vocab_size) of each of windows: (n_windows, n); calls of advance add up to n_windows."""
+    def window_logits(
+        self, windows: NDArray[np.int64], advance: Advance, n_logits: Sequence[int]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits of some sequences.
+
+        Args:
+            windows: (n_windows, n) token ids.
+            advance: progress; its calls add up to n_windows.
+            n_logits: of each window, after how many of its last tokens logits are wanted: (n_logits, vocab_size).
+        """
 
 
 AnyLogitsModel = LogitsModel | WindowLogitsModel
@@ -165,15 +173,15 @@ def evaluate_all(
     tallies = [_Tally(reference is not None) for _ in models]
     reference_tally = _Tally(compared=False)
     with ExitStack() as stack:  # what a stream holds is given back before the model it is of
-        streams = [stack.enter_context(closing(_stream(model, windows.tokens, advance))) for model in models]
+        streams = [stack.enter_context(closing(_stream(model, windows, advance))) for model in models]
         reference_stream = None
         if reference is not None:
-            reference_stream = stack.enter_context(closing(_stream(reference, windows.tokens, advance)))
+            reference_stream = stack.enter_context(closing(_stream(reference, windows, advance)))
         for window, first in zip(windows.tokens, windows.first_scored, strict=True):
             # The logits before a token predict it; those after the last predict something outside the window.
-            scored, targets = slice(first - 1, len(window) - 1), window[first:]
-            expected = None if reference_stream is None else next(reference_stream)[scored]
-            found = [next(stream)[scored] for stream in streams]
+            targets = window[first:]
+            expected = None if reference_stream is None else next(reference_stream)[:-1]
+            found = [next(stream)[:-1] for stream in streams]
             _check_vocabularies(found, expected)
             for rows in row_chunks(len(targets), found[0].shape[-1]):
                 reference_rows = None
@@ -182,6 +190,7 @@ def evaluate_all(
                     reference_tally.add(reference_rows, targets[rows])
                 for tally, logits in zip(tallies, found, strict=True):
                     tally.add(Distributions(logits[rows]), targets[rows], reference_rows)
+            del found, expected, logits  # before the next window's are made
     if reference is not None:
         tallies.append(reference_tally)
     return [tally.result(windows) for tally in tallies]
@@ -234,17 +243,16 @@ class _Tally:
         )
 
 
-def _stream(
-    model: AnyLogitsModel, windows: NDArray[np.int64], advance: Advance
-) -> Generator[NDArray[np.float32], None, None]:
-    """Yield the logits of each window."""
+def _stream(model: AnyLogitsModel, windows: Windows, advance: Advance) -> Generator[NDArray[np.float32], None, None]:
+    """Yield the logits of each window from those on that predict its first scored token."""
+    n_logits = [int(windows.ctx - first + 1) for first in windows.first_scored]
     if isinstance(model, WindowLogitsModel):
-        yield from model.window_logits(windows, advance)
+        yield from model.window_logits(windows.tokens, advance, n_logits)
         return
-    for window in windows:
+    for window, n_wanted in zip(windows.tokens, n_logits, strict=True):
         logits = model.logits(window)
         advance(1.0)
-        yield logits
+        yield logits[-n_wanted:]
 
 
 def row_chunks(n_rows: int, vocab_size: int) -> Iterator[slice]:

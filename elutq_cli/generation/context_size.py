@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import Any
 
 from elutq_formats.errors import ElutqError
 from elutq_native import CACHE_TYPES
@@ -43,13 +44,17 @@ class ContextOverflowError(ElutqError):
             maximum: the largest context that the model allows.
             at_least: whether the prompt has more tokens still.
         """
-        self.n_tokens = n_tokens
+        self.n_tokens, self.ctx_size = n_tokens, ctx_size
+        self._rest = maximum, at_least
         self.amount = f"more than {n_tokens}" if at_least else f"{n_tokens}"
         advice = f" or raise -c (the model allows {maximum})" if ctx_size < maximum else ""
         super().__init__(
             f"the prompt has {self.amount} tokens, the context holds {ctx_size}: shorten the prompt{advice}"
         )
-        self.ctx_size = ctx_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come through to another process as it is."""
+        return type(self), (self.n_tokens, self.ctx_size, *self._rest)
 
 
 def longest_context(maximum: int, cache_bytes: CacheBytes, memory: int) -> int:

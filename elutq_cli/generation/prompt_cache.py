@@ -147,12 +147,14 @@ def _check_own(path: Path) -> None:
     """Refuse a file that no prompt cache can ever have been: it is to be kept.
 
     Raises:
-        ElutqError: it is such a file.
+        ElutqError: it is such a file, or cannot be read.
     """
     try:
         with path.open("rb") as file:
             begin = file.read(len(FORMAT))
-    except OSError:  # it is not there, or cannot be read, which is told later
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise ElutqError(f"cannot read {path}: {error.strerror}") from error
     if not FORMAT.startswith(begin):
         raise ElutqError(f"{path} is not a prompt cache of elutq, and would be replaced: choose another name")

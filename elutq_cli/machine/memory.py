@@ -1,5 +1,6 @@
 """How much memory the machine has, how much can be had, and the most that this process has had."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -59,8 +60,9 @@ def peak_memory() -> int:
 
 def give_back_freed() -> None:
     """Have the C library give memory that has been freed back to the system: glibc keeps what is not at its end."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library, or one that is linked in
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _memory_field(root: Path, name: str) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -340,17 +340,25 @@ class Transformer:
         """Return the logits (..., n, vocab_size) float32 after each of tokens: (..., n)."""
         return self.head(self.hidden(tokens))
 
-    def window_logits(self, windows: Array, advance: Callable[[float], None] = lambda _: None) -> Iterator[Array]:
-        """Yield the logits (n, vocab_size) of each of many independent sequences, reading each block only once.
+    def window_logits(
+        self,
+        windows: Array,
+        advance: Callable[[float], None] = lambda _: None,
+        n_logits: Sequence[int] | None = None,
+    ) -> Iterator[Array]:
+        """Yield the logits of each of many independent sequences, reading each block only once.
 
         Args:
             windows: (n_windows, n) integers.
             advance: called with the number of windows' worth of work just done; the calls add up to n_windows.
+            n_logits: of each window, after how many of its last tokens logits are wanted: (n_logits, vocab_size);
+                None: after all.
         """
+        wanted = iter([windows.shape[1]] * len(windows) if n_logits is None else n_logits)
         for group in self.window_hidden(windows, advance):
             head = self.load_head()
             for x in group:
-                yield head(x)
+                yield head(x[-next(wanted) :])
 
     def window_hidden(self, windows: Array, advance: Callable[[float], None] = lambda _: None) -> Iterator[list[Array]]:
         """Yield what the head is given, (n, hidden_size) for each sequence, for as many at once as fit into memory.

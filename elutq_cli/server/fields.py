@@ -141,9 +141,13 @@ class Fields:
             if self.get(name) not in (None, *harmless):
                 raise RequestError(f"{name} is not supported here", name, "unsupported_parameter")
 
+    def given_name(self, name: str) -> str:
+        """Return the name that the client gave a field."""
+        return next(iter(self._names(name)), name)
+
     def _named(self, name: str) -> tuple[Any, str]:
         """Return a field, and the name that the client gave it."""
-        return self.get(name), next(iter(self._names(name)), name)
+        return self.get(name), self.given_name(name)
 
     def _names(self, name: str) -> list[str]:
         return [known for known in (name, *SYNONYMS.get(name, ())) if self._body.get(known) is not None]

@@ -165,7 +165,7 @@ def encode_prompt(prompt: object, model: LanguageModel, name: str) -> list[int]:
 
 def _options(fields: Fields, model: LanguageModel, n_predict: int, logprobs: int | None) -> TextOptions:
     """Read where a text ends, and what is reported of it, as far as both kinds of request share it."""
-    with _naming_fields():
+    with _naming(fields):
         return TextOptions(
             n_predict,
             fields.strings("stop"),
@@ -177,7 +177,7 @@ def _options(fields: Fields, model: LanguageModel, n_predict: int, logprobs: int
 
 
 @contextmanager
-def _naming_fields() -> Iterator[None]:
+def _naming(fields: Fields) -> Iterator[None]:
     """Have an option that is out of range named as the field that it came as.
 
     Raises:
@@ -186,7 +186,7 @@ def _naming_fields() -> Iterator[None]:
     try:
         yield
     except OptionError as error:
-        name = FIELDS.get(error.option, error.option)
+        name = fields.given_name(FIELDS.get(error.option, error.option))
         raise RequestError(f"{name} {error.problem}", name) from error
 
 
@@ -243,7 +243,7 @@ def _sampling(fields: Fields, model: LanguageModel) -> Callable[[int], SamplingO
     options["logit_bias"] = _logit_bias(fields, model)
 
     def of_seed(seed: int) -> SamplingOptions:
-        with _naming_fields():
+        with _naming(fields):
             return SamplingOptions.of(model.file.sampling, seed=seed, **options)
 
     return of_seed

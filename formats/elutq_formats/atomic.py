@@ -1,5 +1,6 @@
 """Output files that appear whole or not at all."""
 
+import errno
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ from elutq_formats.errors import ElutqError
 from elutq_formats.file_system import longest_name, reachable, sync
 
 _TEMPORARY = ".tmp"
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
 _AROUND = 32
 """Bytes that ``derived`` may put around the name of a file."""
 
@@ -71,7 +73,7 @@ def atomic_output(path: Path, force: bool = False) -> Iterator[Path]:
 
     Raises:
         ElutqError: as ``check_output``, at the start and again before the renaming; or the disk refuses.
-        OSError: the block's own; one that names no file names this one.
+        OSError: the block's own; one of a full disk, which names no file, names this one.
     """
     check_output(path, force)
     target = output_target(path)
@@ -80,7 +82,8 @@ def atomic_output(path: Path, force: bool = False) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as error:
-            error.filename = error.filename or str(path)  # which a full disk does not say
+            if error.errno in _FULL and error.filename is None:
+                error.filename = str(path)
             raise
         check_output(target, force)
         try:

@@ -24,6 +24,17 @@ class _State(Enum):
     CLOSED = auto()
 
 
+def encode_entry(key: str, value: Any, value_type: ValueType) -> bytes:  # noqa: ANN401 (the type decides)
+    """Return a metadata entry as it is in a file; a list or tuple becomes an array of ``value_type``."""
+    if isinstance(value, list | tuple):
+        elements = [_encode(element, value_type) for element in value]
+        header = _U32.pack(ValueType.ARRAY) + _U32.pack(value_type) + _U64.pack(len(elements))
+        encoded = header + b"".join(elements)
+    else:
+        encoded = _U32.pack(value_type) + _encode(value, value_type)
+    return _encode(key, ValueType.STRING) + encoded
+
+
 class GGUFWriter:
     """A container being written; a context manager that closes the file.
 
@@ -67,13 +78,7 @@ class GGUFWriter:
         self._require(_State.DECLARING)
         if key in self._metadata:
             raise ValueError(f"metadata key {key} added twice")
-        if isinstance(value, list | tuple):
-            elements = [_encode(element, value_type) for element in value]
-            header = _U32.pack(ValueType.ARRAY) + _U32.pack(value_type) + _U64.pack(len(elements))
-            encoded = header + b"".join(elements)
-        else:
-            encoded = _U32.pack(value_type) + _encode(value, value_type)
-        self._metadata[key] = _encode(key, ValueType.STRING) + encoded
+        self._metadata[key] = encode_entry(key, value, value_type)
 
     def add_tensor(self, name: str, dims: Sequence[int], ggml_type: int) -> None:
         """Declare the next tensor; ``dims`` has the fastest dimension first."""

@@ -14,7 +14,7 @@ from elutq_formats.atomic import atomic_output
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf import ValueType
-from elutq_formats.gguf_writer import GGUFWriter
+from elutq_formats.gguf_writer import GGUFWriter, encode_entry
 from elutq_formats.model_file import PROVENANCE_PREFIX
 from elutq_formats.model_metadata import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, describe_config, describe_sampling
 from elutq_formats.names import ROPE_TENSORS, gguf_name
@@ -91,6 +91,23 @@ def write_model(
         writer.write_header()
         for record, contents in sources:
             writer.write_tensor(record.name, _encode(record, contents()))
+
+
+def texts_bytes(
+    n_tokens: int, tokenizer_json: str | None, chat_template: str | None, special_tokens: Mapping[str, str] | None
+) -> int:
+    """Return what a model's texts take in its file: nearly all of the metadata.
+
+    Args:
+        n_tokens: rows of the embedding.
+        tokenizer_json: contents of ``tokenizer.json``; they are in the file as they are, and as GGUF's arrays.
+        chat_template: Jinja source of the chat template.
+        special_tokens: how the tokenizer spells special tokens, by name.
+    """
+    found = sum(len(text.encode()) for text in (tokenizer_json, chat_template) if text is not None)
+    return found + sum(
+        len(encode_entry(*entry)) for entry in describe_vocabulary(tokenizer_json, n_tokens, special_tokens)
+    )
 
 
 def _check_records(config: ModelConfig, records: list[TensorRecord]) -> None:

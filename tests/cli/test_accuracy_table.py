@@ -198,11 +198,12 @@ def test_what_is_kept_of_one_text_is_not_that_of_another_called_alike(make, tmp_
 def test_the_kept_reference_is_exact(tmp_path):
     with Checkpoint.open(GOLDEN / "qwen2") as checkpoint:
         windows = split_windows(np.arange(100) % 60, 10)
-        expected = list(Transformer(checkpoint).window_logits(windows.tokens))
-        for _ in range(2):  # computed, and found
+        for n_wanted in (10, 3):  # computed, and found
+            n_logits = [n_wanted] * len(windows)
+            expected = Transformer(checkpoint).window_logits(windows.tokens, n_logits=n_logits)
             kept = accuracy_table.KeptReference(checkpoint, windows, tmp_path / "kept.npy")
-            found = list(kept.window_logits(windows.tokens, lambda _: None))
-            assert np.array_equal(found, expected)
+            found = kept.window_logits(windows.tokens, lambda _: None, n_logits)
+            assert np.array_equal(list(found), list(expected))
 
 
 @pytest.mark.parametrize(("family", "expected"), [("smollm-tied", 32), (None, 64)])

@@ -17,7 +17,7 @@ from elutq_cli.reference import Transformer
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_formats.tokenizer import Tokenizer
-from elutq_native import Session
+from elutq_native import Engine
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -288,10 +288,8 @@ def test_models_of_different_vocabularies_do_not_compare(model_file, text):
 @pytest.mark.parametrize("way", [[], ["--token-by-token"]], ids=["prefill", "decode"])
 def test_of_runtime_measures_what_the_runtime_rounds(model_file, way, monkeypatch):
     """Far below what 4 bits lose (0.004 nats), and not zero: the runtime rounds activations."""
-    given, evaluate = [], Session.eval
-    monkeypatch.setattr(
-        Session, "eval", lambda self, tokens, **flags: given.append(len(tokens)) or evaluate(self, tokens, **flags)
-    )
+    given, evaluate = [], Engine.eval
+    monkeypatch.setattr(Engine, "eval", lambda self, runs: given.append(len(runs[0].tokens)) or evaluate(self, runs))
     values = json.loads(run(model_file, "-f", SAMPLED, "-c", 128, "--chunks", 1, "--of-runtime", *way, "--json").stdout)
     assert 1e-7 < values["kl"] < 1e-4
     assert values["reference"].endswith("dequantized")

@@ -1,5 +1,6 @@
 """`elutq run --prompt-cache`: what is kept is used, and a file that cannot be used costs nothing but its time."""
 
+import errno
 import hashlib
 import json
 import subprocess
@@ -156,6 +157,20 @@ def test_a_file_that_is_no_cache_is_refused_and_kept(load, cache, novels_2bit):
         with pytest.raises(ElutqError, match="is not a prompt cache of elutq, and would be replaced: choose another"):
             load(cache)
         assert cache.read_bytes() == contents
+
+
+def test_a_file_that_cannot_be_read_is_kept(load, cache, monkeypatch):
+    before, opened = cache.read_bytes(), Path.open
+
+    def refuse(path, *arguments, **options):
+        if path == cache:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(ElutqError, match=r"cannot read .*: Permission denied"):
+        patched.setattr(Path, "open", refuse)
+        load(cache)
+    assert cache.read_bytes() == before
 
 
 def test_a_cache_of_another_model_is_not_used(load, cache, make_model, capsys):

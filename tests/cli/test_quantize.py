@@ -169,7 +169,7 @@ def test_a_stopped_run_leaves_no_output(tmp_path, kill):
     assert [path.name for path in tmp_path.iterdir()] == [work.name]
     if kill == signal.SIGINT:
         assert process.returncode == 130
-        assert f"elutq: interrupted; what is finished is kept in {work}: the same command goes on" in stderr
+        assert f"what is finished is kept in {work}: the same command goes on after it\nelutq: interrupted\n" in stderr
     for dry in ([], ["--dry-run"]):
         refused = run(*options, "--bits", 3, *dry).stderr
         assert f"{work} holds a run that was stopped, with bits 2, not 3" in refused
@@ -192,8 +192,7 @@ def test_dry_run_tells_sizes_before_any_work(tmp_path):
         name: (record.bits, record.kind.name if record.group_size else None) for name, record in file.tensors.items()
     }
     whole = plan["output_bytes"] + plan["metadata_bytes"]
-    assert whole - 80_000 < output.stat().st_size < whole
-    assert plan["metadata_bytes"] > 68_000  # the tokenizer is looked at
+    assert whole - 24_000 < output.stat().st_size < whole
     assert plan["seconds"] > 0
     output.unlink()
     printed = run(*options, "--dry-run").stdout

@@ -127,6 +127,48 @@ def test_the_difference_is_what_the_user_chose_and_not_what_follows(then, now, c
     assert explain_difference(*prints).startswith(difference)
 
 
+@pytest.mark.parametrize("damage", [b'{"bits": 3}', b"[]", b"{", b'{"tune": "("}'])
+def test_a_damaged_fingerprint_is_a_line(tmp_path, damage):
+    output = tmp_path / "out.gguf"
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
+        stop_after_first_block(checkpoint, output, backend)
+        (tmp_path / "out.gguf.work" / "fingerprint.json").write_bytes(damage)
+        with pytest.raises(ElutqError, match="start over with --no-resume"):
+            quantize(checkpoint, output, SMALL, None, backend)
+        quantize(checkpoint, output, SMALL, None, backend, force=True)
+
+
+def test_what_a_plan_looks_at_is_left_as_it_is(tmp_path):
+    output, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
+    Spool(output).check()
+    assert list(tmp_path.iterdir()) == []
+    with Spool(output), pytest.raises(ElutqError, match="another run is writing"):
+        Spool(output).check()
+    work.mkdir()
+    Spool(output).check()
+    assert list(work.iterdir()) == []
+    (work / "notes").write_text("mine")
+    with pytest.raises(ElutqError, match="is in the way, and not a work folder"):
+        Spool(output).check()
+    assert [path.name for path in work.iterdir()] == ["notes"]
+
+
+def test_an_interrupted_run_says_what_goes_on_after_it(tmp_path, caplog):
+    output = tmp_path / "out.gguf"
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
+        with pytest.raises(KeyboardInterrupt):
+            quantize(checkpoint, output, SMALL, None, backend, progress=Call(stop))
+        assert "is kept" not in caplog.text  # nothing is finished
+        stop_after_first_block(checkpoint, output, backend)
+        assert "out.gguf.work: the same command goes on after it" in caplog.text
+        with pytest.raises(KeyboardInterrupt):
+            quantize(checkpoint, output, Recipe(bits=3), None, backend, resume=False, progress=Call(stop))
+
+
 def test_force_quantizes_another_checkpoint_over_a_stopped_run(tmp_path, caplog):
     output = tmp_path / "out.gguf"
     with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:

@@ -192,6 +192,7 @@ def test_errors_have_the_codes_that_clients_look_at(client):
         fault = refusal(client.complete(**{field: value, "max_tokens": 5}))
         assert (fault.param, fault.code) == (field, "invalid_value")
         assert fault.message.startswith(f"{field} ")
+    assert refusal(client.complete(repetition_penalty=0)).param == "repetition_penalty"  # as it came
     for tokens in ([-1], [99999]):
         assert refusal(client.post("/detokenize", {"tokens": tokens})).param == "tokens"
     assert refusal(client.post("/v1/completions", b"{")).code is None

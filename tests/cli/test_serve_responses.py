@@ -90,6 +90,8 @@ def test_an_answer_is_parsed_with_the_schema_that_was_asked_for(client):
         ("tools", [{"type": "web_search"}]),
         ("tool_choice", {"type": "allowed_tools"}),
         ("text.format", {"type": "json_schema", "name": "x", "schema": {"not": {}}}),
+        ("text.format", {"type": "json_schema", "name": "x"}),
+        ("text.format", "json"),
         ("text.verbosity", "low"),
         ("summary", None),
         ("mirostat", 2),

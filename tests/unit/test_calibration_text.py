@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,19 @@ def test_every_file_gives_as_many_sequences_as_far_as_it_has_them(tmp_path, text
         found = CalibrationText.read([text, short], checkpoint, replace(SMALL, num_samples=n_wanted))
     assert len(found.tokens) == n_wanted
     assert sum(sequence in whole for sequence in found.tokens.tolist()) == of_short
-    assert found.used_up == ((short,) if of_short == 4 else ())
+    if of_short == 4:
+        assert found.used_up == (short,)
+
+
+def test_files_with_more_to_give_are_not_used_up_where_little_is_held_out(tmp_path, text, caplog):
+    other, tiny = tmp_path / "other.txt", tmp_path / "tiny.txt"
+    other.write_bytes(b"zyxwvuts " * 400)
+    tiny.write_bytes(b"few")
+    with Checkpoint.open(FOLDER) as checkpoint, caplog.at_level(logging.WARNING):
+        found = CalibrationText.read([text, other, tiny], checkpoint, SMALL)
+    assert len(found.held_out) == 1
+    assert found.used_up == ()
+    assert re.search(r"tiny.txt has \d+ tokens, less than a sequence of 24: nothing of it is used", caplog.text)
 
 
 def test_what_is_held_out_has_not_been_seen_in_a_text_that_says_a_thing_twice(tmp_path, text):

@@ -25,11 +25,11 @@ class Lookup:
 class Streamed(Lookup):
     """The same, asked for all windows at once."""
 
-    def window_logits(self, windows, advance):
-        for window in windows:
+    def window_logits(self, windows, advance, n_logits):
+        for window, n_wanted in zip(windows, n_logits, strict=True):
             advance(0.5)
             advance(0.5)
-            yield self.logits(window)
+            yield self.logits(window)[-n_wanted:]
 
 
 def random_table(seed, vocab_size=11, scale=3.0):
@@ -94,6 +94,19 @@ def test_against_direct_sums(kind, chunk_elements, monkeypatch):
     assert result.top1 == np.mean(agreements)
     assert 0 < result.top1 < 1
     assert sum(progress) == pytest.approx(14)
+
+
+@pytest.mark.parametrize(("stride", "rule"), [(None, "papers"), (2, "papers"), (None, "llama.cpp")])
+def test_logits_that_score_nothing_are_not_asked_for(stride, rule):
+    class Counts(Streamed):
+        def window_logits(self, windows, advance, n_logits):
+            self.n_logits = list(n_logits)
+            yield from super().window_logits(windows, advance, n_logits)
+
+    model, windows = Counts(random_table(1)), split_windows(list(range(11)) * 3, 8, None, stride, rule)
+    result = evaluate(model, windows)
+    assert sum(model.n_logits) == result.n_tokens + len(windows)  # the last of each predicts what is not there
+    assert result == evaluate(Lookup(model.table), windows)
 
 
 def test_uniform_model_has_the_vocabulary_as_perplexity():

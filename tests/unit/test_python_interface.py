@@ -1,5 +1,6 @@
 """The package `elutq`: what it exports, and the forms that prompts and options may have."""
 
+import pickle
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 
 import elutq
 from elutq_cli.generation import language_model
+from elutq_cli.generation.context_size import ContextOverflowError
+from elutq_cli.generation.option_error import OptionError
 
 PROMPT = "It was a dark night, and"
 
@@ -48,6 +51,12 @@ def test_a_model_that_memory_cannot_hold_is_warned_of(novels_2bit, monkeypatch, 
         caplog.clear()
         elutq.load(novels_2bit, ctx_size=64, threads=1).close()
         assert ("use a smaller -c or a smaller model" in caplog.text) == warned
+
+
+def test_errors_come_through_to_another_process():
+    for error in (OptionError("top_p", "is 2", "top-p"), ContextOverflowError(9, 5, 7, at_least=True)):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_options_have_the_names_of_other_packages_too(model):

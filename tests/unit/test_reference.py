@@ -284,8 +284,11 @@ def test_window_logits_in_groups_are_the_same(monkeypatch):
         together = list(Transformer(checkpoint).window_logits(windows))
         monkeypatch.setattr(transformer, "HIDDEN_BYTES", 1)
         one_by_one = list(Transformer(checkpoint).window_logits(windows, done.append))
+        some = list(Transformer(checkpoint).window_logits(windows, n_logits=[1, 5, 2]))
     np.testing.assert_array_equal(together, one_by_one)
     assert sum(done) == pytest.approx(3)
+    for logits, whole, n_wanted in zip(some, together, (1, 5, 2), strict=True):
+        np.testing.assert_allclose(logits, whole[-n_wanted:], rtol=1e-5, atol=1e-6)
 
 
 def test_keep_reads_each_tensor_once():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from elutq_cli.evaluation import evaluate, evaluate_all
-from elutq_cli.evaluation.models import tokenize_windows
+from elutq_cli.evaluation.models import NativeLogits, tokenize_windows
 from elutq_cli.evaluation.windows import split_windows
 from elutq_formats.errors import ElutqError
+from elutq_native import Model
 
 
 class Bigram:
@@ -81,6 +82,16 @@ def test_where_windows_of_a_text_are_cut(rule, expected):
     model = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=10), name="model")
     windows = tokenize_windows([model], None, "123456789", 4, None, None, rule)
     assert windows.tokens.tolist() == expected
+
+
+@pytest.mark.parametrize("token_by_token", [False, True])
+def test_the_runtime_gives_the_logits_of_the_last_tokens(novels_2bit, token_by_token):
+    windows = np.random.default_rng(6).integers(0, 4096, (3, 150))
+    with Model(novels_2bit) as native:
+        model = NativeLogits(native, 1, "f16", token_by_token)
+        whole, some = (list(model.window_logits(windows, lambda _: None, n)) for n in ([150] * 3, [1, 9, 140]))
+    for logits, all_logits, n_wanted in zip(some, whole, (1, 9, 140), strict=True):
+        assert np.array_equal(logits, all_logits[-n_wanted:])
 
 
 def test_several_models_get_the_figures_they_get_alone():

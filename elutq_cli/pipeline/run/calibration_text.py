@@ -38,7 +38,7 @@ class CalibrationText:
             fitted; None where the files have none to spare.
         fresh: (sequences, sequence_length) int64, what the files have beside those, as much as tuning end to end may
             want, in the seed's order; nothing where the recipe does not tune so.
-        used_up: those of several files of which nothing is held out, where something is of others.
+        used_up: those of several files of which nothing is left to hold out, where something is of others.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -108,6 +108,10 @@ class CalibrationText:
             most = max(most, ENCODED_BYTE * len(text.encode()) + ENCODED_TOKEN * len(tokens))
             pieces.append(tokens[: len(tokens) // n_text * n_text].reshape(-1, n_text))
             hashes.append(sha256)
+            if len(files) > 1 and len(tokens) < n_text:
+                log.warning(
+                    "%s has %d tokens, less than a sequence of %d: nothing of it is used", file, len(tokens), length
+                )
         sequences = np.concatenate(pieces)
         if len(sequences) == 0:
             raise ElutqError(
@@ -128,8 +132,9 @@ class CalibrationText:
         spare = _unlike(sequences, np.arange(len(sequences)), chosen)
         held_out = _draw(rng, spare, whose[spare], n_held_out(len(chosen)))
         prefix = np.array(tokenizer.prefix, dtype=np.int64)
-        seen = set(whose[held_out])
-        used_up = tuple(file for number, file in enumerate(files) if len(held_out) and number not in seen)
+        left = set(whose[spare])
+        whole = [number for number, piece in enumerate(pieces) if len(piece)]
+        used_up = tuple(files[number] for number in whole if left and number not in left)
 
         fresh = rng.permutation(_unlike(sequences, spare, held_out))[: _n_fresh(recipe)]
 

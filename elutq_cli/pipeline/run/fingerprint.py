@@ -66,9 +66,11 @@ def _shown(value: str | None) -> str:
     """Return an option's value as a user would give it."""
     if value in (None, "None"):
         return "the default"
-    if value.startswith("("):
-        return ",".join(map(str, ast.literal_eval(value))) or "none"
-    return value
+    try:
+        parts = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    return ",".join(map(str, parts)) or "none" if isinstance(parts, tuple) else value
 
 
 def explain_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:

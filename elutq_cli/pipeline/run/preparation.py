@@ -17,12 +17,17 @@ from elutq_cli.pipeline.stages.allocate import check_target
 from elutq_cli.pipeline.stages.rotate import check_rotatable
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError, UnsupportedModelError
+from elutq_formats.model_writer import texts_bytes
 from elutq_formats.source import ModelSource
 
 log = logging.getLogger(__name__)
 
 MANY_BITS = 4
 """Weights alone do with these: at 2, 3 and 4 bits Qwen2.5-Coder-0.5B is 2.2, 0.27 and 0.05 nats away."""
+
+
+TENSOR_ENTRY_BYTES, OTHER_METADATA_BYTES = 256, 1 << 14
+"""What a file says at most of each of its tensors, and of itself, its configuration and where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def prepare(
     package, workers = checkpoint.package_bytes(), workers or backend.light.workers
     threads = threads or max(backend.crew.threads, backend.executor.threads)
     forecast = Forecast.make(config, plan, recipe, n_tokens, threads, encoding, package, held_out_tokens, workers)
-    forecast = replace(forecast, metadata_bytes=_metadata_bytes(checkpoint))
+    forecast = replace(forecast, metadata_bytes=_metadata_bytes(checkpoint, len(forecast.records)))
     forecast.check(output, max_memory)
     if warn:
         for warning in _warnings(config, plan, recipe, calibration, forecast, device):
@@ -105,14 +110,10 @@ def prepare(
     return Preparation(config, plan, n_tokens, held_out_tokens, forecast)
 
 
-def _metadata_bytes(checkpoint: ModelSource) -> int:
-    """Return what the file takes beside its tensors, or a little more: the tokenizer, for the most part.
-
-    It is in there as tokenizer.json, and as GGUF's arrays of tokens and merges, which take 1.05 times as much of
-    SmolLM2's and 1.14 times as much of Qwen2.5's.
-    """
-    texts = len(checkpoint.tokenizer_json.encode()), len((checkpoint.chat_template or "").encode())
-    return int(2.25 * texts[0]) + texts[1] + (1 << 16)
+def _metadata_bytes(checkpoint: ModelSource, n_tensors: int) -> int:
+    """Return what the file takes beside its tensors, or a little more."""
+    texts = checkpoint.tokenizer_json, checkpoint.chat_template, checkpoint.special_tokens
+    return texts_bytes(checkpoint.config.vocab_size, *texts) + TENSOR_ENTRY_BYTES * n_tensors + OTHER_METADATA_BYTES
 
 
 def _warnings(
@@ -142,8 +143,8 @@ def _warnings(
     if config.tie_word_embeddings and plan.head is not None:
         n_bytes = plan.head.record((config.vocab_size, config.hidden_size)).n_bytes
         yield (
-            f"the head, which is the embedding in this model, has other bits and is stored apart: {n_bytes / 1e6:.1f} "
-            "MB more than with the same --embedding-bits and --output-bits"
+            "the head, which is the embedding in this model, has other levels and is stored apart: "
+            f"{n_bytes / 1e6:.1f} MB more than with the same --embedding-bits and --output-bits"
         )
     fewest = min((entry.layout.bits for block in plan.blocks for entry in block if entry.layout), default=MANY_BITS)
     if calibration is None and recipe.method != IMPORT and fewest < MANY_BITS:

@@ -90,14 +90,19 @@ class Spool:
     ) -> None:
         self._mapped = []
         of_no_use = isinstance(error, ElutqError) and error.recurs
-        self._work.close(worthless=kind is None or of_no_use or not self._holds_work())
+        worthless = kind is None or of_no_use or not self._holds_work()
+        if isinstance(error, KeyboardInterrupt) and not worthless:
+            how = "" if self._resume else ", without --no-resume"
+            log.warning("what is finished is kept in %s: the same command%s goes on after it", self.folder, how)
+        self._work.close(worthless)
 
     def check(self) -> None:
-        """Raise what entering it would where the folder holds a run that was made otherwise; nothing is changed.
+        """Raise what entering it would, and change nothing.
 
         Raises:
-            ElutqError: it does.
+            ElutqError: the folder is not a spool's, another run is using it, or what it holds was made otherwise.
         """
+        self._work.check()
         if self._resume:
             self._take_over()
 
@@ -224,10 +229,12 @@ class Spool:
         found, advice = f"{self.folder} is damaged", ""
         try:
             then = json.loads((self.folder / FINGERPRINT).read_text(encoding="utf-8"))
+            if not isinstance(then, dict) or not all(isinstance(value, str) for value in then.values()):
+                raise ValueError(f"{self.folder} is damaged")
             if then == self._fingerprint:
                 self._read_units()
                 return True
-            difference = explain_difference(dict(then), self._fingerprint)
+            difference = explain_difference(then, self._fingerprint)
             found, advice = f"{self.folder} holds a run that was stopped, {difference}", "go back to that, or "
         except (OSError, EOFError, ValueError, TypeError, KeyError):
             pass

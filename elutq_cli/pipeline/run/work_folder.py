@@ -54,26 +54,46 @@ class WorkFolder:
         """
         try:
             self.path.mkdir(exist_ok=True)
-            if not self._is_ours():
-                raise ElutqError(
-                    f"{self.path} is in the way, and not a work folder of elutq: move it, or choose another output"
-                )
-            self._lock = (self.path / LOCK).open("ab")
+            lock = self._lock_own()
         except OSError as error:
             raise self.refusal(error) from error
         try:
-            lock_file(self._lock)
+            remove_abandoned(self._output)
+            if os.fstat(lock.fileno()).st_size == 0:
+                lock.write(_MARK)
+                lock.flush()
+        except OSError as error:
+            self.unlock()
+            raise self.refusal(error) from error
+
+    def check(self) -> None:
+        """Raise what opening it would, but for the disk's own reasons; nothing is changed.
+
+        Raises:
+            ElutqError: the folder is not a run's, or another run is using it.
+        """
+        if (self.path / LOCK).exists() or (self.path.is_dir() and any(self.path.iterdir())):
+            self._lock_own()
+            self.unlock()
+
+    def _lock_own(self) -> BinaryIO:
+        """Lock a folder that is there; return the lock's file.
+
+        Raises:
+            ElutqError: it is not a run's, or another run is using it.
+            OSError: the disk refuses.
+        """
+        if not self._is_ours():
+            raise ElutqError(
+                f"{self.path} is in the way, and not a work folder of elutq: move it, or choose another output"
+            )
+        self._lock = lock = (self.path / LOCK).open("ab")
+        try:
+            lock_file(lock)
         except OSError as error:
             self.unlock()
             raise ElutqError(f"another run is writing {self.path}: wait for it, or choose another output") from error
-        try:
-            remove_abandoned(self._output)
-            if os.fstat(self._lock.fileno()).st_size == 0:
-                self._lock.write(_MARK)
-                self._lock.flush()
-        except OSError as error:
-            self.unlock()
-            raise self.refusal(error) from error
+        return lock
 
     def unlock(self) -> None:
         """Let others have it, as it is."""

@@ -186,8 +186,12 @@ class Responses(Dialect):
 def _format(fields: Fields) -> Body:
     """Return OpenAI's older form of what a text has to be like."""
     translated = {"verbosity": fields.get("verbosity")}
-    form = fields.mapping("format")
-    if form.get("type") == "json_schema":
+    form = fields.get("format")
+    if form is not None and not isinstance(form, dict):
+        raise RequestError("text.format must be a JSON object", "text.format")
+    if form is not None and form.get("type") == "json_schema":
+        if form.get("schema") is None:
+            raise RequestError("text.format needs a schema", "text.format")
         return translated | {"response_format": {"type": "json_schema", "json_schema": Fields(form).without(("type",))}}
     return translated | ({"response_format": form} if form else {})
 
