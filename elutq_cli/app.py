@@ -13,7 +13,6 @@ from elutq_cli.commands.quantize import quantize_command
 from elutq_cli.commands.run import run_command
 from elutq_cli.commands.serve import serve_command
 from elutq_cli.commands.write import write_command
-from elutq_cli.machine.signals import INTERRUPTED
 from elutq_cli.streams import prepare_streams, shown_line
 from elutq_cli.version import __version__
 from elutq_formats.errors import ElutqError
@@ -77,8 +76,6 @@ def main() -> None:
         _leave(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), FAILURE)
     except MemoryError as error:
         _leave(f"out of memory{f': {error}' if str(error) else ''}", FAILURE)
-    except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED)
     except Exception as error:
         # Imported here because it loads numpy, whose BLAS must not start before a command has set its threads.
         from elutq_native import NativeError
