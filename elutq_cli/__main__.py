@@ -1,4 +1,4 @@
-"""`elutq` and `python -m elutq_cli`: a Ctrl-C while the commands are loaded ends it as one later does."""
+"""`elutq` and `python -m elutq_cli`: a Ctrl-C before a command runs, while the commands are loaded, is no traceback."""
 
 import sys
 
@@ -7,10 +7,11 @@ def main() -> None:
     """Run the command line."""
     try:
         from elutq_cli import app
-    except KeyboardInterrupt:
+
+        app.main()
+    except KeyboardInterrupt:  # in a command it is typer's, or the command's own
         print("elutq: interrupted", file=sys.stderr)
         sys.exit(130)
-    app.main()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from accuracy_rows import TITLES, Table, best_last, in_order
+from accuracy_rows import TITLES, best_last, in_order
 
 from elutq_cli.text_input import read_json
 from elutq_formats.errors import ElutqError
@@ -170,7 +170,7 @@ def main() -> None:
         parser.error("there is nothing to draw: give --accuracy, --speed or --layers")
     try:
         if arguments.accuracy:
-            draw_quality(Table(arguments.accuracy, {}).rows, arguments.output)
+            draw_quality(read_json(arguments.accuracy)["rows"], arguments.output)
         if arguments.speed:
             draw_speed([row for path in arguments.speed for row in read_json(path)], arguments.output)
         if arguments.layers:

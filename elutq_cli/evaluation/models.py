@@ -84,12 +84,16 @@ class NativeLogits:
                 sequence.rewind(0)
                 tokens = window.astype("int32")
                 if self._token_by_token:
-                    each = [engine.eval([Run(sequence, token, 1)])[0] for token in np.split(tokens, len(tokens))]
-                    logits = np.concatenate(each[-n_wanted:])
+                    logits = np.empty((n_wanted, self._model.vocab_size), np.float32)
+                    first = len(tokens) - n_wanted
+                    for at in range(len(tokens)):
+                        found = engine.eval([Run(sequence, tokens[at : at + 1], int(at >= first))])[0]
+                        logits[max(at - first, 0) : max(at - first + 1, 0)] = found
                 else:
                     logits = engine.eval([Run(sequence, tokens, n_wanted)])[0]
                 advance(1.0)
                 yield logits
+                del logits  # before the next window's are made
 
 
 @contextmanager

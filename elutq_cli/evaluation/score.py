@@ -253,6 +253,7 @@ def _stream(model: AnyLogitsModel, windows: Windows, advance: Advance) -> Genera
         logits = model.logits(window)
         advance(1.0)
         yield logits[-n_wanted:]
+        del logits
 
 
 def row_chunks(n_rows: int, vocab_size: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from elutq_formats.errors import ElutqError
 from elutq_formats.file_system import longest_name, reachable, sync
 
 _TEMPORARY = ".tmp"
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _AROUND = 32
 """Bytes that ``derived`` may put around the name of a file."""
 

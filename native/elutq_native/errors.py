@@ -1,5 +1,7 @@
 """Errors of the native runtime."""
 
+from typing import Any
+
 
 class NativeError(Exception):
     """The C runtime refused or failed; the message is one line that says what is wrong.
@@ -13,6 +15,10 @@ class NativeError(Exception):
         super().__init__(message)
         self.status = status
         self.bad_input = bad_input
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come through to another process as it is."""
+        return type(self), (self.status, str(self), self.bad_input)
 
 
 class ContextFullError(NativeError):

@@ -79,7 +79,7 @@ def test_a_run_goes_on_after_each_unit(tmp_path):
     assert not (tmp_path / "out.gguf.work").exists()
 
 
-def stop_after_first_block(checkpoint, output, backend, recipe=SMALL):
+def stop_after_first_block(checkpoint, output, backend, recipe=SMALL, resume=True):
     done = []
 
     def count(n_weights):
@@ -88,7 +88,7 @@ def stop_after_first_block(checkpoint, output, backend, recipe=SMALL):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(checkpoint, output, recipe, None, backend, progress=Call(count))
+        quantize(checkpoint, output, recipe, None, backend, resume=resume, progress=Call(count))
 
 
 def test_another_run_is_refused_naming_the_difference(tmp_path):
@@ -151,6 +151,23 @@ def test_what_a_plan_looks_at_is_left_as_it_is(tmp_path):
     with pytest.raises(ElutqError, match="is in the way, and not a work folder"):
         Spool(output).check()
     assert [path.name for path in work.iterdir()] == ["notes"]
+    shutil.rmtree(work)
+    work.write_text("mine")
+    for use in (lambda: Spool(output).check(), lambda: Spool(output).__enter__()):
+        with pytest.raises(ElutqError, match="is in the way, and not a work folder"):
+            use()
+
+
+def test_a_plan_needs_nothing_that_is_writable(tmp_path, monkeypatch):
+    output = tmp_path / "out.gguf"
+    with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
+        stop_after_first_block(checkpoint, output, backend)
+    opened, modes = Path.open, []
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", **more: modes.append(mode) or opened(path, mode, **more))
+    with pytest.raises(ElutqError, match="holds a run that was stopped"):
+        Spool(output, {"checkpoint": "another"}).check()
+    assert "rb" in modes
+    assert not any(letter in mode for mode in modes for letter in "aw+x")
 
 
 def test_an_interrupted_run_says_what_goes_on_after_it(tmp_path, caplog):
@@ -165,8 +182,9 @@ def test_an_interrupted_run_says_what_goes_on_after_it(tmp_path, caplog):
         assert "is kept" not in caplog.text  # nothing is finished
         stop_after_first_block(checkpoint, output, backend)
         assert "out.gguf.work: the same command goes on after it" in caplog.text
-        with pytest.raises(KeyboardInterrupt):
-            quantize(checkpoint, output, Recipe(bits=3), None, backend, resume=False, progress=Call(stop))
+        caplog.clear()
+        stop_after_first_block(checkpoint, output, backend, resume=False)
+        assert "the same command, without --no-resume, goes on after it" in caplog.text
 
 
 def test_force_quantizes_another_checkpoint_over_a_stopped_run(tmp_path, caplog):

@@ -44,7 +44,7 @@ def test_calibration_sequences_are_the_seeds_choice_of_the_text(text):
 @pytest.mark.parametrize(("n_wanted", "of_short"), [(6, 3), (12, 4), (7, 4)])
 def test_every_file_gives_as_many_sequences_as_far_as_it_has_them(tmp_path, text, n_wanted, of_short):
     short = tmp_path / "short.txt"
-    short.write_bytes(b"zyxwvuts " * 400)
+    short.write_bytes(TEXT[::-1].encode())
     with Checkpoint.open(FOLDER) as checkpoint:
         n_short = len(read_text(short, checkpoint, replace(SMALL, num_samples=10**4)).tokens)
         tokenizer = Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.config)
@@ -55,8 +55,7 @@ def test_every_file_gives_as_many_sequences_as_far_as_it_has_them(tmp_path, text
         found = CalibrationText.read([text, short], checkpoint, replace(SMALL, num_samples=n_wanted))
     assert len(found.tokens) == n_wanted
     assert sum(sequence in whole for sequence in found.tokens.tolist()) == of_short
-    if of_short == 4:
-        assert found.used_up == (short,)
+    assert found.used_up == ((short,) if of_short == 4 else ())
 
 
 def test_files_with_more_to_give_are_not_used_up_where_little_is_held_out(tmp_path, text, caplog):

@@ -11,6 +11,7 @@ import elutq
 from elutq_cli.generation import language_model
 from elutq_cli.generation.context_size import ContextOverflowError
 from elutq_cli.generation.option_error import OptionError
+from elutq_native import ContextFullError
 
 PROMPT = "It was a dark night, and"
 
@@ -32,15 +33,22 @@ def test_the_command_loads_no_numpy_before_it_has_set_the_threads_of_its_blas():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_ctrl_c_while_the_commands_are_loaded():
-    code = (
-        "import sys, elutq_cli.__main__ as entry\n"
-        "class Interrupt:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'elutq_cli.commands.run': raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Interrupt())\n"
-        "entry.main()\n"
-    )
+LOADING = """
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == 'elutq_cli.commands.run': raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+"""
+BUILDING = """
+import typer.main
+def interrupt(*_): raise KeyboardInterrupt
+typer.main.get_command = interrupt
+"""
+
+
+@pytest.mark.parametrize("when", [LOADING, BUILDING], ids=["loading", "building"])
+def test_ctrl_c_before_a_command_runs(when):
+    code = f"import sys, elutq_cli.__main__ as entry\n{when}\nentry.main()\n"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (130, "elutq: interrupted\n")
 
@@ -54,7 +62,9 @@ def test_a_model_that_memory_cannot_hold_is_warned_of(novels_2bit, monkeypatch, 
 
 
 def test_errors_come_through_to_another_process():
-    for error in (OptionError("top_p", "is 2", "top-p"), ContextOverflowError(9, 5, 7, at_least=True)):
+    errors = [OptionError("top_p", "is 2", "top-p"), ContextOverflowError(9, 5, 7, at_least=True)]
+    errors += [kind(3, "it failed", bad_input=True) for kind in (elutq.NativeError, ContextFullError)]
+    for error in errors:
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 

@@ -67,10 +67,10 @@ def _shown(value: str | None) -> str:
     if value in (None, "None"):
         return "the default"
     try:
-        parts = ast.literal_eval(value)
+        parts = ast.literal_eval(value) if value.startswith("(") else None
     except (ValueError, SyntaxError):
         return value
-    return ",".join(map(str, parts)) or "none" if isinstance(parts, tuple) else value
+    return value if parts is None else ",".join(map(str, parts)) or "none"
 
 
 def explain_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -92,7 +92,7 @@ class Spool:
         of_no_use = isinstance(error, ElutqError) and error.recurs
         worthless = kind is None or of_no_use or not self._holds_work()
         if isinstance(error, KeyboardInterrupt) and not worthless:
-            how = "" if self._resume else ", without --no-resume"
+            how = "" if self._resume else ", without --no-resume,"
             log.warning("what is finished is kept in %s: the same command%s goes on after it", self.folder, how)
         self._work.close(worthless)
 

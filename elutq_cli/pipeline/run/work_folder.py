@@ -3,8 +3,9 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +54,10 @@ class WorkFolder:
             ElutqError: the disk refuses, the folder is not a run's, or another run is using it.
         """
         try:
+            if os.path.lexists(self.path):
+                self._check_own()
             self.path.mkdir(exist_ok=True)
-            lock = self._lock_own()
+            lock = self._take_lock("ab")
         except OSError as error:
             raise self.refusal(error) from error
         try:
@@ -67,27 +70,40 @@ class WorkFolder:
             raise self.refusal(error) from error
 
     def check(self) -> None:
-        """Raise what opening it would, but for the disk's own reasons; nothing is changed.
+        """Raise what opening it would; nothing is changed, so nothing need be writable.
 
         Raises:
-            ElutqError: the folder is not a run's, or another run is using it.
+            ElutqError: the folder is not a run's or cannot be read, or another run is using it.
         """
-        if (self.path / LOCK).exists() or (self.path.is_dir() and any(self.path.iterdir())):
-            self._lock_own()
-            self.unlock()
+        try:
+            if os.path.lexists(self.path):
+                self._check_own()
+                if (self.path / LOCK).exists():
+                    self._take_lock("rb")
+                    self.unlock()
+        except OSError as error:
+            raise ElutqError(f"cannot read {self.path}: {error.strerror}") from error
 
-    def _lock_own(self) -> BinaryIO:
-        """Lock a folder that is there; return the lock's file.
+    def _check_own(self) -> None:
+        """Refuse what is there, unless it is a folder that is empty or a run's.
 
         Raises:
-            ElutqError: it is not a run's, or another run is using it.
-            OSError: the disk refuses.
+            ElutqError: it is something else.
+            OSError: it cannot be read.
         """
-        if not self._is_ours():
+        if not self.path.is_dir() or not self._is_ours():
             raise ElutqError(
                 f"{self.path} is in the way, and not a work folder of elutq: move it, or choose another output"
             )
-        self._lock = lock = (self.path / LOCK).open("ab")
+
+    def _take_lock(self, mode: Literal["ab", "rb"]) -> BinaryIO:
+        """Lock a folder that is there; return the lock's file.
+
+        Raises:
+            ElutqError: another run is using it.
+            OSError: the disk refuses.
+        """
+        self._lock = lock = (self.path / LOCK).open(mode)
         try:
             lock_file(lock)
         except OSError as error:
@@ -104,6 +120,8 @@ class WorkFolder:
         """Leave it to the next run, or remove what is the run's own; then the folder, where nothing is left in it."""
         if worthless:
             self.remove_all_but(set())
+            if sys.platform == "win32":  # where a file that is open cannot be removed
+                self.unlock()
             (self.path / LOCK).unlink(missing_ok=True)
         self.unlock()
         if not self.path.is_symlink() and not any(self.path.iterdir()):
