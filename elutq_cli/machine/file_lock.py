@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
 _PLACE = 1 << 30
@@ -23,3 +24,11 @@ def lock_file(file: BinaryIO) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_locked(file: BinaryIO, path: Path) -> None:
+    """Remove a file that is locked, and close it: still locked, but where the system removes none that is open."""
+    if sys.platform == "win32":
+        file.close()
+    path.unlink(missing_ok=True)
+    file.close()

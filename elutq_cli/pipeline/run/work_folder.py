@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from elutq_cli.machine.file_lock import lock_file
+from elutq_cli.machine.file_lock import lock_file, remove_locked
 from elutq_formats.atomic import derived, output_target, remove_abandoned
 from elutq_formats.errors import ElutqError
 from elutq_formats.file_system import sync
@@ -120,9 +119,8 @@ class WorkFolder:
         """Leave it to the next run, or remove what is the run's own; then the folder, where nothing is left in it."""
         if worthless:
             self.remove_all_but(set())
-            if sys.platform == "win32":  # where a file that is open cannot be removed
-                self.unlock()
-            (self.path / LOCK).unlink(missing_ok=True)
+            if self._lock is not None:
+                remove_locked(self._lock, self.path / LOCK)
         self.unlock()
         if not self.path.is_symlink() and not any(self.path.iterdir()):
             self.path.rmdir()
