@@ -125,9 +125,9 @@ class Distributions:
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log(softmax) of rows of logits (n, vocab_size) in float64; NaN where a logit is not finite."""
+    """Return log(softmax) of logits (..., vocab_size) in float64; NaN where a logit is not finite."""
     found = Distributions(logits)
-    return found.shifted - np.log(found.total)[:, None]
+    return found.shifted - np.log(found.total)[..., None]
 
 
 def evaluate(

@@ -340,11 +340,11 @@ def test_one_short_sequence_is_enough(backend):
 
 
 def test_the_file_has_the_bits_that_were_chosen(tmp_path, backend):
-    text = tmp_path / "text.jsonl"
-    words = np.random.default_rng(3).choice(list("abcdefgh"), (20, 20))
-    text.write_text("".join(json.dumps({"text": " ".join(row)}) + "\n" for row in words))
+    texts = tmp_path / "text.jsonl", tmp_path / "more.jsonl"
+    for text, words in zip(texts, np.random.default_rng(3).choice(list("abcdefgh"), (2, 20, 20)), strict=True):
+        text.write_text("".join(json.dumps({"text": " ".join(row)}) + "\n" for row in words))
     with Checkpoint.open(TINY) as checkpoint:
-        calibration = CalibrationText.read([text, text], checkpoint, RECIPE)
+        calibration = CalibrationText.read(texts, checkpoint, RECIPE)
         quantize(checkpoint, tmp_path / "out.gguf", RECIPE, calibration, backend)
         with pytest.raises(ElutqError, match="add --calibration"):
             quantize(checkpoint, tmp_path / "none.gguf", RECIPE, None, backend)
@@ -354,7 +354,7 @@ def test_the_file_has_the_bits_that_were_chosen(tmp_path, backend):
     bits = sum(Layout(r.bits, r.group_size, r.kind.name).bits_per_weight * r.n_weights for r in records)
     assert 2.5 < bits / sum(r.n_weights for r in records) <= 3.0
     assert file.provenance["method"] == "allocate, calibrate, correct, feedback, refine"
-    assert file.provenance["calibration.files"] == ["text.jsonl", "text.jsonl"]
+    assert file.provenance["calibration.files"] == ["text.jsonl", "more.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from elutq_cli.evaluation.continuations import NativeContinuations, Request
 from elutq_cli.generation import Continuation, Generation, Sampler, SamplingOptions, Scheduler, TextOptions
 from elutq_cli.generation.context import Context, Reuse
 from elutq_cli.generation.context_size import FLOOR, STEP, check_context, choose_parallel, fit_context
-from elutq_cli.generation.fitness import PROCESS_BYTES, assess, measure_roof
+from elutq_cli.generation.fitness import PROCESS_BYTES, TOKEN_BYTES, assess, measure_roof
 from elutq_cli.generation.prompt_cache import MAGIC, PromptCache
 from elutq_cli.generation.terminal import stream_text
 from elutq_formats.errors import ElutqError
@@ -218,7 +218,8 @@ def test_everyone_says_what_is_allocated(path, ctx_size):
     with Model(path) as native:
         fitness = assess(native, ctx_size, 1)
         assert fitness.kv_bytes == n_bytes
-        assert fitness.needed_bytes == native.info.file_bytes + n_bytes + PROCESS_BYTES
+        beside = PROCESS_BYTES + TOKEN_BYTES * native.vocab_size
+        assert fitness.needed_bytes == native.info.file_bytes + n_bytes + beside
         assert fitness.full_kv_bytes == 3 * ROW * (ctx_size + min(ctx_size, WINDOW))
         assert measure.token_bytes(native, ctx_size, "f16") == native.info.bytes_per_token + fitness.full_kv_bytes
         measured = measure_roof(native, fitness)
