@@ -78,7 +78,7 @@ class Engine:
             status = lib.elutq_engine_create(pointer, n_sequences, threads, handle, message, MESSAGE_BYTES)
             check(status, message)
         self._handle = Handle(handle[0], lib.elutq_engine_destroy, name, lib.elutq_engine_retire)
-        self._counters = ffi.new("struct elutq_profile *")
+        self._counters: object = ffi.NULL
         self._name = name
         self.model = model
         self.threads = self.decode_threads = threads
@@ -112,8 +112,8 @@ class Engine:
             OverwrittenError: A call on more than REWIND_TOKENS failed, and left too little of a sequence to go on from.
             CancelledError: :meth:`cancel` was called.
             ClosedError: The engine or a sequence is closed, or the engine was closed meanwhile.
-            NativeError: No tokens, a token outside the vocabulary, a sequence twice, or another thread uses one of
-                these. No sequence has changed, whatever the error.
+            NativeError: No tokens, a token outside the vocabulary, a sequence twice, another thread uses one of these,
+                or the process was forked. No sequence has changed, whatever the error.
             ValueError: Tokens are no list of whole numbers, or an array for hidden states is of another shape or type
                 or cannot be written to.
         """
@@ -131,7 +131,6 @@ class Engine:
             status = lib.elutq_engine_eval(engine, native, len(runs), message, MESSAGE_BYTES)
         if status == lib.ELUTQ_ERROR_CANCELLED:
             self._handle.check()  # close() cancels too
-        check_use(status, self._name)
         check(status, message)
         return logits
 
@@ -164,7 +163,6 @@ class Engine:
             status = lib.elutq_engine_rehearse(engine, first, number, nanoseconds, message, MESSAGE_BYTES)
         if status == lib.ELUTQ_ERROR_CANCELLED:
             self._handle.check()  # close() cancels too
-        check_use(status, self._name)
         check(status, message)
         return int(nanoseconds[0]) / 1e9
 
@@ -177,19 +175,27 @@ class Engine:
 
     @contextmanager
     def profile(self) -> Iterator[dict[str, float]]:
-        """Measures the passes within: the dict holds seconds per operation when the context ends."""
-        seconds = dict[str, float]()
-        with self._handle.use() as engine:
-            ffi.buffer(self._counters)[:] = bytes(ffi.sizeof("struct elutq_profile"))
-            lib.elutq_engine_profile(engine, self._counters)
+        """Measures the passes within: the dict holds seconds per operation when the context ends.
+
+        Raises:
+            NativeError: Another thread uses the engine, at the begin or at the end.
+        """
+        seconds, counters = dict[str, float](), ffi.new("struct elutq_profile *")
+        self._book(counters)
+        self._counters = counters  # what C adds to lives as long as the engine, or until another takes its place
         try:
             yield seconds
         finally:
-            with suppress(ClosedError), self._handle.use() as engine:
-                lib.elutq_engine_profile(engine, ffi.NULL)
+            with suppress(ClosedError):
+                self._book(ffi.NULL)
             for name in OPERATIONS:
                 operation = getattr(lib, f"ELUTQ_{name.upper()}")
-                seconds[name] = self._counters.nanoseconds[operation] / 1e9
+                seconds[name] = counters.nanoseconds[operation] / 1e9
+
+    def _book(self, counters: object) -> None:
+        with self._handle.use() as engine:
+            status = lib.elutq_engine_profile(engine, counters)
+        check_use(status, self._name)
 
     def close(self) -> None:
         """Stops the threads; a call under way in another thread ends first, as if cancelled. Sequences go on."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from elutq_native.errors import NativeError
 from elutq_native.handle import Handle
 from elutq_native.library import MESSAGE_BYTES, check, default_threads, ffi, lib, unsigned
 
@@ -52,7 +53,9 @@ class Model:
         """
         isa = isa or os.environ.get("ELUTQ_ISA") or None
         handle, message = ffi.new("elutq_model **"), ffi.new("char[]", MESSAGE_BYTES)
-        name = ffi.NULL if isa is None else isa.encode()
+        if "\0" in os.fsdecode(path) + (isa or ""):
+            raise NativeError(lib.ELUTQ_ERROR_ARGUMENT, "no path or name of kernels has a NUL in it", bad_input=True)
+        name = ffi.NULL if isa is None else os.fsencode(isa)
         check(lib.elutq_model_open(os.fsencode(path), name, handle, message, MESSAGE_BYTES), message, os.fspath(path))
         self._handle = Handle(handle[0], lib.elutq_model_close, "model")
         info = ffi.new("struct elutq_model_info *")

@@ -23,15 +23,15 @@ def add_rounded_product(target: FloatArray, left: FloatArray, right: FloatArray)
         right: (inner, columns) float32, or a transposed array's.
 
     Raises:
-        ValueError: the shapes do not fit, or target's rows are not contiguous.
+        ValueError: the shapes do not fit, or target's rows are not contiguous, overlap, or cannot be written to.
         NativeError: the processor has no such products, or there is not enough memory.
     """
     shape = left.shape[0], right.shape[1]
     if target.shape != shape or left.shape[1] != right.shape[0]:
         raise ValueError(f"{left.shape} times {right.shape} does not fit {target.shape}")
     row, step = _strides(target)
-    if target.dtype != np.float32 or step != 1 or row < shape[1]:
-        raise ValueError("a product is added to rows of contiguous float32")
+    if target.dtype != np.float32 or step != 1 or row < max(shape[1], 1) or not target.flags.writeable:
+        raise ValueError("a product is added to rows of contiguous float32 that can be written to")
     if 0 in (*shape, left.shape[1]):
         return
     left, right = _near(left), _near(right)
@@ -55,7 +55,7 @@ def _strides(array: FloatArray) -> tuple[int, int]:
     row, column = (step // array.itemsize for step in array.strides)
     rows, columns = array.shape
     if columns <= 1:
-        return (max(row, 1) if rows > 1 else 1), 1
+        return (row if rows > 1 else 1), 1
     return (row if rows > 1 else columns), column
 
 

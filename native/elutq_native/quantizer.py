@@ -233,12 +233,20 @@ class Quantizer:
             (blocks, bytes of a block) uint8.
 
         Raises:
-            ValueError: an array's shape is out of range, or a code.
+            ValueError: an array's shape or type is not the kind's, or a group's size, bits or a code are out of range.
         """
         rows, columns = codes.shape
         n_groups = half_scales.shape[1]
-        if half_scales.shape[:2] != centers.shape[:2] or len(centers) != rows or columns % n_groups:
+        if half_scales.shape[:2] != centers.shape[:2] or len(centers) != rows or n_groups < 1 or columns % n_groups:
             raise ValueError(f"half_scales and centers {half_scales.shape} {centers.shape} do not fit {codes.shape}")
+        for what, numbers, stored_as in zip(
+            ("half_scales", "centers"), (half_scales, centers), _stored_numbers(bits, kind), strict=True
+        ):
+            if (numbers.shape[2], numbers.itemsize) != stored_as:
+                raise ValueError(
+                    f"{what} of {bits} bits and kind {kind} are {stored_as[0]} a group of {stored_as[1]} bytes each, "
+                    f"not {numbers.shape[2]} of {numbers.itemsize}"
+                )
         group_size = columns // n_groups
         scale_bytes = lib.ELUTQ_TILE_ROWS * sum(part.itemsize * part.shape[2] for part in (half_scales, centers))
         plane_bytes = group_size // lib.ELUTQ_CELL_COLUMNS * lib.ELUTQ_CELL_BYTES
@@ -262,8 +270,19 @@ class Quantizer:
             )
         check_use(status, "quantizer")
         if status != lib.ELUTQ_OK:
-            raise ValueError("a code has more bits than the matrix")
+            raise ValueError(
+                "bits must be 1 to 4, codes below 2^bits, groups a multiple of 4 and at most 256 columns, and "
+                "the kind one of the six"
+            )
         return blocks
+
+
+def _stored_numbers(bits: int, kind: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return how many half scales and centers a group has in a file, each with the bytes of one (elutq_format.h)."""
+    even, width = kind & lib.ELUTQ_KIND_EVEN, 1 if kind & lib.ELUTQ_KIND_BYTES else 2
+    if even:
+        return (1, width), (1 if kind & lib.ELUTQ_KIND_CENTERS else 0, 1)
+    return (bits, width), (1, width)
 
 
 def _rows(array: FloatArray) -> tuple[FloatArray, int]:

@@ -10,7 +10,8 @@
  * anything outside of what the caller holds.
  *
  * Processes: threads do not survive fork(). In the child, models and sequences may be used and closed, engines and pools be
- * created; what was created before and has threads of its own returns ELUTQ_ERROR_FORKED, but can be destroyed.
+ * created; what was created before and has threads of its own, or was in a call when the process forked, returns
+ * ELUTQ_ERROR_FORKED, but can be destroyed. A sequence that was in a call is as after one that failed.
  *
  * Functions that can fail return ELUTQ_OK or another elutq_status and, where they take `error`, write one
  * NUL-terminated line that says what is wrong (`error` may be NULL when `error_bytes` is 0).
@@ -242,8 +243,8 @@ struct elutq_profile {
     uint64_t n_passes;
 };
 
-/* Adds the times of later passes to *profile, which must outlive them or be taken off with NULL. Owned by the caller. */
-void elutq_engine_profile(elutq_engine *engine, struct elutq_profile *profile);
+/* Adds the times of later calls to *profile, which must outlive them or be taken off with NULL. Owned by the caller. */
+int elutq_engine_profile(elutq_engine *engine, struct elutq_profile *profile);
 
 /*
  * Takes the first token of a text through n_layers layers from first_layer on, and through the head where they end with the
@@ -253,8 +254,8 @@ int elutq_engine_rehearse(elutq_engine *engine, uint32_t first_layer, uint32_t n
                           size_t error_bytes);
 
 /*
- * Reads every byte of the file that decoding one token reads (info.bytes_per_token but for the embedding row), in the same
- * order and shared among all threads of the engine, and does nothing with it: what the memory allows. *read is something of
+ * Reads the bytes of the file that decoding one token reads (info.bytes_per_token but for the embedding row, and less than
+ * 256 at the end of a part), in the same order and shared among all threads of the engine, and does nothing with it: what the memory allows. *read is something of
  * what it read, so that no compiler leaves the reading out.
  */
 int elutq_engine_read_weights(elutq_engine *engine, float *read);

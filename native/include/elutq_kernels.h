@@ -2,7 +2,8 @@
  * The kernels behind the runtime, one `struct elutq_kernels` per instruction set. Public so that tests and benchmarks can
  * hold each against the scalar one and against float64; programs use elutq.h.
  *
- * The scalar kernels define the result. Every other set gives the same bits, and a token gets the same from a batch as alone.
+ * The scalar kernels define the result. Every other set gives the same bits, and a token gets the same from a batch as alone,
+ * as long as no product leaves the range of a float: past it one may give an infinity where another does not yet.
  *
  * Thread safety: all functions are pure; they touch only what their arguments point to. No argument may overlap an
  * output unless said so.

@@ -111,7 +111,7 @@ struct elutq_engine {
     unsigned n_decode_threads; /* that run passes of less than ELUTQ_MANY_ROWS rows */
     uint32_t max_rows;     /* of a pass */
     atomic_int cancelled; /* enum elutq_cancelled: whether the pass under way is to end */
-    atomic_bool in_use;    /* a call is under way */
+    elutq_in_use in_use;   /* a call is under way */
     struct elutq_profile *profile; /* NULL: not measured; the caller's */
 
     struct elutq_piece *pieces;    /* [max_rows] of the pass under way, large ones first */

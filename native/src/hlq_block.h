@@ -2,6 +2,8 @@
 #ifndef ELUTQ_HLQ_BLOCK_H
 #define ELUTQ_HLQ_BLOCK_H
 
+#include <stdbool.h>
+
 #include "elutq_format.h"
 #include "elutq_kernels.h"
 #include "half.h"
@@ -13,6 +15,12 @@ struct elutq_block {
     float factor; /* what the numbers that are bytes are to be multiplied by */
     float center; /* of the matrix, times h_1 */
 };
+
+/* Whether it is one of the six: centers of groups beside even levels only, as the others always have them. */
+static inline bool elutq_is_kind(uint32_t kind) {
+    return kind <= (ELUTQ_KIND_BYTES | ELUTQ_KIND_EVEN | ELUTQ_KIND_CENTERS) &&
+           (!(kind & ELUTQ_KIND_CENTERS) || (kind & ELUTQ_KIND_EVEN) != 0);
+}
 
 /* Bytes of one tile's half scales and centers. */
 static inline size_t elutq_scales_bytes(uint32_t kind, uint32_t bits) {

@@ -4,14 +4,25 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
+
+#include "os/os.h"
+
+/* The process that is in a call, 0 where none is. In a forked one calls of its parent have no thread that could end them. */
+typedef _Atomic int64_t elutq_in_use;
 
 /* Whether no other call is under way in the object that has this flag; if so, this one is until elutq_end_call. */
-static inline bool elutq_begin_call(atomic_bool *in_use) {
-    return !atomic_exchange(in_use, true);
+static inline bool elutq_begin_call(elutq_in_use *in_use) {
+    const int64_t own = elutq_process();
+    int64_t other = 0;
+    while (!atomic_compare_exchange_weak(in_use, &other, own))
+        if (other == own)
+            return false;
+    return true;
 }
 
-static inline int elutq_end_call(atomic_bool *in_use, int status) {
-    atomic_store(in_use, false);
+static inline int elutq_end_call(elutq_in_use *in_use, int status) {
+    atomic_store(in_use, 0);
     return status;
 }
 

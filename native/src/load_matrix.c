@@ -35,12 +35,9 @@ static bool find_hlq_entry(struct elutq_loader *loader, const char *name, uint32
 
 /* Whether a matrix's kind is one of the six, with an exponent and a center that it can have. */
 static bool is_sound_kind(const struct elutq_matrix *matrix) {
-    const bool even = (matrix->kind & ELUTQ_KIND_EVEN) != 0, centers = (matrix->kind & ELUTQ_KIND_CENTERS) != 0;
-    if (matrix->kind > (ELUTQ_KIND_BYTES | ELUTQ_KIND_EVEN | ELUTQ_KIND_CENTERS) || (centers && !even))
+    if (!elutq_is_kind(matrix->kind) || matrix->exponent > (matrix->kind & ELUTQ_KIND_BYTES ? ELUTQ_MAX_EXPONENT : 0))
         return false;
-    if (matrix->exponent > (matrix->kind & ELUTQ_KIND_BYTES ? ELUTQ_MAX_EXPONENT : 0))
-        return false;
-    return even && !centers ? matrix->center >= INT8_MIN && matrix->center <= INT8_MAX : matrix->center == 0;
+    return (matrix->kind & (ELUTQ_KIND_EVEN | ELUTQ_KIND_CENTERS)) == ELUTQ_KIND_EVEN ? matrix->center >= INT8_MIN && matrix->center <= INT8_MAX : matrix->center == 0;
 }
 
 /* Fills in what the hlq.tensor arrays say of a matrix, and checks that they tell the shape that is needed. */

@@ -5,8 +5,11 @@
 _Static_assert(sizeof((struct elutq_profile *)0)->nanoseconds / sizeof(uint64_t) == ELUTQ_N_OPERATIONS,
                "one counter an operation");
 
-void elutq_engine_profile(elutq_engine *engine, struct elutq_profile *profile) {
+int elutq_engine_profile(elutq_engine *engine, struct elutq_profile *profile) {
+    if (!elutq_begin_call(&engine->in_use))
+        return ELUTQ_ERROR_IN_USE;
     engine->profile = profile;
+    return elutq_end_call(&engine->in_use, ELUTQ_OK);
 }
 
 struct reading {

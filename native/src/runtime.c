@@ -121,6 +121,14 @@ static int eval_runs(struct elutq_engine *engine, const struct elutq_run *runs, 
     return status;
 }
 
+/* Whether a run's sequence is that of a run before it. */
+static bool is_earlier(const struct elutq_run *runs, size_t run) {
+    for (size_t i = 0; i < run; i++)
+        if (runs[i].sequence == runs[run].sequence)
+            return true;
+    return false;
+}
+
 int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t n_runs, char *error, size_t error_bytes) {
     const struct elutq_error report = {error, error_bytes};
     if (n_runs == 0)
@@ -131,9 +139,13 @@ int elutq_engine_eval(elutq_engine *engine, const struct elutq_run *runs, size_t
     size_t n_begun = 0;
     while (n_begun < n_runs && elutq_begin_call(&runs[n_begun].sequence->in_use))
         n_begun++;
-    int status = n_begun < n_runs ? elutq_fail(&report, ELUTQ_ERROR_IN_USE,
-                                               "a sequence is given twice, or another thread is using it; open one for each")
-                                  : eval_runs(engine, runs, n_runs, &report);
+    int status;
+    if (n_begun == n_runs)
+        status = eval_runs(engine, runs, n_runs, &report);
+    else if (is_earlier(runs, n_begun))
+        status = elutq_fail(&report, ELUTQ_ERROR_ARGUMENT, "a sequence is given twice: put its tokens into one run");
+    else
+        status = elutq_fail(&report, ELUTQ_ERROR_IN_USE, "another thread is using a sequence; open one for each thread");
     while (n_begun > 0)
         elutq_end_call(&runs[--n_begun].sequence->in_use, status);
     return elutq_end_call(&engine->in_use, status);

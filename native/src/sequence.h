@@ -17,7 +17,7 @@ struct elutq_sequence {
     enum elutq_cache_type cache_type;
     uint32_t position;      /* tokens that it holds */
     uint32_t oldest;        /* rings have the rows of positions from here on; means nothing at position 0 */
-    atomic_bool in_use;     /* a call is under way, or a pass that appends to it */
+    elutq_in_use in_use;    /* a call is under way, or a pass that appends to it */
     uint8_t *keys, *values; /* [n_layers][n_kv_heads][elutq_cache_rows] */
     float *key_balance;     /* key_balance.h; NULL where keys are not rounded to int8 */
 };

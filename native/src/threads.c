@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "aligned.h"
+#include "in_use.h"
 
 /*
  * A waiting thread spins for about what a sleep and a wake-up cost (some 50 us: x86 pause and ARM isb take 10 to 60 ns),
@@ -33,7 +34,7 @@ struct elutq_pool {
     unsigned n_threads;
     unsigned n_started;
     bool stopping;
-    atomic_bool running;
+    elutq_in_use running;
     int64_t process; /* that has the threads */
     elutq_task task;
     void *context;
@@ -110,9 +111,10 @@ static int start_workers(elutq_pool *pool) {
     return ELUTQ_OK;
 }
 
-/* Whether this process came of a fork and has only the thread that forked. */
+/* Whether this process came of a fork and has only the thread that forked: not the pool's, or not the one that ran its task. */
 static bool has_lost_threads(const elutq_pool *pool) {
-    return pool->n_threads > 1 && pool->process != elutq_process();
+    const int64_t own = elutq_process(), running = atomic_load(&pool->running);
+    return pool->n_threads > 1 ? pool->process != own : running != 0 && running != own;
 }
 
 /* False when there is no memory for all of it. */
@@ -156,7 +158,7 @@ static void stop_workers(elutq_pool *pool) {
 int elutq_pool_destroy(elutq_pool *pool) {
     if (pool == NULL)
         return ELUTQ_OK;
-    if (atomic_exchange(&pool->running, true))
+    if (!elutq_begin_call(&pool->running))
         return ELUTQ_ERROR_IN_USE;
     const bool lost = has_lost_threads(pool); /* there is nobody to stop, and locks may be held by those who are not there */
     void (*const give_up)(elutq_monitor *) = lost ? elutq_monitor_forget : elutq_monitor_destroy;
@@ -187,7 +189,7 @@ int elutq_pool_run(elutq_pool *pool, elutq_task task, void *context) {
 int elutq_pool_run_few(elutq_pool *pool, unsigned n_threads, elutq_task task, void *context) {
     if (has_lost_threads(pool))
         return ELUTQ_ERROR_FORKED;
-    if (atomic_exchange(&pool->running, true))
+    if (!elutq_begin_call(&pool->running))
         return ELUTQ_ERROR_IN_USE;
     pool->task = task;
     pool->context = context;
@@ -199,8 +201,7 @@ int elutq_pool_run_few(elutq_pool *pool, unsigned n_threads, elutq_task task, vo
         start(&pool->seats[thread]);
     task(context, 0, n_threads);
     elutq_pool_barrier(pool, 0);
-    atomic_store(&pool->running, false);
-    return ELUTQ_OK;
+    return elutq_end_call(&pool->running, ELUTQ_OK);
 }
 
 /*

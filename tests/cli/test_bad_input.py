@@ -216,6 +216,8 @@ def test_impossible_run(novels_2bit, flags, stdin, words):
 def test_unknown_kernels(novels_2bit, monkeypatch):
     monkeypatch.setenv("ELUTQ_ISA", "sse9")
     assert_refused(elutq("run", novels_2bit, "-p", "Once"), "sse9")
+    monkeypatch.setenv("ELUTQ_ISA", os.fsdecode(b"\xff"))
+    assert_refused(elutq("run", novels_2bit, "-p", "Once"), 'kernels "', "do not exist here")
 
 
 @pytest.mark.parametrize(

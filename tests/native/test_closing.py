@@ -1,6 +1,7 @@
 """Models, sessions and quantizers after they are closed, beneath running calls too, and used by two threads at once."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,54 @@ def test_a_session_that_another_thread_uses_is_refused_and_goes_on(session):
     np.testing.assert_array_equal(results[0], wanted)
     assert "another thread is using this session" in str(refused[0])
     assert not refused[0].bad_input
+
+
+def test_what_is_in_use_is_said_to_be(novels_2bit):
+    """A sequence given twice is no other thread's; one that another engine appends to is, and this engine is free."""
+    with (
+        Model(novels_2bit, "scalar") as model,
+        Engine(model, 1) as busy,
+        Engine(model, 1) as engine,
+        NativeSequence(model, 1024) as sequence,
+    ):
+        with pytest.raises(NativeError, match="a sequence is given twice") as caught:
+            engine.eval([Run(sequence, [1]), Run(sequence, [2])])
+        assert caught.value.bad_input and sequence.position == 0
+        with pytest.raises(NativeError, match="another thread is using a sequence"):
+            beneath(lambda: evaluate_long(busy, sequence), lambda: engine.eval([Run(sequence, [1])]))
+        with pytest.raises(NativeError, match="another thread is using this engine"):
+            beneath(lambda: evaluate_long(busy, sequence), lambda: busy.rehearse(0, 1))
+
+
+def test_no_profile_is_begun_beneath_a_pass(session):
+    with pytest.raises(NativeError, match="another thread is using this session"):
+        beneath(lambda: (session.rewind(0), session.eval(LONG)), lambda: profile(session))
+    session.rewind(0)
+    with session.profile() as seconds:
+        session.eval([1])
+    assert 0 < sum(seconds.values()) < 60
+
+
+def evaluate_long(engine, sequence):
+    sequence.rewind(0)
+    engine.eval([Run(sequence, LONG)])
+
+
+def beneath(run, call):
+    """Makes a call, again and again, while another thread runs; which begins anew where it had ended before."""
+
+    def unless_refused():
+        with suppress(NativeError):  # the call came first
+            run()
+
+    while True:
+        running = threading.Thread(target=unless_refused)
+        running.start()
+        try:
+            while running.is_alive():
+                call()
+        finally:
+            running.join()
 
 
 def weights(rows):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 
@@ -11,7 +12,7 @@ import pytest
 
 import elutq
 from elutq_cli.generation import LanguageModel
-from elutq_native import Model, NativeError, lib
+from elutq_native import Engine, Model, NativeError, Run, lib
 from elutq_native.quantizer import Quantizer
 
 pytestmark = [
@@ -77,6 +78,44 @@ def test_a_session_of_one_thread_goes_on_in_a_child(novels_2bit):
         session.rewind(0)
         session.import_state(state, 3)
         in_child(lambda: np.testing.assert_array_equal(session.eval(PROMPT[3:]), wanted))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_was_in_a_call_at_the_fork_is_free_in_the_child(novels_2bit, threads):
+    """The call goes on in the parent, and has nobody to end it in the child."""
+    with Model(novels_2bit, "scalar") as model, model.session(1024, threads) as session:
+        wanted = session.eval(PROMPT)
+        computing = threading.Thread(target=until_it_is_free, args=(lambda: session.eval([1] * 900),))
+        computing.start()
+        while is_free(lambda: session.export_state(0, 0)):
+            pass
+
+        def child():
+            refused(lambda: session.eval([1]))
+            refused(session.read_weights)
+            session.rewind(0)
+            with Engine(model, 2) as own:
+                np.testing.assert_array_equal(own.eval([Run(session._sequence, PROMPT)])[0][0], wanted)
+            assert lib.elutq_engine_destroy(session._engine._handle._pointer) == lib.ELUTQ_OK
+            assert lib.elutq_sequence_destroy(session._sequence._handle._pointer) == lib.ELUTQ_OK
+
+        in_child(child)
+        computing.join()
+        assert session.position == len(PROMPT) + 900
+
+
+def until_it_is_free(call):
+    while not is_free(call):
+        pass
+
+
+def is_free(call):
+    try:
+        call()
+    except NativeError as error:
+        assert error.status == lib.ELUTQ_ERROR_IN_USE
+        return False
+    return True
 
 
 def test_a_language_model_goes_on_in_a_child_once_its_scheduler_is_started_anew(novels_2bit):

@@ -15,7 +15,7 @@ from elutq_formats.block_kind import FREE16, KIND_NUMBERS, BlockKind
 from elutq_formats.constants import KIND_BYTES, KIND_CENTERS, KIND_EVEN, MAX_EXPONENT
 from elutq_formats.errors import FormatError
 from elutq_formats.hlq import HLQTensor, pack
-from elutq_native import NativeError
+from elutq_native import NativeError, lib
 from elutq_native.quantizer import Quantizer
 
 BITS = (1, 2, 3, 4)
@@ -237,6 +237,31 @@ def test_pack_of_every_kind_equals_the_twin(native, kind, bits, group_size):
     np.testing.assert_array_equal(native.loops.pack(rounded), pack(rounded))
 
 
+def test_pack_refuses_arrays_that_are_not_of_the_kind(native):
+    """Blocks of another size would be written past their end."""
+    codes = np.zeros((64, 512), np.uint8)
+
+    def halves(n, dtype="u2", groups=8):
+        return np.zeros((64, groups, n), dtype)
+
+    quantizer = native.loops._quantizer
+    quantizer.pack(halves(4), halves(1), codes, 4, 0)
+    for half_scales, centers, bits, kind, message in (
+        (halves(1), halves(0), 4, 0, "half_scales of 4 bits and kind 0 are 4 a group of 2 bytes each, not 1 of 2"),
+        (halves(4), halves(0), 4, 0, "centers of 4 bits and kind 0 are 1 a group of 2 bytes each, not 0 of 2"),
+        (halves(4), halves(1), 4, lib.ELUTQ_KIND_BYTES, "4 a group of 1 bytes each"),
+        (halves(4), halves(1), 4, lib.ELUTQ_KIND_EVEN, "half_scales of 4 bits and kind 2 are 1 a group"),
+        (halves(1), halves(1), 4, lib.ELUTQ_KIND_EVEN, "centers of 4 bits and kind 2 are 0 a group"),
+        (halves(4), halves(1), 4, lib.ELUTQ_KIND_CENTERS, "the kind one of the six"),
+        (halves(4, groups=0), halves(1, groups=0), 4, 0, "do not fit"),
+        (halves(9), halves(1), 9, 0, "bits must be 1 to 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quantizer.pack(half_scales, centers, codes, bits, kind)
+    with pytest.raises(ValueError, match="a multiple of 4"):
+        quantizer.pack(halves(4, groups=2), halves(1, groups=2), codes[:, :12].copy(), 4, 0)
+
+
 def test_pack_refuses_what_the_twin_refuses(native):
     for spoil in (
         lambda tensor: tensor.half_scales.__setitem__((40, 1, 0), -1),
@@ -249,7 +274,7 @@ def test_pack_refuses_what_the_twin_refuses(native):
         spoil(tensor)
         with pytest.raises(FormatError):
             pack(tensor)
-        with pytest.raises((FormatError, ValueError), match=r"negative|not finite|a code has more bits"):
+        with pytest.raises((FormatError, ValueError), match=r"negative|not finite|codes below 2\^bits"):
             native.loops.pack(tensor)
     tensor.half_scales[:] = -0.0
     tensor.codes[:] = 0

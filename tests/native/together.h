@@ -109,7 +109,7 @@ static void check_together(elutq_model *model, const char *isa) {
     const int32_t token = 0;
     const struct elutq_run once = {alone.sequences[0], &token, 1, NULL, 0, NULL}, twice[] = {once, once};
     check(elutq_sequence_rewind(alone.sequences[0], 0) == ELUTQ_OK, "%s: rewind", isa);
-    check(elutq_engine_eval(engine, twice, 2, NULL, 0) == ELUTQ_ERROR_IN_USE, "%s: a sequence was taken twice", isa);
+    check(elutq_engine_eval(engine, twice, 2, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: a sequence was taken twice", isa);
     check(elutq_engine_eval(engine, twice, 0, NULL, 0) == ELUTQ_ERROR_ARGUMENT, "%s: nothing was evaluated", isa);
     check(elutq_engine_eval(engine, twice, 1, NULL, 0) == ELUTQ_OK && elutq_sequence_position(alone.sequences[0]) == 1,
           "%s: a refused sequence stays in use", isa);

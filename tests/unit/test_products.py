@@ -118,6 +118,24 @@ def test_factors_of_other_strides_and_types_are_copied():
 
 
 @needs_rounded_products
+def test_columns_are_read_and_added_to_in_their_order():
+    """One column in steps back, of one element for all rows, or far apart: what a copy of it gives."""
+    column, row = draw(0, 12, 1), draw(1, 1, 3)
+    ways = column[::-1], column[::3], column[::-2], np.broadcast_to(column[:1], (5, 1)), draw(2, 5, 1)[:, ::-1]
+    for left in ways:
+        found = np.zeros((len(left), 3), dtype=np.float32)
+        add_rounded_product(found, left, row)
+        np.testing.assert_array_equal(found, to_bfloat16(left) * to_bfloat16(row))
+        turned = np.zeros((3, len(left)), dtype=np.float32)
+        add_rounded_product(turned, row.T, left.T)
+        np.testing.assert_array_equal(turned, found.T)
+    apart = np.zeros((10, 2), dtype=np.float32)
+    add_rounded_product(apart[::2, :1], ways[-1], row[:, :1])
+    np.testing.assert_array_equal(apart[::2, :1], to_bfloat16(ways[-1]) * to_bfloat16(row[:, :1]))
+    assert not apart[1::2].any() and not apart[:, 1].any()
+
+
+@needs_rounded_products
 def test_factors_are_read_to_their_ends_and_no_further(memory):
     shapes = (37, 45), (45, 51), (37, 51)
     left, right, target = (memory.array(shape, np.float32) for shape in shapes)
@@ -142,6 +160,15 @@ def test_products_that_do_not_fit_are_refused():
     for message, target in places.items():
         with pytest.raises(ValueError, match=message):
             add_rounded_product(target, draw(0, 2, 4), draw(1, 4, 5))
+
+
+def test_a_product_is_added_only_where_rows_are_apart_and_may_be_written_to():
+    read_only, whole = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)
+    read_only.flags.writeable = False
+    for target in (read_only, whole[::-1], np.lib.stride_tricks.as_strided(whole, (2, 1), (0, 4))):
+        with pytest.raises(ValueError, match="rows of contiguous float32 that can be written to"):
+            add_rounded_product(target, draw(0, 2, 4), draw(1, 4, 1))
+    assert not whole.any() and not read_only.any()
 
 
 @pytest.mark.parametrize(("columns", "group_size"), [(1100, 100), (512, 128), (32, 32), (14336, 64)])

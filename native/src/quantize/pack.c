@@ -96,7 +96,8 @@ static void pack_superblocks(void *context, unsigned thread, unsigned n_threads)
 int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size, unsigned kind,
                const uint8_t *half_scales, const uint8_t *centers, const uint8_t *codes, uint8_t *blocks) {
     if (bits < ELUTQ_HLQ_MIN_BITS || bits > ELUTQ_HLQ_MAX_BITS || group_size == 0 || group_size > ELUTQ_HLQ_MAX_GROUP_SIZE ||
-        group_size % ELUTQ_CELL_COLUMNS != 0 || n_columns % group_size != 0 || n_rows > UINT32_MAX)
+        group_size % ELUTQ_CELL_COLUMNS != 0 || n_columns % group_size != 0 || n_rows > UINT32_MAX ||
+        !elutq_is_kind(kind))
         return ELUTQ_ERROR_ARGUMENT;
     struct pack_task task = {
         .pool = pool,

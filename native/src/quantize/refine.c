@@ -279,6 +279,7 @@ WIDE static void refine_tile(const struct refine_task *task, size_t first_row) {
     }
     for (unsigned lane = 0; lane < n_rows; lane++) {
         const size_t row = tile.rows[lane];
+        memset(task->grown + row * size, 0, size * sizeof *task->grown);
         if (!(gains[lane] > 0.0))
             continue;
         task->centers[row] = tile.centers[lane];
@@ -320,6 +321,5 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
             task.column_sums[j] += hessian[(size_t)i * group_size + j];
     for (unsigned j = 0; j < group_size; j++)
         task.total += (double)task.column_sums[j];
-    memset(grown, 0, n_rows * group_size * sizeof *grown);
     return elutq_pool_run(pool, refine_rows, &task);
 }
