@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from elutq_cli.pipeline import methods
 from elutq_cli.pipeline.compute.inner_loops import InnerLoops, NativeLoops
 from elutq_cli.pipeline.compute.levels import CodeArray, FloatArray, HalfArray, levels, nearest
 from elutq_cli.pipeline.layout import Layout
@@ -109,6 +110,8 @@ METHODS = {
     "block-e2e": Method("+ allocate + tune block,e2e", {"method": "allocate", "tune": ("block", "e2e")}),
 }
 """By the name that the command line has for it, in the order of the stages, which is that of the table's rows."""
+
+METHODS |= {name: Method(f"HLQ, {name}", {"method": name}) for name in methods.METHODS if name not in METHODS}
 
 
 def recipe(method: str, bits: int, group_size: int, scale_bits: int, num_samples: int, seed: int) -> Recipe:

@@ -252,6 +252,11 @@ def current_commit() -> str:
     return head.stdout.strip() + (DIRTY if changes.stdout else "")
 
 
+def is_of_other_code(row: Row, commit: str) -> bool:
+    """Whether a row may have been made by other code than that of a commit: one that is marked may be any."""
+    return row["commit"] != commit or commit.endswith(DIRTY)
+
+
 def command(options: argparse.Namespace) -> str:
     """Return the command line, its files by their names alone: where they lie is nobody's business."""
     words = ["scripts/accuracy_table.py"]
@@ -343,6 +348,11 @@ def run(options: argparse.Namespace) -> bool:
             for note in source.notes_on(keeps_levels=False):
                 print(f"{model}: {note}", file=sys.stderr)
             missing = jobs(options, table, model, source)
+            if n := sum(row["model"] == model and is_of_other_code(row, options.commit) for row in table.rows):
+                print(
+                    f"{model}: {n} rows are of other code than today's; --again makes those asked for anew",
+                    file=sys.stderr,
+                )
             wanted = [text for text in options.texts if any(text in job.texts for job in missing)]
             texts = {name: cut_text(options, name, model, source) for name in wanted}
             print(f"{model}\n{header(wanted)}" if missing else f"{model}: every row is there", flush=True)

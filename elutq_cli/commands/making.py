@@ -172,7 +172,7 @@ def print_forecast(
             groups = "" if record.group_size is None else f", groups of {record.group_size}, {record.kind}"
             each = "" if record.n_experts is None else f", each of {record.n_experts} experts"
             print(f"{record.name:28} {record.rows:7} x {record.columns:<7} {record.bits} bits{groups}{each}")
-    if recipe.resolved(bool(calibration)).method == "allocate":
+    if recipe.resolved(bool(calibration)).allocates:
         print("bits and groups of the blocks' linears are chosen when they are quantized, within this total")
     print(f"output       {shown_size(forecast.output_bytes + forecast.metadata_bytes)}")
     print(f"scratch disk {shown_size(forecast.scratch_bytes)} beside the output")

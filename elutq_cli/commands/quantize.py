@@ -14,7 +14,7 @@ from elutq_formats.errors import ElutqError
 
 
 def _methods(incomplete: str) -> list[str]:
-    from elutq_cli.pipeline.recipe import METHODS
+    from elutq_cli.pipeline.methods import METHODS
 
     return one_of(*METHODS)(incomplete)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
 from elutq_cli.pipeline.layout import KIND_OF_SCALES, Layout
+from elutq_cli.pipeline.methods import METHODS, WITH_TEXT, WITHOUT_TEXT
 from elutq_cli.reference import Array
 from elutq_formats.block_kind import FREE16, BlockKind
 from elutq_formats.config import ModelConfig
@@ -25,7 +26,6 @@ LARGEST_SEED = 2**63 - 1  # what a model file can say
 TUNINGS = ("block", "e2e")
 TUNE_TOKENS = 1 << 18
 """What end-to-end tuning learns from where nobody says."""
-METHODS = ("fit", "feedback", "refine", "correct", "allocate")
 IMPORT = "import"
 """The method of ``elutq import``: matrices that others have quantized keep their levels, and none goes through stages
 but the embedding and the head, where they are not quantized yet."""
@@ -114,7 +114,8 @@ class Recipe:
         if not 0.0 < self.damping <= 1.0:
             raise ElutqError(f"damping is {self.damping}: it must be above 0 and at most 1")
         if self.method not in (None, IMPORT, *METHODS):
-            raise ElutqError(f"method {self.method} is not known: choose {', '.join(METHODS[:-1])} or {METHODS[-1]}")
+            *others, last = METHODS
+            raise ElutqError(f"method {self.method} is not known: choose {', '.join(others)} or {last}")
         if self.tune not in ((), *((name,) for name in TUNINGS), TUNINGS):
             raise ElutqError(f"tuning {','.join(self.tune)} is not known: choose block, e2e or block,e2e")
         if (self.tune_tokens, self.tune_minutes) != (None, None) and "e2e" not in self.tune:
@@ -125,8 +126,8 @@ class Recipe:
             raise ElutqError(f"{self.tune_minutes:g} minutes to tune for: there must be more than 0")
         if self.target_bpw is not None and not 0.0 < self.target_bpw < HALF_BITS:
             raise ElutqError(f"target {self.target_bpw:g} bits per weight: it must be above 0 and below {HALF_BITS}")
-        if self.target_bpw is not None and self.method not in (None, "allocate"):
-            raise ElutqError(f"a target of bits per weight needs method allocate, not {self.method}")
+        if self.target_bpw is not None and self.method is not None and not self.allocates:
+            raise ElutqError(f"a target of bits per weight needs method {WITH_TEXT}, not {self.method}")
         for entry in self.tensor_types:
             TensorType.parse(entry, self.layout(self.bits))
 
@@ -138,20 +139,20 @@ class Recipe:
         """
         if self.method == IMPORT:
             return self._resolved_import(calibrated)
-        method = self.method or ("allocate" if calibrated else "fit")
+        method = self.method or (WITH_TEXT if calibrated else WITHOUT_TEXT)
         changed = {name for name in _OF_CALIBRATION if getattr(self, name) != getattr(Recipe, name)}
         if not calibrated:
-            wanted = [f"method {method}"] if method != "fit" else []
+            wanted = [f"method {method}"] if method != WITHOUT_TEXT else []
             wanted += ["a target of bits per weight"] if self.target_bpw is not None else []
             wanted += ["tuning"] if self.tune else []
             wanted += [what for name, what in _OF_CALIBRATION.items() if name in changed]
             if wanted:
                 raise ElutqError(f"{wanted[0]} needs a text to calibrate on: add --calibration")
-        if method == "fit" and "damping" in changed:
-            raise ElutqError("method fit factors no Hessian: it takes no damping")
+        if not METHODS[method].factors and "damping" in changed:
+            raise ElutqError(f"method {method} factors no Hessian: it takes no damping")
         unlimited = "e2e" in self.tune and self.tune_tokens is None and self.tune_minutes is None
         found = replace(self, method=method, tune_tokens=TUNE_TOKENS if unlimited else self.tune_tokens)
-        return found if method == "allocate" else found._with_outer_bits()
+        return found if found.allocates else found._with_outer_bits()
 
     def _resolved_import(self, calibrated: bool) -> "Recipe":
         """Refuse what would need stages."""
@@ -173,9 +174,24 @@ class Recipe:
         return replace(self, tune=(), tune_tokens=None, tune_minutes=None)
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """What matrices go through whose inputs are known, by name; none where no method is chosen, or IMPORT."""
+        return METHODS[self.method].stages if self.method in METHODS else ()
+
+    @property
+    def factors(self) -> bool:
+        """Whether stages need a factor of the Hessian."""
+        return self.method in METHODS and METHODS[self.method].factors
+
+    @property
+    def allocates(self) -> bool:
+        """Whether a layout is chosen for each linear."""
+        return self.method in METHODS and METHODS[self.method].allocates
+
+    @property
     def corrects(self) -> bool:
         """Whether linears that add to the residual stream aim at what undoes the quantized prefix's errors."""
-        return self.method in ("correct", "allocate")
+        return self.method in METHODS and METHODS[self.method].corrects
 
     @property
     def keeps_exact(self) -> bool:

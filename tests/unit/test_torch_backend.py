@@ -11,7 +11,8 @@ import pytest
 from elutq_cli.api import quantize
 from elutq_cli.pipeline.compute.backend import native_backend
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.recipe import METHODS, Plan, Recipe
+from elutq_cli.pipeline.methods import METHODS
+from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run.calibration_text import CalibrationText
 from elutq_cli.pipeline.run.estimate import estimate_work
 from elutq_cli.pipeline.run.quantize import quantize as run_pipeline

@@ -15,13 +15,13 @@ from elutq_cli.pipeline.run.forecast import plan_shapes
 from elutq_cli.pipeline.stages.allocate import SEQUENCES
 from elutq_cli.pipeline.stages.alone import runs_alone
 from elutq_cli.pipeline.stages.divergence import TOKENS_AT_ONCE as TOKENS_AT_HEAD
-from elutq_cli.pipeline.stages.feedback import feedback, inverse_factor
+from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_cli.pipeline.stages.fit import fit
+from elutq_cli.pipeline.stages.linear import LinearInputs, Treatment, quantize_rows
 from elutq_cli.pipeline.stages.moments import TOKENS_AT_ONCE
-from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.pipeline.stages.streams import compared_tokens, stream_tokens
 from elutq_cli.pipeline.stages.tune.budget import tuning_seconds
-from elutq_cli.reference import Array
+from elutq_formats.block_kind import FREE16
 from elutq_formats.config import ModelConfig
 from elutq_formats.tensor_record import STACK_DIMENSIONS
 
@@ -112,9 +112,15 @@ def estimate_work(
     multiply()  # a device's first product takes its time
     product = _seconds(multiply) / PROBE_COLUMNS**3 / (backend.crew.threads if isinstance(x, np.ndarray) else 1)
     hessian = x.T @ x / len(x)
-    stages = _seconds(lambda: _run_stages(backend.arrays.place(weights), hessian, recipe, backend)) / weights.size
+    layout = recipe.layout(recipe.expected_bits)
+    treatment = Treatment(recipe.stages, recipe.damping, LinearInputs(hessian, hessian if recipe.factors else None))
+
+    def run_stages() -> None:
+        quantize_rows(treatment, backend, (layout, FREE16, backend.arrays.place(weights)))
+
+    stages = _seconds(run_stages) / weights.size
     squares = 0.0
-    if recipe.method != "fit":
+    if recipe.factors:
         squares = _seconds(lambda: inverse_factor(hessian, recipe.damping, backend)) / len(x) ** 3
     tensor = fit(weights, None, recipe.layout(recipe.expected_bits), backend)
     finish = _seconds(lambda: (backend.loops.pack(tensor), dequantize(tensor, backend.crew))) / weights.size
@@ -163,7 +169,7 @@ def estimate_work(
     if plan.head_is_embedding:
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         light.append((n_weights * few * product, _pieces(few, in_batch)))
-    if recipe.method == "allocate":
+    if recipe.allocates:
         # Forwards, forwards again and back, with the head; Hessians and errors cost about one block's stages.
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         errors = 0.3 * (here + sum(seconds for seconds, _ in (*divided, *light)))
@@ -187,16 +193,6 @@ def undivided_share(columns: int) -> float:
     """Return which part of a factor's products is of halves too small to be divided: see ``invert_to_factor``."""
     half = columns // 2
     return 1.0 if half < DIVIDED_ROWS else undivided_share(half) / 4
-
-
-def _run_stages(weights: Array, hessian: Array, recipe: Recipe, backend: Backend) -> None:
-    layout = recipe.layout(recipe.expected_bits)
-    if recipe.method == "fit":
-        fit(backend.arrays.fetch(weights), hessian, layout, backend)
-        return
-    tensor = feedback(weights, hessian, layout, backend)
-    if recipe.method != "feedback":
-        refine(weights, hessian, tensor, recipe.damping, backend)
 
 
 def _seconds(function: Callable[[], object]) -> float:

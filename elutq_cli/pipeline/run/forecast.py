@@ -83,7 +83,7 @@ class Forecast:
         streams = 4 * config.hidden_size * stream_tokens(recipe, n_tokens, held_out_tokens)
         scratch = output_bytes + 2 * streams + inputs + (stream if "e2e" in recipe.tune else 0)
         scratch += tuning_scratch(config, recipe) + (stream if workers > 1 else 0)
-        if recipe.method == "allocate":  # before any of that, the inputs of all blocks
+        if recipe.allocates:  # before any of that, the inputs of all blocks
             few = min(SEQUENCES * recipe.sequence_length, n_tokens)
             scratch = max(scratch, 4 * config.hidden_size * few * config.num_hidden_layers + inputs)
 

@@ -72,7 +72,7 @@ def peak_memory(config: ModelConfig, plan: Plan, shapes: Shapes, recipe: Recipe,
         )
         peaks = [alone + 4.0 * _run(outer_shape)]  # and what it makes of some rows again
         peaks += [_block(config, plan, layer, shapes, flight, n_tokens) for layer in range(len(plan.blocks))]
-        if recipe.method == "allocate":
+        if recipe.allocates:
             peaks += _allocate(config, plan, shapes, recipe, flight)
         peaks.append(_compare(shapes[(plan.head or plan.embedding).name]))
         if plan.head is not None:

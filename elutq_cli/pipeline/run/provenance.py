@@ -66,12 +66,6 @@ def _stages(recipe: Recipe, calibrated: bool) -> tuple[str, ...]:
     if not calibrated:
         return (*first, "fit")
     tuned = {"block": "block reconstruction", "e2e": "end-to-end tuning"}
-    stages = {
-        "fit": ("calibrate", "fit"),
-        "feedback": ("calibrate", "feedback"),
-        "refine": ("calibrate", "feedback", "refine"),
-        "correct": ("calibrate", "correct", "feedback", "refine"),
-        "allocate": ("allocate", "calibrate", "correct", "feedback", "refine"),
-    }
-    assert recipe.method is not None  # resolved
-    return (*first, *stages[recipe.method], *(tuned[name] for name in recipe.tune))
+    chosen = ("allocate",) if recipe.allocates else ()
+    aimed = ("correct",) if recipe.corrects else ()
+    return (*first, *chosen, "calibrate", *aimed, *recipe.stages, *(tuned[name] for name in recipe.tune))

@@ -99,7 +99,7 @@ def quantize(
         log.warning("%s", note)
     with Spool(output, fingerprint(checkpoint, recipe, calibration, device), resume, force) as spool:
         progress = progress or Progress()
-        if recipe.method == "allocate" and calibration is not None:
+        if recipe.allocates and calibration is not None:
             find = partial(allocate, source, recipe, calibration.tokens, backend, spool.make_room, progress.note)
             found = spool.remember(lambda: {name: astuple(layout) for name, layout in find().items()})
             plan = Plan.make(source.config, recipe, {name: Layout(*fields) for name, fields in found.items()})

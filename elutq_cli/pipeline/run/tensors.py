@@ -132,7 +132,7 @@ class Tensors:
         Raises:
             ElutqError: the inputs overflow.
         """
-        if self._recipe.method == "fit":
+        if not self._recipe.factors:
             check_finite(statistics.hessian, self._backend, name)
             return LinearInputs(statistics.hessian, None)
         factor = inverse_factor(statistics.hessian, self._recipe.damping, self._backend, name)
@@ -272,7 +272,7 @@ class Tensors:
             self._spool.add(matrix.record, contents)
 
     def _treatment(self, inputs: LinearInputs | None) -> Treatment:
-        return Treatment(self._recipe.method, self._recipe.damping, inputs)
+        return Treatment(self._recipe.stages, self._recipe.damping, inputs)
 
     def _stored_name(self, name: str) -> str:
         """Return the name of the tensor that a matrix of the plan is made from."""

@@ -123,7 +123,7 @@ def run_traffic(
     if workers > 1:  # both heads, for all predictions
         compared = compared_tokens(recipe, n_tokens) + held_out_tokens
         total += Traffic(to_all=8.0 * vocabulary, to_one=8.0 * compared * hidden)
-    if recipe.method == "allocate":
+    if recipe.allocates:
         few = min(SEQUENCES * recipe.sequence_length, n_tokens)
         for layer in range(config.num_hidden_layers):
             total += _measured(config, layer, few, workers)
@@ -266,7 +266,7 @@ def _moments(columns: int, others: int, n_tokens: int, workers: int) -> Traffic:
 
 def _inputs(columns: int, recipe: Recipe, workers: int) -> Traffic:
     """Return what travels of an input's Hessian and its factor: both, and the products of the factor's halves."""
-    if recipe.method == "fit":
+    if not recipe.factors:
         return Traffic(to_all=4.0 * columns**2)
     return Traffic(to_all=8.0 * columns**2) + _factor(columns, workers)
 

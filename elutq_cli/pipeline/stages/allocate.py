@@ -132,7 +132,7 @@ def _brought(recipe: Recipe, name: str) -> float:
 
 def most_of_linears(config: ModelConfig, recipe: Recipe) -> float:
     """Return the most bits a weight that the blocks' linears can have together: where the head takes its fewest."""
-    if recipe.method != "allocate" or head_to_choose(config, recipe) is None:
+    if not recipe.allocates or head_to_choose(config, recipe) is None:
         return recipe.budget
     n_linears = sum(math.prod(shape) for layer in range(config.num_hidden_layers) for shape in _shapes(config, layer))
     least = min(layout.bits_per_weight for layout in _options(config.hidden_size, recipe))

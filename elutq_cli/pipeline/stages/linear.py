@@ -1,6 +1,8 @@
 """A linear on its way through the stages: what is known of its inputs, and what becomes of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TypeAlias
 
 import numpy as np
@@ -10,9 +12,7 @@ from elutq_cli.pipeline.compute.crew import Crew
 from elutq_cli.pipeline.compute.levels import FloatArray, HalfArray
 from elutq_cli.pipeline.compute.products import dequantize
 from elutq_cli.pipeline.layout import Layout
-from elutq_cli.pipeline.stages.feedback import feedback
 from elutq_cli.pipeline.stages.fit import fit
-from elutq_cli.pipeline.stages.refine import refine
 from elutq_cli.reference import Array
 from elutq_formats.block_kind import BlockKind
 from elutq_formats.hlq import HLQTensor
@@ -37,12 +37,12 @@ class Treatment:
     """What linears that share an input go through.
 
     Attributes:
-        method: of the recipe.
+        stages: of the recipe.
         damping: of the recipe.
         inputs: what is known of the input; None: nothing.
     """
 
-    method: str | None
+    stages: tuple[str, ...]
     damping: float
     inputs: LinearInputs | None = None
 
@@ -57,10 +57,17 @@ def quantize_rows(treatment: Treatment, backend: Backend, rows: Rows) -> HLQTens
     if inputs is None or inputs.factor is None:
         hessian = None if inputs is None else inputs.hessian
         return fit(backend.arrays.fetch(weights), hessian, layout, backend, kind)
-    found = feedback(weights, inputs.factor, layout, backend, kind)
-    if treatment.method == "feedback":
-        return found
-    return refine(weights, inputs.hessian, found, treatment.damping, backend, kind)
+    first, *others = treatment.stages
+    found = _stage(first)(weights, inputs.factor, layout, backend, kind)
+    for name in others:
+        found = _stage(name)(weights, inputs.hessian, found, treatment.damping, backend, kind)
+    return found
+
+
+def _stage(name: str) -> Callable[..., HLQTensor]:
+    """Return the function of that name in the file of that name beside this one."""
+    function: Callable[..., HLQTensor] = getattr(import_module(f"{__package__}.{name}"), name)
+    return function
 
 
 Part: TypeAlias = tuple[Layout, BlockKind, Array, slice]

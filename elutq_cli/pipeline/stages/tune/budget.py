@@ -107,7 +107,7 @@ def _end_to_end_bytes(config: ModelConfig, recipe: Recipe) -> float:
 
 def _levels_per_weight(config: ModelConfig, recipe: Recipe) -> float:
     """Return the half scales and centers of a weight, the most that ``allocate`` can choose within the budget."""
-    if recipe.method != "allocate":
+    if not recipe.allocates:
         return (recipe.bits + 1) / recipe.group_size
     # In groups of g, L = (bits + 1) / g of them and the bits take L (g + scale_bits) - 1.
     smallest = min(*allocate.GROUP_SIZES, recipe.group_size)
