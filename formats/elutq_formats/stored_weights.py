@@ -153,12 +153,20 @@ def open_weights(folder: Path, elsewhere: Mapping[str, WeightFile] = MappingProx
 
 
 def _open_shards(folder: Path, index: str, open_file: Callable[[str], WeightFile]) -> dict[str, StoredTensor]:
+    """Open the files that the index names, and take all that they hold, as transformers does: it may leave some out."""
     weight_map = read_weight_map(folder / index)
-    shards = {shard: open_file(shard) for shard in sorted(set(weight_map.values()))}
+    found: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        file = open_file(shard)
+        for name in file.shapes:
+            if name in found:
+                both = f"{found[name].file.path.name} and {shard}"
+                raise CheckpointError(f"{folder} is damaged: {both} both hold tensor {name!r:.80}; download it again")
+            found[name] = StoredTensor(file, name)
     for name, shard in weight_map.items():
-        if name not in shards[shard].shapes:
+        if name not in found or found[name].file.path.name != shard:
             raise CheckpointError(f"{folder} is damaged: {shard} does not hold tensor {name!r:.80}; download it again")
-    return {name: StoredTensor(shards[shard], name) for name, shard in weight_map.items()}
+    return found
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

@@ -195,12 +195,6 @@ def change_config(hub, **changes):
     hub.files["config.json"] = json.dumps(json.loads(hub.files["config.json"]) | changes).encode()
 
 
-def missing_tensor(hub):
-    index = json.loads(hub.files["model.safetensors.index.json"])
-    del index["weight_map"]["model.norm.weight"]
-    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
-
-
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
@@ -208,7 +202,7 @@ def missing_tensor(hub):
         (lambda hub: change_config(hub, vocab_size=77), {}, "embed_tokens.weight has shape"),
         (lambda hub: hub.files.update({"tokenizer.json": b"<html>"}), {}, "tokenizer.json is damaged"),
         (lambda hub: hub.files.update({"chat_template.jinja": b"{% if %}"}), {}, "template is not valid Jinja"),
-        (missing_tensor, {}, "has no tensor model.norm.weight"),
+        (lambda hub: change_config(hub, num_hidden_layers=9), {}, "has no tensor model.layers"),
         (lambda hub: hub.files.update({SHARD: b"<html>" * 9}), {}, f"'{SHARD}' is damaged or no safetensors file"),
         (lambda hub: hub.files.pop(SHARD), {}, f"its index names '{SHARD}', which it does not have"),
         (lambda hub: None, {"recipe": Recipe(group_size=128)}, "groups of 128 do not divide"),
