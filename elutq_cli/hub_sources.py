@@ -24,7 +24,7 @@ from elutq_formats.gguf_parts import part_names
 from elutq_formats.gguf_start import GGUF, START_BYTES, is_ours
 from elutq_formats.open_source import open_source
 from elutq_formats.other_folders import ADAPTER_CONFIG, check_names, refuse_adapter
-from elutq_formats.quantized_settings import QUANTIZE_CONFIG
+from elutq_formats.quantized_settings import SETTINGS_FILES
 from elutq_formats.source import ModelSource
 from elutq_formats.stored_weights import INDEX, LAYOUTS, PYTORCH, PYTORCH_INDEX, SINGLE, read_weight_map
 
@@ -36,7 +36,7 @@ SMALL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     CHAT_TEMPLATE,
-    QUANTIZE_CONFIG,
+    *SETTINGS_FILES,
     ADAPTER_CONFIG,
     INDEX,
     PYTORCH_INDEX,

@@ -25,6 +25,9 @@ IN_WORD = WORD_BITS // BITS
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Of each of a word's eight outputs, in their order, in units of BITS."""
 
+LLM_AWQ = "llm-awq"
+"""The code of AWQ's authors, of which transformers read files too."""
+
 
 def awq_layout(settings: QuantizationSettings) -> StoredLayout:
     """Return how the matrices of a checkpoint of AWQ are stored.
@@ -32,10 +35,10 @@ def awq_layout(settings: QuantizationSettings) -> StoredLayout:
     Raises:
         UnsupportedModelError: in another way than is read here.
     """
-    version = settings.text("version", settings.text("checkpoint_format", "gemm"))
     matrices: dict[str, type[GEMMMatrix] | type[GEMVMatrix]] = {"gemm": GEMMMatrix, "gemv": GEMVMatrix}
-    if version not in matrices:
-        settings.refuse(f"its version is {version!r:.40}, and {' and '.join(matrices)} are read")
+    version = settings.layout(("version", "checkpoint_format", "format"), "gemm", matrices)
+    if settings.text("backend", "") == LLM_AWQ:
+        settings.refuse(f"its backend is {LLM_AWQ!r}, which packs words in another order than AutoAWQ")
     return StoredLayout(SUFFIXES, partial(matrices[version], settings))
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from elutq_formats.bitnet import rounds_online
 from elutq_formats.config import ModelConfig
-from elutq_formats.errors import UnsupportedModelError
+from elutq_formats.errors import CheckpointError, UnsupportedModelError
 from elutq_formats.expert_stack import gather_experts
 from elutq_formats.family import Parts
 from elutq_formats.file_system import reachable
@@ -32,7 +32,7 @@ from elutq_formats.origin import BaseModel, Origin, find_snapshot
 from elutq_formats.other_folders import check_folder, refuse_adapter, refuse_path
 from elutq_formats.part import arrange
 from elutq_formats.quantized_checkpoint import assemble, describe_coarseness
-from elutq_formats.quantized_settings import QUANTIZE_CONFIG, QuantizationSettings
+from elutq_formats.quantized_settings import SETTINGS_FILES, QuantizationSettings
 from elutq_formats.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from elutq_formats.source import ModelSource
 from elutq_formats.special_tokens import read_special_tokens, vocabulary_ids
@@ -72,7 +72,7 @@ class Checkpoint(ModelSource):
         notes = []
         if quantization is not None and are_plain(found, config) and not rounds_online(quantization):
             method = quantization.method
-            notes.append(f"config.json names a quantization ({method!r:.40}), but no tensor is quantized")
+            notes.append(f"{quantization.file} names a quantization ({method!r:.40}), but no tensor is quantized")
         elif quantization is not None:
             if config.n_experts:
                 quantization.refuse("experts that others have quantized are not read: use the original")
@@ -108,6 +108,15 @@ class Checkpoint(ModelSource):
             CheckpointError: a file is missing, truncated or damaged, or a tensor does not fit the configuration.
         """
         path = reachable(path)
+        try:
+            return cls._of(path, elsewhere)
+        except CheckpointError as error:
+            if str(path) in str(error):
+                raise
+            raise type(error)(f"{path}: {error}") from error
+
+    @classmethod
+    def _of(cls, path: Path, elsewhere: Mapping[str, WeightFile]) -> "Checkpoint":
         if not path.is_dir():
             raise refuse_path(path)
         refuse_adapter(path, path)
@@ -125,7 +134,8 @@ class Checkpoint(ModelSource):
         stored = open_weights(path, elsewhere)
         tensors = {name: tensor for name, tensor in stored.items() if is_of_text(name, config)}
         sampling = read_sampling_defaults(generation_config)
-        quantization = QuantizationSettings.of_config(config, read_optional_json(path / QUANTIZE_CONFIG))
+        beside = {name: read_optional_json(path / name) for name in SETTINGS_FILES}
+        quantization = QuantizationSettings.of_config(config, beside)
         parts = partial(read_parts, config)
         opened = cls(path, model_config, tensors, special_tokens, sampling, quantization, parts)
         if len(tensors) < len(stored):

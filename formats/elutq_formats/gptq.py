@@ -31,9 +31,9 @@ def gptq_layout(settings: QuantizationSettings) -> StoredLayout:
     Raises:
         UnsupportedModelError: in another way than is read here.
     """
-    version = settings.text("checkpoint_format", "gptq")
-    if version not in ZERO_OFFSETS or settings.flag("is_marlin_format"):
-        settings.refuse(f"its format is {version!r:.40}, and {' and '.join(ZERO_OFFSETS)} are read")
+    version = settings.layout(("checkpoint_format", "format"), "gptq", ZERO_OFFSETS)
+    if settings.flag("is_marlin_format"):
+        settings.refuse(f"its format is Marlin's, and {' and '.join(ZERO_OFFSETS)} are read")
     if settings.values.get("rotation"):
         settings.refuse("its weights are rotated (rotation), in ways of which some need the inputs rotated too")
     return StoredLayout(SUFFIXES, partial(GPTQMatrix, ZERO_OFFSETS[version], settings))

@@ -19,6 +19,9 @@ _MODEL = "model."
 # Old Llama checkpoints store the RoPE frequencies, which follow from the configuration.
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
+_QUANTIZED = re.compile(r".*\.(qweight|qzeros|g_idx|scales|biases|weight_(packed|scale|scale_2|scale_inv)|input_scale)")
+"""Parts of a matrix as other tools quantize it."""
+
 _ADAPTER = re.compile(r"\.(lora_|base_layer\.|modules_to_save\.)")
 
 
@@ -57,6 +60,11 @@ def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, place: obj
             raise UnsupportedModelError(
                 f"{place} holds an adapter beside the model, such as {name!r:.80}: merge it into the model first, with "
                 "merge_and_unload of PEFT"
+            )
+        if _QUANTIZED.fullmatch(name):
+            raise UnsupportedModelError(
+                f"{place}: tensor {name!r:.80} is part of a quantized matrix, and the configuration does not say how "
+                "it is quantized: use the original (unquantized) checkpoint"
             )
         if name != HEAD and not _IGNORED.fullmatch(name):
             raise UnsupportedModelError(

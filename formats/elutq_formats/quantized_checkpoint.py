@@ -48,8 +48,8 @@ def assemble(
     """
     if settings.method not in LAYOUTS:
         raise UnsupportedModelError(
-            f"the checkpoint is already quantized ({settings.method!r:.40}), and of such {', '.join(LAYOUTS)} are "
-            "read: use the original"
+            f"the checkpoint is already quantized by {settings.method!r:.40}, and of such {', '.join(LAYOUTS)} are "
+            "read: use the original (unquantized) checkpoint"
         )
     settings.check()
     layout = LAYOUTS[settings.method](settings)
@@ -72,8 +72,8 @@ def assemble(
             del found[bias]  # as AutoGPTQ gave one to every matrix
     if not any(isinstance(tensor, QuantizedMatrix) for tensor in found.values()):
         raise UnsupportedModelError(
-            f"{place}: config.json names a quantization ({settings.method!r:.40}), but no tensors of such are there: "
-            "use the original"
+            f"{place}: {settings.file} names a quantization ({settings.method!r:.40}), but no tensors of such are "
+            "there: use the original"
         )
     return found
 

@@ -1,13 +1,16 @@
 """What ``config.json`` says of how others have quantized a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from elutq_formats.errors import CheckpointError, UnsupportedModelError
 
-QUANTIZE_CONFIG = "quantize_config.json"
-"""What AutoGPTQ writes beside config.json, and wrote alone at first."""
+SETTINGS_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""What AutoGPTQ and AutoAWQ write beside config.json, and wrote alone at first, with the method that each means."""
+
+_MLX = "quantization"
+"""Under which MLX has its settings, and repeats them under ``quantization_config``; they name no method."""
 
 BITS = (2, 3, 4)
 """Bits of codes that are read."""
@@ -39,22 +42,27 @@ class QuantizationSettings:
     file: str = "config.json"
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any], beside: Mapping[str, Any]) -> "QuantizationSettings | None":
+    def of_config(
+        cls, config: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]
+    ) -> "QuantizationSettings | None":
         """Return what a checkpoint says; None when it does not call itself quantized.
 
         Args:
             config: contents of ``config.json``.
-            beside: contents of ``quantize_config.json``, where AutoGPTQ wrote them first; empty when there is none.
+            beside: contents of those of ``SETTINGS_FILES`` that there are, by name.
 
         Raises:
             CheckpointError: what it says is no object.
         """
-        for key in ("quantization_config", "compression_config"):
+        for key in ("quantization_config", "compression_config", _MLX):
             if (values := config.get(key)) is not None:
                 if not isinstance(values, dict):
                     raise CheckpointError(f"config.json's {key} is {values!r:.40}, and not an object: it is damaged")
-                return cls(str(values.get("quant_method") or key), values)
-        return cls(str(beside.get("quant_method") or "gptq"), beside, QUANTIZE_CONFIG) if beside else None
+                return cls(str(values.get("quant_method") or _method(key, config, values)), values)
+        for file, method in SETTINGS_FILES.items():
+            if values := beside.get(file):
+                return cls(str(values.get("quant_method") or method), values, file)
+        return None
 
     def check(self) -> None:
         """Refuse numbers that are none, or no such, wherever the settings have them.
@@ -179,9 +187,36 @@ class QuantizationSettings:
             self._refuse_value(key, value, "a word")
         return usual if value is None else value.lower()
 
+    def layout(self, names: Sequence[str], usual: str, read: Collection[str]) -> str:
+        """Return a setting that tells how matrices are laid out, as a word.
+
+        Args:
+            names: of the setting: tools, and their versions, call it otherwise, and some write it twice.
+            usual: the word where there is none.
+            read: those that are read.
+
+        Raises:
+            UnsupportedModelError: it is none of them, or is told twice and not alike.
+        """
+        found = {name: self.text(name, usual) for name in names if self.values.get(name) is not None}
+        for name, word in found.items():
+            if word not in read:
+                self.refuse(f"its {name} is {word!r:.40}, and {' and '.join(read)} are read")
+        if len(set(found.values())) > 1:
+            told = ", but its ".join(f"{name} is {word!r}" for name, word in found.items())
+            self.refuse(f"its {told}: they are to be the same")
+        return next(iter(found.values()), usual)
+
     def _refuse_value(self, key: str, value: object, wanted: str) -> NoReturn:
         self.refuse(f"{self.file}'s {key} is {value!r:.40}, and not {wanted}")
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise an UnsupportedModelError that names the method."""
         raise UnsupportedModelError(f"a checkpoint quantized by {self.method!r:.40}: {reason}")
+
+
+def _method(key: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Return the method of settings that name none; the key that they stand under where nothing tells it."""
+    if "load_in_4bit" in values or "load_in_8bit" in values:
+        return "bitsandbytes"
+    return "MLX" if _MLX in config else key

@@ -195,7 +195,7 @@ def test_quantized_tensors_are_refused_by_their_method(tmp_path, method, change)
     save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
     change_config(folder, quantization_config={"quant_method": method})
     with pytest.raises(
-        CheckpointError, match=rf"the checkpoint is already quantized \('{method}'\), .*: use the original"
+        CheckpointError, match=rf"the checkpoint is already quantized by '{method}', .*: use the original"
     ):
         Checkpoint.open(folder)
 

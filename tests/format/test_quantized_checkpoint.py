@@ -141,17 +141,6 @@ def test_linears_that_are_not_quantized_are_ordinary_tensors(tmp_path, rng):
     check_exact(tmp_path / "model", weights, [(4, 64, "even16")])
 
 
-def test_settings_may_stand_in_quantize_config_alone(tmp_path, rng):
-    folder = tmp_path / "model"
-    weights = write_gptq(folder, rng)
-    config = json.loads((folder / "config.json").read_text())
-    settings = config.pop("quantization_config")
-    del settings["quant_method"]  # AutoGPTQ's own file does not say it
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "quantize_config.json").write_text(json.dumps(settings))
-    check_exact(folder, weights, [(4, 64, "even16c")])
-
-
 def test_zero_points_of_version_1_give_back_what_a_writer_borrowed(tmp_path, rng):
     """GPTQModel takes one off the packed words as a whole: a zero point of 0 borrows from the next."""
     zeros = [3, 0, 9, 15, 0, 0, 1, 8]
@@ -221,9 +210,13 @@ LIES = {
     "bits": ({}, {"bits": 3}, "config.json says 3 bits, and the tensors are of 4"),
     "group-size": ({}, {"group_size": "64"}, "config.json's group_size is '64', and not a whole number from 1 to"),
     "8-bits": ({"qweight": np.ones((32, 128), np.int32)}, {"bits": 8}, "8 bits a weight: 2, 3, 4 are read"),
-    "format": ({}, {"checkpoint_format": "bitblas"}, "its format is 'bitblas', and gptq and gptq_v2 are read"),
+    "format": (
+        {},
+        {"checkpoint_format": "bitblas"},
+        "its checkpoint_format is 'bitblas', and gptq and",
+    ),
     "marlin": ({}, {"is_marlin_format": True}, "gptq and gptq_v2 are read"),
-    "method": ({}, {"quant_method": "aqlm"}, r"already quantized \('aqlm'\), and of such gptq.* are read: use the"),
+    "method": ({}, {"quant_method": "aqlm"}, r"already quantized by 'aqlm', and of such gptq.* are read: use the"),
     "twice": ({"weight": np.ones((128, 128), np.float16)}, {}, "q_proj is stored twice"),
     "more": ({"scale_of_something": np.ones(3, np.float16)}, {}, "scale_of_something' is not part of a llama model"),
 }
