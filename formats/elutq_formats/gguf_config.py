@@ -39,7 +39,8 @@ Divisors: TypeAlias = npt.NDArray[np.float32]
 PARTIAL = "rope.dimension_count"
 """What a family lists among its own keys if part of a head may turn."""
 
-KV_HEADS = "attention.head_count_kv"
+HEADS, KV_HEADS, MLP_WIDTH = "attention.head_count", "attention.head_count_kv", "feed_forward_length"
+"""What a file may have for each layer, and must have alike."""
 
 YARN_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 """What a family lists among its own keys whose attention factor is divided by another."""
@@ -64,9 +65,9 @@ READERS: Mapping[str, str] = {
 """The family that reads each architecture."""
 
 _KNOWN = (
-    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
+    *("block_count", "context_length", "embedding_length", MLP_WIDTH, "vocab_size"),
     *(*OF_EXPERTS, "expert_gating_func", "tensor_data_layout"),
-    *("attention.head_count", KV_HEADS, "attention.key_length", "attention.value_length"),
+    *(HEADS, KV_HEADS, "attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
@@ -126,7 +127,7 @@ def read_gguf_config(
     keys = Keys(metadata, read_architecture(metadata))
     family = reader_of(keys.architecture)
     _refuse_unknown(keys, family)
-    hidden, heads = metadata.integer(keys.full("embedding_length")), metadata.integer(keys.full("attention.head_count"))
+    hidden, heads = metadata.integer(keys.full("embedding_length")), keys.of_all_layers(HEADS)
     if "attention.key_length" not in keys and hidden % heads:
         metadata.refuse(f"{keys.full('embedding_length')} {hidden} is not a multiple of {heads} heads")
     head_dim = keys.integer("attention.key_length", max(1, hidden // heads))
@@ -140,7 +141,7 @@ def read_gguf_config(
         settings: Settings = {
             "model_type": READERS[keys.architecture],
             "hidden_size": hidden,
-            "intermediate_size": metadata.integer(keys.full("feed_forward_length")),
+            "intermediate_size": keys.of_all_layers(MLP_WIDTH),
             "num_hidden_layers": metadata.integer(keys.full("block_count")),
             "num_attention_heads": heads,
             "num_key_value_heads": keys.of_all_layers(KV_HEADS, heads),
@@ -214,7 +215,7 @@ def _refuse_unknown(keys: Keys, family: InGGUF) -> None:
             continue
         if name not in _KNOWN and name not in family.keys:
             raise UnsupportedModelError(f"{found} is not known here: passing it over might change what the model says")
-        if keys.metadata.is_array(found) and name not in (SLIDING_LAYERS, KV_HEADS):
+        if keys.metadata.is_array(found) and name not in (SLIDING_LAYERS, HEADS, KV_HEADS, MLP_WIDTH):
             raise UnsupportedModelError(f"{found} differs from layer to layer, which is not supported")
 
 

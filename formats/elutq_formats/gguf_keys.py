@@ -28,15 +28,20 @@ class Keys:
         """Return an integer of at least ``minimum``."""
         return self.metadata.integer(self.full(name), minimum) if name in self else default
 
-    def of_all_layers(self, name: str, default: int) -> int:
+    def of_all_layers(self, name: str, default: int | None = None) -> int:
         """Return a positive integer, which a file may have for each layer, if it is the same for all.
+
+        Args:
+            name: of the key.
+            default: where the file lacks it; None: it must not.
 
         Raises:
             UnsupportedModelError: it is not.
+            FormatError: the file lacks it.
         """
         key = self.full(name)
         if not self.metadata.is_array(key):
-            return self.integer(name, default)
+            return self.metadata.integer(key) if default is None else self.integer(name, default)
         found = set(self.metadata.integers(key))
         if len(found) != 1 or not 0 < min(found) < 2**31:
             raise UnsupportedModelError(f"{key} differs from layer to layer, which is not supported")

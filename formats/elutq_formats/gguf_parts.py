@@ -6,6 +6,7 @@ from pathlib import Path
 
 from elutq_formats.errors import FormatError
 from elutq_formats.gguf_reader import GGUFReader
+from elutq_formats.gguf_start import GGUF
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -16,6 +17,13 @@ def part_names(name: str) -> tuple[str, ...]:
     """Return the names of all parts of the file that this one begins, or is alone."""
     part = PART.fullmatch(name)
     return (name,) if part is None else tuple(f"{part[1]}-{n:05}-of-{part[3]}.gguf" for n in range(1, int(part[3]) + 1))
+
+
+def bare_name(name: str) -> str:
+    """Return what a file is called without ``.gguf``, in letters of any size, and without a part's number."""
+    bare = name[: -len(GGUF)] if name.lower().endswith(GGUF) else name
+    part = PART.fullmatch(bare + GGUF)
+    return bare if part is None else part[1]
 
 
 def open_parts(path: Path) -> list[GGUFReader]:

@@ -259,8 +259,9 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     version = cursor.scalar(_U32)
     if version != GGUF_VERSION:
         found = "big-endian" if version & 0xFFFF == 0 and version else f"version {version}"
+        remedy = "; convert it with llama-quantize OLD NEW COPY" if 0 < version < GGUF_VERSION else ""
         raise FormatError(
-            f"{cursor.path} is a GGUF file, but {found}: only little-endian version {GGUF_VERSION} is read"
+            f"{cursor.path} is a GGUF file, but {found}: only little-endian version {GGUF_VERSION} is read{remedy}"
         )
     return cursor.count(MAX_TENSORS, "tensors"), cursor.count(MAX_METADATA_ENTRIES, "metadata entries")
 

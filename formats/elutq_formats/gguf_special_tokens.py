@@ -4,7 +4,7 @@ Source: llama.cpp's src/llama-vocab.cpp, for the keys, for their defaults, and f
 by their spelling, whatever the file says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from elutq_formats.gguf import ValueType
@@ -33,6 +33,9 @@ _DEFAULT_IDS: Mapping[str, Mapping[str, int]] = {
 
 _SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN)
 
+_NEEDED_KEYS = (*_KEYS[BOS_NAME], *_KEYS["eos_token"])
+"""Without which the model may not say the same; llama.cpp warns of another that is wrong, and goes on without it."""
+
 _FILL_IN_KEYS = ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 _ENDS_BY_SPELLING = """
 <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT>
@@ -52,40 +55,48 @@ class SpecialTokens:
     Attributes:
         ids: by name: ``bos_token``, ``eos_token``, ``pad_token``, ...
         ends: every token that ends a text, that which the file calls so first.
+        notes: what its user may not expect, each in one line.
     """
 
     ids: Mapping[str, int]
     ends: tuple[int, ...]
+    notes: tuple[str, ...]
 
 
 def read_special_tokens(metadata: Metadata, vocabulary: Vocabulary) -> SpecialTokens:
     """Read which tokens are special.
 
     Raises:
-        FormatError: an id is none of the vocabulary.
+        FormatError: the id of BOS or EOS is none of the vocabulary.
     """
+    notes: list[str] = []
     ids = {}
     for name, keys in _KEYS.items():
-        found = [at for key in keys if (at := _token_id(metadata, key, vocabulary)) is not None]
-        if found:
+        if found := _token_ids(metadata, keys, vocabulary, notes):
             ids[name] = found[0]
     for name, at in _DEFAULT_IDS.get(vocabulary.model, {}).items():
         if name not in ids and at < len(vocabulary.types) and vocabulary.types[at] in _SPECIAL_TYPES:
             ids[name] = at
     named = [ids[name] for name in END_OF_TEXT_NAMES if name in ids]
-    fill_in = [at for key in _FILL_IN_KEYS if (at := _token_id(metadata, key, vocabulary)) is not None]
+    fill_in = _token_ids(metadata, _FILL_IN_KEYS, vocabulary, notes)
     spelled = sorted(vocabulary.ids[token] for token in _ends_by_spelling(vocabulary))
-    return SpecialTokens(ids, tuple(dict.fromkeys([*named, *fill_in, *spelled])))
+    return SpecialTokens(ids, tuple(dict.fromkeys([*named, *fill_in, *spelled])), tuple(notes))
 
 
-def _token_id(metadata: Metadata, key: str, vocabulary: Vocabulary) -> int | None:
-    key = f"tokenizer.ggml.{key}"
-    if key not in metadata:
-        return None
-    at = metadata.integer(key, minimum=0)
-    if at >= len(vocabulary.tokens):
-        metadata.refuse(f"{key} is {at}, but the vocabulary ends at {len(vocabulary.tokens)}")
-    return at
+def _token_ids(metadata: Metadata, names: Iterable[str], vocabulary: Vocabulary, notes: list[str]) -> list[int]:
+    """Return the ids that the file has under these keys; of one that is left out a note is added."""
+    found = []
+    for name in names:
+        if (key := f"tokenizer.ggml.{name}") not in metadata:
+            continue
+        if (at := metadata.unsigned(key)) < len(vocabulary.tokens):
+            found.append(at)
+            continue
+        wrong = f"{key} is {at}, but the vocabulary ends at {len(vocabulary.tokens)}"
+        if name in _NEEDED_KEYS:
+            metadata.refuse(wrong)
+        notes.append(f"{wrong}: it is left out")
+    return found
 
 
 def _ends_by_spelling(vocabulary: Vocabulary) -> set[str]:

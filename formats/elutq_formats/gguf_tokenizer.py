@@ -70,7 +70,7 @@ def read_gguf_tokenizer(metadata: Metadata, n_embeddings: int | None = None) -> 
     """
     vocabulary = read_vocabulary(metadata, n_embeddings)
     special = read_special_tokens(metadata, vocabulary)
-    notes = []
+    notes = [*special.notes]
     if vocabulary.model == BYTE_LEVEL:
         name = vocabulary.pre_tokenizer or UNNAMED
         if name == UNNAMED:

@@ -45,7 +45,7 @@ class Metadata:
 
     def integer(self, key: str, minimum: int = 1) -> int:
         """Return a UINT32 of at least ``minimum`` that fits 31 bits."""
-        value = cast(int, self._value(key, ValueType.UINT32))
+        value = self.unsigned(key)
         if not minimum <= value < 2**31:
             self.refuse(f"{key} is {value}, not an integer from {minimum}")
         return value
@@ -61,6 +61,10 @@ class Metadata:
         if not 0 < value <= LARGEST_FLOAT32:
             self.refuse(f"{key} is {value}, not a positive number")
         return value
+
+    def unsigned(self, key: str) -> int:
+        """Return a UINT32."""
+        return cast(int, self._value(key, ValueType.UINT32))
 
     def signed(self, key: str) -> int:
         """Return an INT32."""

@@ -10,10 +10,12 @@ from conftest import GOLDEN
 from elutq_formats import families
 from elutq_formats.families import MODEL_TYPES, find_family
 from elutq_formats.family import Family
+from elutq_formats.gguf_config import READERS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(families.__file__).parent
-EXAMPLE = re.search(r"```py\n(.*?)```", (ROOT / "docs" / "families.md").read_text(), re.DOTALL).group(1)
+PAGE = (ROOT / "docs" / "families.md").read_text()
+EXAMPLE = re.search(r"```py\n(.*?)```", PAGE, re.DOTALL).group(1)
 
 
 def test_every_family_is_a_file_named_after_its_model_type():
@@ -49,3 +51,8 @@ def test_the_steps_of_the_worked_example_are_taken():
     assert '"ministral",' in (ROOT / "scripts" / "golden_variants.py").read_text()
     assert '("ministral", {' in (ROOT / "tests" / "unit" / "test_reference.py").read_text()
     assert "Ministral" in (ROOT / "README.md").read_text()
+
+
+def test_the_docs_list_every_architecture_of_gguf_files_that_is_read():
+    listed = re.search(r"Read are (.*?);", PAGE, re.DOTALL).group(1)
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(READERS)

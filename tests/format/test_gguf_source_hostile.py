@@ -97,6 +97,16 @@ def test_metadata_that_cannot_be_used_are_named(key, value, said, tmp_path):
     assert said in one_line(described.write(tmp_path / "model.gguf"))
 
 
+def test_a_number_that_is_the_same_in_all_layers_may_be_there_for_each(tmp_path):
+    described = describe(LLAMA)
+    with open_source(described.write(tmp_path / "one.gguf")) as source:
+        config = source.config
+    for key in ("llama.feed_forward_length", "llama.attention.head_count", "llama.attention.head_count_kv"):
+        described.metadata[key] = [described.metadata[key]] * 2
+    with open_source(described.write(tmp_path / "each.gguf")) as source:
+        assert source.config == config
+
+
 def test_heads_that_rope_cannot_turn_are_refused(tmp_path):
     described = describe(LLAMA)
     widths = ("attention.key_length", "attention.value_length", "rope.dimension_count")
@@ -176,12 +186,12 @@ BYTES = [
     (
         "version 1",
         lambda data: data[:4] + struct.pack("<I", 1) + data[8:],
-        "but version 1: only little-endian version 3",
+        "but version 1: only little-endian version 3 is read; convert it with llama-quantize OLD NEW COPY",
     ),
     (
         "version 2",
         lambda data: data[:4] + struct.pack("<I", 2) + data[8:],
-        "but version 2: only little-endian version 3",
+        "but version 2: only little-endian version 3 is read; convert it with llama-quantize OLD NEW COPY",
     ),
     ("big-endian", lambda data: data[:4] + struct.pack(">I", 3) + data[8:], "but big-endian: only little-endian"),
     ("header cut", lambda data: data[:700], "is truncated: it ends inside the header"),

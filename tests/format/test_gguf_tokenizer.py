@@ -209,6 +209,15 @@ def test_a_text_ends_at_every_token_that_llama_cpp_has_end_it(tmp_path):
     assert read_vocabulary(tmp_path / "other.gguf", SOME_TOKENS | harmony).eos_token_ids == (0, 2)
 
 
+@pytest.mark.parametrize("at", [10, 2**32 - 1])
+@pytest.mark.parametrize("name", ["padding", "seperator", "cls", "mask", "unknown", "eot", "eom", "fim_pad"])
+def test_a_special_token_outside_the_vocabulary_is_left_out_with_a_note(tmp_path, name, at):
+    usual = read_vocabulary(tmp_path / "usual.gguf", SOME_PIECES)
+    made = read_vocabulary(tmp_path / "model.gguf", SOME_PIECES | {f"{name}_token_id": at})
+    note = f"tokenizer.ggml.{name}_token_id is {at}, but the vocabulary ends at 10: it is left out"
+    assert made == replace(usual, notes=(note,)), "as in llama.cpp, which warns"
+
+
 def test_an_end_that_merges_make_is_text(tmp_path):
     html = {"tokens": ["</", "s>", "</s>", "s></"], "token_type": None}
     made = read_vocabulary(tmp_path / "text.gguf", SOME_TOKENS | html | {"merges": ["</ s>"]})

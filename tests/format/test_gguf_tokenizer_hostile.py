@@ -59,9 +59,8 @@ WRONG = {
     ),
     "a beginning far outside": (
         SOME_TOKENS | {"bos_token_id": 2**32 - 1},
-        "bos_token_id is 4294967295, not an integer",
+        "tokenizer.ggml.bos_token_id is 4294967295, but the vocabulary ends at 9",
     ),
-    "padding outside": (SOME_TOKENS | {"padding_token_id": 99}, "padding_token_id is 99, but the vocabulary ends at 9"),
     "an id that is text": (SOME_TOKENS | {"eom_token_id": "5"}, "eom_token_id is not of type UINT32"),
     "a beginning that is not there": (SOME_TOKENS | {"add_bos_token": True}, "no token is called bos_token"),
     "an end that is not there": (SOME_TOKENS | {"add_eos_token": True}, "no token is called eos_token"),
