@@ -4,13 +4,26 @@ import os
 from pathlib import Path
 
 from elutq_formats.errors import ElutqError
+from elutq_formats.folder_texts import read_optional_json
+from elutq_formats.gguf_start import GGUF, is_foreign_gguf
 
 
 def refuse_folder(path: str | os.PathLike[str]) -> None:
-    """Tell those who give a checkpoint where a model file is wanted how one is made of it.
+    """Tell those who give a folder where a model file is wanted which file to give, or how one is made.
 
     Raises:
         ElutqError: the path is a folder.
     """
     if Path(path).is_dir():
-        raise ElutqError(f"{path} is not a model file: elutq quantize {path} -o model.gguf makes one of a checkpoint")
+        raise ElutqError(f"{path} is not a model file: {_advice(Path(path))}")
+
+
+def _advice(folder: Path) -> str:
+    files = sorted(folder.glob(f"*{GGUF}"))
+    if ours := [file for file in files if not is_foreign_gguf(file)]:
+        return f"it is a folder; give {ours[0]}"
+    if files and not (folder / "config.json").exists():
+        return f"elutq quantize {files[0]} -o model.gguf makes one of a GGUF file"
+    if "quantization_config" in read_optional_json(folder / "config.json"):
+        return f"elutq import {folder} -o model.gguf makes one of a quantized checkpoint"
+    return f"elutq quantize {folder} -o model.gguf makes one of a checkpoint"

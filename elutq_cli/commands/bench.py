@@ -167,12 +167,16 @@ def model_path(model: Path | None, synthetic: str | None, layout: Layout) -> Ite
     """Gives the file to measure; a synthetic one lives in a temporary folder and is deleted after.
 
     Raises:
-        ElutqError: Neither or both were asked for, or there is no room for the synthetic file.
+        ElutqError: Neither or both were asked for, the file is not one of elutq, or there is no room for the synthetic
+            one.
     """
     if (model is None) == (synthetic is None):
         raise ElutqError("give either a model file or --synthetic SHAPE")
     if model is not None:
+        from elutq_formats.model_file import ModelFile
+
         refuse_folder(model)
+        ModelFile.open(model)
         yield model
         return
     from elutq_cli.benchmark.synthetic import synthetic_bytes, write_synthetic

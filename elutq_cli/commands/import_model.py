@@ -70,12 +70,13 @@ def import_command(
     from elutq_cli.hub_sources import open_headers
     from elutq_cli.pipeline.recipe import IMPORT, Recipe
     from elutq_formats.atomic import check_output
+    from elutq_formats.gguf_parts import bare_name
 
     recipe = Recipe(method=IMPORT, output_bits=output_bits, embedding_bits=embedding_bits, group_size=group_size)
     if output is None:
         repository, file = split_name(model, gguf_file)
-        name = Path(file).stem if file else repository.absolute().name.removesuffix(".gguf")
-        output = Path(f"{name}.elutq.gguf")
+        folder = repository.resolve() if repository.is_dir() else repository  # a file of the hub's cache is a link
+        output = Path(f"{bare_name(Path(file or folder).name)}.elutq.gguf")
     if dry_run:
         check_output(output, force)
         with open_headers(model, revision, offline, gguf_file) as checkpoint:

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from foreign_gguf import describe
+
+from elutq_cli.model_path import refuse_folder
+from elutq_formats.errors import ElutqError
 
 DATA = Path(__file__).parent.parent / "data"
 NOVELS = DATA / "novels-6m"
@@ -228,6 +232,30 @@ def test_a_checkpoint_where_a_model_file_is_wanted(arguments, tmp_path, monkeypa
     command, *options = arguments
     assert_refused(elutq(command, NOVELS, *options), f"elutq quantize {NOVELS} -o model.gguf makes one of a checkpoint")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_where_a_model_file_is_wanted_is_advised_by_what_it_holds(novels_2bit, tmp_path):
+    def advice():
+        with pytest.raises(ElutqError) as error:
+            refuse_folder(tmp_path)
+        return str(error.value).removeprefix(f"{tmp_path} is not a model file: ")
+
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    assert advice() == f"elutq import {tmp_path} -o model.gguf makes one of a quantized checkpoint"
+    (tmp_path / "config.json").unlink()
+    for number in (2, 1):
+        describe(NOVELS).write(tmp_path / f"m-0000{number}-of-00002.gguf")
+    first = tmp_path / "m-00001-of-00002.gguf"
+    assert advice() == f"elutq quantize {first} -o model.gguf makes one of a GGUF file"
+    shutil.copy(novels_2bit, tmp_path / "ours.gguf")
+    assert advice() == f"it is a folder; give {tmp_path / 'ours.gguf'}"
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("bench", "-n", 1, "-p", 0), ("run", "-p", "Once")])
+def test_a_gguf_file_of_other_tools_where_a_model_file_is_wanted(arguments, tmp_path):
+    command, *options = arguments
+    path = describe(NOVELS).write(tmp_path / "foreign.gguf")
+    assert_refused(elutq(command, path, *options), f"{path} is a GGUF file, but not one of elutq: elutq quantize makes")
 
 
 def test_no_model_is_told_before_a_prompt_is_read():

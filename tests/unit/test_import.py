@@ -134,6 +134,27 @@ def test_an_imported_file_is_compared_with_its_source_by_name(tmp_path, gptq, mo
     assert 0 <= json.loads(found.stdout)["kl"] < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("..", "org"),
+        (".", "name-GPTQ"),
+        ("split-00001-of-00002.gguf", "split"),
+        ("UPPER.GGUF", "UPPER"),
+        ("v1.5-Q4_0.gguf", "v1.5-Q4_0"),
+        ("org/name:Q4_0-00001-of-00003.gguf", "Q4_0"),
+    ],
+)
+def test_the_file_is_named_after_the_folder_or_the_file_without_its_part(given, named, tmp_path, monkeypatch):
+    here = tmp_path / "org" / "name-GPTQ"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    named_file = here / f"{named}.elutq.gguf"
+    named_file.touch()
+    refused = CliRunner().invoke(app, ["import", given, "--dry-run"])
+    assert f"{named_file.name} exists" in str(refused.exception), "what is there is not replaced"
+
+
 def test_the_command_names_the_file_after_the_model_and_plans_it_with_dry_run(tmp_path, gptq, monkeypatch):
     monkeypatch.chdir(tmp_path)
     planned = CliRunner().invoke(app, ["import", str(gptq), "--dry-run"])

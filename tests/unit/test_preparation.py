@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from foreign_gguf import describe
 
 from elutq_cli.commands.making import print_forecast
 from elutq_cli.pipeline.compute.backend import native_backend
@@ -14,6 +15,8 @@ from elutq_cli.pipeline.run.preparation import prepare
 from elutq_cli.pipeline.run.quantize import quantize
 from elutq_formats.checkpoint import Checkpoint
 from elutq_formats.errors import ElutqError
+from elutq_formats.gguf_source import GGUFSource
+from elutq_formats.model_file import ModelFile
 from elutq_formats.safetensors_file import SafetensorsFile
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -57,6 +60,26 @@ def test_a_tokenizer_or_template_that_nobody_could_use_is_refused_before_work(
         print_forecast(checkpoint, None, SMALL, [], "cpu", 1, None, json_output=False, resume=True, force=False)
     assert "\n" not in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("template", "flaw"),
+    [
+        ("{% for %}", "the chat template is not valid Jinja: "),
+        ("<html>404: Not Found</html>", "the chat template writes no messages, it is something else"),
+    ],
+)
+def test_a_template_of_a_gguf_file_that_nobody_could_use_is_left_out(template, flaw, tmp_path, caplog):
+    described = describe(TINY)
+    described.metadata["tokenizer.chat_template"] = template
+    path = described.write(tmp_path / "model.gguf")
+    with GGUFSource.open(path) as source, native_backend(1) as backend:
+        assert source.chat_template == template
+        quantize(source, tmp_path / "out.gguf", SMALL, None, backend)
+    assert ModelFile.open(tmp_path / "out.gguf").chat_template is None
+    (told,) = (record.message for record in caplog.records if "template" in record.message)
+    assert told.startswith(f"{path}: {flaw}")
+    assert told.endswith(": the template is left out, as the file cannot be mended")
 
 
 def test_a_plan_needs_no_output_and_is_that_of_the_rotated_model():

@@ -17,6 +17,7 @@ from elutq_cli.pipeline.stages.allocate import check_target
 from elutq_cli.pipeline.stages.rotate import check_rotatable
 from elutq_formats.config import ModelConfig
 from elutq_formats.errors import ElutqError, UnsupportedModelError
+from elutq_formats.gguf_source import GGUFSource
 from elutq_formats.model_writer import texts_bytes
 from elutq_formats.source import ModelSource
 
@@ -40,6 +41,7 @@ class Preparation:
         n_tokens: to calibrate on; 0 for weights alone.
         held_out_tokens: beside them.
         forecast: what the run will make and take.
+        chat_template: that the file will have.
     """
 
     config: ModelConfig
@@ -47,6 +49,7 @@ class Preparation:
     n_tokens: int
     held_out_tokens: int
     forecast: Forecast
+    chat_template: str | None
 
 
 def prepare(
@@ -80,7 +83,7 @@ def prepare(
             disk are short, or the output would replace what the run reads.
     """
     _check_output_is_no_input(output, checkpoint, calibration)
-    _check_texts(checkpoint)
+    template, flaw = _check_texts(checkpoint)
     config = replace(checkpoint.config, tie_word_embeddings=False) if recipe.rotate else checkpoint.config
     if recipe.rotate:
         check_rotatable(config)
@@ -105,9 +108,11 @@ def prepare(
     forecast = replace(forecast, metadata_bytes=_metadata_bytes(checkpoint, len(forecast.records)))
     forecast.check(output, max_memory)
     if warn:
+        if flaw is not None:
+            log.warning("%s: the template is left out, as the file cannot be mended", flaw)
         for warning in _warnings(config, plan, recipe, calibration, forecast, device):
             log.warning("%s", warning)
-    return Preparation(config, plan, n_tokens, held_out_tokens, forecast)
+    return Preparation(config, plan, n_tokens, held_out_tokens, forecast, template)
 
 
 def _metadata_bytes(checkpoint: ModelSource, n_tensors: int) -> int:
@@ -164,17 +169,25 @@ def _check_experts(config: ModelConfig, recipe: Recipe) -> None:
         )
 
 
-def _check_texts(checkpoint: ModelSource) -> None:
-    """Refuse a tokenizer and a chat template that those who run the file could not use."""
+def _check_texts(checkpoint: ModelSource) -> tuple[str | None, str | None]:
+    """Return the chat template, or None and what is wrong with one that can only be left out.
+
+    Raises:
+        ElutqError: those who run the file could not use the tokenizer, or a template of a folder, which can be edited.
+    """
     tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
     if source is None:
-        return
+        return None, None
     try:
         ChatTemplate.for_tokenizer(source, tokenizer)
         if "messages" not in source:
             raise ElutqError("the chat template writes no messages, it is something else")
     except ElutqError as error:
-        raise ElutqError(f"{checkpoint.chat_template_place}: {error}: mend it, or take it away") from error
+        flaw = f"{checkpoint.chat_template_place}: {error}"
+        if isinstance(checkpoint, GGUFSource):
+            return None, flaw
+        raise ElutqError(f"{flaw}: mend it, or take it away") from error
+    return source, None
 
 
 def _check_output_is_no_input(output: Path | None, checkpoint: ModelSource, text: CalibrationText | None) -> None:

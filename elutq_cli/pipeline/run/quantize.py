@@ -113,7 +113,7 @@ def quantize(
             sources,
             origin=origin,
             tokenizer_json=checkpoint.tokenizer_json,
-            chat_template=checkpoint.chat_template,
+            chat_template=preparation.chat_template,
             special_tokens=checkpoint.special_tokens,
             sampling=checkpoint.sampling,
             provenance=describe_run(checkpoint, origin, recipe, calibration, divergence, run.tuned_tokens),
