@@ -1,9 +1,9 @@
 """Models that can be evaluated: checkpoints by the float32 reference, model files by the C runtime."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from elutq_cli.hub_sources import find_evaluated
 from elutq_cli.reference import Transformer
 from elutq_cli.streams import printable
 from elutq_formats.config import ModelConfig
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import DamagedWeightsError, ElutqError
 from elutq_formats.gguf_start import is_foreign_gguf
 from elutq_formats.model_file import ModelFile
 from elutq_formats.open_source import open_source
+from elutq_formats.safetensors_file import ALL_ROWS
+from elutq_formats.source import ModelSource
 from elutq_formats.tokenizer import Tokenizer
 from elutq_native import Engine, Model, NativeSequence, Run
 
@@ -63,6 +65,33 @@ class EvaluatedModel:
             "bits_per_weight": self.bits_per_weight,
             "block_bits_per_weight": self.block_bits_per_weight,
         }
+
+
+class FiniteWeights:
+    """The weights of a source as the reference reads them, refused where no logits can be made of them.
+
+    Attributes:
+        config: hyper-parameters of the model.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self.config = source.config
+        self._source = source
+
+    def has(self, name: str) -> bool:
+        """Whether the model has this tensor."""
+        return self._source.has(name)
+
+    def load(self, name: str, *, rows: slice = ALL_ROWS) -> NDArray[np.float32]:
+        """Return a tensor, or some of its rows.
+
+        Raises:
+            DamagedWeightsError: a value is not finite.
+        """
+        tensor = self._source.load(name, rows=rows)
+        if not math.isfinite(float(tensor.max()) - float(tensor.min())):
+            raise DamagedWeightsError(f"{self._source.path} is damaged: tensor {name} holds values that are not finite")
+        return tensor
 
 
 class NativeLogits:
@@ -120,17 +149,18 @@ def open_model(
     """
     name, path = str(path), find_evaluated(path, offline)
     if path.is_dir() or is_foreign_gguf(path):
-        with open_source(path) as checkpoint:
+        # Logits that overflow are reported at the end.
+        with open_source(path) as checkpoint, np.errstate(over="ignore", invalid="ignore"):
             check_context(path, checkpoint.config, ctx_size)
             yield EvaluatedModel(
                 name,
                 "checkpoint, float32 reference",
                 checkpoint.config,
                 checkpoint.tokenizer(),
-                transformer := Transformer(checkpoint),
+                transformer := Transformer(FiniteWeights(checkpoint)),
                 ReferenceContinuations(transformer),
                 size_bytes := sum(file.stat().st_size for file in checkpoint.weight_files()),
-                8 * size_bytes / sum(prod(checkpoint.shape(name)) for name in checkpoint.names),
+                8 * size_bytes / sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names),
                 notes=checkpoint.notes_on_measuring(),
             )
         return

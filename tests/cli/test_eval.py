@@ -1,13 +1,16 @@
 """`elutq eval`: the figures against those of transformers, and one line for every mistake."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from foreign_gguf import describe
 from typer.testing import CliRunner
 
 from elutq_cli.commands.eval import eval_command
@@ -235,7 +238,29 @@ def test_damaged_weights_are_reported(text, tmp_path):
     data = bytearray((broken / "model.safetensors").read_bytes())
     data[-4096:] = b"\xff" * 4096  # NaN in float32
     (broken / "model.safetensors").write_bytes(data)
-    assert "not finite" in refusal(broken, "-f", text, "-c", 32)
+    assert re.fullmatch(
+        f"{re.escape(str(broken))} is damaged: tensor [a-z_.0-9]+ holds values that are not finite",
+        refusal(broken, "-f", text, "-c", 32),
+    )
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_weight_that_is_not_finite_is_named_with_its_file(bad, tmp_path):
+    described = describe(NOVELS)
+    described.tensors["blk.3.ffn_up.weight"][5, 7] = bad
+    path = described.write(tmp_path / "model.gguf")
+    said = f"{path} is damaged: tensor model.layers.3.mlp.up_proj.weight holds values that are not finite"
+    assert refusal(path, "-f", SAMPLED, "-c", 32, "--chunks", 1) == said
+    assert refusal(NOVELS, "-f", SAMPLED, "-c", 32, "--chunks", 1, "--reference", path) == said
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_whose_products_overflow_are_told_in_one_line(tmp_path):
+    described = describe(NOVELS)
+    described.tensors["blk.3.ffn_up.weight"][5, 7] = 3e38
+    described.tensors["blk.3.ffn_down.weight"][:, 5] = 3e38
+    path = described.write(tmp_path / "model.gguf")
+    assert "not finite or absurdly large" in refusal(path, "-f", SAMPLED, "-c", 32, "--chunks", 1)
 
 
 def test_several_models_make_a_table_and_the_reference_its_last_row(model_file, novels_2bit):
