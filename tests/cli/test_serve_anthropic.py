@@ -88,6 +88,10 @@ def test_errors_have_anthropics_form(client, anthropic):
         ("container", "x"),
         ("output_config", {"format": {"type": "x"}}),
         ("output_config", {"format": {"type": "json_schema", "schema": {"not": {}}}}),
+        ("output_format", {"type": "x"}),
+        ("output_format", {"type": "json_schema", "schema": {"not": {}}}),
+        ("compaction", {"type": "summarize"}),
+        ("thread", {"type": "create"}),
         ("response_format", {"type": "json_object"}),
         ("mirostat", 2),
         ("tools", [{"type": "web_search_20250305", "name": "web_search"}]),
@@ -140,6 +144,7 @@ def test_tools_their_calls_and_results_are_openais(local):
     function = {"name": "clock", "description": "Tells the time.", "parameters": TOOL["input_schema"]}
     assert body["tools"] == [{"type": "function", "function": function}]
     assert (body["tool_choice"], body["parallel_tool_calls"]) == ("required", False)
+    assert translated(local, tools=[TOOL | {"strict": True}])["tools"][0]["function"]["strict"] is True
     named = translated(local, tool_choice={"type": "tool", "name": "clock"})
     assert named["tool_choice"] == {"type": "function", "function": {"name": "clock"}}
 
@@ -178,6 +183,17 @@ def test_an_answer_matches_the_schema_of_its_output_config(client):
     body = {"output_config": {"format": {"type": "json_schema", "schema": schema}}, "temperature": 1.5}
     text = client.messages.create(model="any", max_tokens=200, messages=TURNS, extra_body=body).content[0].text
     assert 0 <= json.loads(text)["age"] <= 99
+
+
+def test_the_older_name_of_a_format_is_honoured_and_may_not_say_something_else(local):
+    form, other = ({"type": "json_schema", "schema": {"const": text}} for text in ("yes", "no"))
+    body = {**ASKED, "max_tokens": 40, "output_format": form}
+    for config in ({}, {"format": form}):
+        (block,) = local.post("/v1/messages", {**body, "output_config": config}).json["content"]
+        assert block["text"] == '"yes"'
+    refused = local.post("/v1/messages", {**body, "output_config": {"format": other}})
+    assert refused.status == 400
+    assert "output_format and the format in output_config are one thing" in refused.json["error"]["message"]
 
 
 DELTAS = [

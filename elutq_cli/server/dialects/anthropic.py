@@ -33,6 +33,8 @@ NO_PLACE = {
     "container": (),
     "mcp_servers": ([],),
     "context_management": ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
+    "compaction": (),
+    "thread": (),
     "response_format": (),
 }
 """Fields of Anthropic's that are not here, and of OpenAI's that its answer has no place for."""
@@ -59,7 +61,7 @@ class Messages(Dialect):
         """Return the body of a chat."""
         fields = Fields(body)
         fields.refuse(NO_PLACE)
-        own = ("system", "messages", "tools", "tool_choice", "thinking", "metadata", "output_config")
+        own = ("system", "messages", "tools", "tool_choice", "thinking", "metadata", "output_config", "output_format")
         messages = [*_system(fields.get("system")), *_messages(fields.get("messages"))]
         translated = fields.without(own) | {"messages": messages, "stream_options": {"include_usage": True}}
         if not messages:
@@ -70,10 +72,31 @@ class Messages(Dialect):
             translated["tools"] = _tools(tools)
         if choice := fields.mapping("tool_choice"):
             translated |= _tool_choice(choice)
-        if config := fields.mapping("output_config"):
-            translated |= _output(Fields(config, "output_config"))
+        translated |= self._output(fields)
         if thinking := fields.mapping("thinking"):
             translated |= self._thinking(Fields(thinking, "thinking"))
+        return translated
+
+    def _output(self, fields: Fields) -> Body:
+        """Return OpenAI's form of what the text has to match, and how hard the model is to try."""
+        config = Fields(fields.mapping("output_config"), "output_config")
+        config.refuse(dict.fromkeys(config.without(("format", "effort")), ()))
+        form, older = config.mapping("format"), fields.mapping("output_format")
+        if older:
+            if form not in ({}, older):
+                raise RequestError(
+                    "output_format and the format in output_config are one thing: give one of them", "output_format"
+                )
+            form, self.names = older, {**self.names, "response_format": "output_format"}
+        translated: Body = {}
+        if (effort := config.get("effort")) is not None:
+            translated["reasoning_effort"] = effort
+        if form:
+            if form.get("type") != "json_schema":
+                name = self.names["response_format"]
+                raise RequestError(f"{name} takes a format of type json_schema only", name)
+            schema = {"name": "output", "schema": form.get("schema")}
+            translated["response_format"] = {"type": "json_schema", "json_schema": schema}
         return translated
 
     def _thinking(self, fields: Fields) -> Body:
@@ -217,8 +240,7 @@ def _tools(value: object) -> list[Body]:
         if tool.get("type") not in (None, "custom"):
             raise RequestError(f"a tool of type {tool['type']!r:.40} is not supported here", "tools")
         function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
-        if tool.get("description") is not None:
-            function["description"] = tool["description"]
+        function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
         translated.append({"type": "function", "function": function})
     return translated
 
@@ -233,20 +255,6 @@ def _tool_choice(choice: Mapping[str, Any]) -> Body:
         raise RequestError("tool_choice must be of type auto, any, none, or tool with a name", "tool_choice")
     alone = Fields(choice).flag("disable_parallel_tool_use")
     return {"tool_choice": chosen, **({"parallel_tool_calls": False} if alone else {})}
-
-
-def _output(fields: Fields) -> Body:
-    """Return OpenAI's form of what the text has to match, and how hard the model is to try."""
-    fields.refuse(dict.fromkeys(fields.without(("format", "effort")), ()))
-    translated: Body = {}
-    if (effort := fields.get("effort")) is not None:
-        translated["reasoning_effort"] = effort
-    if form := fields.mapping("format"):
-        if form.get("type") != "json_schema":
-            raise RequestError("the format in output_config must be of type json_schema", "output_config")
-        schema = {"name": "output", "schema": form.get("schema")}
-        translated["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return translated
 
 
 def _content(block: Block) -> Body | None:
