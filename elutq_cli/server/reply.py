@@ -29,7 +29,7 @@ class Reply:
         self._thoughts = None if thoughts is None else thoughts.reader()
         self._reasoning = ""
         self._tools = tools
-        self._reader = None if tools is None else CallReader(tools.notation, tools.names)
+        self._reader = None if tools is None else CallReader(tools.notation, tools.names, tools.forced)
         self._content = ""
         self._calls: list[Call] = []
         self._arguments: list[str] = []

@@ -30,6 +30,7 @@ class ToolUse:
         grammar: of a reply that has to be calls, or calls or an answer of a given form, or whose
             calls are strict; None: it may be anything.
         parallel: whether a reply may have several.
+        forced: whether it has to be calls and nothing else.
     """
 
     described: list[dict[str, Any]]
@@ -37,6 +38,7 @@ class ToolUse:
     notation: Notation
     grammar: Rule | None
     parallel: bool
+    forced: bool = False
 
 
 def read_tools(fields: Fields, model: LanguageModel, structure: Grammar | None = None) -> ToolUse | None:
@@ -79,7 +81,7 @@ def read_tools(fields: Fields, model: LanguageModel, structure: Grammar | None =
             raise RequestError(str(error), "tools") from error
         if opening:
             grammar = AfterMark((opening,), grammar, model.tokenizer)
-    return ToolUse(described, names, how.notation, grammar, parallel)
+    return ToolUse(described, names, how.notation, grammar, parallel, bool(chosen))
 
 
 def _tool(entry: object, place: str) -> Tool:

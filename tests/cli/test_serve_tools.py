@@ -104,6 +104,17 @@ def test_a_stream_has_the_same_calls_in_deltas(client):
     assert scored == whole["logprobs"]["content"]
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_a_limit_leaves_of_a_forced_call_is_no_text(client, template, name):
+    template(TEMPLATES[name])
+    asked = {**WILD, "tools": TOOLS, "tool_choice": "required", "seed": 1}
+    for limit in range(1, 12):
+        answer = client.chat(MESSAGES, **asked | {"max_tokens": limit}).json["choices"][0]
+        assert (answer["finish_reason"], answer["message"]["content"] or "") == ("length", "")
+    events = re.findall("data: ({.*})", client.chat(MESSAGES, **asked | {"max_tokens": 3}, stream=True).body.decode())
+    assert not any(json.loads(event)["choices"][0]["delta"].get("content") for event in events)
+
+
 def test_a_call_that_a_limit_cuts_ends_by_length(client):
     answer = client.chat(MESSAGES, tools=TOOLS, tool_choice=NAMED, max_tokens=20).json["choices"][0]
     assert answer["finish_reason"] == "length"

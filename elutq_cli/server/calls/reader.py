@@ -28,14 +28,15 @@ class CallReader:
     is held back, and so is white space before it, which is no text where a call follows.
     """
 
-    def __init__(self, notation: Notation, names: Collection[str]) -> None:
+    def __init__(self, notation: Notation, names: Collection[str], forced: bool = False) -> None:
         """Begin a reply.
 
         Args:
             notation: the model's.
             names: of the tools.
+            forced: whether the reply is calls and nothing else, so that what a limit cuts off is no text.
         """
-        self._notation, self._names = notation, names
+        self._notation, self._names, self._forced = notation, names, forced
         self._step = self._read_text
         self._buffer = ""
         self._marks = ""  # passed over since the last call: text, if there is no call
@@ -57,7 +58,7 @@ class CallReader:
         """Yield what was held back."""
         rest = self._buffer if self._call else self._marks + self._buffer
         within_call = self._step in (self._read_arguments, self._read_tail, self._read_marks)
-        if rest and (self._call is None or not (within_call or rest.isspace())):
+        if rest and not self._forced and (self._call is None or not (within_call or rest.isspace())):
             yield rest
         self._buffer = ""
 
