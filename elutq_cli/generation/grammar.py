@@ -1,9 +1,10 @@
 """What a text has to be: a JSON schema, a grammar or a regular expression, compiled for a model's vocabulary.
 
 Masks come from llguidance, an extra; nothing else here imports it. A schema is honoured as a whole or refused: no
-keyword is passed over that llguidance knows of and cannot enforce.
+keyword is passed over that llguidance knows of and cannot enforce, but for formats that it does not know.
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ COMPACT_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_sep
 """JSON in one line, as Python and chat templates write it."""
 
 _SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
-_SCHEMAS_IN_ORDER = ("anyOf", "allOf", "oneOf", "prefixItems")
+_SCHEMAS_IN_ORDER = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
 _SCHEMAS = ("items", "additionalProperties", "additionalItems")
 
 
@@ -185,12 +186,34 @@ def json_schema_source(schema: Schema, layout: Mapping[str, object] = JSON_LAYOU
     if schema is False:
         raise GrammarError("nothing matches false")
     try:
-        text = json.dumps({} if schema is True else schema)
-        _check_size(text)
+        _check_size(json.dumps(schema))
+        text = json.dumps({} if schema is True else without_unknown_formats(schema))
         source: str = _library().LLMatcher.grammar_from_json_schema(text, overrides=layout)
     except (ValueError, RecursionError) as error:
         raise GrammarError(_one_line(error)) from error
     return source
+
+
+def without_unknown_formats(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema without formats that llguidance does not know, which it refuses.
+
+    To JSON Schema they are annotations that restrict nothing; pydantic writes many (``path``, ``uuid4``, ``binary``).
+    """
+    kept = copy.deepcopy(schema)
+    parts: list[object] = [kept]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            if isinstance(name := part.get("format"), str) and not _knows_format(name):
+                del part["format"]
+            parts += [inner for _, inner in _parts(part)]
+    return kept
+
+
+def _knows_format(name: str) -> bool:
+    library = _library().LLMatcher
+    source = library.grammar_from_json_schema(json.dumps({"type": "string", "format": name}))
+    return not library.validate_grammar(source)
 
 
 def lark_string(text: str) -> str:

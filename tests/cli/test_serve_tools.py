@@ -19,7 +19,7 @@ CITY = {
     "properties": {"city": {"$ref": "#/$defs/city"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
     "required": ["city", "days"],
     "additionalProperties": False,
-    "$defs": {"city": {"type": "string", "maxLength": 8}},
+    "$defs": {"city": {"type": "string", "maxLength": 8, "format": "not known"}},
 }
 LEVEL = {"type": "object", "properties": {"level": {"enum": ["low", "high"]}}, "required": ["level"]}
 LEVEL |= {"additionalProperties": False}

@@ -1,5 +1,7 @@
 """Texts under a grammar: they match it, whatever the model makes of the prompt and whatever else ends them."""
 
+import copy
+import datetime
 import json
 import os
 import sys
@@ -120,7 +122,8 @@ def test_a_chat_goes_on_after_a_reply_that_its_grammar_ended(model):
     [
         ({"type": "array", "uniqueItems": True}, "", "uniqueItems"),
         ({"properties": {"a": {"items": {"not": {}}}}}, "properties.a.items", "not"),
-        ({"$defs": {"n": {"format": "x", "type": "string"}}, "items": {"$ref": "#/$defs/n"}}, "$defs.n", "format"),
+        ({"$defs": {"n": {"contains": {}, "type": "array"}}, "items": {"$ref": "#/$defs/n"}}, "$defs.n", "contains"),
+        ({"items": [{"type": "null"}, {"not": {}}]}, "items.1", "not"),
         ({"anyOf": [{"type": "null"}, {"pattern": "(?=a)", "type": "string"}]}, "anyOf.1", "look-ahead"),
         ({"$ref": "http://a.example/b"}, "", "a.example"),
         ({"type": "integer", "minimum": 3, "maximum": 1}, "", "minimum"),
@@ -134,6 +137,35 @@ def test_a_schema_that_cannot_be_honoured_is_refused_with_the_part(model, schema
         Grammar.of_json_schema(model.vocabulary, schema)
     assert word in str(caught.value)
     assert (f"(at {place})" in str(caught.value)) == bool(place)
+
+
+def test_a_format_that_is_not_known_restricts_nothing_and_one_that_is_does(model):
+    """Formats are left alone where they are no keyword: names of properties, values."""
+    short, day = {"type": "string", "maxLength": 3, "format": "path"}, {"type": "string", "format": "date"}
+    schema = {
+        "type": "object",
+        "properties": {
+            "format": {"$ref": "#/$defs/short"},
+            "const": {"const": {"format": "path"}},
+            "either": {"anyOf": [short, {"type": "null"}]},
+            "all": {"type": "array", "prefixItems": [day], "items": short, "maxItems": 2, "minItems": 2},
+        },
+        "required": ["format", "const", "either", "all"],
+        "additionalProperties": False,
+        "$defs": {"short": short},
+    }
+    as_given = copy.deepcopy(schema)
+    made = json.loads(elutq.generate(model, "x", json_schema=schema, seed=1, **WILD).read())
+    assert schema == as_given
+    jsonschema.validate(made, schema)
+    assert made["const"] == {"format": "path"}
+    datetime.date.fromisoformat(made["all"][0])
+
+
+@pytest.mark.parametrize("format", ["regex", "uri-reference", "password", "binary", "base64", "uuid4", "ipv4network"])
+def test_formats_of_the_standard_and_of_pydantic_are_taken(model, format):
+    grammar = Grammar.of_json_schema(model.vocabulary, {"enum": ["a"], "format": format})
+    assert not grammar.start().complete
 
 
 def test_a_schema_is_refused_without_advice_to_set_options_that_are_not_here(model):

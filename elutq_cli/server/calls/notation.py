@@ -14,6 +14,7 @@ from elutq_cli.generation.grammar import (
     Schema,
     Vocabulary,
     lark_string,
+    without_unknown_formats,
 )
 from elutq_formats.tokenizer import Tokenizer
 
@@ -145,7 +146,7 @@ class Notation:
 
 
 def _with_layout(schema: Schema, layout: Mapping[str, object]) -> Schema:
-    return {**({} if isinstance(schema, bool) else schema), "x-guidance": layout}
+    return {**({} if isinstance(schema, bool) else without_unknown_formats(schema)), "x-guidance": layout}
 
 
 def _written(text: str, marks: dict[str, int]) -> str:
