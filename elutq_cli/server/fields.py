@@ -9,12 +9,12 @@ from typing import Any
 from elutq_cli.server.errors import RequestError
 
 SYNONYMS = {
-    "max_tokens": ("max_completion_tokens", "n_predict", "max_new_tokens"),
+    "max_tokens": ("max_completion_tokens", "n_predict", "max_new_tokens", "max_output_tokens"),
     "repeat_penalty": ("repetition_penalty",),
     "thinking_budget_tokens": ("thinking_budget", "thinking_token_budget", "reasoning_budget"),
     "stop": ("stop_sequences", "stopping_strings"),
 }
-"""Fields that OpenAI, vLLM, llama.cpp and text-generation-webui call by different names."""
+"""Fields that OpenAI (in its two APIs), vLLM, llama.cpp and text-generation-webui call by different names."""
 
 MOST_STOP_STRINGS = 64
 LONGEST_STOP_STRING = 1024

@@ -89,7 +89,7 @@ def _message(entry: object) -> Message:
     if content is None and (calls or ("content" in entry and entry["role"] in ("assistant", "tool"))):
         content = ""  # nothing was said: clients send such turns back as they came
     if isinstance(content, list):
-        texts = [part["text"] for part in content if _is_text(part)]
+        texts = [text for part in content if (text := _text_of(part)) is not None]
         if len(texts) != len(content):
             raise RequestError("a message may have parts of type text only", "messages")
         content = "".join(texts)
@@ -98,8 +98,11 @@ def _message(entry: object) -> Message:
     return {**entry, "role": ROLES[entry["role"]], "content": content}
 
 
-def _is_text(part: object) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+def _text_of(part: object) -> str | None:
+    """Return what a part says; None: it is no text. A refusal is one, of the assistant's."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get(kind) if isinstance(part, dict) and kind in ("text", "refusal") else None
+    return text if isinstance(text, str) else None
 
 
 def _is_call(call: object) -> bool:

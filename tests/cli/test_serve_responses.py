@@ -63,6 +63,28 @@ def test_an_input_of_items_is_the_same_conversation(client):
     assert second.usage.input_tokens > first.usage.input_tokens + first.usage.output_tokens
 
 
+def test_a_limit_has_any_of_its_names_and_truncation_may_be_auto(local):
+    asked = {"input": TURNS, "truncation": "auto"}
+    for name in ("max_output_tokens", "max_tokens", "max_completion_tokens"):
+        answer = local.post("/v1/responses", {**asked, name: 3}).json
+        assert (answer["usage"]["output_tokens"], answer["max_output_tokens"]) == (3, 3)
+    assert "one thing" in refusal(local.post("/v1/responses", {**ASKED, "max_tokens": 3})).message
+
+
+def test_a_refusal_in_the_history_is_text(local):
+    part = {"type": "refusal", "refusal": "I do not."}
+    items = [*TURNS, {"type": "message", "role": "assistant", "content": [part]}]
+    assert translated(local, input=items)["messages"][-1] == {"role": "assistant", "content": "I do not."}
+    told, meant = (
+        local.chat([*TURNS, {"role": "assistant", "content": content}, *TURNS], seed=1).json
+        for content in ([part], "I do not.")
+    )
+    assert told["choices"] == meant["choices"]
+    for wrong in ({"type": "refusal"}, {"type": "refusal", "text": "x"}, {"type": ["text"]}, "x"):
+        assert local.chat([{"role": "assistant", "content": [wrong]}]).status == 400
+        assert local.post("/v1/responses", {"input": [{"role": "assistant", "content": [wrong]}]}).status == 400
+
+
 class Person(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
     age: int = pydantic.Field(le=99, ge=0)
@@ -80,7 +102,8 @@ def test_an_answer_is_parsed_with_the_schema_that_was_asked_for(client):
         ("conversation", "c"),
         ("background", True),
         ("prompt", {"id": "p"}),
-        ("truncation", "auto"),
+        ("truncation", "some"),
+        ("max_tokens", 0.5),
         ("include", ["message.output_text.logprobs"]),
         ("include", 5),
         ("top_logprobs", 2),

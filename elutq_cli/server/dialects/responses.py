@@ -11,12 +11,12 @@ from elutq_cli.server.errors import Fault, RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
 
-NO_PLACE = {
+NO_PLACE: Mapping[str, tuple[object, ...]] = {
     "previous_response_id": (),
     "conversation": (),
     "background": (False,),
     "prompt": (),
-    "truncation": ("disabled",),
+    "truncation": ("disabled", "auto"),  # a prompt that does not fit is refused as such
     "max_tool_calls": (),
     "context_management": ([],),
     "n": (1,),
@@ -29,7 +29,7 @@ NO_PLACE = {
 
 OWN = ("input", "instructions", "text", "tools", "tool_choice", "reasoning", "include", "truncation", "stream_options")
 
-ECHOED = ("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "top_p", "user")
+ECHOED = ("instructions", "metadata", "parallel_tool_calls", "temperature", "top_p", "user")
 
 PREFIXES = {"thinking": "rs", "text": "msg", "call": "fc"}
 
@@ -38,7 +38,6 @@ class Responses(Dialect):
     """A request of /v1/responses."""
 
     names = {  # noqa: RUF012 (not changed)
-        "max_tokens": "max_output_tokens",
         "response_format": "text.format",
         "verbosity": "text.verbosity",
         "reasoning_effort": "reasoning",
@@ -61,11 +60,10 @@ class Responses(Dialect):
             raise RequestError("include is not supported here", "include", "unsupported_parameter")
         self._tools, self._choice = fields.get("tools") or [], fields.get("tool_choice") or "auto"
         self._text, self._reasoning = fields.mapping("text"), fields.mapping("reasoning")
-        self._echoed = {name: fields.get(name) for name in ECHOED}
+        self._echoed = {name: fields.get(name) for name in ECHOED} | {"max_output_tokens": fields.get("max_tokens")}
         return {
-            **fields.without((*OWN, "max_output_tokens", *NO_PLACE)),
+            **fields.without((*OWN, *NO_PLACE)),
             "messages": messages_of(fields.get("input"), fields.get("instructions")),
-            "max_tokens": fields.get("max_output_tokens"),
             "stream_options": {"include_usage": True},
             **_format(Fields(self._text, "text")),
             **self._effort(Fields(self._reasoning, "reasoning")),

@@ -6,7 +6,13 @@ from typing import Any
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.response import Body
 
-TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+TEXTS = {
+    **dict.fromkeys(("input_text", "output_text", "text", "reasoning_text", "summary_text"), "text"),
+    "refusal": "refusal",
+}
+"""Types of parts, and the fields that their texts are."""
+
+WHAT_A_TEXT_IS = "input may have texts, or lists of parts of type input_text or output_text"
 
 
 def messages_of(given: object, instructions: object) -> list[Body]:
@@ -75,8 +81,9 @@ class _Conversation:
 def _text(value: object) -> str:
     """Return a text, or the texts of parts."""
     parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(
-        isinstance(part, dict) and part.get("type") in TEXTS and isinstance(part.get("text"), str) for part in parts
-    ):
-        raise RequestError("input may have texts, or lists of parts of type input_text or output_text", "input")
-    return "".join(part["text"] for part in parts)
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise RequestError(WHAT_A_TEXT_IS, "input")
+    texts = [part.get(TEXTS.get(str(part.get("type")))) for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise RequestError(WHAT_A_TEXT_IS, "input")
+    return "".join(texts)
