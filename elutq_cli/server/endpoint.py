@@ -108,18 +108,18 @@ class Endpoint:
         self._large_body = asyncio.Lock()
         self._entry = _describe(engine.model, name)
 
-    async def models(self, _: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         """List the one model."""
         name = self._entry["id"]
         return JSONResponse(
-            {"object": "list", "data": [self._entry], "has_more": False, "first_id": name, "last_id": name}
+            {"object": "list", "data": [self._entry_for(request)], "has_more": False, "first_id": name, "last_id": name}
         )
 
     async def model(self, request: Request) -> Response:
         """Describe the model."""
         if request.path_params["name"] != self._entry["id"]:
             raise UnknownModelError(f"the only model here is {self._entry['id']}")
-        return JSONResponse(self._entry)
+        return JSONResponse(self._entry_for(request))
 
     async def health(self, _: Request) -> Response:
         """Tell whether requests are taken, how many slots there are, how many are busy, and how many requests wait."""
@@ -170,6 +170,11 @@ class Endpoint:
 
         return answer
 
+    def _entry_for(self, request: Request) -> Body:
+        """Return the model's entry; Anthropic's clients want capabilities to be an object of theirs, or none."""
+        left_out = "capabilities" if "anthropic-version" in request.headers else None
+        return {name: value for name, value in self._entry.items() if name != left_out}
+
     async def _answer(self, request: Request, dialect: Dialect) -> Response:
         wanted = await self._read(await _read_body(request), dialect.read)
         if wanted is None:
@@ -213,6 +218,7 @@ def _describe(model: LanguageModel, name: str) -> dict[str, Any]:
         "capabilities": ["completion"] if model.chat_template is None else ["completion", "chat"],
         "context_length": model.ctx_size,
         "max_model_len": model.ctx_size,
+        "max_input_tokens": model.ctx_size,
         "meta": {
             "n_ctx": model.ctx_size,
             "n_ctx_train": info.context_length,

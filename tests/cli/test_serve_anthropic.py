@@ -65,6 +65,8 @@ def test_tokens_are_counted_and_models_listed(client):
     assert counted == usage.input_tokens + usage.cache_read_input_tokens
     (entry,) = client.models.list()
     assert entry.type == "model" and entry.display_name == entry.id
+    assert (entry.capabilities, entry.max_input_tokens) == (None, 512)
+    assert client.models.retrieve(entry.id) == entry
 
 
 def test_errors_have_anthropics_form(client, anthropic):
