@@ -5,7 +5,7 @@ from collections.abc import Callable
 from elutq_cli.generation import LanguageModel
 from elutq_cli.server.dialects import anthropic, ollama, ollama_models, tokens
 from elutq_cli.server.dialects.dialect import Dialect
-from elutq_cli.server.dialects.embeddings import EmbeddingRequest, OllamaEmbeddings, OpenAIEmbeddings
+from elutq_cli.server.dialects.embeddings import EmbeddingRequest, OllamaEmbedding, OllamaEmbeddings, OpenAIEmbeddings
 from elutq_cli.server.dialects.openai import ChatCompletions, Completions
 from elutq_cli.server.dialects.responses import Responses
 from elutq_cli.server.errors import Fault
@@ -22,13 +22,17 @@ TEXTS: dict[str, type[Dialect]] = {
 }
 """Routes at which texts are asked for, and what is spoken there."""
 
-VECTORS: dict[str, type[EmbeddingRequest]] = {"/v1/embeddings": OpenAIEmbeddings, "/api/embed": OllamaEmbeddings}
+VECTORS: dict[str, type[EmbeddingRequest]] = {
+    "/v1/embeddings": OpenAIEmbeddings,
+    "/api/embed": OllamaEmbeddings,
+    "/api/embeddings": OllamaEmbedding,
+}
 """Routes at which vectors of texts are asked for."""
 
 TOLD: dict[str, Callable[[LanguageModel, str], Body]] = {
     "/api/version": ollama_models.version,
     "/api/tags": ollama_models.tags,
-    "/api/ps": ollama_models.tags,
+    "/api/ps": ollama_models.running,
 }
 """Routes at which something is told of the model, and what makes it of the model and its name."""
 

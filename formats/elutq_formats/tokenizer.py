@@ -131,6 +131,15 @@ class Tokenizer:
             length *= 2
         return least
 
+    def encode_beginning(self, text: str, limit: int) -> list[int]:
+        """Return the first token ids of a text, a limit at most, with what goes before a text; see ``least_tokens``."""
+        length = max(_SHORT_TEXT, _USUAL_TOKEN * limit)
+        while True:
+            ids = self.encode(text[:length], add_special_tokens=True)
+            if length >= len(text) or len(ids) // 2 >= limit:
+                return ids[:limit]
+            length *= 2
+
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # A batch lets other threads run meanwhile, and the fast one does not compute offsets.
         with _explaining(ElutqError, "the tokenizer cannot take this text apart"):

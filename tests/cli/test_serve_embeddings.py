@@ -99,3 +99,16 @@ def test_ollamas_form(client):
     for options, status in (({"num_ctx": 512, "temperature": 0.5}, 200), ({"num_ctx": 513}, 400)):
         assert client.post("/api/embed", {"input": "a", "options": options}).status == status
     assert "dimensions" in client.post("/api/embed", {"input": "a", "dimensions": 3}).json["error"]
+    for wrong in ({}, {"prompt": ["a"]}):
+        assert client.post("/api/embeddings", wrong).status == 400
+
+
+@pytest.mark.parametrize("text", ["word " * 600, "word " * 100_000, " " * 9000 + "word " * 600, "word " * 2])
+def test_ollamas_inputs_are_cut_to_the_context_unless_they_may_not_be(client, text):
+    tokens = client.model.tokenizer.encode(text, add_special_tokens=True)
+    (whole,) = embed(client, tokens[:512])
+    answer = client.post("/api/embed", {"input": text})
+    assert (answer.status, answer.json["prompt_eval_count"]) == (200, min(len(tokens), 512))
+    assert np.array_equal(np.array(answer.json["embeddings"][0], np.float32), whole)
+    status = 400 if len(tokens) > 512 else 200
+    assert client.post("/api/embed", {"input": text, "truncate": False}).status == status

@@ -1,4 +1,4 @@
-"""Texts as vectors: OpenAI's /v1/embeddings and Ollama's /api/embed."""
+"""Texts as vectors: OpenAI's /v1/embeddings, and Ollama's /api/embed and /api/embeddings."""
 
 import base64
 from abc import ABC, abstractmethod
@@ -22,7 +22,10 @@ class EmbeddingRequest(ABC):
 
     Attributes:
         embeddings: in the order of the inputs, once ``read``.
+        source: the field that has the inputs.
     """
+
+    source = "input"
 
     def __init__(self, model: LanguageModel, name: str, pooling: Pooling) -> None:
         """Begin.
@@ -53,14 +56,18 @@ class EmbeddingRequest(ABC):
             }
         )
         self.check(fields)
-        inputs = prompts_of(fields.get("input"))
+        inputs = prompts_of(fields.get(self.source))
         if len(inputs) > MOST_INPUTS:
-            raise RequestError(f"input may have at most {MOST_INPUTS} texts", "input")
-        tokens = [encode_prompt(one, self.model, "input") for one in inputs]
+            raise RequestError(f"{self.source} may have at most {MOST_INPUTS} texts", self.source)
+        tokens = [self.encode(one, fields) for one in inputs]
         if not all(tokens):
-            raise RequestError("an input has no tokens", "input")
+            raise RequestError("an input has no tokens", self.source)
         self.embeddings = [Embedding(self.model, ids, self.pooling) for ids in tokens]
         return self.embeddings
+
+    def encode(self, given: object, _: Fields) -> list[int]:
+        """Return the tokens of an input; see ``encode_prompt``."""
+        return encode_prompt(given, self.model, self.source)
 
     def answer(self) -> Body:
         """Return the answer, once all are over.
@@ -112,11 +119,14 @@ class OllamaEmbeddings(EmbeddingRequest):
     """A request of /api/embed."""
 
     def check(self, fields: Fields) -> None:
-        """Look at the context that is asked for; no other option changes a vector.
-
-        An input that is too long is refused, with ``truncate`` too.
-        """
+        """Look at the context that is asked for; no other option changes a vector."""
         check_context(Fields(fields.mapping("options"), "options"), self.model)
+
+    def encode(self, given: object, fields: Fields) -> list[int]:
+        """Return the tokens of an input, as many as the context holds unless ``truncate`` is false."""
+        if isinstance(given, str) and fields.flag("truncate", True):
+            return self.model.tokenizer.encode_beginning(given, self.model.ctx_size)
+        return super().encode(given, fields)
 
     def say(self, vectors: Sequence[list[float]]) -> Body:
         """Return vectors and what they cost."""
@@ -127,3 +137,19 @@ class OllamaEmbeddings(EmbeddingRequest):
             "load_duration": 0,
             "prompt_eval_count": self.n_tokens,
         }
+
+
+class OllamaEmbedding(OllamaEmbeddings):
+    """A request of /api/embeddings: one text, the older way."""
+
+    source = "prompt"
+
+    def check(self, fields: Fields) -> None:
+        """See that there is one text."""
+        super().check(fields)
+        if not isinstance(fields.get(self.source), str):
+            raise RequestError("prompt must be a text", self.source)
+
+    def say(self, vectors: Sequence[list[float]]) -> Body:
+        """Return the vector."""
+        return {"embedding": vectors[0]}

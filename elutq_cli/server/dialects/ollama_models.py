@@ -5,7 +5,7 @@ import math
 from datetime import datetime, timezone
 
 from elutq_cli.generation import LanguageModel
-from elutq_cli.server.errors import RequestError, UnknownModelError
+from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields
 from elutq_cli.server.response import Body
 from elutq_cli.server.thinking import may_think
@@ -14,6 +14,8 @@ from elutq_cli.version import __version__
 API_VERSION = "0.6.4"
 """Of Ollama: clients refuse to speak to older ones."""
 
+NEVER = "9999-12-31T23:59:59Z"
+
 
 def version(_: LanguageModel, __: str) -> Body:
     """Return the answer to /api/version."""
@@ -21,7 +23,7 @@ def version(_: LanguageModel, __: str) -> Body:
 
 
 def tags(model: LanguageModel, name: str) -> Body:
-    """Return the answer to /api/tags, and to /api/ps."""
+    """Return the answer to /api/tags."""
     status = model.status
     entry = {
         "name": name,
@@ -35,19 +37,21 @@ def tags(model: LanguageModel, name: str) -> Body:
     return {"models": [entry]}
 
 
-def show(body: object, model: LanguageModel, name: str) -> Body:
-    """Return the answer to /api/show.
+def running(model: LanguageModel, name: str) -> Body:
+    """Return the answer to /api/ps: the model stays, and no other device holds a part of it."""
+    (entry,) = tags(model, name)["models"]
+    return {"models": [entry | {"expires_at": NEVER, "size_vram": 0, "context_length": model.ctx_size}]}
+
+
+def show(body: object, model: LanguageModel, _: str) -> Body:
+    """Return the answer to /api/show, under whatever name the model is asked for.
 
     Raises:
         RequestError: the body is wrong.
-        UnknownModelError: it asks for another model.
     """
     fields = Fields(body)
-    asked = fields.get("model") or fields.get("name")
-    if not isinstance(asked, str):
+    if not isinstance(fields.get("model") or fields.get("name"), str):
         raise RequestError("model must be a name", "model")
-    if asked.removesuffix(":latest") != name.removesuffix(":latest"):
-        raise UnknownModelError(f"model {asked!r:.100} not found: the only one here is {name}")
     family, template = model.file.config.model_type, model.chat_template
     return {
         "modified_at": _modified(model),
