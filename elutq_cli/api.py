@@ -113,7 +113,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     echo: bool = False,
     stop_token_ids: Sequence[int] = (),
     min_tokens: int = 0,
-    logit_bias: Mapping[int, float] | None = None,
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
     json_schema: Mapping[str, Any] | None = None,
     grammar: str | None = None,
 ) -> Continuation | list[Continuation]:
@@ -147,7 +147,8 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         echo: the prompt's tokens come first, with their log-probabilities where ``logprobs`` asks for them.
         stop_token_ids: tokens that end the text as the model's end-of-text tokens do, under ``ignore_eos`` too.
         min_tokens: tokens before which no end-of-text token is drawn and no stop string ends the text.
-        logit_bias: token ids, and what is added to their logits before anything else; -100 bans a token in practice.
+        logit_bias: token ids, or their digits as in OpenAI's JSON, and what is added to their logits before anything
+            else; -100 bans a token in practice.
         json_schema: the text is JSON that this schema describes; it ends when nothing can follow.
         grammar: the text matches this grammar, in llama.cpp's notation (GBNF) or in Lark's.
 
@@ -156,9 +157,9 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         attributes.
 
     Raises:
-        ElutqError: an option is out of range or given by both of its names, the prompt is empty or longer than the
-            context, the model has no such token, or no chat template; the schema or grammar cannot be honoured, or
-            llguidance is not installed.
+        ElutqError: an option is of a wrong type, out of range or given by both of its names, the prompt is empty or
+            longer than the context, the model has no such token, or no chat template; the schema or grammar cannot be
+            honoured, or llguidance is not installed.
     """
     from elutq_cli.generation import Continuation, Sampler, SamplingOptions, TextOptions
 
@@ -174,15 +175,15 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         min_p=min_p,
         temp=_one_name("temp", temp, "temperature", temperature),
         seed=seed,
-        logit_bias=tuple((logit_bias or {}).items()),
+        logit_bias=logit_bias,
     )
     ending = TextOptions(
         n_predict=-1 if limit is None else limit,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=stop,  # type: ignore[arg-type]  # becomes a tuple
         ignore_eos=ignore_eos,
         logprobs=logprobs,
         echo=echo,
-        stop_token_ids=tuple(stop_token_ids),
+        stop_token_ids=stop_token_ids,  # type: ignore[arg-type]  # becomes a tuple
         min_tokens=min_tokens,
         reply=isinstance(prompt, list | tuple) and any(isinstance(entry, Mapping) for entry in prompt),
     )
@@ -258,6 +259,7 @@ def quantize(
         NativeError: the threads cannot be started.
     """
     from elutq_cli.hub_sources import find_checkpoint
+    from elutq_cli.options import as_type
     from elutq_cli.pipeline.compute.backend import make_backend
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_cli.pipeline.run.calibration_text import CalibrationText
@@ -266,8 +268,12 @@ def quantize(
     from elutq_formats.atomic import check_output
     from elutq_formats.open_source import open_source
 
+    recipe = Recipe() if recipe is None else recipe
+    if not isinstance(recipe, Recipe):
+        raise ElutqError(f"the recipe is of type {type(recipe).__name__}: give an elutq.Recipe, such as Recipe(bits=3)")
+    threads, max_memory = as_type("threads", threads, int | None), as_type("max_memory", max_memory, float | None)
     files = [calibration] if isinstance(calibration, str | os.PathLike) else calibration or []
-    chosen, target = (recipe or Recipe()).resolved(bool(files)), Path(output)
+    chosen, target = recipe.resolved(bool(files)), Path(output)
     check_output(target, force)
 
     texts: list[CalibrationText | None] = []  # read once, before a download: the text may be a pipe

@@ -164,7 +164,7 @@ def quantize_command(
         target_bpw=target_bpw,
         tensor_types=tuple(tensor_type or ()),
         method=method,
-        tune=tuple(tune.split(",")) if tune else (),
+        tune=(tune,) if tune else (),
         tune_tokens=tune_tokens,
         tune_minutes=tune_minutes,
         rotate=rotate,

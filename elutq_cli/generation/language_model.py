@@ -27,6 +27,7 @@ from elutq_cli.generation.text import TextOptions
 from elutq_cli.generation.thread_counts import choose_decode_threads, choose_threads
 from elutq_cli.machine.memory import available_memory, give_back_freed
 from elutq_cli.model_path import refuse_folder
+from elutq_cli.options import as_type
 from elutq_formats.errors import ElutqError
 from elutq_formats.model_file import ModelFile
 from elutq_native import Engine, Model, NativeError, NativeSequence, default_threads
@@ -77,6 +78,8 @@ class LanguageModel:
             ElutqError: the file is damaged or not one of elutq, or the context or the type of cache is impossible.
             NativeError: the C runtime refuses the file.
         """
+        ctx_size, threads = as_type("ctx_size", ctx_size, int | None), as_type("threads", threads, int | None)
+        parallel = as_type("parallel", parallel, int | None)
         if threads is not None and threads < 1:
             raise ElutqError(f"threads is {threads}: it must be at least 1")
         if parallel is not None and not 1 <= parallel <= MOST_PARALLEL:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elutq_cli.generation.option_error import OptionError
+from elutq_cli.options import OptionError, settle_types
 from elutq_formats.errors import ElutqError
 from elutq_formats.sampling_defaults import ALL_TOKENS, SamplingDefaults
 
@@ -58,7 +58,7 @@ class SamplingOptions:
             given: The user's, by name; None is not given. A seed of NEW_SEED stands for one that nobody knows yet.
 
         Raises:
-            OptionError: One is out of range.
+            OptionError: One is of a wrong type or out of range.
         """
         options = {**defaults, **{name: value for name, value in given.items() if value is not None}}
         if options.get("seed") == NEW_SEED:
@@ -66,11 +66,12 @@ class SamplingOptions:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        """Check every option.
+        """Check every option; ``logit_bias`` may be a mapping, and name a token by its digits as JSON does.
 
         Raises:
-            OptionError: One is out of range.
+            OptionError: One is of a wrong type or out of range.
         """
+        settle_types(self)
         within = f"between -{LARGEST:g} and {LARGEST:g}"
         repeat_range = f"between {1 / LARGEST:g} and {LARGEST:g}"
         checks = (

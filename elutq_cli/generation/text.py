@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from elutq_cli.generation.option_error import OptionError
+from elutq_cli.options import OptionError, settle_types
 
 MOST_STOP_CHARACTERS = 1 << 16
 """Of all stop strings together: more are no stop strings, and would take memory a hundred times their size."""
@@ -71,11 +71,9 @@ class TextOptions:
         """Check every option.
 
         Raises:
-            OptionError: one is out of range.
+            OptionError: one is of a wrong type or out of range.
         """
-        for option, name, value in (("n_predict", "-n", self.n_predict), ("min_tokens", None, self.min_tokens)):
-            if not float(value).is_integer():
-                raise OptionError(option, f"is {value}: give a whole number of tokens", name)
+        settle_types(self)
         if self.n_predict < -1:
             raise OptionError("n_predict", f"is {self.n_predict}: give a number of tokens, or -1 for no limit", "-n")
         if self.logprobs is not None and self.logprobs < 0:

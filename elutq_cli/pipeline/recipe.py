@@ -3,10 +3,11 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
+from elutq_cli.options import settle_types
 from elutq_cli.pipeline.layout import KIND_OF_SCALES, Layout
 from elutq_cli.pipeline.methods import METHODS, WITH_TEXT, WITHOUT_TEXT
 from elutq_cli.reference import Array
@@ -93,11 +94,14 @@ class Recipe:
     tensor_types: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check every option by itself.
+        """Check every option by itself; one text is taken for a tuple of it, and one of ``tune`` cut at its commas.
 
         Raises:
-            ElutqError: one is out of range.
+            ElutqError: one is of a wrong type or out of range.
         """
+        settle_types(self)
+        tuned = ",".join(self.tune)
+        object.__setattr__(self, "tune", tuple(tuned.split(",")) if tuned else ())
         hlq_bits = range(HLQ_MIN_BITS, HLQ_MAX_BITS + 1)
         _require("bits", self.bits, hlq_bits)
         _require("group size", self.group_size, GROUP_SIZES)
@@ -117,7 +121,7 @@ class Recipe:
             *others, last = METHODS
             raise ElutqError(f"method {self.method} is not known: choose {', '.join(others)} or {last}")
         if self.tune not in ((), *((name,) for name in TUNINGS), TUNINGS):
-            raise ElutqError(f"tuning {','.join(self.tune)} is not known: choose block, e2e or block,e2e")
+            raise ElutqError(f"tuning {tuned} is not known: choose block, e2e or block,e2e")
         if (self.tune_tokens, self.tune_minutes) != (None, None) and "e2e" not in self.tune:
             raise ElutqError("a number of tokens or minutes to tune for is of end-to-end tuning: add e2e to --tune")
         if self.tune_tokens is not None and self.tune_tokens < 1:
@@ -380,9 +384,9 @@ class Plan:
             yield self.head
 
 
-def _require(name: str, value: int, allowed: Iterable[int]) -> None:
-    choices = [str(choice) for choice in allowed]
-    if str(value) not in choices:
+def _require(name: str, value: int, allowed: Collection[int]) -> None:
+    if value not in allowed:
+        choices = [str(choice) for choice in allowed]
         raise ElutqError(f"{name} {value} is not possible: choose {', '.join(choices[:-1])} or {choices[-1]}")
 
 

@@ -11,8 +11,8 @@ from elutq_cli.generation import Generation, LanguageModel, Sampler, SamplingOpt
 from elutq_cli.generation.constraint import Rule
 from elutq_cli.generation.context import Reuse
 from elutq_cli.generation.context_size import ContextOverflowError
-from elutq_cli.generation.option_error import OptionError
 from elutq_cli.generation.sampling import NEW_SEED
+from elutq_cli.options import OptionError
 from elutq_cli.server import unsupported
 from elutq_cli.server.errors import RequestError
 from elutq_cli.server.fields import Fields

@@ -14,7 +14,7 @@ from elutq_cli.pipeline.run.fingerprint import code_digest
 PACKAGES = {"elutq_cli": elutq_cli, "elutq_formats": elutq_formats, "elutq_native": elutq_native}
 FOLDERS = {name: Path(package.__path__[0]) for name, package in PACKAGES.items()}
 
-NO_RESULT = {"generation", "machine", "streams.py", "text_input.py", "version.py"}
+NO_RESULT = {"generation", "machine", "options.py", "streams.py", "text_input.py", "version.py"}
 """What the pipeline imports besides and no weight depends on: it prints, asks the system, checks a template, or reads a
 text whose tokens are told."""
 

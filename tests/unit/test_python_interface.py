@@ -10,7 +10,7 @@ import pytest
 import elutq
 from elutq_cli.generation import language_model
 from elutq_cli.generation.context_size import ContextOverflowError
-from elutq_cli.generation.option_error import OptionError
+from elutq_cli.options import OptionError
 from elutq_native import ContextFullError
 
 PROMPT = "It was a dark night, and"
@@ -161,8 +161,57 @@ def test_one_stop_string_needs_no_list(model):
 def test_a_number_of_tokens_is_whole(model, name):
     assert len(elutq.generate(model, PROMPT, max_tokens=2.0).read()) > 0
     for value in (1.5, float("nan")):
-        with pytest.raises(elutq.ElutqError, match="give a whole number of tokens"):
+        with pytest.raises(elutq.ElutqError, match="it must be a whole number"):
             elutq.generate(model, PROMPT, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "what"),
+    [
+        ("temp", "hot", "a number"),
+        ("top_p", True, "a number"),
+        ("top_k", "40", "a whole number"),
+        ("seed", 1.5, "a whole number"),
+        ("repeat_last_n", float("inf"), "a whole number"),
+        ("frequency_penalty", 10**400, "a number"),
+        ("ignore_eos", "no", "True or False"),
+        ("logprobs", [1], "a whole number"),
+        ("stop", 5, "a text or several"),
+        ("stop", ["a", 5], "a text or several"),
+        ("stop_token_ids", ["5"], "whole numbers"),
+        ("stop_token_ids", 5, "whole numbers"),
+        ("logit_bias", {"five": 1}, "token ids and a number for each"),
+        ("logit_bias", {5: "1"}, "token ids and a number for each"),
+        ("logit_bias", [5], "token ids and a number for each"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_named(model, option, value, what):
+    with pytest.raises(OptionError, match=f"^{option} is .*: it must be {what}$") as caught:
+        elutq.generate(model, PROMPT, **{option: value})
+    assert caught.value.option == option
+
+
+def test_digits_name_a_token_as_in_json(model):
+    texts = []
+    for bias in ({300: 100}, {"300": 100}, {np.int64(300): np.float32(100)}):
+        model.clear()
+        texts.append(elutq.generate(model, PROMPT, 3, temp=0, logit_bias=bias))
+    assert all(text.read() and text.tokens == [300] * 3 for text in texts)
+
+
+@pytest.mark.parametrize("name", ["ctx_size", "threads", "parallel"])
+def test_a_number_that_is_none_is_told_before_a_model_is_opened(novels_2bit, name):
+    with pytest.raises(OptionError, match=f"^{name} is '2': it must be a whole number$"):
+        elutq.load(novels_2bit, **{name: "2"})
+
+
+def test_what_quantize_cannot_use_is_told(tmp_path):
+    for recipe in ({"bits": 2}, {}, "2"):
+        with pytest.raises(elutq.ElutqError, match=f"the recipe is of type {type(recipe).__name__}: give an elutq.Rec"):
+            elutq.quantize("checkpoint", tmp_path / "out.gguf", recipe)
+    for name, what in (("threads", "a whole number"), ("max_memory", "a number")):
+        with pytest.raises(elutq.ElutqError, match=f"^{name} is '2': it must be {what}$"):
+            elutq.quantize("checkpoint", tmp_path / "out.gguf", **{name: "2"})
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -1,7 +1,9 @@
 """Recipes and the plans that they make of a model."""
 
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elutq_cli.pipeline.recipe import Plan, Recipe
@@ -31,6 +33,50 @@ GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 def test_impossible_recipes_are_refused(options, message):
     with pytest.raises(ElutqError, match=message):
         Recipe(**options)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe) if field.name not in ("method", "rotate")])
+def test_a_number_is_no_truth_value_and_nothing_that_holds_one(field):
+    for value in (True, {"2": 2}, [[2]], b"2"):
+        with pytest.raises(ElutqError, match=f"^{field} is .*: it must be "):
+            Recipe(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": "2"}, "bits is '2': it must be a whole number"),
+        ({"group_size": None}, "group_size is None: it must be a whole number"),
+        ({"scale_bits": "8"}, "scale_bits is '8': it must be a whole number"),
+        ({"num_samples": 8.5}, "num_samples is 8.5: it must be a whole number"),
+        ({"target_bpw": "2.5"}, "target_bpw is '2.5': it must be a number"),
+        ({"rotate": "no"}, "rotate is 'no': it must be True or False"),
+        ({"rotate": 1}, "rotate is 1: it must be True or False"),
+        ({"method": 3}, "method is 3: it must be a text"),
+        ({"tensor_types": "ffn=5"}, "tensor type ffn=5: write REGEX=BITS.*"),
+        ({"tune": "all"}, "tuning all is not known: choose block, e2e or block,e2e"),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused_by_name(options, message):
+    with pytest.raises(ElutqError, match=f"^{message}$"):
+        Recipe(**options)
+
+
+def test_a_recipe_has_pythons_own_types():
+    recipe = Recipe(bits=np.int64(3), group_size=64.0, damping=np.float32(0.5), rotate=np.bool_(True), target_bpw=3)
+    assert recipe == Recipe(bits=3, group_size=64, damping=0.5, rotate=True, target_bpw=3.0)
+    written = Recipe(bits=3, group_size=64, damping=0.5, rotate=True, target_bpw=3.0).to_json()
+    assert recipe.to_json() == written
+
+
+def test_one_text_or_a_list_is_a_tuple():
+    for given in ("e2e", ["e2e"], ("e2e",)):
+        assert Recipe(tune=given).tune == ("e2e",)
+    for given in ("block,e2e", ["block", "e2e"], ["block,e2e"]):
+        assert Recipe(tune=given) == Recipe(tune=("block", "e2e"))
+    for given in ("ffn=3", ["ffn=3"]):
+        assert Recipe(tensor_types=given) == Recipe(tensor_types=("ffn=3",))
+    assert (Recipe(tune="").tune, hash(Recipe(tensor_types=["ffn=3"]))) == ((), hash(Recipe(tensor_types="ffn=3")))
 
 
 def test_plan_of_a_tied_head():
