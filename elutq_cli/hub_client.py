@@ -6,13 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from elutq_formats.errors import ElutqError
-
-
-class HubFailureError(ElutqError):
-    """The hub cannot be reached or does not answer as it should: the same command may do later."""
-
-    bad_input = False
+from elutq_formats.errors import ElutqError, FailureError, disk_error
 
 
 def is_offline(wanted: bool) -> bool:
@@ -162,10 +156,10 @@ def _explain(error: Exception, repository: str, revision: str | None, offline: b
     if is_offline(offline):
         return not_cached(repository)
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return HubFailureError(f"{endpoint} answers {error.response.status_code} for {repository}: try again later")
+        return FailureError(f"{endpoint} answers {error.response.status_code} for {repository}: try again later")
     if isinstance(error, OSError) and not isinstance(error, LocalEntryNotFoundError) and error.strerror:
-        return ElutqError(f"cannot download {repository} to {constants.HF_HUB_CACHE}: {error.strerror}")
-    return HubFailureError(
+        return disk_error(f"cannot download {repository} to {constants.HF_HUB_CACHE}", error)
+    return FailureError(
         f"{repository} is not on this disk, and {endpoint} cannot be reached: check the network and run the same "
         "command again, what was downloaded is kept (--offline uses no more than that)"
     )

@@ -1,6 +1,5 @@
 """Output files that appear whole or not at all."""
 
-import errno
 import hashlib
 import os
 import re
@@ -9,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import DISK_FULL, ElutqError, disk_error
 from elutq_formats.file_system import longest_name, reachable, sync
 
 _TEMPORARY = ".tmp"
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _AROUND = 32
 """Bytes that ``derived`` may put around the name of a file."""
 
@@ -55,7 +53,7 @@ def check_output(path: Path, force: bool = False) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ElutqError(f"cannot write {path}: {error.strerror}") from error
+        raise disk_error(f"cannot write {path}", error) from error
     if stat.S_ISDIR(mode):
         raise ElutqError(f"cannot write {path}: it is a folder")
     if not stat.S_ISREG(mode):
@@ -82,7 +80,7 @@ def atomic_output(path: Path, force: bool = False) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as error:
-            if error.errno in _FULL and error.filename is None:
+            if error.errno in DISK_FULL and error.filename is None:
                 error.filename = str(path)
             raise
         check_output(target, force)
@@ -91,7 +89,7 @@ def atomic_output(path: Path, force: bool = False) -> Iterator[Path]:
             temporary.replace(target)
             sync(target.parent)
         except OSError as error:
-            raise ElutqError(f"cannot write {path}: {error.strerror}") from error
+            raise disk_error(f"cannot write {path}", error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

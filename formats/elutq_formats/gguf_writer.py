@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elutq_formats.constants import GGUF_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import disk_error
 from elutq_formats.gguf import ALIGNMENT_KEY, SCALAR_LAYOUTS, TensorInfo, ValueType, align
 
 _U32 = SCALAR_LAYOUTS[ValueType.UINT32]
@@ -58,7 +58,7 @@ class GGUFWriter:
         try:
             self._file: BinaryIO = path.open("wb")
         except OSError as error:
-            raise ElutqError(f"cannot write {path}: {error.strerror}") from error
+            raise disk_error(f"cannot write {path}", error) from error
         self.add_metadata(ALIGNMENT_KEY, alignment, ValueType.UINT32)
 
     def __enter__(self) -> "GGUFWriter":
@@ -120,13 +120,13 @@ class GGUFWriter:
         try:
             self._file.close()
         except OSError as error:
-            raise ElutqError(f"cannot write {self._path}: {error.strerror}") from error
+            raise disk_error(f"cannot write {self._path}", error) from error
 
     def _write(self, data: bytes | memoryview) -> None:
         try:
             self._file.write(data)
         except OSError as error:
-            raise ElutqError(f"cannot write {self._path}: {error.strerror}") from error
+            raise disk_error(f"cannot write {self._path}", error) from error
 
     def _require(self, state: _State) -> None:
         if self._state is not state:

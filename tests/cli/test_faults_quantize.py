@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path):
     )
     assert driver.returncode == 0, driver.stderr
     first, again = json.loads(driver.stdout)
-    assert first[0] == 2
+    assert first[0] == 1
     assert first[1] == ""
     assert first[2] == f"elutq: cannot write {folder / 'out.gguf.work'}: No space left on device\n"
     assert first[3] == PRECIOUS.decode()

@@ -15,11 +15,10 @@ from safetensors.numpy import save
 
 import elutq
 from elutq_cli.hub import is_repository
-from elutq_cli.hub_client import HubFailureError
 from elutq_cli.hub_sources import find_checkpoint, open_headers
 from elutq_cli.pipeline.recipe import Recipe
 from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import ElutqError, FailureError
 from elutq_formats.model_file import ModelFile
 
 DATA = Path(__file__).parent.parent / "data"
@@ -159,7 +158,7 @@ def test_refusals_say_what_to_do(hub, environment, tmp_path):
 @pytest.mark.parametrize("use", [find_checkpoint, lambda name: elutq.load(name), open_headers])
 def test_a_hub_that_fails_is_no_bad_input(use, hub, here):
     hub.status = 503
-    with pytest.raises(HubFailureError, match=f"{hub.url} (answers 503|cannot be reached)") as caught:
+    with pytest.raises(FailureError, match=f"{hub.url} (answers 503|cannot be reached)") as caught:
         use(here)
     assert not caught.value.bad_input
 

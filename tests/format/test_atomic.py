@@ -43,6 +43,20 @@ def test_a_failure_that_names_no_file_names_this_one(tmp_path):
     assert caught.value.filename == str(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("code", "bad_input"),
+    [(errno.ENOSPC, False), (errno.EIO, False), (errno.EACCES, True), (errno.ENOENT, True), (errno.EROFS, True)],
+)
+def test_a_full_or_broken_disk_is_no_bad_input(tmp_path, monkeypatch, code, bad_input):
+    def refuse(path, target):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(ElutqError, match=os.strerror(code)) as caught, atomic_output(tmp_path / "out") as temporary:
+        temporary.write_text("whole")
+    assert caught.value.bad_input is bad_input
+
+
 def test_an_existing_file_is_kept_unless_forced(tmp_path):
     target = tmp_path / "model.gguf"
     target.write_text("old")

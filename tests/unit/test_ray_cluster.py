@@ -24,7 +24,7 @@ from elutq_cli.pipeline.run import estimate
 from elutq_cli.pipeline.run.preparation import prepare
 from elutq_cli.pipeline.stages.feedback import inverse_factor
 from elutq_formats.checkpoint import Checkpoint
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import ElutqError, FailureError
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 TEXT = "the quick brown fox jumps over a lazy dog " * 20
@@ -219,7 +219,7 @@ def test_a_cluster_that_has_ceased_to_work_ends_the_run_in_a_line(monkeypatch, n
         joined = RayCluster(f"127.0.0.1:{head.getsockname()[1]}", 4)
     joined._ray = stuck = StuckRay(*nodes, free=free)
     joined._run = ray_task()
-    with pytest.raises(ElutqError, match=message):
+    with pytest.raises(FailureError, match=message):
         list(joined.map(pair_of, [1, 2]))
     assert stuck.n_looks == n_looks
 
@@ -271,8 +271,9 @@ def test_nodes_are_asked_what_they_are_and_may_die_before_they_answer(cluster, m
     if message is None:
         assert list(joined.map(pair_of, [])) == []
     else:
-        with pytest.raises(ElutqError, match=message):
+        with pytest.raises(ElutqError, match=message) as caught:
             list(joined.map(pair_of, []))
+        assert caught.value.bad_input == ("lost" not in message)
 
 
 class NoPlace:
@@ -329,5 +330,5 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch, of_environm
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
     monkeypatch.setitem(sys.modules, "ray", Ray())
     monkeypatch.setenv("RAY_ADDRESS", address if of_environment else "")
-    with pytest.raises(ElutqError, match=f"^cannot join the Ray cluster {address}: Connection refused$"):
+    with pytest.raises(FailureError, match=f"^cannot join the Ray cluster {address}: Connection refused$"):
         RayCluster(None if of_environment else address, 1)

@@ -17,7 +17,7 @@ from typing import Any
 from elutq_cli.pipeline.compute.crew import Item, Result
 from elutq_cli.pipeline.compute.ray_worker import difference, run_as_worker
 from elutq_cli.pipeline.compute.shipping import Shelf, pack_unit
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import ElutqError, FailureError
 
 AHEAD = 2
 """Units that wait or work for each worker: one beside the one at work, so that none waits for this process."""
@@ -69,7 +69,7 @@ class RayCluster:
             ray.init(address=address or "auto", log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ElutqError(f"cannot join the Ray cluster {where}: {reason}") from error
+            raise FailureError(f"cannot join the Ray cluster {where}: {reason}") from error
         nodes = [node for node in ray.nodes() if node["Alive"] and _cores(node) >= 1]
         self.threads = threads or min(map(_cores, nodes), default=1)
         self._nodes = [node for node in nodes if _cores(node) >= self.threads]  # others never run a unit
@@ -168,7 +168,7 @@ class RayCluster:
         """Wait for a unit.
 
         Raises:
-            ElutqError: as the unit did, or its workers died over and over, or none is left that could run it.
+            ElutqError: as the unit did; or its workers died over and over, or none is left that could run it.
         """
         self._idle_since = None
         try:
@@ -181,7 +181,7 @@ class RayCluster:
                 raise ElutqError(f"a worker of the Ray cluster cannot import elutq as it is here: {reason}") from error
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
-            raise ElutqError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error
+            raise FailureError(f"the Ray cluster lost a unit of work: {str(error).splitlines()[0]}") from error
         for warning in warnings:
             logging.getLogger(warning.name).handle(warning)
         return result
@@ -190,7 +190,7 @@ class RayCluster:
         """Look whether units are at work, or could be.
 
         Raises:
-            ElutqError: for PATIENCE_SECONDS they were not.
+            FailureError: for PATIENCE_SECONDS they were not.
         """
         nodes = [node for node in self._ray.nodes() if node["Alive"] and self._fits(node)]
         if nodes and self._ray.available_resources().get("CPU", 0.0) < sum(map(_cores, nodes)):
@@ -202,11 +202,11 @@ class RayCluster:
             return
         how_long = f"for {PATIENCE_SECONDS / 60:.0f} minutes"
         if nodes:
-            raise ElutqError(
+            raise FailureError(
                 f"the Ray cluster has run no unit of work {how_long}, and its cores are free: see its logs "
                 "(/tmp/ray/session_latest/logs on each node), start it again, and then this run: it goes on"
             )
-        raise ElutqError(
+        raise FailureError(
             f"the Ray cluster has had no node with {self.threads} cores and {self._memory / 1e9:.1f} GB of memory "
             f"{how_long}: start some (ray start), and then this run: it goes on"
         )
@@ -220,7 +220,7 @@ def _knock(address: str) -> None:
     """Look whether anybody answers at HOST:PORT; Ray itself logs for two minutes, and ends the process.
 
     Raises:
-        ElutqError: nobody does.
+        FailureError: nobody does.
     """
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host or not port.isdecimal():
@@ -229,7 +229,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ElutqError(f"cannot join the Ray cluster {address}: {reason}") from error
+        raise FailureError(f"cannot join the Ray cluster {address}: {reason}") from error
 
 
 def _cores(node: dict[str, Any]) -> int:

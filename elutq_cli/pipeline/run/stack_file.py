@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import disk_error
 
 
 class StackFile:
@@ -27,7 +27,7 @@ class StackFile:
             np.lib.format.write_array_header_1_0(self._file, header)
             self._begin = self._file.tell()
         except OSError as error:
-            raise ElutqError(f"cannot write {path.parent}: {error.strerror}") from error
+            raise disk_error(f"cannot write {path.parent}", error) from error
 
     def add(self, contents: npt.NDArray[Any]) -> None:
         """Write the next expert's.
@@ -41,7 +41,7 @@ class StackFile:
             self._file.write(np.ascontiguousarray(contents).data)
             self._file.flush()
         except OSError as error:
-            raise ElutqError(f"cannot write {self._path.parent}: {error.strerror}") from error
+            raise disk_error(f"cannot write {self._path.parent}", error) from error
         self._n_added += 1
 
     def read(self, number: int) -> npt.NDArray[Any]:
@@ -61,4 +61,4 @@ class StackFile:
         try:
             self._file.close()
         except OSError as error:
-            raise ElutqError(f"cannot write {self._path.parent}: {error.strerror}") from error
+            raise disk_error(f"cannot write {self._path.parent}", error) from error

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from elutq_cli.machine.file_lock import lock_file, remove_locked
 from elutq_formats.atomic import derived, output_target, remove_abandoned
-from elutq_formats.errors import ElutqError
+from elutq_formats.errors import ElutqError, disk_error
 from elutq_formats.file_system import sync
 
 LOCK, FINGERPRINT, FOUND = "lock", "fingerprint.json", "found.json"
@@ -161,7 +161,7 @@ class WorkFolder:
 
     def refusal(self, error: OSError) -> ElutqError:
         """Return what to say where the disk refuses."""
-        return ElutqError(f"cannot write {self.path}: {error.strerror}")
+        return disk_error(f"cannot write {self.path}", error)
 
     def _is_ours(self) -> bool:
         """Whether the folder is empty or a run's; one may have been killed before it wrote its mark."""
