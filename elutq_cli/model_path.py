@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 from elutq_formats.errors import ElutqError
-from elutq_formats.folder_texts import read_optional_json
-from elutq_formats.gguf_start import GGUF, is_foreign_gguf
 
 
 def refuse_folder(path: str | os.PathLike[str]) -> None:
@@ -19,6 +17,9 @@ def refuse_folder(path: str | os.PathLike[str]) -> None:
 
 
 def _advice(folder: Path) -> str:
+    from elutq_formats.folder_texts import read_optional_json
+    from elutq_formats.gguf_start import GGUF, is_foreign_gguf
+
     files = sorted(folder.glob(f"*{GGUF}"))
     if ours := [file for file in files if not is_foreign_gguf(file)]:
         return f"it is a folder; give {ours[0]}"

@@ -111,7 +111,7 @@ class Checkpoint(ModelSource):
         try:
             return cls._of(path, elsewhere)
         except CheckpointError as error:
-            if str(path) in str(error):
+            if elsewhere or str(path) in str(error):  # what is elsewhere has a name of its own there
                 raise
             raise type(error)(f"{path}: {error}") from error
 

@@ -19,4 +19,4 @@ def test_imports_go_one_way():
 
 def test_every_module_of_the_pipeline_stands_in_a_wing():
     ground = {path.name for path in (ROOT / "elutq_cli" / "pipeline").glob("*.py")}
-    assert ground == {"__init__.py", "layout.py", "progress.py", "recipe.py"}
+    assert ground == {"__init__.py", "layout.py", "methods.py", "progress.py", "recipe.py"}
