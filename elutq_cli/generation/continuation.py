@@ -8,7 +8,7 @@ from elutq_cli.generation.language_model import LanguageModel
 from elutq_cli.generation.sampling import Sampler
 from elutq_cli.generation.scheduler import Scheduler
 from elutq_cli.generation.text import GeneratedToken, TextOptions
-from elutq_native import ClosedError
+from elutq_native import ClosedError, ForkedError
 
 
 class Continuation(Generation, Iterator[GeneratedToken]):
@@ -55,6 +55,9 @@ class Continuation(Generation, Iterator[GeneratedToken]):
                 self.end_cancelled()
             if isinstance(self.error, ClosedError):
                 self._model.native.check_open()  # the engine was closed with it: the model is what the caller knows
+            if isinstance(self.error, ForkedError):  # again in the caller's words
+                line = "this process was forked and has not the model's threads; call model.start() in it"
+                raise ForkedError(self.error.status, line, bad_input=False) from self.error
             if self.error is not None:
                 raise self.error
             if self.ended:

@@ -33,5 +33,9 @@ class ClosedError(NativeError):
     """A model, session or quantizer was used after it was closed."""
 
 
+class ForkedError(NativeError):
+    """A process that was forked uses an engine or quantizer of the one before, whose threads it has not."""
+
+
 class CancelledError(NativeError):
     """The evaluation was cancelled through :meth:`Session.cancel`."""

@@ -1,7 +1,7 @@
 """The compiled library, and how its statuses become exceptions."""
 
 from elutq_native._elutq import ffi, lib
-from elutq_native.errors import CancelledError, ContextFullError, NativeError, OverwrittenError
+from elutq_native.errors import CancelledError, ContextFullError, ForkedError, NativeError, OverwrittenError
 
 __all__ = [
     "LARGEST",
@@ -42,14 +42,16 @@ def check(status: int, message: object, subject: str = "") -> None:
         subject: What the call was about (a file's path); put before the message.
 
     Raises:
-        ContextFullError, CancelledError, OverwrittenError, NativeError: When the status is not ``ELUTQ_OK``.
+        NativeError: When the status is not ``ELUTQ_OK``; one of its kinds where there is one for it.
     """
     if status == lib.ELUTQ_OK:
         return
     text = ffi.string(message).decode("utf-8", "replace")
     line = f"{subject}: {text}" if subject else text
-    if status in (lib.ELUTQ_ERROR_MEMORY, lib.ELUTQ_ERROR_IN_USE, lib.ELUTQ_ERROR_FORKED):
+    if status in (lib.ELUTQ_ERROR_MEMORY, lib.ELUTQ_ERROR_IN_USE):
         raise NativeError(status, line, bad_input=False)
+    if status == lib.ELUTQ_ERROR_FORKED:
+        raise ForkedError(status, line, bad_input=False)
     if status == lib.ELUTQ_ERROR_CONTEXT:
         raise ContextFullError(status, line, bad_input=True)
     if status == lib.ELUTQ_ERROR_CANCELLED:
@@ -67,15 +69,14 @@ def check_use(status: int, name: str) -> None:
         name: What it was called on.
 
     Raises:
-        NativeError: Another thread was in a call on it, or this process has not its threads.
+        NativeError: Another thread was in a call on it.
+        ForkedError: This process has not its threads.
     """
     if status == lib.ELUTQ_ERROR_IN_USE:
-        line = f"another thread is using this {name}; open one for each thread"
-    elif status == lib.ELUTQ_ERROR_FORKED:
-        line = f"this process was forked and has not the {name}'s threads; open a {name} in it"
-    else:
-        return
-    raise NativeError(status, line, bad_input=False)
+        raise NativeError(status, f"another thread is using this {name}; open one for each thread", bad_input=False)
+    if status == lib.ELUTQ_ERROR_FORKED:
+        line = f"this process was forked and has not the {name}'s threads; open another {name} in it"
+        raise ForkedError(status, line, bad_input=False)
 
 
 def default_threads() -> int:

@@ -12,7 +12,7 @@ import pytest
 
 import elutq
 from elutq_cli.generation import LanguageModel
-from elutq_native import Engine, Model, NativeError, Run, lib
+from elutq_native import Engine, ForkedError, Model, NativeError, Run, lib
 from elutq_native.quantizer import Quantizer
 
 pytestmark = [
@@ -46,8 +46,9 @@ def in_child(function):
     assert finished[1] == 0
 
 
-def refused(call):
-    with pytest.raises(NativeError, match="this process was forked") as caught:
+def refused(call, remedy="open an(other)? [a-z]+"):
+    line = f"^this process was forked and has not the [a-z]+'s threads; {remedy} in it$"
+    with pytest.raises(ForkedError, match=line) as caught:
         call()
     assert caught.value.status == lib.ELUTQ_ERROR_FORKED and not caught.value.bad_input
 
@@ -127,7 +128,7 @@ def test_a_language_model_goes_on_in_a_child_once_its_scheduler_is_started_anew(
         wanted = text()
 
         def child():
-            refused(lambda: text([*PROMPT, 6]))
+            refused(lambda: text([*PROMPT, 6]), r"call model\.start\(\)")
             model.start(32)
             assert text() == wanted
             model.close()
