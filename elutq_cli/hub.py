@@ -25,7 +25,7 @@ def split_name(model: Path, gguf_file: str | None) -> tuple[Path, str | None]:
     if not colon or model.exists() or not is_repository(Path(repository)):
         return model, gguf_file
     if gguf_file is not None:
-        raise ElutqError(f"{model} names a file already: leave out --gguf-file")
+        raise ElutqError(f"{model} names a file already: leave out the other one (--gguf-file)")
     return Path(repository), tag
 
 
@@ -64,4 +64,4 @@ def check_revision(model: Path, revision: str | None) -> None:
         ElutqError: one is asked for.
     """
     if revision is not None and model.exists():
-        raise ElutqError(f"{model} is on this disk and has no revisions: leave out --revision")
+        raise ElutqError(f"{model} is on this disk and has no revisions: leave out the revision (--revision)")

@@ -124,8 +124,8 @@ def not_cached(repository: str) -> ElutqError:
     from huggingface_hub import constants
 
     return ElutqError(
-        f"{repository} is not in the cache {constants.HF_HUB_CACHE}, or not all of it: run once without --offline"
-        + (" and HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "")
+        f"{repository} is not in the cache {constants.HF_HUB_CACHE}, or not all of it: run once online "
+        f"(without --offline{' and HF_HUB_OFFLINE' if constants.HF_HUB_OFFLINE else ''})"
     )
 
 
@@ -152,7 +152,7 @@ def _explain(error: Exception, repository: str, revision: str | None, offline: b
             "and log in with `hf auth login` if it is private"
         )
     if isinstance(error, RevisionNotFoundError):
-        return ElutqError(f"{repository} has no revision {revision}: check --revision")
+        return ElutqError(f"{repository} has no revision {revision}: check its name (--revision)")
     if is_offline(offline):
         return not_cached(repository)
     if isinstance(error, HfHubHTTPError) and error.response is not None:

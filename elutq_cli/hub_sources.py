@@ -127,8 +127,8 @@ def _local(model: Path, revision: str | None, gguf_file: str | None) -> Path:
     if gguf_file is None:
         return model
     if not model.is_dir():
-        raise ElutqError(f"{model} is neither a repository's name nor a folder: leave out --gguf-file")
-    return model / choose_file(str(model), gguf_files(model), gguf_file, "--gguf-file FILE")
+        raise ElutqError(f"{model} is neither a repository's name nor a folder: leave out the GGUF file (--gguf-file)")
+    return model / choose_file(str(model), gguf_files(model), gguf_file, "the GGUF file (--gguf-file)")
 
 
 @dataclass(frozen=True)

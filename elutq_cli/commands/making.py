@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -136,7 +135,7 @@ def print_forecast(
     from elutq_cli.pipeline.run.calibration_text import CalibrationText
     from elutq_cli.pipeline.run.estimate import estimate_work
     from elutq_cli.pipeline.run.fingerprint import fingerprint
-    from elutq_cli.pipeline.run.forecast import shown_size
+    from elutq_cli.pipeline.run.forecast import shown_size, shown_time
     from elutq_cli.pipeline.run.imported import describe_others
     from elutq_cli.pipeline.run.preparation import prepare
     from elutq_cli.pipeline.run.scaling import share_out
@@ -180,11 +179,10 @@ def print_forecast(
     if forecast.tuning_bytes:
         print(f"of that      {shown_size(forecast.tuning_bytes)} to tune, on --device")
     counted = ", tuning on them too" if recipe.tune else ""
-    each = f"with {backend.crew.threads} threads of this machine{counted}"
+    shown_threads = f"{backend.crew.threads} thread{'s' if backend.crew.threads > 1 else ''}"
+    each = f"with {shown_threads} of this machine{counted}, as busy as it is now"
     if not shares:
-        seconds = work.seconds()
-        time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{math.ceil(seconds)} seconds"
-        print(f"time         about {time} {each}")
+        print(f"time         about {shown_time(work.seconds())} {each}")
         return
     print(f"of a worker  as much memory for each of its units of work, {each}")
     print("workers  minutes, without what travels  sent, GB  travels at most, GB  object store here, GB")

@@ -47,7 +47,7 @@ class ContextOverflowError(ElutqError):
         self.n_tokens, self.ctx_size = n_tokens, ctx_size
         self._rest = maximum, at_least
         self.amount = f"more than {n_tokens}" if at_least else f"{n_tokens}"
-        advice = f" or raise -c (the model allows {maximum})" if ctx_size < maximum else ""
+        advice = f" or use a larger context (-c; the model allows {maximum})" if ctx_size < maximum else ""
         super().__init__(
             f"the prompt has {self.amount} tokens, the context holds {ctx_size}: shorten the prompt{advice}"
         )
@@ -107,7 +107,9 @@ def check_context(
         ElutqError: they are out of range, or their KV cache is larger than the memory available.
     """
     if not 1 <= ctx_size <= maximum:
-        raise ElutqError(f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}: change -c")
+        raise ElutqError(
+            f"a context of {ctx_size} tokens is not between 1 and the model's {maximum}: choose another (-c)"
+        )
     needed = n_contexts * cache_bytes(ctx_size)
     if memory is not None and needed > memory:
         contexts = f"a context of {ctx_size} tokens needs"
@@ -116,8 +118,8 @@ def check_context(
         raise ElutqError(
             f"{contexts} {needed / 1e9:.2f} GB for keys and values, and only "
             f"{memory / 1e9:.2f} GB are available: "
-            f"use -c {max(1, longest_context(maximum, cache_bytes, memory // 2 // n_contexts))} "
-            "or less" + (", or a smaller --parallel" if n_contexts > 1 else "")
+            f"use at most {max(1, longest_context(maximum, cache_bytes, memory // 2 // n_contexts))} tokens (-c)"
+            + (", or fewer texts at a time (--parallel)" if n_contexts > 1 else "")
         )
 
 

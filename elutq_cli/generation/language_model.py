@@ -191,8 +191,8 @@ class LanguageModel:
         needed = info.file_bytes + n_slots * cache_bytes(ctx_size)
         if memory is not None and needed > memory:
             log.warning(
-                "the model and its context need %.2f GB of memory, and %.2f GB are available: use a smaller -c or a "
-                "smaller model where it is slow, or ended by the system",
+                "the model and its context need %.2f GB of memory, and %.2f GB are available: use a smaller context "
+                "(-c) or a smaller model where it is slow, or ended by the system",
                 needed / 1e9,
                 memory / 1e9,
             )

@@ -75,7 +75,8 @@ class TextOptions:
         """
         settle_types(self)
         if self.n_predict < -1:
-            raise OptionError("n_predict", f"is {self.n_predict}: give a number of tokens, or -1 for no limit", "-n")
+            problem = f"is {self.n_predict}: give a number of tokens, or -1 for no limit"
+            raise OptionError("n_predict", problem, "the number of tokens (-n)")
         if self.logprobs is not None and self.logprobs < 0:
             raise OptionError("logprobs", f"is {self.logprobs}: it must be 0 or more")
         if (n_characters := sum(map(len, self.stop))) > MOST_STOP_CHARACTERS:

@@ -123,7 +123,7 @@ class Recipe:
         if self.tune not in ((), *((name,) for name in TUNINGS), TUNINGS):
             raise ElutqError(f"tuning {tuned} is not known: choose block, e2e or block,e2e")
         if (self.tune_tokens, self.tune_minutes) != (None, None) and "e2e" not in self.tune:
-            raise ElutqError("a number of tokens or minutes to tune for is of end-to-end tuning: add e2e to --tune")
+            raise ElutqError("a number of tokens or minutes to tune for is of end-to-end tuning: add e2e (--tune)")
         if self.tune_tokens is not None and self.tune_tokens < 1:
             raise ElutqError(f"{self.tune_tokens} tokens to tune on: there must be at least 1")
         if self.tune_minutes is not None and not 0.0 < self.tune_minutes < math.inf:
@@ -151,7 +151,7 @@ class Recipe:
             wanted += ["tuning"] if self.tune else []
             wanted += [what for name, what in _OF_CALIBRATION.items() if name in changed]
             if wanted:
-                raise ElutqError(f"{wanted[0]} needs a text to calibrate on: add --calibration")
+                raise ElutqError(f"{wanted[0]} needs a text to calibrate on: add one (--calibration)")
         if not METHODS[method].factors and "damping" in changed:
             raise ElutqError(f"method {method} factors no Hessian: it takes no damping")
         unlimited = "e2e" in self.tune and self.tune_tokens is None and self.tune_minutes is None
@@ -399,7 +399,7 @@ def _check_groups(plan: Plan, columns: Mapping[str, int], usual: int) -> None:
     is_own = grouped[unfit[0]] != usual
     concerned = unfit[:1] if is_own else [name for name, group_size in grouped.items() if group_size == usual]
     fitting = [size for size in GROUP_SIZES if all(columns[name] % size == 0 for name in concerned)]
-    option = "g{} in its tensor type" if is_own else "--group-size {}"
+    option = "g{} in its tensor type" if is_own else "groups of {} (--group-size)"
     advice = f"use {option.format(max(fitting))}" if fitting else "no supported group size fits this model"
     raise ElutqError(
         f"groups of {grouped[unfit[0]]} do not divide the {columns[unfit[0]]} columns of {unfit[0]}: {advice}"

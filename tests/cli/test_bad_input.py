@@ -167,7 +167,7 @@ def test_damaged_checkpoint(tmp_path, damage, word):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--group-size", 128), ("128", "--group-size 32")),  # hidden size 96
+        (("--group-size", 128), ("128", "groups of 32 (--group-size)")),  # hidden size 96
         (("--group-size", 48), ("48",)),
         (("--bits", 5), ("bits 5",)),
         (("--group-size", 32, "--sequence-length", 64, "--calibration", "nothing.txt"), ("nothing.txt",)),
@@ -197,11 +197,11 @@ def test_output_folder_that_does_not_exist(tmp_path):
     [
         (("-p", ""), "", ("prompt is empty",)),
         (("-p", "-"), "", ("prompt is empty",)),
-        (("-p", "Once upon a time", "-c", 2), "", ("the context holds 2", "raise -c")),
+        (("-p", "Once upon a time", "-c", 2), "", ("the context holds 2", "a larger context (-c")),
         (("-p", "-"), "word " * 2000, ("the context holds 1024", "shorten the prompt")),
         (("-p", "Once", "-c", 4096), "", ("4096", "1024")),
         (("-p", "Once", "-c", 0), "", ("context of 0",)),
-        (("-p", "Once", "-n", -2), "", ("-n is -2",)),
+        (("-p", "Once", "-n", -2), "", ("(-n) is -2",)),
         (("-p", "Once", "--temp", -1), "", ("temperature is -1",)),
         (("-p", "Once", "--top-p", 2), "", ("top-p is 2",)),
         (("-p", "Once", "--min-p", 2), "", ("min-p is 2",)),

@@ -77,7 +77,7 @@ def test_what_is_a_repository(tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert not is_repository(Path("org/name"))
     assert find_checkpoint(Path("org/name")) == Path("org/name")
-    with pytest.raises(ElutqError, match="leave out --revision"):
+    with pytest.raises(ElutqError, match="leave out the revision"):
         find_checkpoint(Path("org/name"), "main")
 
 
@@ -205,7 +205,7 @@ def change_config(hub, **changes):
         (lambda hub: hub.files.update({SHARD: b"<html>" * 9}), {}, f"'{SHARD}' is damaged or no safetensors file"),
         (lambda hub: hub.files.pop(SHARD), {}, f"its index names '{SHARD}', which it does not have"),
         (lambda hub: None, {"recipe": Recipe(group_size=128)}, "groups of 128 do not divide"),
-        (lambda hub: None, {"max_memory": 0.001}, "above --max-memory"),
+        (lambda hub: None, {"max_memory": 0.001}, "above the limit of"),
         (lambda hub: None, {"calibration": "absent.txt"}, "sequences of 512 tokens are longer than the model's"),
         (lambda hub: None, {"recipe": Recipe(group_size=32, target_bpw=3.0)}, "needs a text to calibrate on"),
     ],

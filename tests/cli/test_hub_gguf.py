@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_used_is_not_downloaded(hub, tmp_path):
     refused(r"^someone/tiny is incomplete: it has no 'split/tiny-00002-of-00003.gguf', a part of", gguf_file="split")
     refused(r"has \d GGUF files \('tiny-Q8_0.gguf', .*\): choose one, as someone/tiny:FILE", gguf_file="tiny")
     refused(r"has no GGUF file 'q9': it has 'tiny-Q8_0.gguf'", gguf_file="q9")
-    refused(r"is GGUF: say which with --gguf-file")
+    refused(r"is GGUF: say which .--gguf-file")
     refused(r"has no GGUF file 'Q8_0' in the cache|has no GGUF file", gguf_file="Q8_0", offline=True)
     assert set(hub.downloads()) <= {"README.md"}
 
@@ -129,7 +129,7 @@ def test_a_folder_may_hold_the_file(files, tmp_path):
     assert find_checkpoint(tmp_path, gguf_file="f32") == tmp_path / "tiny-F32.gguf"
     with pytest.raises(ElutqError, match=r"has no GGUF file 'q4': it has 'tiny-F32.gguf'"):
         find_checkpoint(tmp_path, gguf_file="q4")
-    with pytest.raises(ElutqError, match="is neither a repository's name nor a folder: leave out --gguf-file"):
+    with pytest.raises(ElutqError, match="is neither a repository's name nor a folder: leave out the GGUF file"):
         find_checkpoint(tmp_path / "tiny-F32.gguf", gguf_file="f32")
-    with pytest.raises(ElutqError, match="names a file already: leave out --gguf-file"):
+    with pytest.raises(ElutqError, match="names a file already: leave out the other one"):
         find_checkpoint(Path("someone/tiny:Q8_0"), gguf_file="f32")

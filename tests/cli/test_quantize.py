@@ -131,14 +131,16 @@ def test_refusals(tmp_path):
     assert "bits 7 is not possible: choose 1, 2, 3 or 4" in refusal(TINY, "-o", output, "--bits", 7)
     assert "scale bits 4 is not possible: choose 8 or 16" in refusal(TINY, "-o", output, "--scale-bits", 4)
     assert "group size 100" in refusal(TINY, "-o", output, "--group-size", 100)
-    assert "--group-size 32" in refusal(NARROW, "-o", output)
+    assert "groups of 32 (--group-size)" in refusal(NARROW, "-o", output)
     assert "does not exist" in refusal(TINY, "-o", tmp_path / "no" / "out.gguf", "--group-size", 32)
     assert "method best is not known" in refusal(TINY, "-o", output, "--group-size", 32, "--method", "best")
-    assert "add --calibration" in refusal(TINY, "-o", output, "--group-size", 32, "--target-bpw", 3)
+    assert "add one (--calibration)" in refusal(TINY, "-o", output, "--group-size", 32, "--target-bpw", 3)
     both = ["--group-size", 32, "--bits", 3, "--target-bpw", 3]
     assert "--bits and --target-bpw are two totals" in refusal(TINY, "-o", output, *both)
     feedback = ["--group-size", 32, "--method", "feedback"]
-    assert "method feedback needs a text to calibrate on: add --calibration" in refusal(TINY, "-o", output, *feedback)
+    assert "method feedback needs a text to calibrate on: add one (--calibration)" in refusal(
+        TINY, "-o", output, *feedback
+    )
     for option, value in (("--num-samples", 64), ("--sequence-length", 512)):  # their defaults, but asked for
         said = refusal(TINY, "-o", output, "--group-size", 32, option, value)
         assert said == f"elutq: {option} is of calibration sequences: add --calibration\n"
@@ -146,7 +148,7 @@ def test_refusals(tmp_path):
     missing = ["--group-size", 32, "--calibration", tmp_path / "none.txt", "--sequence-length", 64]
     assert "cannot read" in refusal(TINY, "-o", output, *missing)
     longer = ["--group-size", 32, "--calibration", SAMPLED, "--sequence-length", 4096]
-    assert "use a smaller --sequence-length" in refusal(TINY, "-o", output, *longer)
+    assert "use a smaller sequence length (--sequence-length)" in refusal(TINY, "-o", output, *longer)
     assert list(tmp_path.iterdir()) == []
     output.write_bytes(b"precious")
     assert "--force" in refusal(TINY, "-o", output, "--group-size", 32)
@@ -202,8 +204,8 @@ def test_dry_run_tells_sizes_before_any_work(tmp_path):
     assert re.search(r"blk\.0\.attn_q\.weight .* 2 bits, groups of 32, free8\n", printed)
     assert re.search(r"output +0\.\d\d MB\nscratch disk 0\.\d\d MB .*\npeak memory +\d+\.\d\d MB", printed)
     assert re.search(r"time +about [1-9]\d* seconds with", printed)
-    assert "above --max-memory 0.01" in refusal(*options, "--max-memory", 0.01)
-    assert "above --max-memory 0.01" in refusal(*options, "--max-memory", 0.01, "--dry-run")
+    assert "above the limit of 0.01 GB (--max-memory)" in refusal(*options, "--max-memory", 0.01)
+    assert "above the limit of 0.01 GB (--max-memory)" in refusal(*options, "--max-memory", 0.01, "--dry-run")
     assert run(*options, "--max-memory", 1).returncode == 0
 
 

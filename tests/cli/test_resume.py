@@ -100,7 +100,7 @@ def test_another_run_is_refused_naming_the_difference(tmp_path):
             (Recipe(group_size=32, embedding_bits=16), "with embedding bits 4, not 16"),
             (Recipe(group_size=32, seed=1), "with seed 0, not 1"),
         ):
-            with pytest.raises(ElutqError, match=f"{difference}: go back to that, or start over with --no-resume"):
+            with pytest.raises(ElutqError, match=f"{difference}: go back to that, or start over .--no-resume"):
                 quantize(checkpoint, output, recipe, None, backend)
         quantize(checkpoint, output, Recipe(group_size=32, bits=3), None, backend, resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
@@ -133,7 +133,7 @@ def test_a_damaged_fingerprint_is_a_line(tmp_path, damage):
     with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         stop_after_first_block(checkpoint, output, backend)
         (tmp_path / "out.gguf.work" / "fingerprint.json").write_bytes(damage)
-        with pytest.raises(ElutqError, match="start over with --no-resume"):
+        with pytest.raises(ElutqError, match=r"start over .--no-resume"):
             quantize(checkpoint, output, SMALL, None, backend)
         quantize(checkpoint, output, SMALL, None, backend, force=True)
 
@@ -267,7 +267,7 @@ def test_a_damaged_work_folder_is_refused(tmp_path):
     with Checkpoint.open(SHARDED) as checkpoint, native_backend(1) as backend:
         stop_after_first_block(checkpoint, output, backend)
         (tmp_path / "out.gguf.work" / "blk.0.attn_q.weight.npy").unlink()
-        with pytest.raises(ElutqError, match=r"out\.gguf\.work is damaged: start over with --no-resume"):
+        with pytest.raises(ElutqError, match=r"out\.gguf\.work is damaged: start over .--no-resume"):
             quantize(checkpoint, output, SMALL, None, backend)
         quantize(checkpoint, output, SMALL, None, backend, resume=False)
 

@@ -140,7 +140,7 @@ def test_adapters_are_to_be_merged_first(folder, tmp_path):
         (["README.md"], "it has neither model.safetensors nor model.safetensors.index.json"),
         (
             ["config.json", "a.gguf", "b.gguf"],
-            "'a.gguf' (and 1 more) is GGUF: say which with --gguf-file, or give the file itself",
+            "'a.gguf' (and 1 more) is GGUF: say which (--gguf-file), or give the file itself",
         ),
         (["config.json", "pytorch_model-1.bin", "README.md"], "'pytorch_model-1.bin' is PyTorch's format"),
         (["params.json", "consolidated.00.pth"], "'consolidated.00.pth' is PyTorch's format"),

@@ -88,7 +88,7 @@ def test_a_text_is_given_once(tmp_path, text):
 
 def test_a_text_that_memory_cannot_hold_is_refused_before_it_is_encoded(text, monkeypatch):
     monkeypatch.setattr(Tokenizer, "encode", None)
-    with Checkpoint.open(FOLDER) as checkpoint, pytest.raises(ElutqError, match="memory 1e-06: use a shorter text"):
+    with Checkpoint.open(FOLDER) as checkpoint, pytest.raises(ElutqError, match=r"limit of 1e-06 GB .*: use a shorter"):
         CalibrationText.read([text], checkpoint, SMALL, max_memory=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_a_sequence_needs_room_after_what_the_tokenizer_puts_first(tmp_path):
     ("content", "recipe", "message"),
     [
         (b"", SMALL, "has 0 tokens, less than one calibration sequence of 24"),
-        (b"fox", SMALL, "use a longer text or a smaller --sequence-length"),
+        (b"fox", SMALL, "use a longer text or a smaller sequence length"),
         (b"\xff\xfe", SMALL, "is not UTF-8 text"),
         (TEXT.encode(), Recipe(sequence_length=65), "longer than the model's context of 64"),
     ],

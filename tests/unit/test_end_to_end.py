@@ -250,8 +250,8 @@ def test_a_recipe_that_says_nothing_has_a_number_of_tokens():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tune": (), "tune_tokens": 5}, "add e2e to --tune"),
-        ({"tune": ("block",), "tune_minutes": 5.0}, "add e2e to --tune"),
+        ({"tune": (), "tune_tokens": 5}, "add e2e"),
+        ({"tune": ("block",), "tune_minutes": 5.0}, "add e2e"),
         ({"tune_tokens": 0}, "0 tokens to tune on: there must be at least 1"),
         ({"tune_minutes": -1.0}, "-1 minutes to tune for: there must be more than 0"),
         ({"tune_minutes": float("nan")}, "nan minutes to tune for"),

@@ -238,7 +238,7 @@ def test_dry_run_and_info_say_how_many_experts_a_tensor_has(tmp_path):
 @pytest.mark.parametrize(
     ("options", "calibrated", "said"),
     [
-        ({"tune": ("block",)}, True, "experts, as olmoe has them, are not tuned: leave out --tune"),
+        ({"tune": ("block",)}, True, "tuning .--tune. is not for experts, as olmoe has them: leave it out"),
         ({"method": "import"}, False, "levels of experts, as olmoe has them, are not imported"),
     ],
 )

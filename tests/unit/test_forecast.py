@@ -19,7 +19,7 @@ from elutq_cli.pipeline.compute.backend import numpy_backend
 from elutq_cli.pipeline.recipe import Plan, Recipe
 from elutq_cli.pipeline.run import estimate, preparation
 from elutq_cli.pipeline.run.estimate import estimate_work
-from elutq_cli.pipeline.run.forecast import Forecast
+from elutq_cli.pipeline.run.forecast import Forecast, shown_time
 from elutq_cli.pipeline.run.peak_memory import PROCESS_BYTES, THREAD_BYTES
 from elutq_cli.shapes import SHAPES, named_shape
 from elutq_formats.checkpoint import Checkpoint
@@ -74,6 +74,23 @@ def measure(folder, output, threads, texts=(SAMPLED,), **options):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory is not mapped files")
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.2, "1 seconds"),
+        (119, "119 seconds"),
+        (120, "2 minutes"),
+        (7199, "120 minutes"),
+        (7200, "2.0 hours"),
+        (172_799, "48.0 hours"),
+        (172_800, "2.0 days"),
+        (269_040, "3.1 days"),
+    ],
+)
+def test_a_time_is_told_in_the_largest_unit_that_fits(seconds, shown):
+    assert shown_time(seconds) == shown
+
+
 @pytest.mark.parametrize(
     ("threads", "options"),
     [
@@ -245,14 +262,18 @@ def test_rotation_and_long_sequences_are_counted():
     [
         ({"n_tokens": 0}, 0.5, "use a machine with more"),
         ({}, 0.5, "use a machine with more"),
-        ({}, 2, r"without --calibration it takes 0\.\d GB at most"),
-        ({"sequence_length": 4096}, 6, r"with --sequence-length 512 it takes \d\.\d GB at most"),
-        ({"sequence_length": 4096}, 2, r"without --calibration it takes 0\.\d GB at most"),
-        ({"tune": ("e2e",)}, 10, r"without --tune it takes \d\.\d GB at most"),
+        ({}, 2, r"without calibration \(--calibration\) it takes 0\.\d GB at most"),
+        (
+            {"sequence_length": 4096},
+            6,
+            r"with sequences of 512 tokens .* it takes \d\.\d GB at most",
+        ),
+        ({"sequence_length": 4096}, 2, r"without calibration \(--calibration\) it takes 0\.\d GB at most"),
+        ({"tune": ("e2e",)}, 10, r"without tuning \(--tune\) it takes \d\.\d GB at most"),
     ],
 )
 def test_a_refusal_advises_what_would_fit(options, max_memory, advice):
-    with pytest.raises(ElutqError, match=f"above --max-memory {max_memory}: {advice}$") as refused:
+    with pytest.raises(ElutqError, match=rf"above the limit of {max_memory} GB \(--max-memory\): {advice}$") as refused:
         forecast("llama3-8b", **options).check(None, max_memory)
     assert ("calibration" in str(refused.value)) == ("calibration" in advice)
 

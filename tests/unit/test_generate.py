@@ -106,7 +106,7 @@ def test_prompt_longer_than_the_context(model):
         elutq.generate(model, [5] * 513)
 
 
-@pytest.mark.parametrize("prompt", [[], ()])
+@pytest.mark.parametrize("prompt", [np.array([], np.int64), ()], ids=["array", "tuple"])
 def test_prompt_without_tokens(model, prompt):
     with pytest.raises(ElutqError, match="no tokens"):
         elutq.generate(model, prompt)
@@ -272,7 +272,7 @@ def test_options_that_name_a_token_that_is_not_there(model, options):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"n_predict": -2}, "-n is -2"),
+        ({"n_predict": -2}, r"the number of tokens \(-n\) is -2"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"stop": ("a" * 65536, "b")}, "65537 characters: 65536 are the most"),
         ({"min_tokens": -1}, "min_tokens is -1"),
@@ -358,10 +358,10 @@ def of_a_thousand(n_tokens):
 
 
 def test_context_larger_than_memory_is_refused_with_one_that_fits():
-    with pytest.raises(ElutqError, match=r"needs 0\.10 GB for keys and values, and only 0\.05 GB .* -c 25000"):
+    with pytest.raises(ElutqError, match=r"needs 0\.10 GB for keys .* only 0\.05 GB .* at most 25000 tokens"):
         check_context(100_000, 131072, of_a_thousand, 50_000_000)
     check_context(100_000, 131072, of_a_thousand, None)
-    with pytest.raises(ElutqError, match=r"4 contexts of 20000 tokens need 0\.08 GB .* -c 6250 or less, or a smaller"):
+    with pytest.raises(ElutqError, match=r"4 contexts of 20000 .* 0\.08 GB .* 6250 tokens .*, or fewer texts"):
         check_context(20_000, 131072, of_a_thousand, 50_000_000, 4)
 
 

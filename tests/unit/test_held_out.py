@@ -119,8 +119,8 @@ def test_a_run_is_not_continued_with_others(read):
             fingerprint(checkpoint, SMALL, replace(calibration, held_out=held_out), "cpu")
             for held_out in (calibration.held_out, calibration.held_out + 1, None)
         ]
-    assert explain_difference(prints[0], prints[1]) == "with another --calibration text"
-    assert explain_difference(prints[0], prints[2]) == "with another --calibration text"
+    assert explain_difference(prints[0], prints[1]) == "with another calibration text"
+    assert explain_difference(prints[0], prints[2]) == "with another calibration text"
 
 
 # ---- what is measured on them

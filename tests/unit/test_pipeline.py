@@ -74,10 +74,10 @@ def test_a_group_that_does_not_divide_is_refused_with_one_that_does(tmp_path, ba
     with pytest.raises(ElutqError) as caught:
         run(UNTIED, tmp_path / "out.gguf", backend, Recipe(group_size=128))
     message = str(caught.value)
-    assert "groups of 128 do not divide the 32 columns of model.embed_tokens.weight: use --group-size 32" in message
+    assert "groups of 128 do not divide the 32 columns of model.embed_tokens.weight: use groups of 32" in message
     assert list(tmp_path.iterdir()) == []
     # 16-bit embedding and head have no groups: only the linears count.
-    with pytest.raises(ElutqError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: use --group-size 32"):
+    with pytest.raises(ElutqError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: use groups of 32"):
         run(UNTIED, tmp_path / "out.gguf", backend, Recipe(output_bits=16, embedding_bits=16))
     with pytest.raises(ElutqError, match=r"the 16 columns of .*o_proj\.weight: no supported group size fits"):
         run(NEMO, tmp_path / "out.gguf", backend, ALONE)
@@ -229,7 +229,7 @@ def test_the_method_follows_from_the_text(tmp_path, backend, text):
     ],
 )
 def test_what_only_a_text_can_honour_is_refused_without_one(tmp_path, backend, options, what):
-    with pytest.raises(ElutqError, match=f"^{what} needs a text to calibrate on: add --calibration$"):
+    with pytest.raises(ElutqError, match=f"^{what} needs a text to calibrate on: add one .--calibration.$"):
         run(UNTIED, tmp_path / "out.gguf", backend, replace(ALONE, **options))
     assert list(tmp_path.iterdir()) == []
 

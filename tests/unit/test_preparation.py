@@ -119,6 +119,6 @@ def test_a_model_file_in_the_checkpoints_folder_may_be_replaced(folder):
 
 @pytest.mark.parametrize("limit", [float("nan"), 0.0, -1.0])
 def test_a_limit_of_memory_that_is_none_is_refused(folder, limit):
-    refusal = pytest.raises(ElutqError, match=r"--max-memory is .*: give a number of GB above 0")
+    refusal = pytest.raises(ElutqError, match=r"limit of memory .--max-memory. is .*: give a number of GB above 0")
     with Checkpoint.open(folder) as checkpoint, native_backend(1) as backend, refusal:
         prepare(checkpoint, None, SMALL, None, backend, limit, "cpu")

@@ -39,7 +39,7 @@ def pair_of(item):
     [
         ("dask", "cpu", "executor dask is not known: choose threads, ray or ray:ADDRESS"),
         ("threads:4", "cpu", "executor threads:4 is not known"),
-        ("ray", "cuda", "--executor ray computes on processors: leave out --device cuda"),
+        ("ray", "cuda", "executor ray computes on processors: leave out device cuda"),
     ],
 )
 def test_an_executor_that_cannot_be_is_refused(executor, device, message):
@@ -49,7 +49,7 @@ def test_an_executor_that_cannot_be_is_refused(executor, device, message):
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ElutqError, match=r"^--executor ray needs Ray: pip install 'elutq\[ray\]'$"):
+    with pytest.raises(ElutqError, match=r"^executor ray needs Ray: pip install 'elutq\[ray\]'$"):
         quantize_model(GOLDEN / "llama1-mha", tmp_path / "out.gguf", executor="ray")
     assert list(tmp_path.iterdir()) == []
 
@@ -131,7 +131,7 @@ def test_workers_are_those_of_nodes_with_enough_cores(cluster):
     found = {threads: cluster(*nodes, threads=threads).workers for threads in (16, 4, None)}
     assert found == {16: 3, 4: 13, None: 13}
     with pytest.raises(
-        ElutqError, match=r"^no node of the Ray cluster 127\.0\.0\.1:\d+ has 36 cores: use a smaller --threads$"
+        ElutqError, match=r"^no node of the Ray cluster 127\.0\.0\.1:\d+ has 36 cores: use fewer \(--threads\)$"
     ):
         cluster(*nodes, threads=36)
     assert sys.modules["ray"].shut_down

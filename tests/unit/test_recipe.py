@@ -96,7 +96,7 @@ def test_plan_of_a_tied_head():
 def test_groups_that_do_not_fit_are_told_with_the_option_that_chose_them():
     with Checkpoint.open(GOLDEN / "llama1-mha") as checkpoint:
         columns = checkpoint.config.hidden_size
-        with pytest.raises(ElutqError, match=f"groups of 256 .* the {columns} columns of .*: use --group-size 32"):
+        with pytest.raises(ElutqError, match=f"groups of 256 .* the {columns} columns of .*: use groups of 32"):
             Plan.make(checkpoint.config, Recipe(group_size=256))
         with pytest.raises(ElutqError, match=rf"the {columns} columns of .*o_proj.*: use g\d+ in its tensor type"):
             Plan.make(checkpoint.config, Recipe(group_size=32, tensor_types=("attn_output=2g256",)))

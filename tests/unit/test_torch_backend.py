@@ -39,7 +39,7 @@ def test_without_torch_one_line_names_the_extra(tmp_path):
         list(map(str, command)), capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path}
     )
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.splitlines() == ["elutq: --device cuda needs torch: pip install 'elutq[torch]'"]
+    assert result.stderr.splitlines() == ["elutq: device cuda needs torch: pip install 'elutq[torch]'"]
     assert not (tmp_path / "out.gguf").exists()
 
 

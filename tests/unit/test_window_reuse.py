@@ -241,7 +241,7 @@ def test_contexts_are_as_long_as_windows_let_them_be():
     assert fit_context(131072, cache_bytes, 100, 200) == FLOOR
     assert choose_parallel(8192, 131072, cache_bytes, 100, 5 * room - 400, 64) == 5
     check_context(8192, 131072, cache_bytes, cache_bytes(8192))
-    with pytest.raises(ElutqError, match="use -c 8192 or less"):
+    with pytest.raises(ElutqError, match="use at most 8192 tokens"):
         check_context(131072, 131072, cache_bytes, 2 * cache_bytes(8192))
 
 

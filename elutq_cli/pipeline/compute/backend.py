@@ -130,7 +130,7 @@ def make_backend(device: str, threads: int | None, executor: str = "threads") ->
         return replace(native_backend(), executor=cluster)
     if device == "cpu":
         return native_backend(threads)
-    prepare_torch(device, threads or default_threads(), f"--device {device}")
+    prepare_torch(device, threads or default_threads(), f"device {device}")
     return torch_backend(device, threads)
 
 
@@ -144,5 +144,5 @@ def names_ray(executor: str, device: str) -> bool:
     if name not in NAMES or (name == "threads" and executor != name):
         raise ElutqError(f"executor {executor} is not known: choose threads, ray or ray:ADDRESS")
     if name == "ray" and device != "cpu":
-        raise ElutqError(f"--executor ray computes on processors: leave out --device {device}")
+        raise ElutqError(f"executor ray computes on processors: leave out device {device} (--device)")
     return name == "ray"

@@ -61,7 +61,7 @@ class RayCluster:
         try:
             import ray
         except ImportError:
-            raise ElutqError("--executor ray needs Ray: pip install 'elutq[ray]'") from None
+            raise ElutqError("executor ray needs Ray: pip install 'elutq[ray]'") from None
         self._ray: Any = ray
         _knock(address or os.environ.get("RAY_ADDRESS", ""))
         where = address or "of this machine (ray start has not been run here, or RAY_ADDRESS leads elsewhere)"
@@ -76,7 +76,7 @@ class RayCluster:
         self.workers = sum(_cores(node) // self.threads for node in self._nodes)
         if self.workers == 0:
             self.close()
-            raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use a smaller --threads")
+            raise ElutqError(f"no node of the Ray cluster {where} has {self.threads} cores: use fewer (--threads)")
         self._memory = 0
         self._kind: tuple[bytes, str] | None = None
         self._asked: list[tuple[str, str, Any]] = []

@@ -11,7 +11,7 @@ def prepare_torch(device: str, threads: int, needed_for: str) -> None:
     Args:
         device: torch's name of it: cpu, cuda or cuda:N.
         threads: of products on the processor.
-        needed_for: the option that asks for torch, for messages.
+        needed_for: what asks for torch, for messages.
 
     Raises:
         ElutqError: it is not, or has not.

@@ -77,7 +77,7 @@ class CalibrationText:
         if length > config.max_position_embeddings:
             raise ElutqError(
                 f"calibration sequences of {length} tokens are longer than the model's context of "
-                f"{config.max_position_embeddings}: use a smaller --sequence-length"
+                f"{config.max_position_embeddings}: use a smaller sequence length (--sequence-length)"
             )
         n_text = length - len(tokenizer.prefix)
         if max(tokenizer.prefix, default=0) >= config.vocab_size:
@@ -88,7 +88,7 @@ class CalibrationText:
         if n_text < 1:
             raise ElutqError(
                 f"calibration sequences of {length} tokens have no room for text after BOS: use a larger "
-                "--sequence-length"
+                "sequence length (--sequence-length)"
             )
         names = ", ".join(map(str, files))
         pieces, n_tokens, most = [], 0, 0
@@ -100,8 +100,8 @@ class CalibrationText:
             least = ENCODED_BYTE * len(text.encode())
             if max_memory is not None and least > max_memory * 1e9:
                 raise ElutqError(
-                    f"{file} takes more than {least / 1e9:.1f} GB of memory to encode, above --max-memory "
-                    f"{max_memory:g}: use a shorter text"
+                    f"{file} takes more than {least / 1e9:.1f} GB of memory to encode, above the limit "
+                    f"of {max_memory:g} GB (--max-memory): use a shorter text"
                 )
             tokens = np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
             n_tokens += len(tokens)
@@ -116,7 +116,7 @@ class CalibrationText:
         if len(sequences) == 0:
             raise ElutqError(
                 f"{names} has {n_tokens} tokens, less than one calibration sequence of {length}: "
-                "use a longer text or a smaller --sequence-length"
+                "use a longer text or a smaller sequence length (--sequence-length)"
             )
         if len(sequences) < recipe.num_samples:
             log.warning(

@@ -56,7 +56,7 @@ def tune_end_to_end(bench: Workbench, text: CalibrationText, streams: Streams, s
     if tuning.ended_by_time:
         log.warning(
             "tuning had %d tokens in its %g minutes, which another run may not: for the same file again give "
-            "--tune-tokens instead",
+            "a number of tokens instead (--tune-tokens)",
             tuning.n_tokens,
             recipe.tune_minutes,
         )

@@ -84,7 +84,7 @@ def explain_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
             return "whose checkpoint was another, or has changed since"
         if name == CALIBRATION:
             with_or_without = {(True, False): "with calibration", (False, True): "without calibration"}
-            return with_or_without.get((before is not None, after is not None), "with another --calibration text")
+            return with_or_without.get((before is not None, after is not None), "with another calibration text")
         if name == CODE:
             return "which another version of elutq began"
         return f"with {name} {_shown(before)}, not {_shown(after)}"

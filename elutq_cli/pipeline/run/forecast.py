@@ -97,12 +97,12 @@ class Forecast:
 
         alternatives = {}
         if recipe.tune:
-            alternatives["without --tune"] = memory(recipe.untuned(), n_tokens)
+            alternatives["without tuning (--tune)"] = memory(recipe.untuned(), n_tokens)
         if n_tokens > 0 and recipe.sequence_length > SHORT_SEQUENCE:
             shorter = replace(recipe, sequence_length=SHORT_SEQUENCE)
-            alternatives[f"with --sequence-length {SHORT_SEQUENCE}"] = memory(shorter, n_tokens)
+            alternatives[f"with sequences of {SHORT_SEQUENCE} tokens (--sequence-length)"] = memory(shorter, n_tokens)
         if n_tokens > 0:
-            alternatives["without --calibration"] = memory(recipe.untuned(), 0)
+            alternatives["without calibration (--calibration)"] = memory(recipe.untuned(), 0)
         now = memory(recipe, n_tokens)
         return cls(records, output_bytes, scratch, now, tuning_bytes(config, recipe), alternatives)
 
@@ -117,11 +117,11 @@ class Forecast:
             ElutqError: the run may take more memory, or the disk has less room, than there is.
         """
         if max_memory is not None and not max_memory > 0:
-            raise ElutqError(f"--max-memory is {max_memory:g}: give a number of GB above 0")
+            raise ElutqError(f"the limit of memory (--max-memory) is {max_memory:g}: give a number of GB above 0")
         if max_memory is not None and self.memory_bytes > max_memory * 1e9:
             raise ElutqError(
-                f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, above --max-memory {max_memory:g}: "
-                f"{self._advice(max_memory * 1e9)}"
+                f"this run may take {self.memory_bytes / 1e9:.1f} GB of memory, above the limit of {max_memory:g} GB "
+                f"(--max-memory): {self._advice(max_memory * 1e9)}"
             )
         if output is None:
             return
@@ -165,6 +165,14 @@ def _kept_columns(config: ModelConfig, layer: int) -> int:
 def shown_size(n_bytes: int) -> str:
     """Return a size as a reader sees it, in GB or MB."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
+
+
+def shown_time(seconds: float) -> str:
+    """Return a time as a reader sees it, in the largest unit of which it has two."""
+    for unit, length, decimals in (("days", 86400, 1), ("hours", 3600, 1), ("minutes", 60, 0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{decimals}f} {unit}"
+    return f"{math.ceil(seconds)} seconds"
 
 
 def plan_shapes(config: ModelConfig, plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -93,9 +93,9 @@ def prepare(
     check_target(config, recipe)
     held_out = None if calibration is None else calibration.held_out
     if recipe.tune and all(entry.layout is None for block in plan.blocks for entry in block):
-        raise ElutqError("tensor types leave every linear in float16, so that nothing is tuned: leave out --tune")
+        raise ElutqError("tensor types leave every linear in float16, so that nothing is tuned: leave it out (--tune)")
     if recipe.tune and calibration is not None:
-        prepare_torch(device, backend.crew.threads, "--tune")
+        prepare_torch(device, backend.crew.threads, "tuning")
         from elutq_cli.pipeline.stages.tune.descent import split_sequences
 
         split_sequences(len(calibration.tokens), 0 if held_out is None else len(held_out))
@@ -149,7 +149,7 @@ def _warnings(
         n_bytes = plan.head.record((config.vocab_size, config.hidden_size)).n_bytes
         yield (
             "the head, which is the embedding in this model, has other levels and is stored apart: "
-            f"{n_bytes / 1e6:.1f} MB more than with the same --embedding-bits and --output-bits"
+            f"{n_bytes / 1e6:.1f} MB more than with the same bits for both (--embedding-bits, --output-bits)"
         )
     fewest = min((entry.layout.bits for block in plan.blocks for entry in block if entry.layout), default=MANY_BITS)
     if calibration is None and recipe.method != IMPORT and fewest < MANY_BITS:
@@ -162,7 +162,9 @@ def _warnings(
 def _check_experts(config: ModelConfig, recipe: Recipe) -> None:
     """Refuse what is not done to mixtures of experts."""
     if config.n_experts and recipe.tune:
-        raise UnsupportedModelError(f"experts, as {config.model_type} has them, are not tuned: leave out --tune")
+        raise UnsupportedModelError(
+            f"tuning (--tune) is not for experts, as {config.model_type} has them: leave it out"
+        )
     if config.n_experts and recipe.method == IMPORT:
         raise UnsupportedModelError(
             f"levels of experts, as {config.model_type} has them, are not imported: elutq quantize takes the model"

@@ -239,7 +239,7 @@ class Spool:
         except (OSError, EOFError, ValueError, TypeError, KeyError):
             pass
         if not self._force:
-            raise ElutqError(f"{found}: {advice}start over with --no-resume")
+            raise ElutqError(f"{found}: {advice}start over (--no-resume)")
         log.warning("%s: starting over", found)
         return False
 
