@@ -5,19 +5,44 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, overload
 
 from elutq_formats.errors import ElutqError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Unpack  # of the type checker: no dependency
 
     from elutq_cli.generation import Continuation, LanguageModel, Message
     from elutq_cli.pipeline.progress import Progress
     from elutq_cli.pipeline.recipe import Recipe
     from elutq_cli.pipeline.run.quantize import Summary
     from elutq_formats.source import ModelSource
+
+    class GenerateOptions(TypedDict, total=False):
+        """Those of ``generate``, as type checkers are to know them."""
+
+        max_tokens: int | None
+        temp: float | None
+        temperature: float | None
+        top_k: int | None
+        top_p: float | None
+        min_p: float | None
+        repeat_penalty: float | None
+        repeat_last_n: int
+        presence_penalty: float
+        frequency_penalty: float
+        seed: int
+        stop: str | Sequence[str]
+        ignore_eos: bool
+        logprobs: int | None
+        echo: bool
+        stop_token_ids: Sequence[int]
+        min_tokens: int
+        logit_bias: Mapping[int, float] | Mapping[str, float] | None
+        json_schema: Mapping[str, Any] | None
+        grammar: str | None
 
     Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
 
@@ -80,18 +105,18 @@ def generate(
     model: LanguageModel,
     prompt: Prompt,
     n_predict: int | None = None,
-    **options: Any,  # noqa: ANN401 (each its own type)
+    **options: Unpack[GenerateOptions],
 ) -> Continuation: ...
 @overload
 def generate(
     model: LanguageModel,
     prompt: list[str],
     n_predict: int | None = None,
-    **options: Any,  # noqa: ANN401
+    **options: Unpack[GenerateOptions],
 ) -> list[Continuation]: ...
 
 
-def generate(  # type: ignore[misc]  # the options of the two above are these, by name
+def generate(
     model: LanguageModel,
     prompt: Prompt | list[str],
     n_predict: int | None = None,
@@ -127,7 +152,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
         model: from ``load``.
         prompt: a text (the tokenizer adds its BOS), token ids (taken as they are), or messages, for a model with a chat
             template; a list of texts makes as many results, each of its own, made together as far as the model's
-            ``parallel`` allows.
+            ``parallel`` allows, and an empty list none.
         n_predict: tokens to generate at most; -1, or None: until the context is full.
         max_tokens: another name of ``n_predict``.
         temp: temperature; 0 takes the likeliest token. None, here and in the next four: the model's own
@@ -193,7 +218,7 @@ def generate(  # type: ignore[misc]  # the options of the two above are these, b
     def continuation(of: Prompt) -> Continuation:
         return Continuation(model, model.encode(of), Sampler(options), ending, form)
 
-    if isinstance(prompt, list) and prompt and all(isinstance(entry, str) for entry in prompt):
+    if isinstance(prompt, list) and all(isinstance(entry, str) for entry in prompt):
         texts = [continuation(text) for text in prompt]
         for text in texts:
             text.companions = texts

@@ -58,7 +58,7 @@ def test_a_model_that_memory_cannot_hold_is_warned_of(novels_2bit, monkeypatch, 
         monkeypatch.setattr(language_model, "available_memory", lambda memory=memory: memory)
         caplog.clear()
         elutq.load(novels_2bit, ctx_size=64, threads=1).close()
-        assert ("use a smaller -c or a smaller model" in caplog.text) == warned
+        assert ("use a smaller context (-c) or a smaller model" in caplog.text) == warned
 
 
 def test_errors_come_through_to_another_process():
@@ -86,6 +86,12 @@ def test_a_list_of_texts_makes_a_text_of_each(model):
         model.clear()
         alone.append(elutq.generate(model, prompt, 5, temp=0).read())
     assert texts == alone
+
+
+def test_a_list_of_no_texts_makes_none(model):
+    assert elutq.generate(model, [], 5) == []
+    with pytest.raises(OptionError, match=r"^temp is 'hot'"):
+        elutq.generate(model, [], temp="hot")
 
 
 def test_a_list_of_texts_is_made_together_where_there_are_slots(novels_2bit):
