@@ -59,7 +59,7 @@ def check_output(path: Path, force: bool = False) -> None:
     if not stat.S_ISREG(mode):
         raise ElutqError(f"cannot write {path}: it is not a regular file")
     if not force:
-        raise ElutqError(f"{path} exists: choose another name, or replace it with --force")
+        raise ElutqError(f"{path} exists: choose another name, or have it replaced (--force)")
 
 
 @contextmanager

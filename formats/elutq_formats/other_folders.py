@@ -91,7 +91,7 @@ def _describe(names: Sequence[str]) -> str:
     if found := by_suffix.get(".safetensors"):
         return f"{_some(found)} belongs to neither {SINGLE} nor {INDEX}: download what is missing, or {SAVE}"
     if found := by_suffix.get(".gguf"):
-        return f"{_some(found)} is GGUF: say which with --gguf-file, or give the file itself"
+        return f"{_some(found)} is GGUF: say which (--gguf-file), or give the file itself"
     if found := [name for suffix in _PYTORCH for name in by_suffix.get(suffix, ())]:
         return f"{_some(found)} is PyTorch's format: {SAVE}"
     for suffix, kind in _OTHERS.items():
