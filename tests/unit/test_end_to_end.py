@@ -290,7 +290,7 @@ def test_minutes_end_it_and_the_tokens_are_recorded(tmp_path, text, backend, mon
     monkeypatch.setattr(end_to_end.time, "perf_counter", lambda: float(next(clock)))
     file = run(tmp_path / "out.gguf", text, backend, recipe(tune_minutes=0.5))
     assert 96 * 10 < file.provenance["tuned_tokens"] < 96 * 31
-    assert "for the same file again give --tune-tokens" in caplog.text
+    assert "for the same file again give a number of tokens" in caplog.text
     caplog.clear()
     both = run(tmp_path / "both.gguf", text, backend, recipe(tune_minutes=0.5, tune_tokens=96 * 3))
     assert both.provenance["tuned_tokens"] == 96 * 3
