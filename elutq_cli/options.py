@@ -3,7 +3,7 @@
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from numbers import Integral, Real
+from numbers import Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -68,9 +68,7 @@ def settle_types(options: "DataclassInstance") -> None:
 
 
 def _whole(value: Any) -> int:  # noqa: ANN401
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if not _number(value).is_integer():
+    if not _number(value).is_integer():  # nor can one be larger than a float
         raise ValueError
     return int(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -75,8 +76,8 @@ def import_command(
     recipe = Recipe(method=IMPORT, output_bits=output_bits, embedding_bits=embedding_bits, group_size=group_size)
     if output is None:
         repository, file = split_name(model, gguf_file)
-        folder = repository.resolve() if repository.is_dir() else repository  # a file of the hub's cache is a link
-        output = Path(f"{bare_name(Path(file or folder).name)}.elutq.gguf")
+        place = os.path.abspath(repository)  # noqa: PTH100 (resolve would follow a link)
+        output = Path(f"{bare_name(Path(file or place).name)}.elutq.gguf")
     if dry_run:
         check_output(output, force)
         with open_headers(model, revision, offline, gguf_file) as checkpoint:

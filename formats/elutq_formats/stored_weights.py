@@ -159,9 +159,13 @@ def _open_shards(folder: Path, index: str, open_file: Callable[[str], WeightFile
     for shard in sorted(set(weight_map.values())):
         file = open_file(shard)
         for name in file.shapes:
+            if weight_map.get(name, shard) != shard:  # the index says which of two counts
+                continue
             if name in found:
                 both = f"{found[name].file.path.name} and {shard}"
-                raise CheckpointError(f"{folder} is damaged: {both} both hold tensor {name!r:.80}; download it again")
+                raise CheckpointError(
+                    f"{folder} is damaged: {both} both hold tensor {name!r:.80}, and {index} no place for it"
+                )
             found[name] = StoredTensor(file, name)
     for name, shard in weight_map.items():
         if name not in found or found[name].file.path.name != shard:

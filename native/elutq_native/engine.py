@@ -186,11 +186,11 @@ class Engine:
         try:
             yield seconds
         finally:
-            with suppress(ClosedError):
-                self._book(ffi.NULL)
             for name in OPERATIONS:
                 operation = getattr(lib, f"ELUTQ_{name.upper()}")
                 seconds[name] = counters.nanoseconds[operation] / 1e9
+            with suppress(ClosedError):
+                self._book(ffi.NULL)
 
     def _book(self, counters: object) -> None:
         with self._handle.use() as engine:

@@ -255,8 +255,8 @@ int elutq_engine_rehearse(elutq_engine *engine, uint32_t first_layer, uint32_t n
 
 /*
  * Reads the bytes of the file that decoding one token reads (info.bytes_per_token but for the embedding row, and less than
- * 256 at the end of a part), in the same order and shared among all threads of the engine, and does nothing with it: what the memory allows. *read is something of
- * what it read, so that no compiler leaves the reading out.
+ * 256 at the end of a part), in the same order and shared among all threads of the engine, and does nothing with it: what the
+ * memory allows. *read is something of what it read, so that no compiler leaves the reading out.
  */
 int elutq_engine_read_weights(elutq_engine *engine, float *read);
 

@@ -86,7 +86,8 @@ int elutq_refine(elutq_pool *pool, const float *hessian, const float *residual, 
  *   codes        [n_rows][n_columns], below 2^bits
  *   blocks       [ceil(n_rows / 32) * n_columns / group_size][block bytes], written
  *
- * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size or kind out of range, group_size no multiple of 4, or a code too large).
+ * Returns ELUTQ_OK or ELUTQ_ERROR_ARGUMENT (bits, group_size or kind out of range, group_size no multiple of 4, or a code too
+ * large).
  */
 int elutq_pack(elutq_pool *pool, size_t n_rows, size_t n_columns, unsigned bits, unsigned group_size, unsigned kind,
                const uint8_t *half_scales, const uint8_t *centers, const uint8_t *codes, uint8_t *blocks);

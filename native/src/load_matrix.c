@@ -37,7 +37,9 @@ static bool find_hlq_entry(struct elutq_loader *loader, const char *name, uint32
 static bool is_sound_kind(const struct elutq_matrix *matrix) {
     if (!elutq_is_kind(matrix->kind) || matrix->exponent > (matrix->kind & ELUTQ_KIND_BYTES ? ELUTQ_MAX_EXPONENT : 0))
         return false;
-    return (matrix->kind & (ELUTQ_KIND_EVEN | ELUTQ_KIND_CENTERS)) == ELUTQ_KIND_EVEN ? matrix->center >= INT8_MIN && matrix->center <= INT8_MAX : matrix->center == 0;
+    if ((matrix->kind & (ELUTQ_KIND_EVEN | ELUTQ_KIND_CENTERS)) == ELUTQ_KIND_EVEN)
+        return matrix->center >= INT8_MIN && matrix->center <= INT8_MAX;
+    return matrix->center == 0;
 }
 
 /* Fills in what the hlq.tensor arrays say of a matrix, and checks that they tell the shape that is needed. */

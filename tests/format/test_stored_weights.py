@@ -41,6 +41,13 @@ def leave_out(folder, name):
     (folder / INDEX).write_text(json.dumps(index))
 
 
+def write_place(folder, name, shard):
+    """Have the index say in which shard a tensor is."""
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"][name] = shard
+    (folder / INDEX).write_text(json.dumps(index))
+
+
 def add(path, **tensors):
     save_file(load_file(path) | tensors, path)
 
@@ -64,11 +71,15 @@ def test_a_stranger_that_the_index_leaves_out_is_refused(folder):
     assert "holds an adapter beside the model" in refused(folder)
 
 
-def test_a_tensor_in_two_shards_is_refused(folder, stored):
-    for shard in SHARDS:
-        add(folder / shard, **{HEAD: stored[HEAD]})
+def test_of_a_tensor_in_two_shards_that_which_the_index_names_counts(folder, stored):
+    add(folder / SHARDS[0], **{HEAD: -stored[HEAD]})
+    add(folder / SHARDS[1], **{HEAD: stored[HEAD]})
+    write_place(folder, HEAD, SHARDS[1])
+    with Checkpoint.open(folder) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.load(HEAD), stored[HEAD])
+    leave_out(folder, HEAD)
     assert refused(folder) == (
-        f"{folder} is damaged: {SHARDS[0]} and {SHARDS[1]} both hold tensor '{HEAD}'; download it again"
+        f"{folder} is damaged: {SHARDS[0]} and {SHARDS[1]} both hold tensor '{HEAD}', and {INDEX} no place for it"
     )
 
 

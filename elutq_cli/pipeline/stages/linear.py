@@ -54,11 +54,13 @@ Rows: TypeAlias = tuple[Layout, BlockKind, Array]
 def quantize_rows(treatment: Treatment, backend: Backend, rows: Rows) -> HLQTensor:
     """Run the stages that the recipe and the calibration call for on rows of a matrix: a unit of work."""
     (layout, kind, weights), inputs = rows, treatment.inputs
-    if inputs is None or inputs.factor is None:
-        hessian = None if inputs is None else inputs.hessian
-        return fit(backend.arrays.fetch(weights), hessian, layout, backend, kind)
-    first, *others = treatment.stages
-    found = _stage(first)(weights, inputs.factor, layout, backend, kind)
+    first, *others = treatment.stages if inputs is not None else ("fit",)
+    if inputs is None or first == "fit":
+        found = fit(backend.arrays.fetch(weights), None if inputs is None else inputs.hessian, layout, backend, kind)
+    else:
+        found = _stage(first)(weights, inputs.factor, layout, backend, kind)
+    if inputs is None:
+        return found
     for name in others:
         found = _stage(name)(weights, inputs.hessian, found, treatment.damping, backend, kind)
     return found
