@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elutq_native.engine import Engine, Run
+from elutq_native.errors import NativeError
+from elutq_native.library import check_use
 from elutq_native.model import Model
 from elutq_native.sequence import NativeSequence
 
@@ -49,7 +51,11 @@ class Session:
         Returns:
             ``(vocab_size,)`` float32, or ``(len(tokens), vocab_size)`` with ``all_logits``.
         """
-        logits = self._engine.eval([Run(self._sequence, tokens, len(tokens) if all_logits else 1)])[0]
+        try:
+            logits = self._engine.eval([Run(self._sequence, tokens, len(tokens) if all_logits else 1)])[0]
+        except NativeError as error:
+            check_use(error.status, "session")  # whose engine and sequence both are
+            raise
         return logits if all_logits else logits[0]
 
     @contextmanager

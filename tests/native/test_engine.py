@@ -9,6 +9,8 @@ import pytest
 from conftest import GOLDEN
 from make_models import expert_config, golden_config, write_random
 
+from elutq_cli.reference import Transformer
+from elutq_formats.model_file import ModelFile
 from elutq_native import (
     CancelledError,
     ClosedError,
@@ -196,20 +198,25 @@ def test_hidden_states_that_cannot_be_written_are_refused(model):
 
 @pytest.mark.parametrize("isa", supported_kernels())
 def test_the_widest_input_may_be_that_of_a_matrix_in_fp16_of_any_width(isa, tmp_path):
-    """100 columns are 1.6 lines of a cache of tables for each row.
+    """100 columns are 1.6 lines of a cache of tables for each row. In floats, and with no choice of experts to change.
 
-    Over all tokens together: levels of 8 bits, which avx512vnni takes here, leave a router near a tie another expert.
+    Each row by itself: what of another row's tables it read would be all of one row. Rounding leaves 3.9 % at most.
     """
     mixture = expert_config(hidden_size=64, head_dim=16, shared_expert_intermediate_size=100)
+    mixture = replace(mixture, n_experts_used=mixture.n_experts)
     dense = replace(golden_config("llama2-gqa-sharded"), hidden_size=64, intermediate_size=100)
     tokens = list(range(46))
     for name, config in {"mixture": mixture, "dense": dense}.items():
         path = tmp_path / f"{name}.gguf"
         write_random(path, config, bits=2, group_size=32)
+        expected = Transformer(ModelFile.open(path)).logits(np.array([tokens]))[0]
         with Model(path, isa) as model, model.session(64, 2) as batch, model.session(64, 1) as single:
-            found = [batch.eval(tokens[:6], all_logits=True), batch.eval(tokens[6:], all_logits=True)]
-            wanted = np.stack([single.eval([token]) for token in tokens])
-        assert np.linalg.norm(np.concatenate(found) - wanted) < 0.03 * np.linalg.norm(wanted)
+            together = np.concatenate(
+                [batch.eval(tokens[:6], all_logits=True), batch.eval(tokens[6:], all_logits=True)]
+            )
+            alone = np.stack([single.eval([token]) for token in tokens])
+        for found in (together, alone):
+            assert (np.linalg.norm(found - expected, axis=1) < 0.05 * np.linalg.norm(expected, axis=1)).all()
 
 
 def test_a_sequence_of_another_model_is_refused(model, novels_2bit):
